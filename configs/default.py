@@ -1,0 +1,148 @@
+"""Every key of a run, written once: meaning, unit, what is allowed.
+
+A preset or recipe starts from `get_config()` and changes what differs; the
+command line wins over both (`--config.lr=1e-5`, `--config.model.n_layer=2`).
+The knobs people sweep sit at the top, the rest in groups. A number that can be
+computed from others is not a key.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+
+  # Seeds initial weights, data order, dropout and samples. Any int >= 0.
+  config.seed = 42
+  # Peak learning rate, and the floor the schedule decays to. 0 < min <= lr.
+  config.lr = 1e-4
+  config.min_lr = 1e-5
+  # Sequences per optimizer step, over all devices and hosts.
+  config.batch_size = 64
+  # Target, not addition: a run that has reached it has nothing to train.
+  config.total_steps = 1000
+
+  config.model = model = ConfigDict()
+  # 'randy' (squared ReLU, N(0, 0.02) init) or 'microgpt' (RMSNorm after the
+  # embedding, ReLU, N(0, 0.08) init). See gpt/model.py.
+  model.arch = 'randy'
+  # Width D, heads H (must divide D), layers N, trained context T in tokens.
+  model.n_embd = 256
+  model.n_head = 8
+  model.n_layer = 6
+  model.block_size = 256
+  # Drop probability after the attention projection and the MLP. 0 <= p < 1.
+  model.dropout = 0.1
+  # 'auto' (the arch's), 'relu2', 'relu', 'gelu' (tanh form) or 'swiglu'.
+  model.mlp = 'auto'
+  # 'learned' (an embedding added once) or 'rope' (rotary, in every layer).
+  model.pos = 'learned'
+  # Key/value heads, each shared by n_head / n_kv_head queries. 0: n_head.
+  model.n_kv_head = 0
+  # RMSNorm on the embedding (always on for 'microgpt'), on queries and keys,
+  # and before the LM head.
+  model.embed_norm = False
+  model.qk_norm = False
+  model.final_norm = False
+  # logits = c * tanh(logits / c). 0: off.
+  model.logit_softcap = 0.0
+  # One matrix for token embedding and LM head.
+  model.tied_embeddings = False
+  # Start wo and fc2 at zero: every block begins as the identity.
+  model.zero_init = False
+  # Standard deviation of the initial weights. 0: the arch's.
+  model.init_std = 0.0
+  # Matmul dtype: 'auto' (bfloat16 on CUDA, else float32), 'float32',
+  # 'bfloat16'. Parameters, norms, softmax and loss stay float32.
+  model.dtype = 'auto'
+  # 'auto' (fastest tested kernel of the backend), 'plain', 'blocked', 'cudnn'.
+  model.attention = 'auto'
+  # Recompute each block in the backward pass: less memory, ~1/3 more work.
+  model.remat = False
+
+  config.opt = opt = ConfigDict()
+  # 'adamw', or 'muon' (orthogonalised momentum for the block matrices, AdamW
+  # for embeddings and head).
+  opt.name = 'adamw'
+  # 'randy': constant for (1 - decay_fraction) of total_steps, then cosine to
+  # min_lr. 'linear_warmup': warmup, then linear to 0. 'wsd': warmup, stable,
+  # linear decay to min_lr over the last decay_fraction. See gpt/schedules.py.
+  opt.schedule = 'randy'
+  opt.warmup_steps = 0
+  opt.decay_fraction = 0.4
+  opt.b1 = 0.9
+  opt.b2 = 0.999
+  opt.eps = 1e-8
+  # Decoupled decay, times the learning rate, on every tensor.
+  opt.weight_decay = 0.1
+  # 'element' (clamp each gradient entry), 'global_norm' or 'none'.
+  opt.clip = 'element'
+  opt.clip_value = 1.0
+  # Learning rate of the block matrices under muon (the rest use config.lr).
+  opt.muon_lr = 0.02
+  opt.muon_momentum = 0.95
+  opt.muon_steps = 5
+  # Exponential moving average of the weights, used by eval and samples.
+  # 0: off; else the decay per step, e.g. 0.999.
+  opt.ema_decay = 0.0
+  # ReduceLROnPlateau, counted in evals. After max_reductions: early stop.
+  # patience 0: off.
+  opt.plateau_patience = 30
+  opt.plateau_factor = 0.5
+  opt.plateau_max_reductions = 3
+
+  config.data = data = ConfigDict()
+  # Files or globs, comma separated; or 'shakespeare', 'sample' (built in), or
+  # 'auto': train.txt if there, else shakespeare if at hand, else sample.
+  data.path = 'auto'
+  data.format = 'text'
+  # 'char', 'sentencepiece' (byte-fallback BPE) or 'randygpt' (a vocab.json).
+  data.tokenizer = 'char'
+  # An existing tokenizer (file or directory) instead of training one.
+  data.tokenizer_path = ''
+  # Wanted size of a trained vocabulary (sentencepiece only).
+  data.vocab_size = 2000
+  # 'none', 'blank_line', or a literal such as '<|eos|>' between documents.
+  data.document_separator = 'none'
+  # Keep every training window inside one document.
+  data.document_aware = False
+  # The last part of the tokens is for validation. 0 < f < 1.
+  data.val_fraction = 0.1
+  # Where token files are cached. '': in the workdir.
+  data.cache_dir = ''
+
+  config.eval = evaluation = ConfigDict()
+  # Steps between evals, and windows in the quick estimate (always the same).
+  evaluation.every = 25
+  evaluation.windows = 50
+  # Full deterministic pass over the validation split at the end.
+  evaluation.full_at_end = True
+  # Write a sample to samples.txt at every eval.
+  evaluation.sample = False
+
+  config.checkpoint = checkpoint = ConfigDict()
+  # Steps between saves of the latest state (a best one is saved when found).
+  checkpoint.every = 250
+  # How many of the latest to keep (>= 2, so that a damaged one is no loss).
+  checkpoint.keep = 2
+
+  config.sample = sample = ConfigDict()
+  # The sample written at the end of training. '' starts from BOS.
+  sample.prompt = 'ROMEO:'
+  sample.max_tokens = 200
+  sample.temperature = 0.8
+  sample.top_p = 0.9
+  sample.top_k = 0
+
+  config.parallel = parallel = ConfigDict()
+  # CPU devices to split the batch over. 0: one for each core.
+  parallel.num_cpu_devices = 0
+  # Sequences a device works on at once inside a step; the gradients of the
+  # micro-batches are added up. 0: cache-sized on CPU, all at once elsewhere.
+  parallel.micro_batch_size = 0
+  # Join the hosts of a cluster (jax.distributed) before the run.
+  parallel.distributed = False
+
+  # TensorBoard event files in the workdir (extra: tensorboard).
+  config.tensorboard = False
+  return config

@@ -1,0 +1,18 @@
+"""RandyGPT's `deep`: 16 layers, 192 wide, 6 heads; 7.153M parameters at V=67.
+
+    python -m launch.train --config=configs/model_deep.py --workdir=runs/deep
+
+RandyGPT's own hyperparameters (lr 1e-4 to 1e-5, weight decay 0.1, dropout
+0.1). They are kept for comparison; the recipes learn far faster.
+"""
+
+from configs import default
+
+
+def get_config():
+  config = default.get_config()
+  config.model.n_embd = 192
+  config.model.n_head = 6
+  config.model.n_layer = 16
+  config.batch_size = 16
+  return config

@@ -1,0 +1,17 @@
+"""RandyGPT's `l`: 6 layers, 256 wide, 8 heads; 4.818M parameters at V=67.
+
+    python -m launch.train --config=configs/model_l.py --workdir=runs/l
+
+RandyGPT's own hyperparameters (lr 1e-4 to 1e-5, weight decay 0.1, dropout
+0.1). They are kept for comparison; the recipes learn far faster.
+"""
+
+from configs import default
+
+
+def get_config():
+  config = default.get_config()
+  config.model.n_embd = 256
+  config.model.n_head = 8
+  config.model.n_layer = 6
+  return config
