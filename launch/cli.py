@@ -1,0 +1,354 @@
+"""Flags, the config flag and errors without tracebacks, for every launcher.
+
+A mistake on the command line is answered with one or two lines that name what
+was given and the closest thing that exists, and exit code 2. ml_collections
+leaves most of these as tracebacks, or finds them only at import, so the
+overrides (`--config.lr=1e-5`) are checked here first, against the keys and
+types of the config file, and handed over in one canonical form.
+"""
+
+import difflib
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+import traceback
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+import configs
+from gpt.errors import UserError
+
+FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # --help lists them under the launcher.
+# Of the shell: 2 for misuse, 128 + signal for SIGINT and SIGPIPE.
+USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+
+# Flag name -> default path; flag name -> keys of the file in use; and the
+# arguments config_flags gets to see.
+_config_defaults: dict[str, str | None] = {}
+_config_keys: dict[str, dict] = {}
+_config_argv: list[str] = []
+
+
+def define_config_flag(default: str | None = None, name: str = 'config'):
+  """Defines `--config=FILE.py[:argument]` and its overrides.
+
+  Args:
+    default: path of the config used when none is given; None: one must be.
+    name: the flag's name.
+
+  Returns:
+    A flag holder; its value is a locked, typed ConfigDict. Paths that do not
+    exist in the working directory are looked up beside the configs package.
+  """
+  _config_defaults[name] = default
+  return config_flags.DEFINE_config_file(
+    name,
+    None,
+    f'Config file, and --{name}.KEY=VALUE for any key in it.'
+    + (f' Default: {default}.' if default else ''),
+    lock_config=True,
+    sys_argv=_config_argv,
+  )
+
+
+def run(main, allow_args: bool = False) -> None:
+  """Parses the flags, calls main(argv) and exits with what it returns.
+
+  UserError: `error: ...` on stderr, exit code 2. Ctrl-C: 130. A reader that
+  went away (`| head`): 141, in silence. Anything else is a bug of ours and
+  keeps its traceback. Unless `allow_args`, words that are not flags are errors.
+  """
+
+  def parse(argv):
+    return parse_flags(argv, allow_args)
+
+  def call(argv):
+    code = main(argv)
+    sys.stdout.flush()  # Here a closed pipe can still be answered.
+    return code
+
+  try:
+    app.run(call, flags_parser=parse)
+  except UserError as e:
+    _flush_stdout()
+    print(f'error: {e}', file=sys.stderr)
+    sys.exit(USAGE_ERROR)
+  except KeyboardInterrupt:
+    _flush_stdout()
+    print('\ninterrupted', file=sys.stderr)
+    sys.exit(INTERRUPTED)
+  except BrokenPipeError:
+    _flush_stdout()
+    sys.exit(BROKEN_PIPE)
+
+
+def parse_flags(argv, allow_args: bool = False) -> list[str]:
+  """Parses argv into FLAGS; returns the program name and the other words.
+
+  Raises UserError for anything wrong with the flags.
+  """
+  try:
+    rest = FLAGS.read_flags_from_files(list(argv[1:]), force_gnu=False)
+    for name, default in _config_defaults.items():
+      rest = _canonical_config_args(rest, name, default)
+    _config_argv[:] = [argv[0], *rest]
+    words = FLAGS([argv[0], *rest])
+  except flags.UnrecognizedFlagError as e:
+    raise UserError(_unknown_flag(e.flagname)) from e
+  except flags.Error as e:
+    raise UserError(_readable(str(e))) from e
+  if len(words) > 1 and not allow_args:
+    raise UserError(
+      f'unexpected argument {words[1]!r}: flags are written --name=value '
+      '(switches --name or --noname)'
+    )
+  return words
+
+
+def load_config(path: str) -> ConfigDict:
+  """The ConfigDict of `FILE.py` or `FILE.py:argument`.
+
+  Raises UserError if there is no such file or its get_config() fails.
+  """
+  path, _, argument = str(path).partition(':')
+  file = find_config(path)
+  spec = importlib.util.spec_from_file_location('_rgpt_config', file)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    get_config = module.get_config
+    config = get_config(argument) if argument else get_config()
+  except UserError:
+    raise
+  except Exception as e:
+    here = [
+      f'line {frame.lineno}: '
+      for frame in traceback.extract_tb(e.__traceback__)
+      if os.path.abspath(frame.filename) == os.path.abspath(file)
+    ]
+    line = here[-1] if here else ''
+    text = ' '.join(str(e).split())
+    raise UserError(
+      f'config file {path} failed: {line}{type(e).__name__}: {text}'
+    ) from e
+  if not isinstance(config, ConfigDict):
+    raise UserError(
+      f'config file {path}: get_config() returned '
+      f'{type(config).__name__}, not a ConfigDict'
+    )
+  return config
+
+
+def find_config(path: str) -> str:
+  """`path` as it is, or relative to the directory that holds `configs`."""
+  package = pathlib.Path(configs.__file__).parent
+  for candidate in (path, package.parent / path):
+    if os.path.isfile(candidate):
+      return str(candidate)
+  found = sorted(
+    f'{package.name}/{file.name}'
+    for file in package.glob('*.py')
+    if file.name != '__init__.py'
+  )
+  wanted = f'{package.name}/{pathlib.Path(path).stem}.py'
+  close = difflib.get_close_matches(wanted, found, 1)
+  hint = f' Did you mean {close[0]}?' if close else ''
+  raise UserError(
+    f'no config file {path!r}.{hint}\n  there are: {", ".join(found)}'
+  )
+
+
+def flatten_config(config, prefix: str = '') -> dict:
+  """{'lr': 1e-4, 'model.n_embd': 256, ...}: every leaf by its dotted name."""
+  flat = {}
+  for key in config:
+    value = config[key]
+    if isinstance(value, ConfigDict):
+      flat |= flatten_config(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def closest(name: str, names, limit: int = 3) -> list[str]:
+  """The names most like `name`; a right last part in the wrong group counts."""
+
+  def ratio(a, b):
+    return difflib.SequenceMatcher(None, a, b).ratio()
+
+  def score(other):
+    last, other_last = name.split('.')[-1], other.split('.')[-1]
+    return max(ratio(name, other), 0.95 * ratio(last, other_last))
+
+  scored = sorted(((score(n), n) for n in names), key=lambda x: (-x[0], x[1]))
+  best = scored[0][0] if scored else 0.0
+  return [n for s, n in scored[:limit] if s >= max(0.6, 0.9 * best)]
+
+
+def _canonical_config_args(args, name: str, default: str | None) -> list[str]:
+  """Checked arguments: `--config=FILE --config.KEY=VALUE ...`, then the rest.
+
+  config_flags wants the file before its overrides; people write any order.
+  """
+  path = _find_config_path(args, name) or default
+  if path is None:
+    if any(re.match(rf'--?(no)?{name}\.', word) for word in args):
+      raise UserError(f'--{name}.KEY=VALUE needs --{name}=FILE beside it')
+    return list(args)
+  config = load_config(path)
+  keys = flatten_config(config)
+  if default is not None and path != default:
+    _check_keys(keys, flatten_config(load_config(default)), path, default)
+  _config_keys[name] = keys
+  file, colon, argument = path.partition(':')
+  checked = [f'--{name}={find_config(file)}{colon}{argument}']
+  others = []
+  queue = list(args)
+  while queue:
+    word = queue.pop(0)
+    if word == '--':
+      others += [word, *queue]
+      break
+    flag, equals, value = word.partition('=')
+    if flag in (f'-{name}', f'--{name}'):
+      if not equals:
+        queue.pop(0)
+      continue
+    match = re.fullmatch(rf'--?(no)?{re.escape(name)}\.(.*)', flag)
+    if not match:
+      others.append(word)
+      continue
+    negated, key = match.groups()
+    _check_key(name, key, keys, path)
+    if isinstance(keys[key], bool) and not equals:
+      value = 'false' if negated else 'true'
+    elif negated:
+      raise UserError(f'{word}: only a switch can be negated with "no"')
+    elif not equals:
+      if not queue:
+        raise UserError(f'{word} needs a value: {word}=...')
+      value = queue.pop(0)
+    value = _check_value(f'--{name}.{key}', value, keys[key])
+    checked.append(f'--{name}.{key}={value}')
+  return checked + others
+
+
+def _find_config_path(args, name: str) -> str | None:
+  """The last FILE given as --config=FILE or --config FILE."""
+  path = None
+  for i, word in enumerate(args):
+    if word == '--':
+      break
+    flag, equals, value = word.partition('=')
+    if flag in (f'-{name}', f'--{name}'):
+      path = value if equals else (args[i + 1] if i + 1 < len(args) else '')
+      if not path or path.startswith('--'):
+        raise UserError(f'--{name} needs a file: --{name}=configs/FILE.py')
+  return path
+
+
+def _check_keys(keys, known, path: str, default: str) -> None:
+  """A config file sets keys of the default one, all of them and no others."""
+  for key in keys:
+    if key not in known:
+      hint = _did_you_mean(closest(key, known))
+      raise UserError(f'config file {path} sets an unknown key {key!r}{hint}')
+  absent = sorted(known.keys() - keys.keys())
+  if absent:
+    raise UserError(
+      f'config file {path} lacks {", ".join(absent[:4])}: start from '
+      f'get_config() of {default}'
+    )
+
+
+def _check_key(name: str, key: str, keys, path: str) -> None:
+  if key in keys:
+    return
+  group = [k for k in keys if k.startswith(f'{key}.')]
+  if group:
+    raise UserError(
+      f'--{name}.{key} is a group; set its keys one by one: '
+      + ', '.join(f'--{name}.{k}' for k in group)
+    )
+  near = [f'--{name}.{k}' for k in closest(key, keys)]
+  raise UserError(
+    f'no config key {key!r} in {path}{_did_you_mean(near)}'
+    + ('' if near else f'\n  keys: {", ".join(keys)}')
+  )
+
+
+def _check_value(flag: str, text: str, default) -> str:
+  """`text` if it is a value of the type of `default`; else UserError."""
+
+  def refuse(expected):
+    raise UserError(f'{flag}={text}: expected {expected} (it is {default!r})')
+
+  if isinstance(default, bool):
+    value = {'t': 'true', '1': 'true', 'f': 'false', '0': 'false'}
+    value = value.get(text.lower(), text.lower())
+    return value if value in ('true', 'false') else refuse('true or false')
+  if isinstance(default, int):
+    try:
+      return str(int(text))
+    except ValueError:
+      integer = re.fullmatch(r'\d+(\.\d*)?e\d+|\d+\.0*', text.lower())
+      if integer and float(text).is_integer() and float(text) < 1e15:
+        refuse(f'an integer; write {int(float(text))}')
+      refuse('an integer')
+  if isinstance(default, float):
+    try:
+      if float(text) == float(text):
+        return text
+    except ValueError:
+      pass
+    refuse('a number')
+  return text
+
+
+def _unknown_flag(name: str) -> str:
+  own = {'help'}
+  for module, defined in FLAGS.flags_by_module_dict().items():
+    if not module.startswith('absl.'):
+      own |= {flag.name for flag in defined}
+  for config, keys in _config_keys.items():
+    own |= {f'{config}.{key}' for key in keys}
+  near = [f'--{n}' for n in closest(name, sorted(own))]
+  hint = _did_you_mean(near) or '; --help lists the flags'
+  return f'unknown flag --{name}{hint}'
+
+
+def _did_you_mean(names) -> str:
+  return f'; did you mean {" or ".join(names)}?' if names else ''
+
+
+def _readable(message: str) -> str:
+  """absl's text for a bad value, in our words."""
+  message = re.sub(
+    r'flag --(\w+)=None: Flag --\w+ must have a value other than None\.',
+    r'--\1 is required: --\1=...',
+    message,
+  )
+  message = re.sub(r'^flag --', '--', message)
+  message = re.sub(
+    r'invalid literal for int\(\).*', 'expected an integer', message
+  )
+  message = re.sub(
+    r'could not convert string to float.*', 'expected a number', message
+  )
+  return re.sub(
+    r"\('Non-boolean argument to boolean flag'.*", 'expected true or false',
+    message,
+  )
+
+
+def _flush_stdout() -> None:
+  """Keeps output above the error that follows; a closed pipe is no error."""
+  try:
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # Else the interpreter complains when it flushes again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
