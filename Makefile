@@ -1,0 +1,83 @@
+# From a fresh clone, with Python 3.11 or newer, git and make:
+#
+#   make train        train the small default recipe and print a sample
+#   make test         the tests (make test-all: the slow ones too)
+#
+# and then: shakespeare, serve, lint, test-metal, clean, distclean. Arguments
+# for the program go into ARGS: make train ARGS=--config.seed=1
+
+SHELL := bash
+ARGS ?=
+WORKDIR ?= runs/quickstart
+
+# What runs on the Apple dependency set: everything that touches JAX. All:
+# make test-metal METAL_TESTS=tests
+METAL_NAMES := attention cache checkpoint cli data decode import_export \
+  losses metal model optimizer plateau rgpt sampling schedules sharding \
+  tokenizer train train_state train_step
+METAL_TESTS ?= $(wildcard $(METAL_NAMES:%=tests/test_%.py))
+
+PYTHON := .venv/bin/python
+METAL_PYTHON := .venv-metal/bin/python
+PYTHONS := python3.13 python3.12 python3.11 python3
+METAL_PYTHONS := python3.11 python3.12 python3.13 python3
+CONSTRAINTS := constraints-metal-py311.txt
+# Written when an install has finished; older than pyproject.toml: once more.
+RUN_STAMP := .venv/.rgpt-run
+TEST_STAMP := .venv/.rgpt-test
+METAL_STAMP := .venv-metal/.rgpt-test
+
+.PHONY: train shakespeare serve test test-all test-metal lint clean distclean \
+  help
+
+train: $(RUN_STAMP)
+	$(PYTHON) -m launch.train --config=configs/quickstart.py \
+	  --workdir=$(WORKDIR) $(ARGS)
+
+shakespeare: $(RUN_STAMP)
+	$(PYTHON) -m launch.train --config=configs/shakespeare_char.py \
+	  --workdir=runs/shakespeare $(ARGS)
+
+serve: $(RUN_STAMP)
+	$(PYTHON) -m launch.serve --workdir=$(WORKDIR) $(ARGS)
+
+# On the CPU, whatever the machine has: tests compare bits.
+test: $(TEST_STAMP)
+	JAX_PLATFORMS=cpu $(PYTHON) -m pytest -m 'not slow' $(ARGS)
+
+test-all: $(TEST_STAMP)
+	JAX_PLATFORMS=cpu $(PYTHON) -m pytest $(ARGS)
+
+test-metal: $(METAL_STAMP)
+	JAX_PLATFORMS=cpu $(METAL_PYTHON) -m pytest -m 'not slow' $(METAL_TESTS) \
+	  $(ARGS)
+
+lint: $(TEST_STAMP)
+	$(PYTHON) -m ruff check .
+
+$(RUN_STAMP): pyproject.toml
+	@.ci/install .venv '' any '$(PYTHONS)'
+	@touch $@
+
+# What tests need includes what runs need.
+$(TEST_STAMP): pyproject.toml
+	@.ci/install .venv '[test]' any '$(PYTHONS)'
+	@touch $(RUN_STAMP) $@
+
+# jaxlib 0.5.0 has no wheels beyond Python 3.13.
+$(METAL_STAMP): pyproject.toml $(CONSTRAINTS)
+	@.ci/install .venv-metal '[metal,test]' 13 '$(METAL_PYTHONS)' \
+	  -c $(CONSTRAINTS)
+	@touch $@
+
+# Runs stay in both; distclean removes the environments too.
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find gpt configs launch serving tests -name __pycache__ -prune \
+	  -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv .venv-metal
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
