@@ -12,7 +12,13 @@ import numpy as np
 import sentencepiece as spm
 
 from gpt.errors import UserError
-from gpt.tokenizer_base import BOS, EOS, BaseTokenizer, check_special_tokens
+from gpt.tokenizer_base import (
+  BOS,
+  EOS,
+  BaseTokenizer,
+  check_special_tokens,
+  iter_lines,
+)
 
 MODEL_FILE = 'spm.model'
 SPACE = '\u2581'  # SentencePiece's stand-in for a space
@@ -114,7 +120,7 @@ def _line_batches(text: str):
   lines, and the ids are the same.
   """
   batch, size = [], 0
-  for line in _lines(text):
+  for line in iter_lines(text):
     batch.append(line)
     size += len(line)
     if size >= BATCH_CHARS:
@@ -122,15 +128,6 @@ def _line_batches(text: str):
       batch, size = [], 0
   if batch:
     yield batch
-
-
-def _lines(text: str):
-  """Lines by '\\n' alone, newline kept (str.splitlines knows ten others)."""
-  start = 0
-  while start < len(text):
-    end = text.find('\n', start) + 1 or len(text)
-    yield text[start:end]
-    start = end
 
 
 def sample_lines(texts, max_bytes: int, seed: int = 0):
@@ -147,7 +144,7 @@ def sample_lines(texts, max_bytes: int, seed: int = 0):
   kept: list[tuple[float, int, str]] = []
   held, threshold = 0, 1.0
   for text in texts:
-    for line in _lines(text):
+    for line in iter_lines(text):
       for start in range(0, len(line), MAX_ITEM_CHARS):
         for item in line[start : start + MAX_ITEM_CHARS].split(SPACE):
           draw = rng.random()

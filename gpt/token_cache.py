@@ -1,0 +1,194 @@
+"""Text -> a flat file of token ids, made once and checked before each use.
+
+It exists so that training never holds a corpus in memory and never trains on
+tokens of another text, vocabulary or mode: the file's name and its side file
+carry a fingerprint of all three, and anything that does not fit is rebuilt.
+
+tokens-<fingerprint>.bin is little-endian uint16 or uint32, nothing else;
+tokens-<fingerprint>.json beside it is written last and makes it valid.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import time
+import zlib
+
+import numpy as np
+import tqdm
+
+from gpt.errors import UserError
+from gpt.sources import MAX_LINE_CHARS, Sources, TextStats, iter_pieces
+from gpt.tokenizer_base import write_atomic
+
+FORMAT = 1
+STALE_TMP_S = 24 * 3600
+# Below this many bytes encoding is over before a bar could be read.
+BAR_BYTES = 4 << 20
+
+
+@dataclasses.dataclass
+class EncodedInfo:
+  """Side file of a token file.
+
+  n_tokens and dtype describe the file, crc32 is over its bytes; chars is the
+  number of characters encoded, unknown the characters dropped (and counts).
+  """
+
+  fingerprint: str
+  text_sha256: str
+  n_tokens: int
+  dtype: str
+  crc32: int
+  chars: int
+  documents: int
+  unknown: dict[str, int]
+  stats: TextStats
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+  """The smallest of little-endian uint16 and uint32 that fits."""
+  return np.dtype('<u2' if vocab_size <= 1 << 16 else '<u4')
+
+
+def corpus_fingerprint(text_sha256: str, tokenizer, separator: str) -> str:
+  """sha256 (hex) of everything that decides the tokens."""
+  parts = [FORMAT, text_sha256, tokenizer.fingerprint, separator,
+           MAX_LINE_CHARS, str(token_dtype(tokenizer.vocab_size))]
+  return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def load_or_encode(
+  sources: Sources, tokenizer, separator: str, directory, log, tidy=False
+) -> tuple[np.ndarray, EncodedInfo]:
+  """The tokens of `sources` as a read-only memory map, encoded if need be.
+
+  Args:
+    sources: the text.
+    tokenizer: encodes it; its EOS id ends each document.
+    separator: see sources.iter_pieces.
+    directory: where token files are kept; may be shared between runs and
+      processes (each writes its own temporary file and renames it).
+    log: called with lines worth telling the user.
+    tidy: remove the directory's token files of other fingerprints.
+
+  Raises:
+    UserError: the text cannot be read or the directory not written.
+  """
+  text_sha256 = sources.sha256()
+  fingerprint = corpus_fingerprint(text_sha256, tokenizer, separator)
+  directory = pathlib.Path(directory)
+  base = directory / f'tokens-{fingerprint[:16]}'
+  info = _read_valid(base, fingerprint)
+  if info is None:
+    try:
+      directory.mkdir(parents=True, exist_ok=True)
+      info = _encode_file(sources, tokenizer, separator, base, log, {
+        'fingerprint': fingerprint, 'text_sha256': text_sha256})
+      _remove_leftovers(directory, base if tidy else None)
+    except OSError as e:
+      raise UserError(
+        f'cannot write the token cache in {directory}: {e.strerror}; free '
+        'some space or set --config.data.cache_dir to another directory'
+      ) from e
+  return map_tokens(base.with_suffix('.bin'), info), info
+
+
+def map_tokens(path, info: EncodedInfo) -> np.ndarray:
+  """Read-only uint16[n] or uint32[n] view of a token file."""
+  if not info.n_tokens:
+    return np.zeros(0, info.dtype)
+  return np.memmap(path, info.dtype, 'r', shape=(info.n_tokens,))
+
+
+def _read_valid(base: pathlib.Path, fingerprint: str) -> EncodedInfo | None:
+  """The side file, if it and the tokens are whole and what we want."""
+  try:
+    data = json.loads(base.with_suffix('.json').read_text(encoding='utf-8'))
+    info = EncodedInfo(**{**data, 'stats': TextStats(**data['stats'])})
+    size = os.path.getsize(base.with_suffix('.bin'))
+    if info.fingerprint != fingerprint or (
+      size != info.n_tokens * np.dtype(info.dtype).itemsize
+    ):
+      return None
+    crc = 0
+    with open(base.with_suffix('.bin'), 'rb') as f:
+      while block := f.read(1 << 20):
+        crc = zlib.crc32(block, crc)
+    return info if crc == info.crc32 else None
+  except (OSError, ValueError, TypeError, KeyError):
+    return None
+
+
+def encode_pieces(pieces, tokenizer, unknown: dict[str, int]):
+  """Yields (ids int32[n], characters) for pieces of text; None -> EOS id."""
+  eos = np.array([tokenizer.eos_id], np.int32)
+  for piece in pieces:
+    if piece is None:
+      yield eos, 0
+      continue
+    for char, count in tokenizer.count_unknown(piece).items():
+      unknown[char] = unknown.get(char, 0) + count
+    yield tokenizer.encode(piece), len(piece)
+
+
+def _encode_file(sources, tokenizer, separator, base, log, ids) -> EncodedInfo:
+  start = time.monotonic()
+  stats, unknown = TextStats(), {}
+  dtype = token_dtype(tokenizer.vocab_size)
+  n_tokens = chars = crc = ends = 0
+  size = sources.size
+  fd, tmp = tempfile.mkstemp(dir=base.parent, prefix='.tokens.tmp-')
+  try:
+    bar = tqdm.tqdm(
+      total=size, unit='B', unit_scale=True, desc='encoding', leave=False,
+      disable=size < BAR_BYTES or not sys.stderr.isatty(),
+    )
+    with os.fdopen(fd, 'wb') as f, bar:
+      pieces = iter_pieces(sources, separator, stats)
+      for ids_N, n_chars in encode_pieces(pieces, tokenizer, unknown):
+        data = ids_N.astype(dtype).tobytes()
+        f.write(data)
+        crc = zlib.crc32(data, crc)
+        n_tokens += len(ids_N)
+        chars += n_chars
+        ends += not n_chars
+        bar.update(stats.bytes - bar.n)
+      f.flush()
+      os.fsync(f.fileno())
+    os.chmod(tmp, 0o644)
+    os.replace(tmp, base.with_suffix('.bin'))
+  except BaseException:
+    pathlib.Path(tmp).unlink(missing_ok=True)
+    raise
+  info = EncodedInfo(
+    n_tokens=n_tokens, dtype=dtype.str, crc32=crc, chars=chars,
+    documents=ends + 1, unknown=unknown, stats=stats, **ids,
+  )
+  text = json.dumps(dataclasses.asdict(info), indent=1)
+  write_atomic(base.with_suffix('.json'), text.encode())
+  seconds = time.monotonic() - start
+  if size >= BAR_BYTES:
+    log(
+      f'encoded {size / 1e6:,.1f} MB into {n_tokens:,} tokens in '
+      f'{seconds:.1f} s'
+    )
+  return info
+
+
+def _remove_leftovers(directory: pathlib.Path, keep: pathlib.Path | None):
+  """Old temporary files; with `keep` also every other token file."""
+  for path in directory.glob('.tokens.tmp-*'):
+    try:
+      if time.time() - path.stat().st_mtime > STALE_TMP_S:
+        path.unlink()
+    except OSError:
+      pass  # another process was faster
+  if keep:
+    for path in directory.glob('tokens-*.*'):
+      if path.stem != keep.name:
+        path.unlink(missing_ok=True)
