@@ -1,0 +1,350 @@
+"""Prefill, decode blocks, and generation with a key/value cache.
+
+A row's tokens so far are `tokens[0:n]`. The cache holds all of its window but
+the last token; a decode step feeds that one, gets logits and samples the next.
+So prompts of one token (BOS) need no prefill, and sampling stands in one place.
+
+Learned positions are absolute: nothing in the cache survives a slide. Where
+the window starts is a pure function of n (`window_start`); when it moves, the
+row is prefilled anew.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from gpt import sampling
+from gpt.cache import KVCache, init_cache
+from gpt.errors import UserError
+from gpt.tokenizer import StreamDecoder
+
+BLOCK_STEPS = (1, 4, 8, 16)
+# Spare columns, so that a block may write past the window's end unread.
+SPARE = max(BLOCK_STEPS)
+WINDOW_MODES = ('slide', 'exact', 'stop')
+
+
+@struct.dataclass
+class DecodeState:
+  """What decoding keeps on the device, one entry a slot.
+
+  Attributes:
+    cache: KVCache of block_size + SPARE columns.
+    in_prompt: bool[B, V]; counts: int32[B, V]; both for the penalties.
+    bias: float32[B, V], added to the logits; -inf bans a token.
+  """
+
+  cache: Any
+  in_prompt: Any
+  counts: Any
+  bias: Any
+
+
+def init_state(cfg, slots: int) -> DecodeState:
+  """An empty state."""
+  shape = (slots, cfg.vocab_size)
+  return DecodeState(
+    cache=init_cache(cfg, slots, cfg.block_size + SPARE),
+    in_prompt=jnp.zeros(shape, bool),
+    counts=jnp.zeros(shape, jnp.int32),
+    bias=jnp.zeros(shape, jnp.float32),
+  )
+
+
+def buckets(block_size: int) -> list[int]:
+  """32, 64, 128, ... block_size: the lengths programs are compiled for."""
+  sizes, n = [], 32
+  while n < block_size:
+    sizes.append(n)
+    n *= 2
+  return [*sizes, block_size]
+
+
+def bucket_for(length: int, block_size: int) -> int:
+  """The smallest bucket of at least `length` columns."""
+  return next(b for b in buckets(block_size) if b >= length)
+
+
+def window_start(n: int, block_size: int, stride: int) -> int:
+  """First token of the window when n tokens exist: 0 until they overflow."""
+  if n <= block_size:
+    return 0
+  return stride * -(-(n - block_size) // stride)
+
+
+def steps_until_slide(n: int, block_size: int, stride: int) -> int:
+  """How many tokens can be sampled before the window moves; at least 1."""
+  return window_start(n, block_size, stride) + block_size - n + 1
+
+
+def stride_for(mode: str, block_size: int) -> int:
+  """How far the window moves at once: half for 'slide', 1 for 'exact'."""
+  if mode not in WINDOW_MODES:
+    raise UserError(
+      f'window mode {mode!r} is not known; allowed: {", ".join(WINDOW_MODES)}'
+    )
+  return 1 if mode == 'exact' else max(1, block_size // 2)
+
+
+def prefill(model, params, tokens_BL) -> KVCache:
+  """Keys and values of whole (right-padded) rows; L is a bucket.
+
+  Columns past a row's own length hold padding: decoding masks them.
+  """
+  batch, length = tokens_BL.shape
+  cache = init_cache(model.cfg, batch, length)
+  mask_BLS = np.tril(np.ones((length, length), bool))[None]
+  _, cache = model.apply(
+    {'params': params}, tokens_BL, cache=cache, mask_BLS=mask_BLS, head=False
+  )
+  return cache
+
+
+def insert(state: DecodeState, slot, row: KVCache, in_prompt_V, bias_V):
+  """Puts one prefilled row (B=1) into a slot and forgets what was there."""
+
+  def put(old, new):
+    start = (slot, *([0] * (old.ndim - 1)))
+    return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), start)
+
+  return DecodeState(
+    cache=jax.tree.map(put, state.cache, row),
+    in_prompt=put(state.in_prompt, in_prompt_V[None]),
+    counts=put(state.counts, jnp.zeros_like(in_prompt_V, jnp.int32)[None]),
+    bias=put(state.bias, bias_V[None]),
+  )
+
+
+def refill(state: DecodeState, slot, row: KVCache) -> DecodeState:
+  """Replaces a slot's keys and values after a slide; penalties go on."""
+  cache = jax.tree.map(
+    lambda old, new: jax.lax.dynamic_update_slice(
+      old, new.astype(old.dtype), (slot, 0, 0, 0)
+    ),
+    state.cache,
+    row,
+  )
+  return state.replace(cache=cache)
+
+
+def decode_block(
+  model, params, state, slots_b, last_b, length_b, step_b, s, *, k, bucket
+):
+  """k decode steps for b slots in one dispatch.
+
+  The filled part of the cache (`bucket` columns) is read-only inside; new keys
+  and values go to k columns beside it and are written back once at the end.
+
+  Args:
+    state: DecodeState of all slots.
+    slots_b: int32[b], distinct slots (a scratch slot may repeat).
+    last_b: int32[b], each row's newest token, not in the cache yet.
+    length_b: int32[b], tokens in the cache; bucket >= max(length_b).
+    step_b: int32[b], completion tokens sampled before this block.
+    s: SamplingParams for the b rows.
+
+  Returns:
+    (state, tokens int32[b, k], logits float32[b, k, V] raw). What a row gets
+    past its window's end is noise: the caller takes `steps_until_slide`.
+  """
+  cfg = model.cfg
+  rows = slots_b.shape[0]
+  column = jnp.arange(bucket + k, dtype=jnp.int32)[None, None]
+  filled_bS = column < jnp.minimum(length_b, bucket)[:, None, None]
+  uniform_bk = sampling.uniforms(s.seed, step_b, k)
+  in_prompt, bias = state.in_prompt[slots_b], state.bias[slots_b]
+
+  def gather(x_BSGK):
+    old = x_BSGK[slots_b, :bucket]
+    new = jnp.zeros((rows, k, *x_BSGK.shape[2:]), x_BSGK.dtype)
+    return jnp.concatenate([old, new], axis=1)
+
+  def step(carry, xs):
+    work, token_b, counts = carry
+    i, uniform_b = xs
+    new_bS = (column >= bucket) & (column <= bucket + i)
+    position_b = jnp.minimum(length_b + i, cfg.block_size - 1)
+    logits_bLV, work = model.apply(
+      {'params': params},
+      token_b[:, None],
+      positions_BL=position_b[:, None],
+      cache=work,
+      mask_BLS=filled_bS | new_bS,
+      write_at=bucket + i,
+    )
+    raw_bV = logits_bLV[:, 0]
+    logits_bV = sampling.penalise(raw_bV, s, in_prompt, counts)
+    token_b = sampling.sample(logits_bV, uniform_b, s, bias)
+    vocab = jnp.arange(cfg.vocab_size, dtype=jnp.int32)[None]
+    counts = counts + (vocab == token_b[:, None]).astype(jnp.int32)
+    return (work, token_b, counts), (token_b, raw_bV)
+
+  carry = (jax.tree.map(gather, state.cache), last_b, state.counts[slots_b])
+  xs = (jnp.arange(k, dtype=jnp.int32), uniform_bk.T)
+  (work, _, counts), (tokens_kb, logits_kbV) = jax.lax.scan(step, carry, xs)
+
+  def write_back(i, cache):
+    def put(old, new):
+      piece = jax.lax.dynamic_slice(
+        new, (i, bucket, 0, 0), (1, k, *new.shape[2:])
+      )
+      return jax.lax.dynamic_update_slice(
+        old, piece, (slots_b[i], length_b[i], 0, 0)
+      )
+
+    return jax.tree.map(put, cache, work)
+
+  state = state.replace(
+    cache=jax.lax.fori_loop(0, rows, write_back, state.cache),
+    counts=state.counts.at[slots_b].set(counts),
+  )
+  return state, tokens_kb.T, logits_kbV.transpose(1, 0, 2)
+
+
+jit_prefill = jax.jit(prefill, static_argnums=0)
+jit_insert = jax.jit(insert, donate_argnums=0)
+jit_refill = jax.jit(refill, donate_argnums=0)
+jit_decode_block = jax.jit(
+  decode_block,
+  static_argnums=0,
+  static_argnames=('k', 'bucket'),
+  donate_argnums=2,
+)
+
+
+def generate(
+  model,
+  params,
+  prompts,
+  s: sampling.SamplingParams,
+  max_tokens: int,
+  *,
+  bias_V=None,
+  stop_ids=(),
+  window: str = 'slide',
+):
+  """Completions of token prompts, as they come.
+
+  Args:
+    prompts: list of B int sequences, none of them empty (BOS stands first).
+    s: SamplingParams with B rows.
+    max_tokens: most tokens to sample for each row.
+    bias_V: float32[V] added to the logits of all rows, or None.
+    stop_ids: a row ends with the first of these; it is not yielded.
+    window: 'slide', 'exact' or 'stop' (end at the window's end).
+
+  Yields:
+    (row, list of new tokens), then (row, None) once a row has ended.
+  """
+  cfg = model.cfg
+  stride = stride_for(window, cfg.block_size)
+  if max_tokens < 1:
+    raise UserError(f'max_tokens {max_tokens} must be at least 1')
+  rows = len(prompts)
+  tokens = [list(map(int, p)) for p in prompts]
+  if not all(tokens):
+    raise UserError('an empty prompt: start from BOS')
+  for row in tokens:
+    wrong = [t for t in row if not 0 <= t < cfg.vocab_size]
+    if wrong:
+      raise UserError(
+        f'token {wrong[0]} is outside the vocabulary of {cfg.vocab_size}'
+      )
+  state = init_state(cfg, rows)
+  if bias_V is None:
+    bias_V = np.zeros(cfg.vocab_size, np.float32)
+  start = [-1] * rows
+  sampled = [0] * rows
+  active = list(range(rows))
+  while active:
+    for r in active:
+      first = window_start(len(tokens[r]), cfg.block_size, stride)
+      if first != start[r]:
+        state = _fill_slot(
+          model, params, state, r, tokens[r], first, start[r] < 0, bias_V
+        )
+        start[r] = first
+    room = [
+      min(
+        steps_until_slide(len(tokens[r]), cfg.block_size, stride),
+        max_tokens - sampled[r],
+      )
+      for r in active
+    ]
+    k = max(b for b in BLOCK_STEPS if b <= max(1, min(max(room), SPARE)))
+    length = np.array(
+      [len(tokens[r]) - 1 - start[r] for r in active], np.int32
+    )
+    # Rows that have ended keep their place, so that shapes never change.
+    pick = active + [active[0]] * (rows - len(active))
+    at = np.array([active.index(r) for r in pick])
+    state, new_bk, _ = jit_decode_block(
+      model, params, state,
+      np.array(pick, np.int32),
+      np.array([tokens[r][-1] for r in pick], np.int32),
+      length[at],
+      np.array([sampled[r] for r in pick], np.int32),
+      jax.tree.map(lambda x: x[np.array(pick)], s),
+      k=k,
+      bucket=bucket_for(max(1, int(length.max())), cfg.block_size),
+    )
+    new_bk = np.asarray(new_bk)
+    for i, r in enumerate(list(active)):
+      new = new_bk[i, : room[i]].tolist()
+      stop = next((j for j, t in enumerate(new) if t in stop_ids), None)
+      taken = new if stop is None else new[:stop]
+      tokens[r] += taken
+      sampled[r] += len(taken)
+      if taken:
+        yield r, taken
+      full = window == 'stop' and len(tokens[r]) >= cfg.block_size
+      if stop is not None or full or sampled[r] >= max_tokens:
+        active.remove(r)
+        yield r, None
+
+
+def _fill_slot(model, params, state, slot, tokens, first, fresh, bias_V):
+  """Prefills tokens[first:-1] into a slot."""
+  cfg = model.cfg
+  context = tokens[first:-1]
+  padded = np.zeros(
+    (1, bucket_for(max(1, len(context)), cfg.block_size)), np.int32
+  )
+  padded[0, : len(context)] = context
+  row = jit_prefill(model, params, padded)
+  slot = np.int32(slot)
+  if not fresh:
+    return jit_refill(state, slot, row)
+  in_prompt_V = np.zeros(cfg.vocab_size, bool)
+  in_prompt_V[tokens] = True
+  return jit_insert(state, slot, row, in_prompt_V, bias_V)
+
+
+def prompt_tokens(tokenizer, prompt: str) -> list[int]:
+  """Token ids of a prompt; an empty one starts from BOS."""
+  return tokenizer.encode(prompt).tolist() or [tokenizer.bos_id]
+
+
+def ban_bias(tokenizer) -> np.ndarray:
+  """float32[V]: -inf for what must never be sampled, else 0."""
+  bias_V = np.zeros(tokenizer.vocab_size, np.float32)
+  bias_V[list(tokenizer.unsampleable_ids)] = -np.inf
+  return bias_V
+
+
+def complete(
+  model, params, tokenizer, prompt, s, max_tokens, *, window='slide'
+):
+  """Pieces of text that continue one prompt; never half a character."""
+  text = StreamDecoder(tokenizer)
+  for _, new in generate(
+    model, params, [prompt_tokens(tokenizer, prompt)], s, max_tokens,
+    bias_V=ban_bias(tokenizer), stop_ids=(tokenizer.eos_id,), window=window,
+  ):
+    piece = text.flush() if new is None else ''.join(map(text.feed, new))
+    if piece:
+      yield piece

@@ -1,0 +1,67 @@
+"""Optax chains: gradients -> directions; the step multiplies by -lr.
+
+The learning rate stays outside the chain: train_step computes it from the step
+and the plateau factor and reports the very number it used.
+"""
+
+import jax
+import numpy as np
+import optax
+
+from gpt.errors import UserError
+
+
+def create(config) -> optax.GradientTransformation:
+  """The chain `config.opt` describes; updates are to be scaled by -lr."""
+  opt = config.opt
+  if opt.name == 'adamw':
+    return optax.chain(clipping(opt), adamw(opt))
+  raise UserError(f'opt.name {opt.name!r} is not known; allowed: adamw')
+
+
+def adamw(opt) -> optax.GradientTransformation:
+  """Adam with decoupled decay on every tensor (Loshchilov & Hutter 2019)."""
+  for name in ('b1', 'b2'):
+    if not 0 <= opt[name] < 1:
+      raise UserError(f'opt.{name} {opt[name]} is not in [0, 1)')
+  if opt.weight_decay < 0 or opt.eps <= 0:
+    raise UserError('opt.weight_decay must be >= 0 and opt.eps > 0')
+  return optax.chain(
+    optax.scale_by_adam(b1=opt.b1, b2=opt.b2, eps=opt.eps),
+    optax.add_decayed_weights(opt.weight_decay)
+    if opt.weight_decay
+    else optax.identity(),
+  )
+
+
+def clipping(opt) -> optax.GradientTransformation:
+  """'element' clamps every gradient entry to +-clip_value (RandyGPT)."""
+  if opt.clip != 'none' and opt.clip_value <= 0:
+    raise UserError(f'opt.clip_value {opt.clip_value} must be positive')
+  if opt.clip == 'element':
+    return optax.clip(opt.clip_value)
+  if opt.clip == 'global_norm':
+    return optax.clip_by_global_norm(opt.clip_value)
+  if opt.clip == 'none':
+    return optax.identity()
+  raise UserError(
+    f'opt.clip {opt.clip!r} is not known; allowed: element, global_norm, none'
+  )
+
+
+def adam_state(opt_state):
+  """The ScaleByAdamState (count, mu, nu) inside an optax state, or None."""
+  is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
+  found = [
+    x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)
+  ]
+  return found[0] if len(found) == 1 else None
+
+
+def with_adam_state(opt_state, mu, nu, count: int):
+  """The same optax state with Adam's moments and step replaced."""
+  is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
+  new = optax.ScaleByAdamState(np.asarray(count, np.int32), mu, nu)
+  return jax.tree.map(
+    lambda x: new if is_adam(x) else x, opt_state, is_leaf=is_adam
+  )

@@ -1,0 +1,125 @@
+"""The mesh and what goes where: batches are split, parameters replicated.
+
+One axis, `data`, over every device of every host. On a CPU there is one device
+a core, because many XLA:CPU operations run on a single thread.
+"""
+
+import logging
+import os
+import warnings
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gpt.errors import UserError
+
+try:
+  from jax import shard_map
+except ImportError:  # jax < 0.6
+  from jax.experimental.shard_map import shard_map
+
+DATA = 'data'
+SPLIT = PartitionSpec(DATA)
+WHOLE = PartitionSpec()
+
+
+def num_cores() -> int:
+  """Cores this process may use (cgroup and affinity aware where known)."""
+  try:
+    return len(os.sched_getaffinity(0)) or 1
+  except AttributeError:
+    return os.cpu_count() or 1
+
+
+def setup_devices(num_cpu_devices: int = 0) -> None:
+  """One CPU device a core, or as many as asked for; call before using JAX.
+
+  Does nothing to accelerators. If JAX has already started with another number
+  of CPU devices, warns and leaves it.
+  """
+  # Not news: "Unable to initialize backend 'tpu'".
+  logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
+  if num_cpu_devices < 0:
+    raise UserError(f'parallel.num_cpu_devices {num_cpu_devices} is negative')
+  wanted = num_cpu_devices or num_cores()
+  try:
+    jax.config.update('jax_num_cpu_devices', wanted)
+  except (RuntimeError, AttributeError):
+    if jax.default_backend() == 'cpu' and jax.local_device_count() != wanted:
+      warnings.warn(
+        f'JAX already runs on {jax.local_device_count()} CPU devices; '
+        f'{wanted} were asked for',
+        stacklevel=2,
+      )
+
+
+def create_mesh(batch_size: int, devices=None) -> Mesh:
+  """A mesh over the devices that a batch of this size can keep busy.
+
+  With 12 devices and 64 rows, 11 devices take 6 rows each as fast as 12 would:
+  the fewest devices with the same number of rows are used. Several hosts
+  always use all.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  if jax.process_count() == 1:
+    rows = -(-batch_size // len(devices))
+    devices = devices[: -(-batch_size // rows)]
+  return Mesh(np.array(devices), (DATA,))
+
+
+def padded_batch_size(batch_size: int, mesh: Mesh, micro: int = 1) -> int:
+  """The next multiple of devices x micro-batch; extra rows weigh nothing."""
+  unit = mesh.size * micro
+  return -(-batch_size // unit) * unit
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, WHOLE)
+
+
+def split(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, SPLIT)
+
+
+def map_over_data(fn, mesh: Mesh, in_specs, out_specs):
+  """`fn` on every device's rows; inside, `jax.lax.psum(x, DATA)` adds up."""
+  kwargs = dict(mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+  try:
+    return shard_map(fn, check_vma=False, **kwargs)
+  except TypeError:  # jax < 0.6
+    return shard_map(fn, check_rep=False, **kwargs)
+
+
+def pad_rows(batch: dict, rows: int) -> dict:
+  """Appends rows of weight zero to a numpy batch up to `rows`."""
+  missing = rows - len(batch['rows'])
+  if missing == 0:
+    return batch
+  return {
+    name: np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)])
+    for name, x in batch.items()
+  }
+
+
+def put_batch(batch: dict, mesh: Mesh):
+  """A host's numpy rows -> global arrays split over the mesh."""
+  sharding = split(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(batch, sharding)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )
+
+
+def put_replicated(tree, mesh: Mesh):
+  """Numpy or device arrays -> the same values on every device of the mesh."""
+  sharding = replicated(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(tree, sharding)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(
+      np.shape(x), sharding, lambda index: np.asarray(x)[index]
+    ),
+    tree,
+  )
