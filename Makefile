@@ -22,7 +22,9 @@ METAL_PYTHON := .venv-metal/bin/python
 PYTHONS := python3.13 python3.12 python3.11 python3
 METAL_PYTHONS := python3.11 python3.12 python3.13 python3
 CONSTRAINTS := constraints-metal-py311.txt
-# Written when an install has finished; older than pyproject.toml: once more.
+# Written when an install has finished. Done again if pyproject.toml is newer,
+# or if .ci/install left its mark of having been cut short.
+CUT_SHORT := $(wildcard .venv/.rgpt-installing)
 RUN_STAMP := .venv/.rgpt-run
 TEST_STAMP := .venv/.rgpt-test
 METAL_STAMP := .venv-metal/.rgpt-test
@@ -55,17 +57,18 @@ test-metal: $(METAL_STAMP)
 lint: $(TEST_STAMP)
 	$(PYTHON) -m ruff check .
 
-$(RUN_STAMP): pyproject.toml
+$(RUN_STAMP): pyproject.toml $(CUT_SHORT)
 	@.ci/install .venv '' any '$(PYTHONS)'
 	@touch $@
 
 # What tests need includes what runs need.
-$(TEST_STAMP): pyproject.toml
+$(TEST_STAMP): pyproject.toml $(CUT_SHORT)
 	@.ci/install .venv '[test]' any '$(PYTHONS)'
 	@touch $(RUN_STAMP) $@
 
 # jaxlib 0.5.0 has no wheels beyond Python 3.13.
-$(METAL_STAMP): pyproject.toml $(CONSTRAINTS)
+$(METAL_STAMP): pyproject.toml $(CONSTRAINTS) \
+  $(wildcard .venv-metal/.rgpt-installing)
 	@.ci/install .venv-metal '[metal,test]' 13 '$(METAL_PYTHONS)' \
 	  -c $(CONSTRAINTS)
 	@touch $@
