@@ -101,7 +101,7 @@ def number_word(n: int) -> str:
 
 def counted(n: int, noun: str) -> str:
   """'one egg', 'two eggs': `noun` is the plural."""
-  singular = {'loaves': 'loaf', 'herrings': 'herring'}.get(noun, noun[:-1])
+  singular = {'loaves': 'loaf', 'pennies': 'penny'}.get(noun, noun[:-1])
   return f'{number_word(n)} {singular if n == 1 else noun}'
 
 
@@ -198,10 +198,10 @@ class _Teller:
     n, price = 2 + self.below(8), GOODS[noun]
     cost = n * price
     purse = cost + self.below(10)
-    pay = counted(cost, 'pennies').replace('one pennie', 'one penny')
-    have = counted(purse, 'pennies').replace('one pennie', 'one penny')
-    left = counted(purse - cost, 'pennies').replace('one pennie', 'one penny')
-    each = counted(price, 'pennies').replace('one pennie', 'one penny')
+    pay = counted(cost, 'pennies')
+    have = counted(purse, 'pennies')
+    left = counted(purse - cost, 'pennies')
+    each = counted(price, 'pennies')
     return '\n'.join([
       f'{buyer} at the Market', '',
       f'{self.opening(buyer)} In {his} purse {he} had {have}.', '',

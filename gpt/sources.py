@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import pathlib
+import re
 import urllib.error
 import urllib.request
 
@@ -30,7 +31,7 @@ DOWNLOAD_TIMEOUT_S = 10
 READ_BYTES = 1 << 20
 # A longer line is encoded in pieces of this many characters.
 MAX_LINE_CHARS = 1 << 20
-SEPARATORS = ('none', EOS, 'blank_line')
+LITERAL = re.compile(r'<[^<>\s]+>')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,7 +309,8 @@ def iter_text(source: Source, stats: TextStats):
 def iter_blocks(chunks, keep_whole: str = ''):
   """Regroups str chunks into blocks that end at line ends.
 
-  Lines longer than MAX_LINE_CHARS are cut, but never inside `keep_whole`.
+  Lines longer than MAX_LINE_CHARS are cut, but never inside `keep_whole`
+  (whose first character it does not have again).
   """
   carry = ''
   for chunk in chunks:
@@ -333,31 +335,38 @@ def iter_blocks(chunks, keep_whole: str = ''):
 def iter_pieces(sources: Sources, separator: str, stats: TextStats):
   """Yields pieces of text, with None wherever a document ends.
 
-  Separators: 'none' (all files are one text, joined at a line end), '<|eos|>'
-  (each literal ends a document; the rest is kept as it is), 'blank_line' (one
-  or more blank lines between two documents, which are dropped). With the
-  last two each file begins a new document.
+  Separators: 'none' (all files are one text, joined at a line end),
+  'blank_line' (one or more blank lines, which are dropped), or a literal in
+  angle brackets such as '<|eos|>' (each one ends a document; the text around
+  it is kept as it is). With the last two each file begins a new document.
+
+  Raises:
+    UserError: unknown separator, or a file that cannot be read.
   """
-  if separator not in SEPARATORS:
+  literal = separator if LITERAL.fullmatch(separator) else ''
+  if not literal and separator not in ('none', 'blank_line'):
     raise UserError(
-      f'data.document_separator {separator!r} is unknown: allowed are '
-      f'{", ".join(SEPARATORS)}'
+      f'data.document_separator {separator!r} is unknown: allowed are none, '
+      f'blank_line, or a literal in angle brackets such as {EOS}'
     )
-  split = {'none': iter, EOS: _split_eos, 'blank_line': _split_blank}[separator]
   last: str | None = ''  # the piece before; None after the end of a document
   for source in sources.items:
     if separator == 'none' and last and not last.endswith('\n'):
       yield '\n'
     elif separator != 'none' and last:
       yield None
-    chunks = iter_text(source, stats)
-    for last in split(iter_blocks(chunks, EOS if separator == EOS else '')):
+    pieces = iter_blocks(iter_text(source, stats), literal)
+    if literal:
+      pieces = _split_literal(pieces, literal)
+    elif separator == 'blank_line':
+      pieces = _split_blank(pieces)
+    for last in pieces:
       yield last
 
 
-def _split_eos(blocks):
+def _split_literal(blocks, literal: str):
   for block in blocks:
-    for i, part in enumerate(block.split(EOS)):
+    for i, part in enumerate(block.split(literal)):
       if i:
         yield None
       if part:
