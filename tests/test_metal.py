@@ -1,0 +1,132 @@
+"""The program on an Apple GPU, as far as it can be known without one.
+
+First the check itself: each thing known to fail there must be reported. The
+pinned jax 0.5.0 is the one that Apple's plugin works with, and `make
+test-metal` runs this file on it; on newer versions the same holds but for
+operations that they spell differently.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from metal_lowering import check_metal_lowering, check_stablehlo, dot_shapes
+
+X_BLD = jnp.ones((2, 4, 8))
+Q_BLHK = jnp.ones((2, 4, 4, 8))
+
+
+def attention(q_BLHK, k_BSHK, v_BSHK):
+  att_BHLS = jnp.einsum('BLHK,BSHK->BHLS', q_BLHK, k_BSHK)
+  mask_LS = jnp.tril(jnp.ones((4, 4), bool))
+  att_BHLS = jax.nn.softmax(jnp.where(mask_LS[None, None], att_BHLS, -1e9))
+  return jnp.einsum('BHLS,BSHK->BLHK', att_BHLS, v_BSHK)
+
+
+def library_attention(q, k, v):
+  return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+
+def gradient(fn):
+  return jax.grad(lambda *args: (fn(*args) ** 2).sum(), (0, 1, 2))
+
+
+def test_attention_by_hand_passes_forward_and_backward():
+  args = (Q_BLHK, Q_BLHK, Q_BLHK)
+  assert check_metal_lowering(attention, *args) == []
+  assert check_metal_lowering(gradient(attention), *args) == []
+
+
+def test_library_attention_fails_backward_only():
+  args = (Q_BLHK, Q_BLHK, Q_BLHK)
+  assert check_metal_lowering(library_attention, *args) == []
+  problems = check_metal_lowering(gradient(library_attention), *args)
+  assert 'dot_general with 2 batch and 2 contracting axes' in problems
+
+
+def test_contracting_two_axes_without_a_batch_passes():
+  w_HKD = jnp.ones((4, 8, 16))
+
+  def project(q_BLHK):
+    return jnp.einsum('BLHK,HKD->BLD', q_BLHK, w_HKD)
+
+  assert check_metal_lowering(project, Q_BLHK) == []
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'int8', 'uint8'])
+def test_small_dtypes_are_reported(dtype):
+  short = {'bfloat16': 'bf16', 'float16': 'f16', 'int8': 'i8', 'uint8': 'ui8'}
+  problems = check_metal_lowering(lambda x: x.astype(dtype) * 2, X_BLD)
+  assert f'dtype {short[dtype]}' in problems
+
+
+def test_threefry_passes_and_a_hardware_generator_fails():
+  def draw(key):
+    return jax.random.categorical(key, jnp.ones((2, 8)))
+
+  assert check_metal_lowering(draw, jax.random.key(0)) == []
+  key = jax.random.key(0, impl='rbg')
+  assert 'operation rng_bit_generator' in check_metal_lowering(draw, key)
+
+
+@pytest.mark.parametrize(
+  'fn',
+  [
+    lambda x: (jax.debug.print('{}', x), x)[1],
+    lambda x: jax.pure_callback(lambda a: a, x, x),
+    lambda x: jax.experimental.io_callback(lambda a: a, x, x),
+  ],
+  ids=['print', 'pure_callback', 'io_callback'],
+)
+def test_callbacks_do_not_lower(fn):
+  (problem,) = check_metal_lowering(fn, X_BLD)
+  assert problem.startswith('does not lower: ')
+
+
+@pytest.mark.parametrize(
+  'fn',
+  [
+    lambda x: jnp.linalg.cholesky(jnp.eye(3)),
+    lambda x: jnp.linalg.solve(jnp.eye(3), jnp.ones(3)),
+    lambda x: jnp.fft.fft(x).real,
+    lambda x: jax.nn.gelu(x, approximate=False),
+  ],
+  ids=['cholesky', 'solve', 'fft', 'exact gelu'],
+)
+def test_missing_operations_are_reported(fn):
+  assert check_metal_lowering(fn, X_BLD)
+
+
+def test_everyday_operations_pass():
+  def fn(x):
+    values, _ = jax.lax.top_k(x, 3)
+    x = jax.lax.dynamic_update_slice(x, values[:, :1, :1], (0, 1, 0))
+    total = jax.lax.scan(lambda c, a: (c + a, None), x[0, 0], x[0])[0]
+    x = jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c * 2, x)
+    x = jax.checkpoint(jax.nn.gelu)(x) + jnp.cumsum(x, -1)
+    rows = jnp.argmax(x, -1)
+    one_hot = jax.nn.one_hot(rows, 8)
+    return jnp.tanh(one_hot @ total), jnp.square(x), jax.lax.rsqrt(x)
+
+  assert check_metal_lowering(fn, X_BLD, donate_argnums=0) == []
+
+
+def test_unsigned_indices_are_reported():
+  def update(x, i):
+    return jax.lax.dynamic_update_slice(x, x[:, :1], (0 * i, i, 0 * i))
+
+  assert check_metal_lowering(update, X_BLD, jnp.int32(1)) == []
+  problems = check_metal_lowering(update, X_BLD, jnp.uint32(1))
+  assert 'dynamic slice with unsigned indices' in problems
+
+
+def test_dots_are_counted():
+  text = (
+    '%2 = stablehlo.dot_general %0, %1, batching_dims = [0, 2] x [0, 1], '
+    'contracting_dims = [1, 3] x [2, 3], precision = [DEFAULT, DEFAULT] : '
+    '(tensor<2x?x4xf32>, tensor<f32>) -> tensor<complex<f32>>'
+  )
+  assert dot_shapes(text) == {(2, 2)}
+  assert check_stablehlo(text) == [
+    'dot_general with 2 batch and 2 contracting axes',
+    'dtype complex',
+  ]
