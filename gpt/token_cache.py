@@ -22,7 +22,8 @@ import numpy as np
 import tqdm
 
 from gpt.errors import UserError
-from gpt.sources import MAX_LINE_CHARS, Sources, TextStats, iter_pieces
+from gpt.sources import Sources
+from gpt.text_reader import MAX_LINE_CHARS, TextStats, iter_pieces
 from gpt.tokenizer_base import write_atomic
 
 FORMAT = 1
@@ -64,8 +65,8 @@ def corpus_fingerprint(text_sha256: str, tokenizer, separator: str) -> str:
 
 def load_or_encode(
   sources: Sources, tokenizer, separator: str, directory, log, tidy=False
-) -> tuple[np.ndarray, EncodedInfo]:
-  """The tokens of `sources` as a read-only memory map, encoded if need be.
+) -> tuple[np.ndarray, np.ndarray, EncodedInfo]:
+  """The tokens of `sources`, encoded if need be.
 
   Args:
     sources: the text.
@@ -75,6 +76,11 @@ def load_or_encode(
       processes (each writes its own temporary file and renames it).
     log: called with lines worth telling the user.
     tidy: remove the directory's token files of other fingerprints.
+
+  Returns:
+    tokens, a read-only memory map of uint16[n] or uint32[n];
+    doc_starts int64[n_docs], index 0 and each index after an EOS;
+    info, the side file.
 
   Raises:
     UserError: the text cannot be read or the directory not written.
@@ -89,20 +95,25 @@ def load_or_encode(
       directory.mkdir(parents=True, exist_ok=True)
       info = _encode_file(sources, tokenizer, separator, base, log, {
         'fingerprint': fingerprint, 'text_sha256': text_sha256})
+      if sources.sha256() != text_sha256:
+        base.with_suffix('.json').unlink()
+        raise UserError(
+          f'{sources.description} changed while it was being encoded: start '
+          'again when nothing writes to it'
+        )
       _remove_leftovers(directory, base if tidy else None)
     except OSError as e:
       raise UserError(
         f'cannot write the token cache in {directory}: {e.strerror}; free '
         'some space or set --config.data.cache_dir to another directory'
       ) from e
-  return map_tokens(base.with_suffix('.bin'), info), info
-
-
-def map_tokens(path, info: EncodedInfo) -> np.ndarray:
-  """Read-only uint16[n] or uint32[n] view of a token file."""
-  if not info.n_tokens:
-    return np.zeros(0, info.dtype)
-  return np.memmap(path, info.dtype, 'r', shape=(info.n_tokens,))
+  path = base.with_suffix('.bin')
+  if not info.n_tokens:  # an empty file cannot be mapped
+    return np.zeros(0, info.dtype), np.zeros(0, np.int64), info
+  tokens = np.memmap(path, info.dtype, 'r', shape=(info.n_tokens,))
+  ends = find_token(path, info, tokenizer.eos_id) if info.documents > 1 else []
+  doc_starts = np.concatenate([[0], np.asarray(ends, np.int64) + 1])
+  return tokens, doc_starts[doc_starts < info.n_tokens].astype(np.int64), info
 
 
 def _read_valid(base: pathlib.Path, fingerprint: str) -> EncodedInfo | None:
@@ -111,9 +122,8 @@ def _read_valid(base: pathlib.Path, fingerprint: str) -> EncodedInfo | None:
     data = json.loads(base.with_suffix('.json').read_text(encoding='utf-8'))
     info = EncodedInfo(**{**data, 'stats': TextStats(**data['stats'])})
     size = os.path.getsize(base.with_suffix('.bin'))
-    if info.fingerprint != fingerprint or (
-      size != info.n_tokens * np.dtype(info.dtype).itemsize
-    ):
+    whole = info.n_tokens * np.dtype(info.dtype).itemsize
+    if info.fingerprint != fingerprint or size != whole:
       return None
     crc = 0
     with open(base.with_suffix('.bin'), 'rb') as f:
@@ -122,6 +132,17 @@ def _read_valid(base: pathlib.Path, fingerprint: str) -> EncodedInfo | None:
     return info if crc == info.crc32 else None
   except (OSError, ValueError, TypeError, KeyError):
     return None
+
+
+def find_token(path, info: EncodedInfo, id: int) -> np.ndarray:
+  """int64[n] indices of `id`; reads the file piece by piece, not by its map,
+  whose pages would count as memory of this process."""
+  found, size = [np.zeros(0, np.int64)], 1 << 20
+  for start in range(0, info.n_tokens, size):
+    offset = start * np.dtype(info.dtype).itemsize
+    part = np.fromfile(path, info.dtype, size, offset=offset)
+    found.append(np.flatnonzero(part == id) + start)
+  return np.concatenate(found)
 
 
 def encode_pieces(pieces, tokenizer, unknown: dict[str, int]):

@@ -86,7 +86,10 @@ class BaseTokenizer:
 
   def decode(self, ids) -> str:
     """Text of int[n] ids; invalid UTF-8 becomes U+FFFD, control tokens ''."""
-    ids = np.asarray(ids, dtype=np.int64).reshape(-1)
+    try:
+      ids = np.asarray(ids, dtype=np.int64).reshape(-1)
+    except OverflowError:
+      self.token_bytes(max(ids, key=abs))
     if ids.size and (ids.min() < 0 or ids.max() >= len(self._bytes)):
       bad = int(ids[(ids < 0) | (ids >= len(self._bytes))][0])
       self.token_bytes(bad)
