@@ -6,10 +6,30 @@ test-metal` runs this file on it; on newer versions the same holds but for
 operations that they spell differently.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from metal_lowering import check_metal_lowering, check_stablehlo, dot_shapes
+from metal_lowering import (
+  check_metal_lowering,
+  check_stablehlo,
+  dot_shapes,
+  lower_for_metal,
+)
+
+from configs import default
+from gpt import (
+  decode,
+  optimizer,
+  sampling,
+  schedules,
+  sharding,
+  train_state,
+  train_step,
+)
+from gpt.model import GPT, GPTConfig
 
 X_BLD = jnp.ones((2, 4, 8))
 Q_BLHK = jnp.ones((2, 4, 4, 8))
@@ -130,3 +150,136 @@ def test_dots_are_counted():
     'dot_general with 2 batch and 2 contracting axes',
     'dtype complex',
   ]
+
+
+# --- the program -------------------------------------------------------------
+
+VARIANTS = {
+  'randy': {},
+  'microgpt': {'model.arch': 'microgpt', 'opt.schedule': 'linear_warmup'},
+  'remat': {'model.remat': True},
+  'global norm, ema': {'opt.clip': 'global_norm', 'opt.ema_decay': 0.99},
+  'wsd, no decay': {'opt.schedule': 'wsd', 'opt.weight_decay': 0.0},
+  'every option': {
+    'model.pos': 'rope',
+    'model.mlp': 'swiglu',
+    'model.n_kv_head': 2,
+    'model.embed_norm': True,
+    'model.qk_norm': True,
+    'model.final_norm': True,
+    'model.logit_softcap': 15.0,
+    'model.tied_embeddings': True,
+  },
+}
+VOCAB = 100  # More than sampling's fast path looks at.
+
+
+def tiny(**changes):
+  """(config, model) as they would be on an Apple GPU, small."""
+  config = default.get_config()
+  config.model.update(n_embd=16, n_head=4, n_layer=2, block_size=64)
+  config.update_from_flattened_dict(changes)
+  cfg = GPTConfig.from_config(config.model, VOCAB, backend='METAL')
+  return config, GPT(cfg)
+
+
+def test_defaults_on_metal_are_its_own():
+  _, model = tiny()
+  assert (model.cfg.dtype, model.cfg.attention) == ('float32', 'plain')
+
+
+def abstract(shape, dtype):
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def abstract_state(config, model):
+  create = functools.partial(
+    train_state.create,
+    model,
+    optimizer.create(config),
+    ema=config.opt.ema_decay > 0,
+  )
+  return jax.eval_shape(create, jax.random.key(0))
+
+
+def abstract_batch(rows=4, length=64):
+  return {
+    'tokens': abstract((rows, length + 1), jnp.int32),
+    'weights': abstract((rows, length), jnp.float32),
+    'rows': abstract((rows,), jnp.int32),
+  }
+
+
+@pytest.mark.parametrize('micro', [0, 2], ids=['whole', 'micro-batches'])
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_train_step_compiles_for_metal(variant, micro):
+  config, model = tiny(**VARIANTS[variant])
+  step = train_step.jit_train_step(
+    model,
+    optimizer.create(config),
+    schedules.from_config(config),
+    sharding.create_mesh(4, jax.devices()[:1]),
+    micro_batch_size=micro,
+    ema_decay=config.opt.ema_decay,
+  )
+  state, key = abstract_state(config, model), jax.random.key(1)
+  assert check_metal_lowering(step, state, abstract_batch(), key) == []
+
+
+def test_train_step_with_segments_compiles_for_metal():
+  config, model = tiny()
+  step = functools.partial(
+    train_step.train_step,
+    model=model,
+    tx=optimizer.create(config),
+    schedule=schedules.from_config(config),
+  )
+  state, key = abstract_state(config, model), jax.random.key(1)
+  batch = abstract_batch() | {'segments': abstract((4, 65), jnp.int32)}
+  assert check_metal_lowering(step, state, batch, key) == []
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_init_and_eval_compile_for_metal(variant):
+  config, model = tiny(**VARIANTS[variant])
+  tx = optimizer.create(config)
+  create = functools.partial(train_state.create, model, tx)
+  assert check_metal_lowering(create, jax.random.key(0)) == []
+  step = train_step.jit_eval_step(
+    model, sharding.create_mesh(4, jax.devices()[:1])
+  )
+  params = abstract_state(config, model).params
+  bytes_V = abstract((VOCAB,), jnp.float32)
+  assert check_metal_lowering(step, params, abstract_batch(), bytes_V) == []
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_generation_compiles_for_metal(variant):
+  config, model = tiny(**VARIANTS[variant])
+  params = abstract_state(config, model).params
+  prompt = abstract((1, 32), jnp.int32)
+  prefill = functools.partial(decode.prefill, model)
+  assert check_metal_lowering(prefill, params, prompt) == []
+
+  row = jax.eval_shape(prefill, params, prompt)
+  state = jax.eval_shape(lambda: decode.init_state(model.cfg, 3))
+  slot = np.int32(1)
+  new = abstract((VOCAB,), jnp.bool_), abstract((VOCAB,), jnp.float32)
+  assert check_metal_lowering(decode.insert, state, slot, row, *new) == []
+  assert check_metal_lowering(decode.refill, state, slot, row) == []
+
+  block = functools.partial(decode.decode_block, model, k=4, bucket=32)
+  row_int = abstract((2,), jnp.int32)
+  s = sampling.params(2, top_k=5, min_p=0.1, repetition=1.1)
+  args = (params, state, row_int, row_int, row_int, row_int, s)
+  assert check_metal_lowering(block, *args) == []
+
+
+def test_bfloat16_would_be_noticed():
+  config, model = tiny(**{'model.dtype': 'bfloat16'})
+  text = lower_for_metal(
+    functools.partial(decode.prefill, model),
+    abstract_state(config, model).params,
+    abstract((1, 32), jnp.int32),
+  )
+  assert 'dtype bf16' in check_stablehlo(text)
