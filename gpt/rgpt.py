@@ -12,6 +12,7 @@ Axis letters: V vocabulary, T trained context, D model width, L layers.
 
 import dataclasses
 import os
+import pathlib
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,13 +23,11 @@ from gpt.errors import UserError
 
 HEADER = struct.Struct('<8sIIIf')
 MAGICS = {b'RGPT0001': 1, b'RGPT0002': 2, b'RGPT0003': 3}
+MAGIC = b'RGPT0003'  # What is written.
 MAX_U32 = 2**32 - 1
 # Name -> (rows, columns) in units of D, in file order.
 BLOCK = {
-  'wq': (1, 1),
-  'wk': (1, 1),
-  'wv': (1, 1),
-  'wo': (1, 1),
+  **{name: (1, 1) for name in ('wq', 'wk', 'wv', 'wo')},
   'fc1': (4, 1),
   'fc2': (1, 4),
 }
@@ -74,9 +73,7 @@ class RgptCheckpoint:
   block_size: int
 
 
-def tensor_shapes(
-  vocab_size: int, n_embd: int, n_layer: int, block_size: int
-) -> dict[str, tuple[int, int]]:
+def tensor_shapes(vocab_size, n_embd, n_layer, block_size) -> dict:
   """Name -> file shape ([out, in]) of every weight, in file order."""
   shapes = {
     'wte': (vocab_size, n_embd),
@@ -89,9 +86,7 @@ def tensor_shapes(
   return shapes
 
 
-def count_weights(
-  vocab_size: int, n_embd: int, n_layer: int, block_size: int
-) -> int:
+def count_weights(vocab_size, n_embd, n_layer, block_size) -> int:
   """N = 12 L D^2 + T D + 2 V D."""
   return n_embd * (12 * n_layer * n_embd + block_size + 2 * vocab_size)
 
@@ -115,17 +110,15 @@ def read_rgpt(
         f'Checkpoint vocab_size {vocab_size} != model vocab_size '
         f'{expected_vocab_size}'
       )
-    has_moments = _check_size(
+    has_moments = _has_moments(
       f, path, version, vocab_size, n_embd, n_layer, block_size
     )
     shapes = tensor_shapes(vocab_size, n_embd, n_layer, block_size)
     weights = _read_tensors(f, shapes)
-    m = v = None
+    m, v = ({}, {}) if has_moments else (None, None)
     if has_moments and version == 3:
-      m = _read_tensors(f, shapes)
-      v = _read_tensors(f, shapes)
+      m, v = _read_tensors(f, shapes), _read_tensors(f, shapes)
     elif has_moments:
-      m, v = {}, {}
       for name, shape in shapes.items():
         m |= _read_tensors(f, {name: shape})
         v |= _read_tensors(f, {name: shape})
@@ -144,10 +137,10 @@ def read_rgpt(
   )
 
 
-def read_header(path) -> tuple[int, int, int, int, np.float32]:
-  """(version, vocab_size, iter, adam_step, best_loss) of a file."""
+def read_vocab_size(path) -> int:
+  """The vocabulary size in a file's header."""
   with _open(path) as f:
-    return _read_header(f, path)
+    return _read_header(f, path)[1]
 
 
 def infer_shape(path, block_size: int = 256) -> list[tuple[int, int]]:
@@ -157,7 +150,7 @@ def infer_shape(path, block_size: int = 256) -> list[tuple[int, int]]:
   """
   with _open(path) as f:
     version, vocab_size, *_ = _read_header(f, path)
-    payload = _file_size(f) - HEADER.size
+    payload = os.fstat(f.fileno()).st_size - HEADER.size
   found = []
   for bytes_per_weight in (12, 4) if version == 2 else (12,):
     n_weights, rest = divmod(payload, bytes_per_weight)
@@ -176,38 +169,25 @@ def write_rgpt(path, ckpt: RgptCheckpoint) -> None:
 
   The bytes go to a temporary file in the same directory, are fsynced and
   renamed over `path`. Without moments, zeros and Adam step 0 are written: the
-  state of a fresh optimizer. Raises UserError for a header that does not fit
-  its fields, and when the file system refuses (the old file stays).
+  state of a fresh optimizer. Raises UserError for content that is not an RGPT
+  file's, and when the file system refuses (an older file stays).
   """
-  path = os.fspath(path)
-  chunks = _encode(ckpt)
-  header = next(chunks)  # Errors in the content come before any file.
   temporary = f'{path}.{os.getpid()}.tmp'
   try:
     with open(temporary, 'wb') as f:
-      f.write(header)
-      for chunk in chunks:
+      for chunk in _encode(ckpt):
         f.write(chunk)
       f.flush()
       os.fsync(f.fileno())
     os.replace(temporary, path)
-    _fsync_directory(os.path.dirname(path) or '.')
   except BaseException as e:
-    try:
-      os.unlink(temporary)
-    except OSError:
-      pass
-    if isinstance(e, OSError):
-      raise UserError(
-        f'cannot write {path}: {e.strerror or e}; a file that was there '
-        'before is unchanged'
-      ) from e
-    raise
-
-
-def to_bytes(ckpt: RgptCheckpoint) -> bytes:
-  """The RGPT0003 file as bytes."""
-  return b''.join(bytes(chunk) for chunk in _encode(ckpt))
+    pathlib.Path(temporary).unlink(missing_ok=True)
+    if not isinstance(e, OSError):
+      raise
+    raise UserError(
+      f'cannot write {path}: {e.strerror or e}; a file that was there before '
+      'is unchanged'
+    ) from e
 
 
 def to_params(ckpt: RgptCheckpoint):
@@ -254,21 +234,21 @@ def from_params(
       f'{", ".join(absent or ["blocks"])}'
     )
   vocab_size, n_embd = np.shape(params['wte'])
-  block_size = np.shape(params['wpe'])[0]
-  shapes = tensor_shapes(vocab_size, n_embd, n_layer, block_size)
-  return RgptCheckpoint(
+  ckpt = RgptCheckpoint(
     version=3,
     vocab_size=vocab_size,
     iter=iter,
     adam_step=adam_step if mu is not None else 0,
     best_loss=_float32(best_loss),
-    weights=_flatten(params, shapes, 'params'),
-    m=None if mu is None else _flatten(mu, shapes, 'mu'),
-    v=None if nu is None else _flatten(nu, shapes, 'nu'),
+    weights=_file_tensors(params),
+    m=_file_tensors(mu),
+    v=_file_tensors(nu),
     n_embd=n_embd,
     n_layer=n_layer,
-    block_size=block_size,
+    block_size=np.shape(params['wpe'])[0],
   )
+  _check(ckpt)
+  return ckpt
 
 
 def obstacles(model) -> list[str]:
@@ -306,10 +286,6 @@ def _open(path):
     raise UserError(f'cannot read checkpoint {path}: {e.strerror}') from e
 
 
-def _file_size(f) -> int:
-  return os.fstat(f.fileno()).st_size
-
-
 def _read_header(f, path):
   header = f.read(HEADER.size)
   version = MAGICS.get(header[:8])
@@ -326,12 +302,10 @@ def _read_header(f, path):
   return version, vocab_size, iteration, adam_step, best_loss
 
 
-def _check_size(
-  f, path, version, vocab_size, n_embd, n_layer, block_size
-) -> bool:
+def _has_moments(f, path, version, vocab_size, n_embd, n_layer, block_size):
   """Whether the file has moments. Raises RgptSizeError if it fits nothing."""
   n = count_weights(vocab_size, n_embd, n_layer, block_size)
-  actual = _file_size(f)
+  actual = os.fstat(f.fileno()).st_size
   full, bare = HEADER.size + 12 * n, HEADER.size + 4 * n
   if actual == full:
     return True
@@ -342,7 +316,7 @@ def _check_size(
     needed += f' (or {bare} with weights only)'
   fits = infer_shape(path, block_size)
   hint = ' or '.join(f'n_embd {d}, n_layer {l}' for d, l in fits[:4])
-  hint = f' Its size is that of {hint}.' if fits else ''
+  hint = hint and f' Its size is that of {hint}.'
   raise RgptSizeError(
     f'checkpoint {path} has {actual} bytes, but n_embd {n_embd}, n_layer '
     f'{n_layer}, block_size {block_size} and its vocab_size {vocab_size} '
@@ -363,70 +337,60 @@ def _read_tensors(f, shapes) -> Tensors:
   return tensors
 
 
-def _encode(ckpt: RgptCheckpoint) -> Iterator[bytes | memoryview]:
-  """The file in pieces; the header comes first, once all is checked."""
+def _check(ckpt: RgptCheckpoint) -> dict:
+  """The shapes of all weights, if tensors and counters fit the format."""
   shapes = tensor_shapes(
     ckpt.vocab_size, ckpt.n_embd, ckpt.n_layer, ckpt.block_size
   )
-  groups = [ckpt.weights]
-  if ckpt.m is not None:
-    groups += [ckpt.m, ckpt.v]
-  for tensors in groups:
-    wrong = [
-      name
-      for name in shapes.keys() | tensors.keys()
-      if name not in shapes
-      or name not in tensors
-      or tensors[name].shape != shapes[name]
-      or tensors[name].dtype != np.float32
-    ]
-    if wrong:
-      raise UserError(f'not RGPT tensors: {", ".join(sorted(wrong))}')
+  groups = {'weights': ckpt.weights, 'm': ckpt.m, 'v': ckpt.v}
+  for group, tensors in groups.items():
+    if tensors is None and group != 'weights':
+      continue
+    if strange := sorted(tensors.keys() ^ shapes.keys()):
+      raise UserError(
+        'this model cannot be written as an RGPT file: its tensors differ '
+        f"from RandyGPT's in {group}: {', '.join(strange)}"
+      )
+    for name, shape in shapes.items():
+      x = tensors[name]
+      if x.shape != shape or x.dtype != np.float32:
+        raise UserError(
+          f'this model cannot be written as an RGPT file: {name} of {group} is '
+          f'{x.dtype}{list(x.shape)}, not float32{list(shape)} ([out, in])'
+        )
+  for name in ('vocab_size', 'iter', 'adam_step'):
+    if not 0 <= getattr(ckpt, name) <= MAX_U32:
+      raise UserError(
+        f'{name} {getattr(ckpt, name)} does not fit an RGPT header (u32)'
+      )
+  return shapes
+
+
+def _encode(ckpt: RgptCheckpoint) -> Iterator[bytes | memoryview]:
+  """The RGPT0003 file in pieces."""
+  shapes = _check(ckpt)
   adam_step = ckpt.adam_step if ckpt.m is not None else 0
-  fields = {
-    'vocab_size': ckpt.vocab_size,
-    'iter': ckpt.iter,
-    'adam_step': adam_step,
-  }
-  for name, value in fields.items():
-    if not 0 <= value <= MAX_U32:
-      raise UserError(f'{name} {value} does not fit an RGPT header (u32)')
-  header = b'RGPT0003' + struct.pack('<III', *fields.values())
+  header = struct.pack('<8sIII', MAGIC, ckpt.vocab_size, ckpt.iter, adam_step)
   yield header + _float32(ckpt.best_loss).astype('<f4').tobytes()
-  for tensors in groups:
-    for name in shapes:
-      yield np.ascontiguousarray(tensors[name], '<f4').data.cast('B')
-  if ckpt.m is None:
-    for _ in range(2):
-      for rows, columns in shapes.values():
-        yield bytes(4 * rows * columns)
+  for tensors in (ckpt.weights, ckpt.m, ckpt.v):
+    for name, shape in shapes.items():
+      if tensors is None:
+        yield bytes(4 * shape[0] * shape[1])
+      else:
+        yield np.ascontiguousarray(tensors[name], '<f4').data.cast('B')
 
 
-def _flatten(tree: Mapping, shapes: dict, what: str) -> Tensors:
-  """Our tree as file tensors ([out, in]), checked against `shapes`."""
-  flat = {}
+def _file_tensors(tree: Mapping | None) -> Tensors | None:
+  """Our tree under the file's names, block matrices as [out, in]."""
+  if tree is None:
+    return None
+  tensors = {}
   for name, value in tree.items():
     if isinstance(value, Mapping):
-      flat |= {f'{name}/{leaf}': x for leaf, x in value.items()}
+      for leaf, x in value.items():
+        tensors[f'{name}/{leaf}'] = np.asarray(x).T
     else:
-      flat[name] = value
-  strange = sorted(flat.keys() ^ shapes.keys())
-  if strange:
-    raise UserError(
-      'this model cannot be written as an RGPT file: its tensors differ from '
-      f"RandyGPT's in {what}: {', '.join(strange)}"
-    )
-  tensors = {}
-  for name, shape in shapes.items():
-    x = np.asarray(flat[name])
-    if '/' in name:
-      x = x.T
-    if x.shape != shape or x.dtype != np.float32:
-      raise UserError(
-        f'this model cannot be written as an RGPT file: {what} {name} is '
-        f'{x.dtype}{list(x.shape)}, not float32{list(shape)} ([out, in])'
-      )
-    tensors[name] = np.ascontiguousarray(x)
+      tensors[name] = np.asarray(value)
   return tensors
 
 
@@ -434,16 +398,3 @@ def _float32(x) -> np.float32:
   """A float32 scalar; one that is already float32 keeps its bits."""
   return np.asarray(x).astype(np.float32, copy=False)[()]
 
-
-def _fsync_directory(directory: str) -> None:
-  """Makes the rename itself durable, where the system can."""
-  try:
-    fd = os.open(directory, os.O_RDONLY)
-  except OSError:
-    return
-  try:
-    os.fsync(fd)
-  except OSError:
-    pass
-  finally:
-    os.close(fd)

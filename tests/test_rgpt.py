@@ -169,7 +169,6 @@ def test_import_then_export_is_byte_identical(
   )
   rgpt.write_rgpt(path, ckpt)
   assert path.read_bytes() == data
-  assert rgpt.to_bytes(ckpt) == data
 
 
 def test_bad_magic_names_the_file(tmp_path):
@@ -283,7 +282,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
   path = write(tmp_path, GOLDEN['RGPT0003'])
   broken = read(path)
   broken.m['block_0/fc2'] = np.zeros((1, 1), np.float32)
-  with pytest.raises(UserError, match='block_0/fc2'):
+  with pytest.raises(UserError, match='block_0/fc2 of m'):
     rgpt.write_rgpt(path, broken)
   broken = read(path)
   broken.iter = -1
@@ -316,8 +315,8 @@ def test_other_architectures_are_refused(tmp_path):
   with pytest.raises(UserError, match='block_0/gate'):
     rgpt.from_params(gated)
   double = params | {'wpe': params['wpe'].astype(np.float64)}
-  with pytest.raises(UserError, match='wpe is float64'):
+  with pytest.raises(UserError, match='wpe of weights is float64'):
     rgpt.from_params(double)
   grouped = params | {'block_0': params['block_0'] | {'wk': np.zeros((2, 1))}}
-  with pytest.raises(UserError, match=r'block_0/wk is .*\[1, 2\]'):
+  with pytest.raises(UserError, match=r'block_0/wk of weights is .*\[1, 2\]'):
     rgpt.from_params(grouped)
