@@ -68,7 +68,112 @@ def causal_self_attention(q_BLHK, k_BLHK, v_BLHK, segments_BL=None, *, kernel):
     return jax.nn.dot_product_attention(
       q_BLHK, k_BLHK, v_BLHK, is_causal=True, implementation='cudnn'
     )
+  if kernel == 'blocked':
+    k_BLHK, v_BLHK = repeat_kv(q_BLHK, k_BLHK), repeat_kv(q_BLHK, v_BLHK)
+    qkv = (x.transpose(0, 2, 1, 3) for x in (q_BLHK, k_BLHK, v_BLHK))
+    out_BHLK = blocked_attention(*qkv, segments_BL)
+    return out_BHLK.transpose(0, 2, 1, 3)
   mask_BLS = causal_mask(q_BLHK.shape[1])[None]
   if segments_BL is not None:
     mask_BLS = mask_BLS & (segments_BL[:, :, None] == segments_BL[:, None, :])
   return attend(q_BLHK, k_BLHK, v_BLHK, mask_BLS)
+
+
+# Queries are taken in this many row blocks: what lies above the diagonal of
+# blocks is never computed, and the scores of one block stay in cache.
+ROW_BLOCKS = 4
+
+
+def row_blocks(length: int) -> list[tuple[int, int]]:
+  """[(first, end)] of the query blocks."""
+  size = max(1, -(-length // ROW_BLOCKS))
+  return [(i, min(i + size, length)) for i in range(0, length, size)]
+
+
+def _block_scores(q_BHLK, k_BHLK, segments_BL, first, end):
+  """Scaled, masked float32 scores of queries first..end to keys 0..end."""
+  scores_BHLS = jnp.einsum(
+    'BHLK,BHSK->BHLS', q_BHLK[:, :, first:end], k_BHLK[:, :, :end]
+  ).astype(jnp.float32)
+  query = np.arange(first, end)[:, None]
+  mask_BLS = (query >= np.arange(end)[None])[None]
+  if segments_BL is not None:
+    mask_BLS = mask_BLS & (
+      segments_BL[:, first:end, None] == segments_BL[:, None, :end]
+    )
+  scores_BHLS *= q_BHLK.shape[-1] ** -0.5
+  return jnp.where(mask_BLS[:, None], scores_BHLS, MASKED)
+
+
+def _blocked_forward(q_BHLK, k_BHLK, v_BHLK, segments_BL):
+  outs, lses = [], []
+  for first, end in row_blocks(q_BHLK.shape[2]):
+    scores_BHLS = _block_scores(q_BHLK, k_BHLK, segments_BL, first, end)
+    max_BHL1 = jnp.max(scores_BHLS, axis=-1, keepdims=True)
+    exp_BHLS = jnp.exp(scores_BHLS - max_BHL1)
+    sum_BHL1 = jnp.sum(exp_BHLS, axis=-1, keepdims=True)
+    out_BHLK = jnp.einsum(
+      'BHLS,BHSK->BHLK', exp_BHLS.astype(v_BHLK.dtype), v_BHLK[:, :, :end]
+    )
+    outs.append((out_BHLK / sum_BHL1).astype(q_BHLK.dtype))
+    lses.append(max_BHL1 + jnp.log(sum_BHL1))
+  return jnp.concatenate(outs, axis=2), jnp.concatenate(lses, axis=2)
+
+
+@jax.custom_vjp
+def blocked_attention(q_BHLK, k_BHLK, v_BHLK, segments_BL=None):
+  """`attend` with a causal mask, in row blocks; same value and gradient.
+
+  The backward pass recomputes the probabilities from the saved log-sum-exp
+  (Dao et al. 2022, FlashAttention, section 3), so no [L, S] array outlives its
+  block.
+
+  Args:
+    q_BHLK, k_BHLK, v_BHLK: float[B, H, L, K].
+    segments_BL: int32[B, L] or None.
+
+  Returns:
+    float[B, H, L, K].
+  """
+  return _blocked_forward(q_BHLK, k_BHLK, v_BHLK, segments_BL)[0]
+
+
+def _blocked_fwd(q_BHLK, k_BHLK, v_BHLK, segments_BL):
+  out_BHLK, lse_BHL1 = _blocked_forward(q_BHLK, k_BHLK, v_BHLK, segments_BL)
+  return out_BHLK, (q_BHLK, k_BHLK, v_BHLK, segments_BL, out_BHLK, lse_BHL1)
+
+
+def _blocked_bwd(saved, dout_BHLK):
+  q_BHLK, k_BHLK, v_BHLK, segments_BL, out_BHLK, lse_BHL1 = saved
+  dtype = q_BHLK.dtype
+  scale = q_BHLK.shape[-1] ** -0.5
+  delta_BHL1 = jnp.sum(
+    dout_BHLK.astype(jnp.float32) * out_BHLK.astype(jnp.float32),
+    axis=-1,
+    keepdims=True,
+  )
+  length = q_BHLK.shape[2]
+  dqs, dk_BHLK, dv_BHLK = [], 0.0, 0.0
+  for first, end in row_blocks(length):
+    rows = slice(first, end)
+    scores_BHLS = _block_scores(q_BHLK, k_BHLK, segments_BL, first, end)
+    probs_BHLS = jnp.exp(scores_BHLS - lse_BHL1[:, :, rows])
+    dout = dout_BHLK[:, :, rows]
+    dprobs_BHLS = jnp.einsum('BHLK,BHSK->BHLS', dout, v_BHLK[:, :, :end])
+    dscores_BHLS = (
+      probs_BHLS
+      * (dprobs_BHLS.astype(jnp.float32) - delta_BHL1[:, :, rows])
+      * scale
+    ).astype(dtype)
+    dqs.append(
+      jnp.einsum('BHLS,BHSK->BHLK', dscores_BHLS, k_BHLK[:, :, :end])
+    )
+    dk = jnp.einsum('BHLS,BHLK->BHSK', dscores_BHLS, q_BHLK[:, :, rows])
+    dv = jnp.einsum('BHLS,BHLK->BHSK', probs_BHLS.astype(dtype), dout)
+    pad = ((0, 0), (0, 0), (0, length - end), (0, 0))
+    dk_BHLK += jnp.pad(dk, pad)
+    dv_BHLK += jnp.pad(dv, pad)
+  return jnp.concatenate(dqs, axis=2), dk_BHLK, dv_BHLK, None
+
+
+blocked_attention.defvjp(_blocked_fwd, _blocked_bwd)

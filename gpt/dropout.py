@@ -39,8 +39,8 @@ def row_seeds(key, rows_B):
 def dropout(x_BLD, rate: float, seeds_Bx2, site: int):
   """Zeroes elements with probability `rate`, scales the rest to keep the mean.
 
-  The rate is rounded to a multiple of 1/256: one hash serves four elements, a
-  byte each. The scale uses the rounded rate, so the expectation is exact.
+  The rate is rounded to a multiple of 2^-16; the scale uses the rounded rate,
+  so the expectation is exact.
 
   Args:
     x_BLD: float[B, L, D].
@@ -48,22 +48,18 @@ def dropout(x_BLD, rate: float, seeds_Bx2, site: int):
     seeds_Bx2: uint32[B, 2] from `row_seeds`, or None (no dropout: inference).
     site: which dropout of the network this is.
   """
-  threshold = min(round(rate * 256), 255)
+  threshold = min(round(rate * 65536), 65535)
   if seeds_Bx2 is None or threshold == 0:
     return x_BLD
-  batch, length, width = x_BLD.shape
-  quarter = -(-width // 4)
-  count_LQ = jax.lax.iota(jnp.uint32, length * quarter).reshape(length, quarter)
+  _, length, width = x_BLD.shape
+  count_LD = jax.lax.iota(jnp.uint32, length * width).reshape(length, width)
   site_word = jnp.uint32((site * 0x85EBCA6B + 1) & 0xFFFFFFFF)
   a_B = mix(seeds_Bx2[:, 0] + site_word)
   b_B = seeds_Bx2[:, 1] ^ site_word
-  x = count_LQ[None] ^ a_B[:, None, None]
+  x = count_LD[None] ^ a_B[:, None, None]
   x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D) + b_B[:, None, None]
   x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-  bits_BLQ = x ^ (x >> 16)
-  bytes_BLD = jnp.concatenate(
-    [(bits_BLQ >> shift) & 255 for shift in (0, 8, 16, 24)], axis=-1
-  )[:, :, :width]
-  scale = 256 / (256 - threshold)
-  keep_BLD = bytes_BLD >= threshold
+  bits_BLD = x >> 16
+  scale = 65536 / (65536 - threshold)
+  keep_BLD = bits_BLD >= threshold
   return x_BLD * jnp.where(keep_BLD, scale, 0.0).astype(x_BLD.dtype)
