@@ -6,6 +6,8 @@ function of (seed, step), the corpus is a memory map, and there is no state.
 """
 
 import dataclasses
+import itertools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,6 +55,14 @@ class Corpus:
             'all': (0, n)}[split]
 
 
+class Window(NamedTuple):
+  """The tokens from `start`, none at or after `end`, perhaps after a BOS."""
+
+  start: int
+  end: int
+  bos: bool
+
+
 def random_uniform(seed: int, step: int, stream: int, n: int) -> np.ndarray:
   """float64[n] in [0, 1), a pure function of its arguments.
 
@@ -72,8 +82,8 @@ class TextDataset:
   tokens in a row. With document_aware it stays inside one document, which is
   preceded by a BOS that is not part of the text (so the first token is a
   target too, and generation can start from BOS); what lies beyond a short
-  document has weight 0. Either way all targets of the split are drawn about
-  equally often.
+  document has weight 0. Either way the targets of the split are drawn about
+  equally often (document_aware: within a factor of two).
   """
 
   def __init__(
@@ -96,7 +106,7 @@ class TextDataset:
       [len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)],
       np.int32,
     )
-    self._segments: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    self._cached_documents: dict[str, tuple] = {}
     self._check_lengths(splits)
 
   def _check_lengths(self, splits) -> None:
@@ -121,14 +131,15 @@ class TextDataset:
       tokens int32[B, T+1], weights float32[B, T] of the targets
       tokens[:, 1:], rows int32[B], the indices in the whole batch.
     """
-    draws = random_uniform(self.seed, step, TRAIN_STREAM, 2 * self.batch_size)
-    row_ids = np.arange(self.batch_size, dtype=np.int32)[rows]
-    return self._gather('train', draws.reshape(-1, 2)[rows], row_ids)
+    windows = self._choose('train', self._draws(step)[rows])
+    batch = self._read(windows)
+    batch['rows'] = np.arange(self.batch_size, dtype=np.int32)[rows]
+    return batch
 
   def window_starts(self, step: int) -> np.ndarray:
     """int64[B]: first tokens of batch_at(step)'s windows (stream mode)."""
-    draws = random_uniform(self.seed, step, TRAIN_STREAM, 2 * self.batch_size)
-    return self._starts('train', draws.reshape(-1, 2)[:, 0])
+    windows = self._choose('train', self._draws(step))
+    return np.array([w.start for w in windows], np.int64)
 
   def eval_batches(self, split: str, windows=None, batch_size=None):
     """Yields batches that cover a split, or a fixed random part of it.
@@ -141,100 +152,82 @@ class TextDataset:
         batch is filled up with rows of weight 0.
     """
     batch_size = batch_size or self.batch_size
-    for batch in self._eval_rows(split, windows, batch_size):
-      missing = batch_size - len(batch['rows'])
-      if missing:
-        batch = {
-          'tokens': np.pad(batch['tokens'], ((0, missing), (0, 0))),
-          'weights': np.pad(batch['weights'], ((0, missing), (0, 0))),
-        }
-      batch['rows'] = np.arange(batch_size, dtype=np.int32)
-      yield batch
-
-  def _eval_rows(self, split, windows, batch_size):
-    if windows is not None:
+    if windows is None:
+      chosen = self._all_windows(split)
+    else:
       draws = random_uniform(0, SPLITS.index(split), EVAL_STREAM, 2 * windows)
-      draws = draws.reshape(-1, 2)
-      for i in range(0, windows, batch_size):
-        part = draws[i : i + batch_size]
-        yield self._gather(split, part, np.arange(len(part)))
-      return
-    rows = []
-    for row in self._all_windows(split):
-      rows.append(row)
-      if len(rows) == batch_size:
-        yield self._read_rows(rows)
-        rows = []
-    if rows:
-      yield self._read_rows(rows)
+      chosen = iter(self._choose(split, draws.reshape(-1, 2)))
+    while part := list(itertools.islice(chosen, batch_size)):
+      batch = self._read(part)
+      missing = (0, batch_size - len(part))
+      yield {
+        'tokens': np.pad(batch['tokens'], (missing, (0, 0))),
+        'weights': np.pad(batch['weights'], (missing, (0, 0))),
+        'rows': np.arange(batch_size, dtype=np.int32),
+      }
 
-  def _all_windows(self, split):
-    """(start, end of its text, begins with BOS) of consecutive windows."""
+  def _draws(self, step: int) -> np.ndarray:
+    """float64[B, 2] in [0, 1): what decides the windows of a step."""
+    n = 2 * self.batch_size
+    return random_uniform(self.seed, step, TRAIN_STREAM, n).reshape(-1, 2)
+
+  def _choose(self, split: str, draws) -> list[Window]:
+    """The windows that float64[n, 2] draws select."""
+    T = self.block_size
+    if not self.document_aware:
+      first, end = self.corpus.bounds(split)
+      starts = first + (draws[:, 0] * (end - first - T)).astype(np.int64)
+      return [Window(start, end, False) for start in starts.tolist()]
+    # A document of n targets gets n + T - 1 positions, of which the first and
+    # last ones are moved inside: each target is in T to 2T of them, whatever
+    # the length of its document and its place in it.
+    starts, ends, positions = self._documents(split)
+    which = np.searchsorted(positions, draws[:, 0] * positions[-1], 'right')
+    which = np.minimum(which, len(starts) - 1)
+    n = ends[which] - starts[which]
+    offsets = (draws[:, 1] * (n + T - 1)).astype(np.int64) - (T - 1)
+    offsets = np.clip(offsets, 0, np.maximum(n - T, 0))
+    return [
+      Window(a + max(offset - 1, 0), b, offset == 0)
+      for a, b, offset in zip(
+        starts[which].tolist(), ends[which].tolist(), offsets.tolist()
+      )
+    ]
+
+  def _all_windows(self, split: str):
+    """Yields windows that cover each target of the split once, in order."""
     T = self.block_size
     if not self.document_aware:
       first, end = self.corpus.bounds(split)
       for start in range(first, end - 1, T):
-        yield start, end, False
+        yield Window(start, end, False)
       return
-    starts, ends, _ = self._segments_of(split)
+    starts, ends, _ = self._documents(split)
     for a, b in zip(starts.tolist(), ends.tolist()):
-      for offset in range(0, b - a, T):
-        yield (a, b, True) if not offset else (a + offset - 1, b, False)
+      yield Window(a, b, True)
+      for start in range(a + T - 1, b - 1, T):
+        yield Window(start, b, False)
 
-  def _segments_of(self, split):
-    """Documents of a split: starts, ends int64[n]; cumulated draw weights.
-
-    A document is drawn in proportion to the windows it fills (at least one),
-    so that its targets are drawn as often as those of any other.
-    """
-    if split not in self._segments:
+  def _documents(self, split: str):
+    """Starts, ends int64[n] of a split's documents; cumulated positions."""
+    if split not in self._cached_documents:
       first, end = self.corpus.bounds(split)
       docs = self.corpus.doc_starts
       inner = docs[(docs > first) & (docs < end)]
       starts = np.concatenate([[first], inner]).astype(np.int64)
       ends = np.concatenate([inner, [end]]).astype(np.int64)
-      weights = np.maximum(1.0, (ends - starts) / self.block_size)
-      self._segments[split] = starts, ends, np.cumsum(weights)
-    return self._segments[split]
+      positions = np.cumsum(ends - starts + self.block_size - 1)
+      self._cached_documents[split] = starts, ends, positions
+    return self._cached_documents[split]
 
-  def _starts(self, split, uniform):
-    first, end = self.corpus.bounds(split)
-    n = end - first - self.block_size
-    return first + (uniform * n).astype(np.int64)
-
-  def _gather(self, split, draws, row_ids) -> Batch:
-    """Batch of the windows that float64[B, 2] draws choose."""
-    if not self.document_aware:
-      end = self.corpus.bounds(split)[1]
-      starts = self._starts(split, draws[:, 0]).tolist()
-      rows = [(s, end, False) for s in starts]
-    else:
-      starts, ends, cumulated = self._segments_of(split)
-      chosen = np.searchsorted(
-        cumulated, draws[:, 0] * cumulated[-1], side='right'
-      )
-      chosen = np.minimum(chosen, len(starts) - 1)
-      a, b = starts[chosen], ends[chosen]
-      n_offsets = np.maximum(1, b - a - self.block_size + 1)
-      offsets = (draws[:, 1] * n_offsets).astype(np.int64)
-      rows = [
-        (int(s), int(e), True) if not o else (int(s + o - 1), int(e), False)
-        for s, e, o in zip(a, b, offsets)
-      ]
-    batch = self._read_rows(rows)
-    batch['rows'] = np.asarray(row_ids, np.int32)
-    return batch
-
-  def _read_rows(self, rows) -> Batch:
+  def _read(self, windows: list[Window]) -> Batch:
     T = self.block_size
-    tokens = np.full((len(rows), T + 1), self._eos, np.int32)
-    weights = np.zeros((len(rows), T), np.float32)
-    for i, (start, end, bos) in enumerate(rows):
+    tokens = np.full((len(windows), T + 1), self._eos, np.int32)
+    weights = np.zeros((len(windows), T), np.float32)
+    for i, (start, end, bos) in enumerate(windows):
       text = self.corpus.tokens[start : min(start + T + 1 - bos, end)]
-      n = len(text) + bos
       if bos:
         tokens[i, 0] = self._bos
-      tokens[i, bos:n] = text
-      weights[i, : n - 1] = 1
-    return {'tokens': tokens, 'weights': weights,
-            'rows': np.arange(len(rows), dtype=np.int32)}
+      tokens[i, bos : bos + len(text)] = text
+      weights[i, : bos + len(text) - 1] = 1
+    return {'tokens': tokens, 'weights': weights}

@@ -208,11 +208,14 @@ def build_sentencepiece(
       bos_id=1,
       eos_id=2,
       unk_id=3,
+      # Without its stand-in a space would become the bytes of U+2581, which
+      # happens for text with (almost) no spaces.
+      required_chars=SPACE,
       control_symbols=list(names),
       user_defined_symbols=['\n', '\t', '\r'],
     )
   except RuntimeError as e:
-    least = 4 + len(names) + 3 + 256
+    least = 4 + len(names) + 3 + 256 + 1
     raise UserError(
       f'cannot train a tokenizer with vocab_size={vocab_size}: {e}. Its '
       f'{least} control tokens and bytes and every frequent character of the '

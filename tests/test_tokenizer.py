@@ -140,6 +140,22 @@ def test_spm_by_line_equals_whole(spm, lines):
   assert whole.tolist() == [i for part in parts for i in part.tolist()]
 
 
+@settings(deadline=None, max_examples=40)
+@given(learned=TEXT, text=TEXT)
+def test_spm_of_any_text_is_lossless_on_any_other(learned, text):
+  # A model that has seen no space used to give U+2581 for one.
+  tokenizer = build_tokenizer('sentencepiece', ['x', learned], 400)
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+  'learned', [['emma\nolivia\nava\n'], ['漢字' * 5000, 'a b']]
+)
+def test_spm_of_text_with_few_spaces_keeps_spaces(learned):
+  tokenizer = build_tokenizer('sentencepiece', learned, 300)
+  assert tokenizer.decode(tokenizer.encode(' a  b▁ ')) == ' a  b▁ '
+
+
 def test_spm_batches_of_lines_equal_the_plain_processor(spm):
   text = sample_text()  # several times the size of one batch
   assert spm.encode(text).tolist() == spm._sp.encode(text)
