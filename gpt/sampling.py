@@ -57,29 +57,40 @@ def params(
   frequency=0.0,
   presence=0.0,
 ) -> SamplingParams:
-  """Numpy SamplingParams from scalars or sequences of length B; checked."""
+  """Numpy SamplingParams from scalars or sequences of length B.
 
-  def fill(value, dtype):
-    return np.broadcast_to(np.asarray(value, dtype), (batch_size,)).copy()
+  Args:
+    seed: any integer; 2^32 of them differ.
 
-  if not np.all((np.asarray(top_p) > 0) & (np.asarray(top_p) <= 1)):
-    raise UserError(f'top_p {top_p} is not in (0, 1]')
-  if not np.all((np.asarray(min_p) >= 0) & (np.asarray(min_p) < 1)):
-    raise UserError(f'min_p {min_p} is not in [0, 1)')
-  if not np.all(np.isfinite(temperature)):
-    raise UserError(f'temperature {temperature} is not a finite number')
-  if not np.all(np.asarray(repetition) > 0):
-    raise UserError(f'repetition penalty {repetition} must be positive')
-  seed = np.asarray(seed, np.int64) & 0xFFFFFFFF
+  Raises:
+    UserError: a value outside its range (see SamplingParams).
+  """
+  def floats(name, value, allowed, fits):
+    with np.errstate(all='ignore'):
+      array = np.asarray(value, np.float32)
+      if not np.all(np.isfinite(array) & fits(array)):
+        raise UserError(f'{name} {value} is not {allowed}')
+    return np.broadcast_to(array, (batch_size,)).copy()
+
+  def integers(value, fit, dtype):
+    values = [fit(int(x)) for x in np.ravel(np.asarray(value, object))]
+    return np.broadcast_to(np.asarray(values, dtype), (batch_size,)).copy()
+
+  def number(name, value):
+    return floats(name, value, 'a finite number', np.isfinite)
+
   return SamplingParams(
-    seed=fill(seed, np.uint32),
-    temperature=fill(temperature, np.float32),
-    top_k=fill(top_k, np.int32),
-    top_p=fill(top_p, np.float32),
-    min_p=fill(min_p, np.float32),
-    repetition=fill(repetition, np.float32),
-    frequency=fill(frequency, np.float32),
-    presence=fill(presence, np.float32),
+    seed=integers(seed, lambda x: x & 0xFFFFFFFF, np.uint32),
+    temperature=number('temperature', temperature),
+    top_k=integers(top_k, lambda x: min(max(x, 0), 2**31 - 1), np.int32),
+    top_p=floats('top_p', top_p, 'in (0, 1]', lambda x: (x > 0) & (x <= 1)),
+    min_p=floats('min_p', min_p, 'in [0, 1)', lambda x: (x >= 0) & (x < 1)),
+    repetition=floats(
+      'repetition_penalty', repetition, 'a positive number',
+      lambda x: (x > 0) & np.isfinite(1 / x),
+    ),
+    frequency=number('frequency_penalty', frequency),
+    presence=number('presence_penalty', presence),
   )
 
 
@@ -126,7 +137,7 @@ def threshold_from_sorted(sorted_BC, s: SamplingParams):
   k_B = jnp.where(s.top_k <= 0, n, jnp.minimum(s.top_k, n))
   in_k_BC = rank_BC < k_B[:, None]
   kept_BC = jnp.where(in_k_BC, sorted_BC, 0.0)
-  before_BC = jnp.cumsum(kept_BC, axis=-1) - kept_BC
+  before_BC = jnp.pad(jnp.cumsum(kept_BC, axis=-1)[:, :-1], ((0, 0), (1, 0)))
   # top-p is a share of what top-k left; without top-k that is all: 1.
   mass_B = jnp.where(s.top_k <= 0, 1.0, jnp.sum(kept_BC, axis=-1))
   target_B = s.top_p * mass_B
@@ -140,6 +151,7 @@ def threshold(probs_BV, s: SamplingParams):
 
   The first candidates settle it for a row if top-k is within them, or if their
   mass reaches top-p; rows with neither filter (or greedy ones) need no sort.
+  What a row gets does not depend on whether another row needs the full sort.
   """
   vocab = probs_BV.shape[-1]
   if vocab <= FAST_CANDIDATES:
@@ -151,11 +163,13 @@ def threshold(probs_BV, s: SamplingParams):
   # A hair of slack, as the sum of few and of many terms round differently.
   enough_B = jnp.sum(fast_BC, axis=-1) > s.top_p + 1e-5
   settled_B |= (s.top_k <= 0) & enough_B
-  threshold_B = jax.lax.cond(
+  fast_B = threshold_from_sorted(fast_BC, s)
+  full_B = jax.lax.cond(
     jnp.all(settled_B | unfiltered_B),
-    lambda: threshold_from_sorted(fast_BC, s),
+    lambda: fast_B,
     lambda: threshold_from_sorted(jax.lax.top_k(probs_BV, vocab)[0], s),
   )
+  threshold_B = jnp.where(settled_B, fast_B, full_B)
   return jnp.where(unfiltered_B, 0.0, threshold_B)
 
 
@@ -167,15 +181,19 @@ def filter_probs(probs_BV, s: SamplingParams):
 
 
 def draw(probs_BV, uniform_B):
-  """int32[B]: inverse CDF; probabilities need not sum to 1."""
+  """int32[B]: inverse CDF; probabilities need not sum to 1.
+
+  The first token with a probability whose CDF is past the uniform. A parallel
+  sum may round so that the CDF rises at a token of probability 0, so that has
+  to be asked for; and it may never get past: then it is the last one.
+  """
   cdf_BV = jnp.cumsum(probs_BV, axis=-1)
   target_B = uniform_B * cdf_BV[:, -1]
-  # A token of probability 0 has the CDF of the one before: never counted last.
-  index_B = jnp.sum(cdf_BV <= target_B[:, None], axis=-1).astype(jnp.int32)
-  # Rounding may reach the end: then the last token that has a probability.
-  last = jnp.arange(probs_BV.shape[-1], dtype=jnp.int32)[None]
-  last_B = jnp.max(jnp.where(probs_BV > 0, last, 0), axis=-1)
-  return jnp.minimum(index_B, last_B)
+  possible_BV = probs_BV > 0
+  ids = jnp.arange(probs_BV.shape[-1], dtype=jnp.int32)[None]
+  last_B = jnp.max(jnp.where(possible_BV, ids, 0), axis=-1)
+  past_BV = possible_BV & (cdf_BV > target_B[:, None])
+  return jnp.min(jnp.where(past_BV, ids, last_B[:, None]), axis=-1)
 
 
 def sample(logits_BV, uniform_B, s: SamplingParams, bias_BV):
