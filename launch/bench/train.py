@@ -1,0 +1,221 @@
+"""Training throughput, ours beside PyTorch's: whole optimizer steps.
+
+    python -m launch.bench.train --preset=l --batch_size=16
+    python -m launch.bench.train --preset=nanogpt_cpu --batch_size=12
+
+Both train the same architecture with AdamW, element-wise clipping and dropout
+on random batches, drawing included, compiling excluded (it is in ready_s).
+"""
+
+import importlib
+
+import numpy as np
+from absl import flags
+
+from gpt import sharding
+from gpt.errors import UserError
+from launch import cli
+from launch.bench import harness
+
+# name -> (n_layer, n_head, n_embd, block_size): shapes beside our presets.
+SHAPES = {
+  'nanogpt_cpu': (4, 4, 128, 64),
+  'gpt2_124m': (12, 12, 768, 1024),
+}
+PEAK_TFLOPS = {'H200': 989.0, 'H100': 989.0, 'A100': 312.0}  # dense bf16
+
+PRESET = flags.DEFINE_string('preset', 'l', 'A size preset or a shape.')
+BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Sequences a step.')
+VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 67, 'Vocabulary.')
+DROPOUT = flags.DEFINE_float('dropout', 0.1, 'Drop probability.')
+DTYPE = flags.DEFINE_enum(
+  'dtype', 'auto', ['auto', 'float32', 'bfloat16'], 'Matmul dtype.'
+)
+STEPS = flags.DEFINE_integer('steps', 0, 'Steps a round; 0: about a second.')
+ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds of each contestant.')
+PEER = flags.DEFINE_enum('peer', 'torch', ['torch', 'none'], 'Beside whom.')
+MICRO = flags.DEFINE_integer(
+  'micro_batch_size', 0, 'parallel.micro_batch_size of ours.'
+)
+REMAT = flags.DEFINE_bool('remat', False, 'model.remat of ours.')
+WORKER = harness.define_worker_flag()
+
+
+def get_config():
+  """The configuration of the shape under test."""
+  if PRESET.value in SHAPES:
+    config = importlib.import_module('configs.default').get_config()
+    model = config.model
+    model.n_layer, model.n_head, model.n_embd, model.block_size = SHAPES[
+      PRESET.value
+    ]
+  else:
+    try:
+      module = importlib.import_module(f'configs.model_{PRESET.value}')
+    except ImportError as e:
+      raise UserError(
+        f'--preset={PRESET.value} is not known; allowed: xs s ds m l deep xl '
+        f'{" ".join(SHAPES)}'
+      ) from e
+    config = module.get_config()
+  config.batch_size = BATCH_SIZE.value
+  config.model.dropout = DROPOUT.value
+  config.model.dtype = DTYPE.value
+  config.model.remat = REMAT.value
+  config.parallel.micro_batch_size = MICRO.value
+  return config
+
+
+def batches(config):
+  """Endless random batches, drawn as training draws them."""
+  T, B = config.model.block_size, config.batch_size
+  corpus = np.random.default_rng(0).integers(
+    0, VOCAB_SIZE.value, 1_000_000, dtype=np.int32
+  )
+  step = 0
+  while True:
+    starts = np.random.default_rng(step).integers(0, len(corpus) - T - 1, B)
+    yield np.stack([corpus[s : s + T + 1] for s in starts])
+    step += 1
+
+
+def flops_per_token(config, params: int) -> float:
+  """6 N + 6 L D T: forward and backward, attention causal (half of it).
+
+  N leaves out the embeddings, which multiply nothing (Kaplan et al. 2020).
+  """
+  m = config.model
+  N = params - (VOCAB_SIZE.value + m.block_size) * m.n_embd
+  return 6 * N + 6 * m.n_layer * m.n_embd * m.block_size
+
+
+def calls_per_round(seconds: float) -> int:
+  return STEPS.value or max(2, min(500, round(1.0 / seconds)))
+
+
+def timed(step, config):
+  """run() for the harness: a round of steps."""
+  import time
+
+  step()
+  start = time.perf_counter()
+  step()
+  n = calls_per_round(time.perf_counter() - start)
+  tokens = config.batch_size * config.model.block_size
+
+  def run():
+    for _ in range(n - 1):
+      step(wait=False)
+    step()
+    return n * tokens
+
+  return run
+
+
+def build_ours(config):
+  import jax
+
+  sharding.setup_devices()
+  from gpt import optimizer, schedules, train, train_state
+  from gpt.model import GPT, GPTConfig, num_params
+  from gpt.train_step import jit_train_step
+
+  cfg = GPTConfig.from_config(config.model, VOCAB_SIZE.value)
+  model, tx = GPT(cfg), optimizer.create(config)
+  mesh = sharding.create_mesh(config.batch_size)
+  micro = train.micro_batch_size(config, mesh)
+  rows = sharding.padded_batch_size(config.batch_size, mesh, micro)
+  state = jax.jit(lambda key: train_state.create(model, tx, key))(
+    jax.random.key(0)
+  )
+  state = sharding.put_replicated(state, mesh)
+  train_step = jit_train_step(
+    model, tx, schedules.from_config(config), mesh, micro_batch_size=micro
+  )
+  source, key = batches(config), jax.random.key(1)
+
+  def step(wait=True):
+    nonlocal state
+    tokens = next(source)
+    batch = {
+      'tokens': tokens,
+      'weights': np.ones(tokens[:, 1:].shape, np.float32),
+      'rows': np.arange(len(tokens), dtype=np.int32),
+    }
+    batch = sharding.put_batch(sharding.pad_rows(batch, rows), mesh)
+    state, metrics = train_step(state, batch, key)
+    if wait:
+      jax.block_until_ready(state)
+    return metrics
+
+  facts = {
+    'params': num_params(cfg), 'micro': micro, 'devices': mesh.size,
+    'dtype': cfg.dtype, 'attention': cfg.attention,
+    'device': mesh.devices.flat[0].device_kind,
+  }
+  return timed(step, config), facts
+
+
+def build_torch(config, variant):
+  import torch
+
+  from gpt.model import GPTConfig, resolve_dtype
+  from launch.bench.peers.torch_gpt import TorchTrainer
+
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  backend = 'gpu' if device == 'cuda' else 'cpu'
+  bf16 = 'bf16' in variant or (
+    resolve_dtype(config.model.dtype, backend) == 'bfloat16'
+  )
+  torch.set_num_threads(sharding.num_cores())
+  torch.set_float32_matmul_precision('high')
+  cfg = GPTConfig(
+    VOCAB_SIZE.value, config.model.n_embd, config.model.n_head,
+    config.model.n_layer, config.model.block_size,
+    dropout=config.model.dropout,
+  )
+  trainer = TorchTrainer(
+    cfg, config.lr, compiled='compile' in variant, device=device, bf16=bf16
+  )
+  source = batches(config)
+
+  def step(wait=True):
+    return trainer.step(next(source).astype(np.int64), wait)
+
+  return timed(step, config), {'device': device, 'bf16': bf16}
+
+
+def build(name):
+  config = get_config()
+  if name == 'ours':
+    return build_ours(config)
+  return build_torch(config, name)
+
+
+def main(_):
+  if WORKER.value:
+    harness.serve(WORKER.value, build)
+    return
+  config = get_config()
+  names = ['ours']
+  if PEER.value == 'torch':
+    names += ['torch eager', 'torch compile', 'torch compile bf16']
+  rows = harness.compare(names, 'launch.bench.train', ROUNDS.value)
+  params = rows[0]['params']
+  for row in rows:
+    flops = flops_per_token(config, params) * row['tokens_per_s']
+    row['gflops'] = flops / 1e9
+    peak = [v for k, v in PEAK_TFLOPS.items() if k in rows[0]['device']]
+    if peak:
+      row['mfu'] = flops / (peak[0] * 1e12)
+  title = (
+    f'training {PRESET.value}: {params:,} parameters, batch '
+    f'{BATCH_SIZE.value} x {config.model.block_size}, dropout {DROPOUT.value}'
+  )
+  # On a CPU bfloat16 is another task than float32: shown, not compared with.
+  apart = [r for r in rows if 'bf16' in r['name'] and 'mfu' not in r]
+  harness.report(title, rows, 'ours', ['gflops', 'mfu'], apart=apart)
+
+
+if __name__ == '__main__':
+  cli.run(main)
