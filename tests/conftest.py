@@ -1,0 +1,19 @@
+"""What every test shares: JAX on the CPU, as several devices, and strict.
+
+Four fake devices in one process stand for a machine with four accelerators.
+Compiled programs are kept for the session in a temporary directory that the
+processes under test are pointed at too: they compile the same few programs.
+"""
+
+import os
+import tempfile
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+_COMPILED = tempfile.TemporaryDirectory(prefix='rgpt-test-compiled-')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+import jax  # noqa: E402
+
+jax.config.update('jax_num_cpu_devices', 4)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
