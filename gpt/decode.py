@@ -9,7 +9,6 @@ the window starts is a pure function of n (`window_start`); when it moves, the
 row is prefilled anew.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -149,7 +148,8 @@ def decode_block(
 
   Returns:
     (state, tokens int32[b, k], logits float32[b, k, V] raw). What a row gets
-    past its window's end is noise: the caller takes `steps_until_slide`.
+    past its window's end is noise, which the penalties do not count: the
+    caller takes `steps_until_slide`.
   """
   cfg = model.cfg
   rows = slots_b.shape[0]
@@ -157,6 +157,7 @@ def decode_block(
   filled_bS = column < jnp.minimum(length_b, bucket)[:, None, None]
   uniform_bk = sampling.uniforms(s.seed, step_b, k)
   in_prompt, bias = state.in_prompt[slots_b], state.bias[slots_b]
+  vocab = jnp.arange(cfg.vocab_size, dtype=jnp.int32)[None]
 
   def gather(x_BSGK):
     old = x_BSGK[slots_b, :bucket]
@@ -179,8 +180,9 @@ def decode_block(
     raw_bV = logits_bLV[:, 0]
     logits_bV = sampling.penalise(raw_bV, s, in_prompt, counts)
     token_b = sampling.sample(logits_bV, uniform_b, s, bias)
-    vocab = jnp.arange(cfg.vocab_size, dtype=jnp.int32)[None]
-    counts = counts + (vocab == token_b[:, None]).astype(jnp.int32)
+    new_bV = vocab == token_b[:, None]
+    new_bV &= (length_b + i < cfg.block_size)[:, None]
+    counts = counts + new_bV.astype(jnp.int32)
     return (work, token_b, counts), (token_b, raw_bV)
 
   carry = (jax.tree.map(gather, state.cache), last_b, state.counts[slots_b])
@@ -226,8 +228,12 @@ def generate(
   bias_V=None,
   stop_ids=(),
   window: str = 'slide',
+  block_steps: int = 8,
 ):
   """Completions of token prompts, as they come.
+
+  One program decodes all of it (two with window='exact'), because compiling
+  another takes longer than what smaller ones would save.
 
   Args:
     prompts: list of B int sequences, none of them empty (BOS stands first).
@@ -235,28 +241,27 @@ def generate(
     max_tokens: most tokens to sample for each row.
     bias_V: float32[V] added to the logits of all rows, or None.
     stop_ids: a row ends with the first of these; it is not yielded.
-    window: 'slide', 'exact' or 'stop' (end at the window's end).
+    window: 'slide', 'exact' or 'stop' (end where the window would move).
+    block_steps: tokens a dispatch, one of BLOCK_STEPS; the text is the same.
 
   Yields:
     (row, list of new tokens), then (row, None) once a row has ended.
+
+  Raises:
+    UserError: an argument that makes no sense; a prompt longer than the window
+      with window='stop'.
   """
   cfg = model.cfg
   stride = stride_for(window, cfg.block_size)
-  if max_tokens < 1:
-    raise UserError(f'max_tokens {max_tokens} must be at least 1')
-  rows = len(prompts)
   tokens = [list(map(int, p)) for p in prompts]
-  if not all(tokens):
-    raise UserError('an empty prompt: start from BOS')
-  for row in tokens:
-    wrong = [t for t in row if not 0 <= t < cfg.vocab_size]
-    if wrong:
-      raise UserError(
-        f'token {wrong[0]} is outside the vocabulary of {cfg.vocab_size}'
-      )
+  _check_request(cfg, tokens, max_tokens, window)
+  rows = len(tokens)
+  params = jax.tree.map(jnp.asarray, params)  # Once, not at every dispatch.
   state = init_state(cfg, rows)
   if bias_V is None:
     bias_V = np.zeros(cfg.vocab_size, np.float32)
+  longest = max(map(len, tokens)) + max_tokens - 1
+  bucket = bucket_for(min(longest, cfg.block_size), cfg.block_size)
   start = [-1] * rows
   sampled = [0] * rows
   active = list(range(rows))
@@ -265,57 +270,73 @@ def generate(
       first = window_start(len(tokens[r]), cfg.block_size, stride)
       if first != start[r]:
         state = _fill_slot(
-          model, params, state, r, tokens[r], first, start[r] < 0, bias_V
+          model, params, state, r, tokens[r], first, bucket, start[r] < 0,
+          bias_V,
         )
         start[r] = first
-    room = [
-      min(
-        steps_until_slide(len(tokens[r]), cfg.block_size, stride),
-        max_tokens - sampled[r],
-      )
-      for r in active
+    until_slide = [
+      steps_until_slide(len(tokens[r]), cfg.block_size, stride) for r in active
     ]
-    k = max(b for b in BLOCK_STEPS if b <= max(1, min(max(room), SPARE)))
-    length = np.array(
-      [len(tokens[r]) - 1 - start[r] for r in active], np.int32
-    )
+    # Where the window moves with every token, more than one would be noise.
+    moving = window == 'exact' and max(until_slide) == 1
     # Rows that have ended keep their place, so that shapes never change.
-    pick = active + [active[0]] * (rows - len(active))
-    at = np.array([active.index(r) for r in pick])
+    pick = np.array(active + [active[0]] * (rows - len(active)), np.int32)
     state, new_bk, _ = jit_decode_block(
-      model, params, state,
-      np.array(pick, np.int32),
+      model, params, state, pick,
       np.array([tokens[r][-1] for r in pick], np.int32),
-      length[at],
+      np.array([len(tokens[r]) - 1 - start[r] for r in pick], np.int32),
       np.array([sampled[r] for r in pick], np.int32),
-      jax.tree.map(lambda x: x[np.array(pick)], s),
-      k=k,
-      bucket=bucket_for(max(1, int(length.max())), cfg.block_size),
+      jax.tree.map(lambda x, pick=pick: x[pick], s),
+      k=1 if moving or max_tokens == 1 else block_steps,
+      bucket=bucket,
     )
     new_bk = np.asarray(new_bk)
     for i, r in enumerate(list(active)):
-      new = new_bk[i, : room[i]].tolist()
+      room = min(until_slide[i], max_tokens - sampled[r])
+      new = new_bk[i, :room].tolist()
       stop = next((j for j, t in enumerate(new) if t in stop_ids), None)
       taken = new if stop is None else new[:stop]
       tokens[r] += taken
       sampled[r] += len(taken)
       if taken:
         yield r, taken
-      full = window == 'stop' and len(tokens[r]) >= cfg.block_size
+      full = window == 'stop' and len(tokens[r]) > cfg.block_size
       if stop is not None or full or sampled[r] >= max_tokens:
         active.remove(r)
         yield r, None
 
 
-def _fill_slot(model, params, state, slot, tokens, first, fresh, bias_V):
-  """Prefills tokens[first:-1] into a slot."""
+def _check_request(cfg, prompts, max_tokens: int, window: str) -> None:
+  if max_tokens < 1:
+    raise UserError(f'max_tokens {max_tokens} must be at least 1')
+  for tokens in prompts:
+    if not tokens:
+      raise UserError('an empty prompt: start from BOS')
+    wrong = [t for t in tokens if not 0 <= t < cfg.vocab_size]
+    if wrong:
+      raise UserError(
+        f'token {wrong[0]} is outside the vocabulary of {cfg.vocab_size}'
+      )
+    if window == 'stop' and len(tokens) > cfg.block_size:
+      raise UserError(
+        f'the prompt has {len(tokens)} tokens, but with window=stop no more '
+        f'than the context of {cfg.block_size} fit; shorten it or use '
+        'window=slide'
+      )
+
+
+def _fill_slot(
+  model, params, state, slot, tokens, first, bucket, fresh, bias_V
+):
+  """Prefills tokens[first:-1], padded to `bucket`, into a slot."""
   cfg = model.cfg
   context = tokens[first:-1]
-  padded = np.zeros(
-    (1, bucket_for(max(1, len(context)), cfg.block_size)), np.int32
-  )
-  padded[0, : len(context)] = context
-  row = jit_prefill(model, params, padded)
+  if context:
+    padded = np.zeros((1, bucket), np.int32)
+    padded[0, : len(context)] = context
+    row = jit_prefill(model, params, padded)
+  else:
+    row = init_cache(cfg, 1, bucket)
   slot = np.int32(slot)
   if not fresh:
     return jit_refill(state, slot, row)
