@@ -163,11 +163,14 @@ def _encode_file(sources, tokenizer, separator, base, log, ids) -> EncodedInfo:
   dtype = token_dtype(tokenizer.vocab_size)
   n_tokens = chars = crc = ends = 0
   size = sources.size
+  show_bar = sys.stderr.isatty()
+  if size >= BAR_BYTES and not show_bar:
+    log(f'encoding {size / 1e6:,.1f} MB of text; this is kept for next time')
   fd, tmp = tempfile.mkstemp(dir=base.parent, prefix='.tokens.tmp-')
   try:
     bar = tqdm.tqdm(
       total=size, unit='B', unit_scale=True, desc='encoding', leave=False,
-      disable=size < BAR_BYTES or not sys.stderr.isatty(),
+      disable=size < BAR_BYTES or not show_bar,
     )
     with os.fdopen(fd, 'wb') as f, bar:
       pieces = iter_pieces(sources, separator, stats)

@@ -27,11 +27,14 @@ SPACE_PIECES = ('<0xE2>', '<0x96>', '<0x81>')
 TRAIN_BYTES = 10_000_000
 MAX_ITEM_CHARS = 100_000  # items above max_sentence_length vanish silently
 BATCH_CHARS = 200_000  # lists of Python ints are large: encode in batches
+SHORT_CHARS = 4_000  # a list of lines pays only beyond: it starts threads
 PROBE = ' a\n\n\tb  \u2581e\u0301\U0001f642\x00\r\n12 '
 
 
 def _replace_surrogates(text: str) -> str:
   """Lone surrogates have no UTF-8 form: U+FFFD, as a UTF-8 reader gives."""
+  if text.isascii():
+    return text
   return text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le',
                                                           'replace')
 
@@ -92,19 +95,19 @@ class SentencePieceTokenizer(BaseTokenizer):
 
   def encode(self, text: str) -> np.ndarray:
     """int32[n] ids; control tokens are never produced from text."""
-    text = _replace_surrogates(text)
     out: list[np.ndarray] = []
-    for i, part in enumerate(text.split(SPACE)):
+    for i, part in enumerate(_replace_surrogates(text).split(SPACE)):
       if i:
         out.append(np.array(self._space_ids, np.int32))
-      out += [self._encode_lines(b) for b in _line_batches(part)]
-    return np.concatenate(out) if out else np.zeros(0, np.int32)
+      if len(part) < SHORT_CHARS:
+        out.append(np.array(self._sp.encode(part), np.int32))
+      else:
+        out += [self._encode_lines(batch) for batch in _line_batches(part)]
+    return out[0] if len(out) == 1 else np.concatenate(out)
 
   def _encode_lines(self, lines: list[str]) -> np.ndarray:
-    if len(lines) == 1:
-      return np.array(self._sp.encode(lines[0]), np.int32)
-    return np.array([i for ids in self._sp.encode(lines) for i in ids],
-                    np.int32)
+    ids = [i for line in self._sp.encode(lines) for i in line]
+    return np.array(ids, np.int32)
 
   def _files(self) -> dict[str, bytes]:
     return {MODEL_FILE: self.model}

@@ -20,7 +20,14 @@ from hypothesis import strategies as st
 from gpt import data, dataset, sources, text_reader, token_cache
 from gpt.errors import UserError
 from gpt.sample_text import sample_text
-from gpt.tokenizer import EOS, CharTokenizer, build_tokenizer, load_tokenizer
+from gpt.tokenizer import (
+  BOS,
+  EOS,
+  CharTokenizer,
+  RandyTokenizer,
+  build_tokenizer,
+  load_tokenizer,
+)
 
 relaxed = settings(deadline=None, max_examples=100)
 TEXT = sample_text()[:20_000]
@@ -406,11 +413,16 @@ def test_vocabulary_does_not_contain_the_separator(tmp_path):
 # Encoding and its cache
 
 
-@pytest.mark.parametrize('kind', ['char', 'sentencepiece'])
+@pytest.mark.parametrize('kind', ['char', 'sentencepiece', 'randygpt'])
 def test_streamed_corpus_equals_encoding_at_once(kind, tmp_path, monkeypatch):
   monkeypatch.setattr(text_reader, 'READ_BYTES', 1000)
   text = TEXT.replace('Mara', 'M\u00e4r\u2581\U0001f642')
-  tokenizer = build_tokenizer(kind, [text], 500)
+  if kind == 'randygpt':
+    merges = [('t', 'h'), ('th', 'e'), ('.', '\n'), (' ', 'the')]
+    vocab = [BOS, EOS, *sorted(set(text)), *map(''.join, merges)]
+    tokenizer = RandyTokenizer(vocab, merges)
+  else:
+    tokenizer = build_tokenizer(kind, [text], 500)
   _, corpus = corpus_of(text, tmp_path, tokenizer=tokenizer)
   assert isinstance(corpus.tokens, np.memmap)
   assert corpus.tokens.tolist() == tokenizer.encode(text).tolist()
@@ -773,6 +785,15 @@ def test_full_pass_continues_where_the_window_before_ended(stream):
   _, batches = eval_targets(stream, 'val')
   rows = np.concatenate([b['tokens'] for b in batches])
   assert np.array_equal(rows[:-9, -1], rows[1:-8, 0])
+
+
+@pytest.mark.parametrize('n, rows', [(33, 1), (34, 2), (64, 2), (65, 2)])
+def test_full_pass_has_no_empty_windows(n, rows, tmp_path):
+  tokenizer, corpus = corpus_of(TEXT[:n], tmp_path, val_fraction=1)
+  ds = data.TextDataset(corpus, 32, 4, 0, tokenizer, splits=('all',))
+  batch, = ds.eval_batches('all')
+  assert batch['weights'].any(axis=1).sum() == rows
+  assert len(list(ds.eval_batches('all', batch_size=1))) == rows
 
 
 def test_quick_eval_is_a_fixed_set_of_windows(any_dataset):

@@ -166,6 +166,14 @@ def test_no_spm_piece_crosses_a_newline(spm):
   assert [p for p in pieces if b'\n' in p and p != b'\n'] == []
 
 
+def test_spm_digits_and_line_ends_are_tokens_of_their_own():
+  text = '1234 1234\t12\r\n' * 50
+  tokenizer = build_tokenizer('sentencepiece', [text], 400)
+  pieces = [tokenizer.token_bytes(i).decode() for i in tokenizer.encode(text)]
+  assert set('1234\t\r\n') <= set(pieces)
+  assert all(len(p) == 1 for p in pieces if p.strip())
+
+
 def test_spm_replaces_lone_surrogates(spm):
   assert spm.decode(spm.encode('a\ud800b')) == 'a\ufffdb'
 
@@ -260,7 +268,7 @@ def test_randy_encodes_as_specified(randy):
   assert tokens('aab') == ['a', 'ab']  # the lowest merged id goes first
   assert tokens(' ababc') == [' ababc']
   # The merge across the newline is in the file, but never applies.
-  assert id_of['c\n'] and tokens('abc\nb') == ['abc', '\n', 'b']
+  assert id_of['c\n'] and tokens('cc\nb') == ['c', 'c', '\n', 'b']
   assert tokens('\n\n') == ['\n', '\n']
   assert randy.encode('').tolist() == []
 
@@ -302,10 +310,12 @@ def test_heap_merging_equals_the_written_rule(merges, symbols):
 
 
 def test_randy_merges_out_of_order_follow_the_written_rule():
-  # 'abc' has a lower id than 'ab', of which it is made.
-  vocab = [BOS, EOS, 'a', 'b', 'c', 'abc', 'ab']
-  tokenizer = RandyTokenizer(vocab, [('ab', 'c'), ('a', 'b')])
-  assert tokenizer.encode('abcab').tolist() == [5, 6]
+  # 'aba' has a lower id than 'ab', of which it is made; all of 'ab' is merged
+  # before it can apply.
+  vocab = [BOS, EOS, 'a', 'b', 'aba', 'ab']
+  tokenizer = RandyTokenizer(vocab, [('ab', 'a'), ('a', 'b')])
+  assert tokenizer.encode('abab').tolist() == [5, 5]
+  assert tokenizer.encode('abaab').tolist() == [4, 5]
 
 
 def test_vocab_json_is_written_as_it_was_read(tmp_path, randy):
