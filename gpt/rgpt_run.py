@@ -1,0 +1,178 @@
+"""A RandyGPT file becomes a run, and a run becomes a RandyGPT file.
+
+The workdir that an import leaves is one that training could have left after
+iter + 1 steps: resuming it continues with the same moments and Adam step.
+"""
+
+import dataclasses
+import math
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from gpt import checkpoint, optimizer, rgpt, run, train_state
+from gpt.checkpoint import BEST, LATEST, Checkpoints
+from gpt.errors import UserError
+from gpt.model import GPT, GPTConfig
+from gpt.plateau import Plateau
+
+MAX_STEP = 2**31 - 1
+# Bits of a file's best loss: JSON has no NaN payloads, and numbers there are
+# float64. Only metadata written by an import holds it.
+BEST_LOSS_BITS = 'rgpt_best_loss_bits'
+
+
+def import_rgpt(path, config, tokenizer, workdir) -> int:
+  """Makes a new run from an RGPT file.
+
+  The state is saved as the latest, and as the best too if the file knows a
+  best loss: it is the best there is.
+
+  Args:
+    path: an RGPT0001, 0002 or 0003 file.
+    config: ConfigDict with the model's shape; saved as the run's.
+    tokenizer: of the model; its vocabulary size must be the file's.
+    workdir: of the new run; must not hold one.
+
+  Returns:
+    Completed steps: training goes on with iteration iter + 1.
+
+  Raises:
+    UserError: a bad file or one of another shape, or a workdir in use.
+  """
+  workdir = pathlib.Path(workdir)
+  cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
+  if reasons := rgpt.obstacles(cfg):
+    raise UserError(f'an RGPT file holds another model: {"; ".join(reasons)}')
+  ckpt = rgpt.read_rgpt(
+    path, cfg.n_embd, cfg.n_layer, cfg.block_size, cfg.vocab_size
+  )
+  state = _state_of(ckpt, config, path)
+  step = int(state.step)
+  best_loss = float(ckpt.best_loss)
+  knows_best = math.isfinite(best_loss)
+  meta = {
+    'plateau': dataclasses.asdict(
+      Plateau(best_loss=best_loss, best_step=step) if knows_best else Plateau()
+    ),
+    'best_loss': best_loss if knows_best else math.inf,
+    'elapsed_s': 0.0,
+    BEST_LOSS_BITS: int(ckpt.best_loss.view(np.uint32)),
+  }
+  for name in (run.CONFIG, 'checkpoints', 'tokenizer'):
+    if (workdir / name).exists():
+      raise UserError(
+        f'{workdir} already holds {name}; nothing in it will be overwritten. '
+        'Choose a new --workdir'
+      )
+  workdir.mkdir(parents=True, exist_ok=True)
+  with run.lock(workdir):
+    tokenizer.save(workdir / 'tokenizer')
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    saved = checkpoints.save(LATEST, state, meta)
+    if knows_best:
+      saved = checkpoints.save(BEST, state, meta) and saved
+    saved = checkpoints.wait() and saved
+    checkpoints.close()
+    if not saved:
+      raise UserError(
+        f'cannot write to {workdir}: {checkpoints.last_error}. Free some '
+        'space and choose a new --workdir'
+      )
+    run.save_config(workdir, config)  # Last: now it is a run.
+  return step
+
+
+def export_rgpt(workdir, which: str, output) -> int:
+  """Writes a run's best or latest checkpoint as an RGPT0003 file.
+
+  Weights and Adam's moments are those of training (an average of the weights,
+  opt.ema_decay, has no place in the format).
+
+  Returns:
+    The checkpoint's completed steps.
+
+  Raises:
+    UserError: no such run, a model that RandyGPT has not, a full disk.
+  """
+  path = checkpoint.find(workdir, which)
+  saved = run.read_config(workdir)
+  if saved is None:
+    raise UserError(f'{workdir} holds checkpoints but no {run.CONFIG}')
+  config = ConfigDict(saved)
+  params = checkpoint.restore_params(path)
+  cfg = GPTConfig.from_config(config.model, params['wte'].shape[0])
+  if reasons := rgpt.obstacles(cfg):
+    raise UserError(
+      f'the model of {workdir} cannot be written as an RGPT file: '
+      f'{"; ".join(reasons)}'
+    )
+  target = _abstract_state(config, cfg)
+  try:
+    state, meta = checkpoint.restore_state(path, target)
+  except Exception as e:
+    raise UserError(f'checkpoint {path} cannot be read: {e}') from e
+  best_loss = np.float32(meta.get('best_loss', math.inf))
+  if BEST_LOSS_BITS in meta:
+    best_loss = np.array(meta[BEST_LOSS_BITS], np.uint32).view(np.float32)[()]
+  write_state(output, state, best_loss)
+  return int(state.step)
+
+
+def write_state(path, state, best_loss) -> None:
+  """An RGPT0003 file with a state's weights, moments and counters.
+
+  Optimizers without Adam's moments for every tensor leave zeros and step 0.
+  """
+  adam = optimizer.adam_state(state.opt_state)
+  moments = (None, None) if adam is None else (adam.mu, adam.nu)
+  rgpt.write_rgpt(
+    path,
+    rgpt.from_params(
+      state.params,
+      *moments,
+      # A run without a single step has no last completed iteration.
+      iter=max(int(state.step) - 1, 0),
+      adam_step=0 if adam is None else int(adam.count),
+      best_loss=best_loss,
+    ),
+  )
+
+
+def _state_of(ckpt: rgpt.RgptCheckpoint, config, path):
+  """The TrainState (numpy) that training would have after the file's iter."""
+  for name in ('iter', 'adam_step'):
+    if getattr(ckpt, name) >= MAX_STEP:
+      raise UserError(
+        f'checkpoint {path} is damaged: its {name} is {getattr(ckpt, name)}'
+      )
+  params, mu, nu = rgpt.to_params(ckpt)
+  state = train_state.from_params(
+    params, optimizer.create(config), ema=config.opt.ema_decay > 0
+  )
+  opt_state = state.opt_state
+  if mu is not None:
+    if optimizer.adam_state(opt_state) is None:
+      raise UserError(
+        f'opt.name {config.opt.name!r} cannot take up the Adam moments of an '
+        'RGPT file; use adamw, or start a new run from the weights alone: '
+        f'launch.train --init_from={path}'
+      )
+    opt_state = optimizer.with_adam_state(opt_state, mu, nu, ckpt.adam_step)
+  return jax.device_get(
+    state.replace(
+      step=np.asarray(ckpt.iter + 1, np.int32), opt_state=opt_state
+    )
+  )
+
+
+def _abstract_state(config, cfg):
+  create = lambda key: train_state.create(  # noqa: E731
+    GPT(cfg),
+    optimizer.create(config),
+    key,
+    ema=config.opt.ema_decay > 0,
+  )
+  return jax.eval_shape(create, jax.random.key(0))
