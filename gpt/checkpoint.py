@@ -5,7 +5,7 @@
 
 Each holds four items: `params` (a dict of arrays, readable without knowing the
 optimizer), `ema` (likewise, where there is one), `rest` (step, optimizer state)
-and `meta` (JSON: best loss, patience, elapsed time, a checksum of the arrays).
+and `meta` (JSON: best loss, patience, elapsed time, checksums of the arrays).
 Numpy trees know nothing of devices, so a checkpoint opens on every backend and
 JAX version. Orbax writes to a temporary name and renames: a killed run leaves
 whole checkpoints only.
@@ -83,7 +83,7 @@ class Checkpoints:
     Args:
       which: LATEST or BEST.
       state: on device or host.
-      meta: JSON-able; 'checksum' is added.
+      meta: JSON-able; 'step' and checksums are added.
 
     Returns:
       False if an earlier write has failed (say, a full disk); the message is
@@ -95,12 +95,14 @@ class Checkpoints:
     step = int(rest['step'])
     if step in manager.all_steps():
       return True  # A resumed run passes here again, with the same numbers.
+    checksums = {
+      'checksum': checksum(params, ema, rest),
+      'weights_checksum': checksum(params if ema is None else ema),
+    }
     items = {
       'params': ocp.args.StandardSave(params),
       'rest': ocp.args.StandardSave(rest),
-      'meta': ocp.args.JsonSave(
-        {**meta, 'step': step, 'checksum': checksum(params, ema, rest)}
-      ),
+      'meta': ocp.args.JsonSave({**meta, 'step': step, **checksums}),
     }
     if ema is not None:
       items['ema'] = ocp.args.StandardSave(ema)
@@ -227,9 +229,17 @@ def restore_state(path, target: TrainState):
 
 
 def restore_params(path):
-  """The weights to use (the average where there is one), as a numpy tree."""
+  """The weights to use (the average where there is one), as a numpy tree.
+
+  Raises:
+    DamagedCheckpoint: the checksum does not fit. Orbax's own errors otherwise.
+  """
   item = 'ema' if (pathlib.Path(path) / 'ema').is_dir() else 'params'
-  return _restore_item(path, item, None)
+  meta = read_meta(path)
+  params = _restore_item(path, item, None)
+  if checksum(params) != meta.get('weights_checksum', checksum(params)):
+    raise DamagedCheckpoint('the checksum does not fit the weights')
+  return params
 
 
 def _restore_item(path, item, target):
@@ -243,10 +253,11 @@ def _restore_item(path, item, target):
     return checkpointer.restore(path, args=ocp.args.StandardRestore(target))
 
 
-def find(workdir, which: str = BEST) -> pathlib.Path:
-  """The directory of a run's best (lowest loss) or latest checkpoint.
+def candidates(workdir, which: str = BEST) -> list[pathlib.Path]:
+  """The checkpoints of a run, in the order in which to use them.
 
-  Asked for the best of a run that has none, gives the latest.
+  For BEST those of the lowest loss come first, then the newest; for LATEST the
+  newest, then the best.
 
   Raises:
     UserError: there is no such run or it has no checkpoint.
@@ -265,8 +276,26 @@ def find(workdir, which: str = BEST) -> pathlib.Path:
       f'no trained model in {workdir}: {hint}. Train one with `python -m '
       'launch.train --workdir=...` or name another --workdir'
     )
-  best = [directory / BEST / str(s) for w, s in found if w == BEST]
-  if which == BEST and best:
-    return min(best, key=lambda p: read_meta(p).get('best_loss', np.inf))
-  which, step = found[0]
-  return directory / which / str(step)
+  latest = [directory / w / str(step) for w, step in found if w == LATEST]
+  best = [directory / w / str(step) for w, step in found if w == BEST]
+  best.sort(key=_loss_of)
+  return best + latest if which == BEST else latest + best
+
+
+def find(workdir, which: str = BEST) -> pathlib.Path:
+  """The directory of a run's best (lowest loss) or latest checkpoint.
+
+  Asked for the best of a run that has none, gives the latest.
+
+  Raises:
+    UserError: there is no such run or it has no checkpoint.
+  """
+  return candidates(workdir, which)[0]
+
+
+def _loss_of(path) -> float:
+  """The best loss in a checkpoint's metadata; inf where that is damaged."""
+  try:
+    return float(read_meta(path)['best_loss'])
+  except (OSError, ValueError, KeyError, TypeError):
+    return np.inf
