@@ -26,10 +26,11 @@ flags.disclaim_key_flags()  # --help lists them under the launcher.
 # Of the shell: 2 for misuse, 128 + signal for SIGINT and SIGPIPE.
 USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
-# Flag name -> default path; flag name -> keys of the file in use; and the
-# arguments config_flags gets to see.
+# Flag name -> default path, keys of the file in use, whether one was named;
+# and the arguments config_flags gets to see.
 _config_defaults: dict[str, str | None] = {}
 _config_keys: dict[str, dict] = {}
+_config_named: dict[str, bool] = {}
 _config_argv: list[str] = []
 
 
@@ -53,6 +54,26 @@ def define_config_flag(default: str | None = None, name: str = 'config'):
     lock_config=True,
     sys_argv=_config_argv,
   )
+
+
+def config_of_run(saved: dict | None, name: str = 'config') -> ConfigDict:
+  """The config of a command about a run that may exist already.
+
+  Args:
+    saved: the run's own configuration (nested dicts), or None.
+    name: a config flag with a default.
+
+  Returns:
+    Locked: the run's configuration where there is one and no --config was
+    given, else the flag's; with the overrides of the command line.
+  """
+  if saved is None or _config_named[name]:
+    return FLAGS[name].value
+  # Keys that are newer than the run have their defaults.
+  config = load_config(_config_defaults[name])
+  config.update(saved)
+  config.update_from_flattened_dict(FLAGS[name].override_values)
+  return config.lock()
 
 
 def run(main, allow_args: bool = False) -> None:
@@ -194,7 +215,9 @@ def _canonical_config_args(args, name: str, default: str | None) -> list[str]:
 
   config_flags wants the file before its overrides; people write any order.
   """
-  path = _find_config_path(args, name) or default
+  path = _find_config_path(args, name)
+  _config_named[name] = path is not None
+  path = path or default
   if path is None:
     if any(re.match(rf'--?(no)?{name}\.', word) for word in args):
       raise UserError(f'--{name}.KEY=VALUE needs --{name}=FILE beside it')

@@ -55,6 +55,8 @@ def main(argv):
   if do == 'code':
     return 7
   config = _CONFIG.value
+  if do == 'resume':
+    config = cli.config_of_run({'lr': 0.5, 'model': {'n_embd': 7}})
   print(config and config.to_json(sort_keys=True), _COUNT.value, argv[1:])
 
 
@@ -287,6 +289,15 @@ def test_a_reader_that_goes_away_is_no_error(tree):
   process.stderr.close()
   assert process.wait(timeout=60) == 141
   assert stderr == ''
+
+
+def test_a_run_goes_on_with_its_own_config(tree):
+  done = go(tree, '--config.model.n_head=3', DO='resume')
+  assert '"lr": 0.5' in done.stdout and '"n_embd": 7' in done.stdout
+  assert '"n_head": 3' in done.stdout  # The command line still wins,
+  assert '"total_steps": 1000' in done.stdout  # and gaps have defaults.
+  done = go(tree, '--config=configs/fast.py', DO='resume')
+  assert '"lr": 1.0' in done.stdout and '"n_embd": 256' in done.stdout
 
 
 def test_closest_prefers_the_right_last_part():
