@@ -8,7 +8,10 @@ import hashlib
 import http.server
 import json
 import os
+import pathlib
 import socket
+import subprocess
+import sys
 import threading
 import types
 
@@ -30,6 +33,7 @@ from gpt.tokenizer import (
 )
 
 relaxed = settings(deadline=None, max_examples=100)
+ROOT = pathlib.Path(__file__).parent.parent
 TEXT = sample_text()[:20_000]
 
 
@@ -543,6 +547,34 @@ def test_text_that_changes_while_it_is_read_is_refused(tmp_path):
   with pytest.raises(UserError, match='changed while'):
     data.open_corpus(sources.find_sources(path), Slow(TEXT), tmp_path / 'c')
   assert not list((tmp_path / 'c').glob('*.json'))
+
+
+MEASURE = """
+import json, resource, sys, types
+from gpt import data
+config = types.SimpleNamespace(**json.loads(sys.argv[1]))
+tokenizer, corpus = data.prepare(config, sys.argv[2], log=lambda line: None)
+ds = data.TextDataset(corpus, 256, 64, 0, tokenizer)
+for step in range(20):
+  ds.batch_at(step)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='ru_maxrss is in KiB')
+@pytest.mark.parametrize('kind', ['char', 'sentencepiece'])
+def test_memory_stays_bounded_on_30_mb(kind, tmp_path):
+  with open(tmp_path / 'big.txt', 'w', encoding='utf-8') as f:
+    while f.tell() < 30_000_000:
+      f.write(sample_text())
+  args = vars(config(str(tmp_path / 'big.txt'), tokenizer=kind,
+                     vocab_size=2000))
+  done = subprocess.run(
+    [sys.executable, '-c', MEASURE, json.dumps(args), str(tmp_path / 'run')],
+    cwd=ROOT, capture_output=True, text=True, check=True,
+  )
+  assert float(done.stdout) < 250
 
 
 def test_many_at_once_make_the_same_cache(tmp_path):
