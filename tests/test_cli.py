@@ -27,7 +27,7 @@ from absl import flags
 from gpt.errors import UserError
 from launch import cli
 
-_CONFIG = cli.define_config_flag({default!r})
+_CONFIG = cli.define_config_flag(DEFAULT)
 _COUNT = flags.DEFINE_integer('max_tokens', 3, 'Tokens.')
 _RATE = flags.DEFINE_float('temperature', 0.8, 'Temperature.')
 _LOUD = flags.DEFINE_bool('stream', True, 'Stream.')
@@ -87,6 +87,10 @@ def get_config(variant='none'):
 """
 
 
+def launcher(default):
+  return LAUNCHER.replace('DEFAULT', repr(default))
+
+
 @pytest.fixture
 def tree(tmp_path):
   """A launcher with and without a default config, and config files."""
@@ -100,9 +104,8 @@ def tree(tmp_path):
   (configs / 'type.py').write_text(fast + "  c.lr = 'x'\n  return c\n")
   (configs / 'syntax.py').write_text('def get_config(:\n')
   (configs / 'empty.py').write_text('')
-  default = 'configs/default.py'
-  (tmp_path / 'go.py').write_text(LAUNCHER.format(default=default))
-  (tmp_path / 'bare.py').write_text(LAUNCHER.format(default=None))
+  (tmp_path / 'go.py').write_text(launcher('configs/default.py'))
+  (tmp_path / 'bare.py').write_text(launcher(None))
   return tmp_path
 
 
@@ -228,7 +231,7 @@ def test_presets_are_listed_and_the_nearest_named(tree):
 
 
 def test_config_is_found_from_any_directory(tmp_path):
-  (tmp_path / 'go.py').write_text(LAUNCHER.format(default='configs/default.py'))
+  (tmp_path / 'go.py').write_text(launcher('configs/default.py'))
   done = go(tmp_path, '--config=configs/model_xs.py', '--config.lr=1e-5')
   assert done.returncode == 0, done.stderr
   assert '"n_embd": 116' in done.stdout
