@@ -51,6 +51,40 @@ def attend(q_BLHK, k_BSHK, v_BSHK, mask_BLS):
   return jnp.einsum('BHLS,BSHK->BLHK', probs_BHLS, v_BSHK)
 
 
+def attend_cached(q_BLHK, pieces, mask_BLS):
+  """Attention to keys and values that lie in one or more cache pieces.
+
+  Args:
+    q_BLHK: float[B, L, H, K].
+    pieces: [(k, v), ...], each float[B, G, S_i, K]; the S columns of the mask
+      are those of the pieces, one after the other.
+    mask_BLS: bool, broadcastable to [B, L, S].
+
+  Returns:
+    float[B, L, H, K].
+  """
+  B, L, H, K = q_BLHK.shape
+  G = pieces[0][0].shape[1]
+  q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K)  # R queries share a head
+  scores_BGRLS = jnp.concatenate(
+    [
+      jnp.einsum('BLGRK,BGSK->BGRLS', q_BLGRK, k.astype(q_BLHK.dtype))
+      for k, _ in pieces
+    ],
+    axis=-1,
+  ).astype(jnp.float32)
+  scores_BGRLS = jnp.where(
+    mask_BLS[:, None, None], scores_BGRLS * K**-0.5, MASKED
+  )
+  probs_BGRLS = jax.nn.softmax(scores_BGRLS).astype(q_BLHK.dtype)
+  ends = np.cumsum([k.shape[2] for k, _ in pieces])[:-1]
+  out_BLGRK = sum(
+    jnp.einsum('BGRLS,BGSK->BLGRK', probs, v.astype(q_BLHK.dtype))
+    for probs, (_, v) in zip(jnp.split(probs_BGRLS, ends, axis=-1), pieces)
+  )
+  return out_BLGRK.reshape(q_BLHK.shape)
+
+
 def repeat_kv(q_BLHK, kv_BSHK):
   """Repeats each key/value head for the queries that share it."""
   groups = q_BLHK.shape[2] // kv_BSHK.shape[2]

@@ -11,11 +11,12 @@ class KVCache:
   """Keys and values of the tokens seen, one pair of arrays for each layer.
 
   Attributes:
-    k: tuple of N arrays float[B, S, G, K], rotated already where pos='rope'.
-    v: tuple of N arrays float[B, S, G, K].
+    k: tuple of N arrays float[B, G, S, K], rotated already where pos='rope'.
+    v: tuple of N arrays float[B, G, S, K].
 
   Which of the S columns hold something is the caller's knowledge (a mask), so
-  that rows of different lengths share one cache.
+  that rows of different lengths share one cache. Heads stand before columns:
+  a decode step then reads each head's keys as one contiguous piece.
   """
 
   k: Any
@@ -23,12 +24,12 @@ class KVCache:
 
   @property
   def capacity(self) -> int:
-    return self.k[0].shape[1]
+    return self.k[0].shape[2]
 
 
 def init_cache(cfg, batch_size: int, capacity: int, dtype=None) -> KVCache:
   """Zeros for `batch_size` rows of `capacity` columns."""
-  shape = (batch_size, capacity, cfg.kv_heads, cfg.head_dim)
+  shape = (batch_size, cfg.kv_heads, capacity, cfg.head_dim)
   dtype = dtype or jnp.dtype(cfg.dtype)
   k = tuple(jnp.zeros(shape, dtype) for _ in range(cfg.n_layer))
   v = tuple(jnp.zeros(shape, dtype) for _ in range(cfg.n_layer))

@@ -153,29 +153,29 @@ def decode_block(
   """
   cfg = model.cfg
   rows = slots_b.shape[0]
-  column = jnp.arange(bucket + k, dtype=jnp.int32)[None, None]
-  filled_bS = column < jnp.minimum(length_b, bucket)[:, None, None]
+  column = jnp.arange(bucket, dtype=jnp.int32)[None, None]
+  filled_bS = jnp.broadcast_to(
+    column < length_b[:, None, None], (rows, 1, bucket)
+  )
+  fresh_column = jnp.arange(k, dtype=jnp.int32)[None, None]
   uniform_bk = sampling.uniforms(s.seed, step_b, k)
   in_prompt, bias = state.in_prompt[slots_b], state.bias[slots_b]
   vocab = jnp.arange(cfg.vocab_size, dtype=jnp.int32)[None]
-
-  def gather(x_BSGK):
-    old = x_BSGK[slots_b, :bucket]
-    new = jnp.zeros((rows, k, *x_BSGK.shape[2:]), x_BSGK.dtype)
-    return jnp.concatenate([old, new], axis=1)
+  filled = jax.tree.map(lambda x: x[slots_b, :, :bucket], state.cache)
 
   def step(carry, xs):
-    work, token_b, counts = carry
+    fresh, token_b, counts = carry
     i, uniform_b = xs
-    new_bS = (column >= bucket) & (column <= bucket + i)
+    fresh_bS = jnp.broadcast_to(fresh_column <= i, (rows, 1, k))
     position_b = jnp.minimum(length_b + i, cfg.block_size - 1)
-    logits_bLV, work = model.apply(
+    logits_bLV, fresh = model.apply(
       {'params': params},
       token_b[:, None],
       positions_BL=position_b[:, None],
-      cache=work,
-      mask_BLS=filled_bS | new_bS,
-      write_at=bucket + i,
+      cache=fresh,
+      filled=filled,
+      mask_BLS=jnp.concatenate([filled_bS, fresh_bS], axis=-1),
+      write_at=i,
     )
     raw_bV = logits_bLV[:, 0]
     logits_bV = sampling.penalise(raw_bV, s, in_prompt, counts)
@@ -183,22 +183,20 @@ def decode_block(
     new_bV = vocab == token_b[:, None]
     new_bV &= (length_b + i < cfg.block_size)[:, None]
     counts = counts + new_bV.astype(jnp.int32)
-    return (work, token_b, counts), (token_b, raw_bV)
+    return (fresh, token_b, counts), (token_b, raw_bV)
 
-  carry = (jax.tree.map(gather, state.cache), last_b, state.counts[slots_b])
+  fresh = init_cache(cfg, rows, k, state.cache.k[0].dtype)
+  carry = (fresh, last_b, state.counts[slots_b])
   xs = (jnp.arange(k, dtype=jnp.int32), uniform_bk.T)
-  (work, _, counts), (tokens_kb, logits_kbV) = jax.lax.scan(step, carry, xs)
+  (fresh, _, counts), (tokens_kb, logits_kbV) = jax.lax.scan(step, carry, xs)
 
   def write_back(i, cache):
     def put(old, new):
-      piece = jax.lax.dynamic_slice(
-        new, (i, bucket, 0, 0), (1, k, *new.shape[2:])
-      )
-      return jax.lax.dynamic_update_slice(
-        old, piece, (slots_b[i], length_b[i], 0, 0)
-      )
+      piece = jax.lax.dynamic_slice_in_dim(new, i, 1)
+      start = (slots_b[i], 0, length_b[i], 0)
+      return jax.lax.dynamic_update_slice(old, piece, start)
 
-    return jax.tree.map(put, cache, work)
+    return jax.tree.map(put, cache, fresh)
 
   state = state.replace(
     cache=jax.lax.fori_loop(0, rows, write_back, state.cache),
@@ -252,9 +250,9 @@ def generate(
       with window='stop'.
   """
   cfg = model.cfg
-  stride = stride_for(window, cfg.block_size)
   tokens = [list(map(int, p)) for p in prompts]
-  _check_request(cfg, tokens, max_tokens, window)
+  check_request(cfg, tokens, max_tokens, window)
+  stride = stride_for(window, cfg.block_size)
   rows = len(tokens)
   params = jax.tree.map(jnp.asarray, params)  # Once, not at every dispatch.
   state = init_state(cfg, rows)
@@ -306,7 +304,9 @@ def generate(
         yield r, None
 
 
-def _check_request(cfg, prompts, max_tokens: int, window: str) -> None:
+def check_request(cfg, prompts, max_tokens: int, window: str) -> None:
+  """Raises UserError for what `generate` would refuse."""
+  stride_for(window, cfg.block_size)
   if max_tokens < 1:
     raise UserError(f'max_tokens {max_tokens} must be at least 1')
   for tokens in prompts:

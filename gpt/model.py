@@ -17,7 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt.attention import attend, causal_self_attention, resolve_kernel
+from gpt.attention import (
+  attend_cached,
+  causal_self_attention,
+  resolve_kernel,
+)
 from gpt.cache import KVCache
 from gpt.dropout import dropout
 from gpt.errors import UserError
@@ -192,17 +196,16 @@ class Block(nn.Module):
         q_BLHK, k_BLHK, v_BLHK, segments_BL, kernel=cfg.attention
       )
     else:
+      filled, fresh = layer_cache
       mask_BLS, write_at = ctx
-      k_BSHK, v_BSHK = layer_cache = tuple(
+      fresh = layer_cache = tuple(
         jax.lax.dynamic_update_slice(
-          old, new.astype(old.dtype), (0, write_at, 0, 0)
+          old, new.transpose(0, 2, 1, 3).astype(old.dtype), (0, 0, write_at, 0)
         )
-        for old, new in zip(layer_cache, (k_BLHK, v_BLHK))
+        for old, new in zip(fresh, (k_BLHK, v_BLHK))
       )
-      out_BLHK = attend(
-        q_BLHK, k_BSHK.astype(q_BLHK.dtype), v_BSHK.astype(q_BLHK.dtype),
-        mask_BLS,
-      )
+      pieces = [fresh] if filled is None else [filled, fresh]
+      out_BLHK = attend_cached(q_BLHK, pieces, mask_BLS)
     return matmul(out_BLHK.reshape(x_BLD.shape), wo), layer_cache
 
   def mlp(self, x_BLD):
@@ -236,6 +239,7 @@ class GPT(nn.Module):
     segments_BL=None,
     seeds_Bx2=None,
     cache: KVCache | None = None,
+    filled: KVCache | None = None,
     mask_BLS=None,
     write_at=0,
     head: bool = True,
@@ -247,10 +251,11 @@ class GPT(nn.Module):
       positions_BL: int32[B, L] in [0, block_size); default 0 .. L-1.
       segments_BL: int32[B, L]; attention stays within equal numbers.
       seeds_Bx2: uint32[B, 2] from `dropout.row_seeds`; None: no dropout.
-      cache: keys and values so far. The new ones are written to columns
-        write_at .. write_at + L - 1 (int32 scalar, in range: it is the
-        caller's duty), and queries see the columns where mask_BLS is true.
-      mask_BLS: bool[B, L, S], needed with a cache.
+      cache: keys and values are written to its columns write_at ..
+        write_at + L - 1 (int32 scalar, in range: it is the caller's duty).
+      filled: earlier keys and values, only read.
+      mask_BLS: bool[B, L, S], needed with a cache: which columns of `filled`
+        and then of `cache` a query sees.
       head: False leaves out the LM head and returns the residual stream.
 
     Returns:
@@ -278,7 +283,10 @@ class GPT(nn.Module):
     block = nn.remat(Block) if cfg.remat and cache is None else Block
     new_cache = []
     for i in range(cfg.n_layer):
-      layer_cache = None if cache is None else (cache.k[i], cache.v[i])
+      layer_cache = None
+      if cache is not None:
+        earlier = None if filled is None else (filled.k[i], filled.v[i])
+        layer_cache = earlier, (cache.k[i], cache.v[i])
       x_BLD, layer_cache = block(cfg, i, name=f'block_{i}')(
         x_BLD, positions_BL, segments_BL, layer_cache, (mask_BLS, write_at),
         seeds_Bx2,

@@ -123,3 +123,19 @@ def put_replicated(tree, mesh: Mesh):
     ),
     tree,
   )
+
+
+def enable_compilation_cache() -> None:
+  """Keeps compiled programs between processes: later starts skip XLA.
+
+  In $RGPT_CACHE/xla (default ~/.cache/rgpt/xla). JAX_COMPILATION_CACHE_DIR
+  wins, and RGPT_CACHE=off turns it off. METAL ignores it.
+  """
+  root = os.environ.get('RGPT_CACHE') or os.path.join(
+    os.path.expanduser('~'), '.cache', 'rgpt'
+  )
+  if root == 'off' or os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    return
+  jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'xla'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)

@@ -338,7 +338,7 @@ def test_every_option_decodes_as_it_runs_forward(options):
     wanted = model.apply({'params': params}, tokens_BL)
     row = decode.prefill(model, params, tokens_BL[:, :half])
     cache = jax.tree.map(
-      lambda old, new: old.at[:, :half].set(new), init_cache(cfg, 2, size), row
+      lambda old, new: old.at[:, :, :half].set(new), init_cache(cfg, 2, size), row
     )
 
     def step(cache, i):
