@@ -14,8 +14,9 @@ def get_config() -> ConfigDict:
 
   # Seeds initial weights, data order, dropout and samples. Any int >= 0.
   config.seed = 42
-  # Peak learning rate, and the floor the schedule decays to. 0 < min <= lr.
+  # Peak learning rate. > 0.
   config.lr = 1e-4
+  # What the schedule decays to; a plateau does not cut below it. 0 .. lr.
   config.min_lr = 1e-5
   # Sequences per optimizer step, over all devices and hosts.
   config.batch_size = 64
@@ -26,10 +27,13 @@ def get_config() -> ConfigDict:
   # 'randy' (squared ReLU, N(0, 0.02) init) or 'microgpt' (RMSNorm after the
   # embedding, ReLU, N(0, 0.08) init). See gpt/model.py.
   model.arch = 'randy'
-  # Width D, heads H (must divide D), layers N, trained context T in tokens.
+  # Width D of the residual stream. The MLP is 4 D wide.
   model.n_embd = 256
+  # Attention heads H; must divide n_embd.
   model.n_head = 8
+  # Blocks N of attention and MLP.
   model.n_layer = 6
+  # Trained context T in tokens: the longest that attention can look back.
   model.block_size = 256
   # Drop probability after the attention projection and the MLP. 0 <= p < 1.
   model.dropout = 0.1
@@ -39,10 +43,11 @@ def get_config() -> ConfigDict:
   model.pos = 'learned'
   # Key/value heads, each shared by n_head / n_kv_head queries. 0: n_head.
   model.n_kv_head = 0
-  # RMSNorm on the embedding (always on for 'microgpt'), on queries and keys,
-  # and before the LM head.
+  # RMSNorm on the embedding (always on for 'microgpt').
   model.embed_norm = False
+  # RMSNorm on queries and keys.
   model.qk_norm = False
+  # RMSNorm before the LM head.
   model.final_norm = False
   # logits = c * tanh(logits / c). 0: off.
   model.logit_softcap = 0.0
@@ -68,33 +73,44 @@ def get_config() -> ConfigDict:
   # min_lr. 'linear_warmup': warmup, then linear to 0. 'wsd': warmup, stable,
   # linear decay to min_lr over the last decay_fraction. See gpt/schedules.py.
   opt.schedule = 'randy'
+  # Steps of linear warmup; the first trains at lr / warmup_steps. 0: none.
+  # Not part of 'randy'.
   opt.warmup_steps = 0
+  # Part of total_steps in which 'randy' and 'wsd' decay. 0 <= f <= 1.
   opt.decay_fraction = 0.4
+  # Decay of Adam's running mean of gradients. 0 <= b1 < 1.
   opt.b1 = 0.9
+  # Decay of Adam's running mean of squared gradients. 0 <= b2 < 1.
   opt.b2 = 0.999
+  # Added to the root of the latter. > 0.
   opt.eps = 1e-8
   # Decoupled decay, times the learning rate, on every tensor.
   opt.weight_decay = 0.1
   # 'element' (clamp each gradient entry), 'global_norm' or 'none'.
   opt.clip = 'element'
+  # The largest entry, or the largest norm, that is left as it is. > 0.
   opt.clip_value = 1.0
   # Learning rate of the block matrices under muon (the rest use config.lr).
   opt.muon_lr = 0.02
+  # Its momentum (Nesterov). 0 <= m < 1.
   opt.muon_momentum = 0.95
+  # Newton-Schulz iterations that orthogonalise it.
   opt.muon_steps = 5
   # Exponential moving average of the weights, used by eval and samples.
   # 0: off; else the decay per step, e.g. 0.999.
   opt.ema_decay = 0.0
-  # ReduceLROnPlateau, counted in evals. After max_reductions: early stop.
-  # patience 0: off.
+  # ReduceLROnPlateau: evals without a new best before a cut. 0: off.
   opt.plateau_patience = 30
+  # What the learning rate is multiplied by at a cut. 0 < f <= 1.
   opt.plateau_factor = 0.5
+  # Cuts before the next one would be: then the run stops early.
   opt.plateau_max_reductions = 3
 
   config.data = data = ConfigDict()
   # Files or globs, comma separated; or 'shakespeare', 'sample' (built in), or
   # 'auto': train.txt if there, else shakespeare if at hand, else sample.
   data.path = 'auto'
+  # 'text' (plain UTF-8).
   data.format = 'text'
   # 'char', 'sentencepiece' (byte-fallback BPE) or 'randygpt' (a vocab.json).
   data.tokenizer = 'char'
@@ -112,8 +128,9 @@ def get_config() -> ConfigDict:
   data.cache_dir = ''
 
   config.eval = evaluation = ConfigDict()
-  # Steps between evals, and windows in the quick estimate (always the same).
+  # Steps between evals.
   evaluation.every = 25
+  # Windows of block_size in the quick estimate; the same ones every time.
   evaluation.windows = 50
   # Full deterministic pass over the validation split at the end.
   evaluation.full_at_end = True
@@ -127,11 +144,15 @@ def get_config() -> ConfigDict:
   checkpoint.keep = 2
 
   config.sample = sample = ConfigDict()
-  # The sample written at the end of training. '' starts from BOS.
+  # What the sample at the end of training goes on from. '' starts from BOS.
   sample.prompt = 'ROMEO:'
+  # Its length in tokens, the prompt not counted.
   sample.max_tokens = 200
+  # Divides the logits. 0: the likeliest token each time.
   sample.temperature = 0.8
+  # Sample from the fewest tokens that hold this probability. 0 < p <= 1.
   sample.top_p = 0.9
+  # Sample from the k likeliest tokens. 0: all.
   sample.top_k = 0
 
   config.parallel = parallel = ConfigDict()

@@ -31,6 +31,7 @@ from gpt import (
 )
 from gpt import metrics as metrics_lib
 from gpt.checkpoint import BEST, LATEST, Checkpoints
+from gpt.config_check import check_config
 from gpt.errors import UserError
 from gpt.metrics import Clock, MetricsLog
 from gpt.model import GPT, GPTConfig, num_params
@@ -236,23 +237,6 @@ def train_and_evaluate(
     return Result(outcome, step, track.best_loss, final, str(workdir))
 
 
-def check_config(config) -> None:
-  """Numbers that make no sense, before anything is started."""
-  for key in ('batch_size', 'total_steps'):
-    if config[key] < 1:
-      raise UserError(f'{key} {config[key]} must be at least 1')
-  if config.seed < 0:
-    raise UserError(f'seed {config.seed} must not be negative')
-  for group, key in (('eval', 'every'), ('eval', 'windows'),
-                     ('checkpoint', 'every'), ('checkpoint', 'keep')):
-    if config[group][key] < 1:
-      raise UserError(f'{group}.{key} {config[group][key]} must be at least 1')
-  if not 0 <= config.opt.ema_decay < 1:
-    raise UserError(f'opt.ema_decay {config.opt.ema_decay} is not in [0, 1)')
-  schedules.from_config(config)
-  GPTConfig.from_config(config.model, vocab_size=2, backend='cpu')
-
-
 def initial_state(config, model, tx, key, checkpoints, init_from, log):
   """(host or device TrainState, metadata): restored, imported or fresh."""
   ema = config.opt.ema_decay > 0
@@ -313,8 +297,6 @@ def micro_batch_size(config, mesh) -> int:
   """Rows a device works on at once (`parallel.micro_batch_size`)."""
   rows = -(-config.batch_size // mesh.size)
   wanted = config.parallel.micro_batch_size
-  if wanted < 0:
-    raise UserError(f'parallel.micro_batch_size {wanted} is negative')
   if not wanted:
     if jax.default_backend() != 'cpu':
       return rows

@@ -1,0 +1,50 @@
+"""Numbers in a config that make no sense, named before anything is started.
+
+It exists so that a mistake costs seconds and not a run: what is checked here
+would otherwise show up at the first save, or as a run that learns nothing.
+"""
+
+from gpt import optimizer, schedules
+from gpt.errors import UserError
+from gpt.model import GPTConfig
+
+AT_LEAST_ONE = (
+  'batch_size', 'total_steps', 'eval.every', 'eval.windows',
+  'checkpoint.every', 'checkpoint.keep',
+)
+NOT_NEGATIVE = (
+  'seed', 'opt.plateau_patience', 'opt.plateau_max_reductions',
+  'sample.max_tokens', 'sample.temperature', 'sample.top_k',
+  'parallel.num_cpu_devices', 'parallel.micro_batch_size',
+)
+
+
+def check_config(config) -> None:
+  """Raises UserError for a value of `config` that no run can use.
+
+  Args:
+    config: ConfigDict with the keys of configs/default.py.
+  """
+  for key in AT_LEAST_ONE:
+    if not _value(config, key) >= 1:
+      raise UserError(f'{key} {_value(config, key)} must be at least 1')
+  for key in NOT_NEGATIVE:
+    if not _value(config, key) >= 0:
+      raise UserError(f'{key} {_value(config, key)} must not be negative')
+  if not 0 <= config.opt.ema_decay < 1:
+    raise UserError(f'opt.ema_decay {config.opt.ema_decay} is not in [0, 1)')
+  if not 0 < config.opt.plateau_factor <= 1:
+    raise UserError(
+      f'opt.plateau_factor {config.opt.plateau_factor} is not in (0, 1]'
+    )
+  if not 0 < config.sample.top_p <= 1:
+    raise UserError(f'sample.top_p {config.sample.top_p} is not in (0, 1]')
+  schedules.from_config(config)
+  optimizer.create(config)
+  GPTConfig.from_config(config.model, vocab_size=2, backend='cpu')
+
+
+def _value(config, key: str):
+  for name in key.split('.'):
+    config = config[name]
+  return config
