@@ -14,6 +14,21 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='session')
+def trained_workdir(tmp_path_factory):
+  """The workdir of a tiny model trained for 20 steps; not to be changed."""
+  from configs import smoke
+  from gpt.train import train_and_evaluate
+
+  config = smoke.get_config()
+  config.eval.full_at_end = True
+  config.parallel.num_cpu_devices = 4
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  train_and_evaluate(config, workdir, log=lambda *_, **__: None)
+  return workdir

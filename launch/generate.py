@@ -1,0 +1,203 @@
+"""Continue a prompt with a trained model; the text streams as it is made.
+
+    python -m launch.generate --workdir=runs/l --prompt='ROMEO:'
+    python -m launch.generate --workdir=runs/l --num_samples=3 --temperature=0.5
+    printf 'ROMEO:' | python -m launch.generate --workdir=runs/l --prompt_file=-
+
+Only the completion goes to stdout; everything about it goes to stderr.
+"""
+
+import pathlib
+import sys
+import time
+
+from absl import flags
+
+from gpt.errors import UserError
+from launch import cli
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a trained run.')
+WHICH = flags.DEFINE_enum(
+  'which', 'best', ['best', 'latest'],
+  'The checkpoint of the lowest validation loss, or the newest.',
+)
+PROMPT = flags.DEFINE_multi_string(
+  'prompt', None,
+  'Text to continue; may be given several times. Empty: start from BOS.',
+)
+PROMPT_FILE = flags.DEFINE_string(
+  'prompt_file', None,
+  'File with a text to continue, to its last line end; - is stdin.',
+)
+SHOW_PROMPT = flags.DEFINE_bool(
+  'show_prompt', False, 'Print the prompt before its completion.'
+)
+MAX_TOKENS = flags.DEFINE_integer(
+  'max_tokens', 200, 'Most tokens of a completion.'
+)
+NUM_SAMPLES = flags.DEFINE_integer(
+  'num_samples', 1, 'Completions of each prompt; number i uses seed + i.',
+  lower_bound=1,
+)
+SEED = flags.DEFINE_integer('seed', 42, 'The same seed gives the same text.')
+TEMPERATURE = flags.DEFINE_float(
+  'temperature', 0.8, 'Higher is more surprising; 0 takes the likeliest.'
+)
+TOP_P = flags.DEFINE_float(
+  'top_p', 0.9, 'Sample from the likeliest tokens of this total probability.'
+)
+TOP_K = flags.DEFINE_integer(
+  'top_k', 0, 'Sample from this many likeliest tokens. 0: off.'
+)
+MIN_P = flags.DEFINE_float(
+  'min_p', 0.0, 'Drop tokens less likely than this times the likeliest.'
+)
+REPETITION_PENALTY = flags.DEFINE_float(
+  'repetition_penalty', 1.0, 'Above 1 makes tokens seen before less likely.'
+)
+WINDOW = flags.DEFINE_enum(
+  'window', 'slide', ['slide', 'exact', 'stop'],
+  'When the context is full: drop its older half, drop one token at a time '
+  '(slow), or stop.',
+)
+
+
+def main(_):
+  started = time.perf_counter()
+  if not WORKDIR.value:
+    raise UserError('--workdir=DIRECTORY of a trained run is needed')
+  prompts = read_prompts()
+  sys.stdout.reconfigure(errors='replace')  # Never a crash over an encoding.
+
+  # JAX, after the flags are right.
+  import jax
+
+  from gpt import decode, sampling, sharding
+  from gpt.load import load_model
+  from gpt.tokenizer import StreamDecoder
+
+  n = NUM_SAMPLES.value
+  samples = [
+    sampling.params(
+      1, seed=SEED.value + i, temperature=TEMPERATURE.value,
+      top_p=TOP_P.value, top_k=TOP_K.value, min_p=MIN_P.value,
+      repetition=REPETITION_PENALTY.value,
+    )
+    for i in range(n)
+  ]
+  sharding.setup_devices(1)
+  loaded = load_model(WORKDIR.value, WHICH.value)
+  tokens = [encode(loaded.tokenizer, prompt) for prompt in prompts]
+  decode.check_request(loaded.cfg, tokens, MAX_TOKENS.value, WINDOW.value)
+  print(
+    f'{loaded.name}, {loaded.which} checkpoint, step {loaded.step}',
+    file=sys.stderr, flush=True,
+  )
+
+  clock = Clock(started)
+  params = jax.device_put(loaded.params)
+  bias_V = decode.ban_bias(loaded.tokenizer)
+  for i, prompt in enumerate(prompts):
+    for j, s in enumerate(samples):
+      write(headline(i, len(prompts), j, n))
+      if SHOW_PROMPT.value:
+        write(prompt)
+      last = ''
+      text = StreamDecoder(loaded.tokenizer)
+      for _, new in decode.generate(
+        loaded.model, params, [tokens[i]], s, MAX_TOKENS.value, bias_V=bias_V,
+        stop_ids=(loaded.tokenizer.eos_id,), window=WINDOW.value,
+      ):
+        clock.tick(len(new or ()))
+        piece = text.flush() if new is None else ''.join(map(text.feed, new))
+        write(piece)
+        last = piece or last
+      if not last.endswith('\n'):
+        write('\n')
+  print(clock.summary(), file=sys.stderr)
+
+
+def headline(prompt: int, prompts: int, sample: int, samples: int) -> str:
+  """The line above one of several completions; '' above a single one."""
+  parts = [f'prompt {prompt + 1} of {prompts}'] if prompts > 1 else []
+  if samples > 1:
+    seed = SEED.value + sample
+    parts.append(f'sample {sample + 1} of {samples}, seed {seed}')
+  return f'--- {", ".join(parts)} ---\n' if parts else ''
+
+
+def read_prompts() -> list[str]:
+  """The prompts of --prompt, then that of --prompt_file; [''] without any.
+
+  Files are read as training reads text: UTF-8, CRLF as LF, without a byte-order
+  mark; otherwise as they are.
+  """
+  prompts = list(PROMPT.value or ())
+  name = PROMPT_FILE.value
+  if name is not None:
+    try:
+      data = (
+        sys.stdin.buffer.read()
+        if name == '-'
+        else pathlib.Path(name).read_bytes()
+      )
+    except OSError as e:
+      raise UserError(f'cannot read --prompt_file={name}: {e.strerror}') from e
+    text = data.decode('utf-8', 'replace').removeprefix('\ufeff')
+    try:
+      data.decode('utf-8')
+    except UnicodeDecodeError as e:
+      warn(f'{name} is not UTF-8 ({e}); invalid parts became U+FFFD')
+    prompts.append(text.replace('\r\n', '\n'))
+  return prompts or ['']
+
+
+def encode(tokenizer, prompt: str) -> list[int]:
+  """Token ids of a prompt; says which characters the model does not know."""
+  from gpt import decode
+  from gpt.data import describe_unknown
+
+  tokens = decode.prompt_tokens(tokenizer, prompt)
+  if unknown := tokenizer.count_unknown(prompt):
+    nothing = sum(unknown.values()) == len(prompt)
+    rest = '; nothing is left of the prompt' if nothing else ''
+    warn(f'prompt: {describe_unknown(unknown)}{rest}')
+  return tokens
+
+
+def warn(text: str) -> None:
+  print(f'warning: {text}', file=sys.stderr, flush=True)
+
+
+def write(text: str) -> None:
+  """To stdout at once: a reader sees each piece as it comes."""
+  if text:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+class Clock:
+  """How long the first token took, and how fast the others came."""
+
+  def __init__(self, started: float):
+    self._started, self._first, self._last = started, None, started
+    self._tokens, self._after_first = 0, 0
+
+  def tick(self, tokens: int) -> None:
+    """Some tokens have come."""
+    self._last = time.perf_counter()
+    self._tokens += tokens
+    if self._first is None:
+      self._first = self._last
+    else:
+      self._after_first += tokens
+
+  def summary(self) -> str:
+    first = (self._first or self._last) - self._started
+    seconds = self._last - self._started - first
+    rate = f', then {self._after_first / seconds:,.0f}/s' if seconds > 0 else ''
+    return f'{self._tokens} tokens; the first after {first:.1f} s{rate}'
+
+
+if __name__ == '__main__':
+  cli.run(main)
