@@ -35,13 +35,14 @@ def num_cores() -> int:
 def setup_devices(num_cpu_devices: int = 0) -> None:
   """One CPU device a core, or as many as asked for; call before using JAX.
 
-  Does nothing to accelerators. If JAX has already started with another number
+  Also turns the compilation cache on. Does nothing to accelerators. If JAX has already started with another number
   of CPU devices, warns and leaves it.
   """
   # Not news: "Unable to initialize backend 'tpu'".
   logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
   if num_cpu_devices < 0:
     raise UserError(f'parallel.num_cpu_devices {num_cpu_devices} is negative')
+  enable_compilation_cache()
   wanted = num_cpu_devices or num_cores()
   try:
     jax.config.update('jax_num_cpu_devices', wanted)
@@ -131,6 +132,11 @@ def enable_compilation_cache() -> None:
   In $RGPT_CACHE/xla (default ~/.cache/rgpt/xla). JAX_COMPILATION_CACHE_DIR
   wins, and RGPT_CACHE=off turns it off. METAL ignores it.
   """
+  if not hasattr(jax, 'shard_map'):
+    # Before jax 0.6 a cached CPU program that was given donated buffers writes
+    # into freed memory. Whatever the environment says: off.
+    jax.config.update('jax_enable_compilation_cache', False)
+    return
   root = os.environ.get('RGPT_CACHE') or os.path.join(
     os.path.expanduser('~'), '.cache', 'rgpt'
   )

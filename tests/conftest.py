@@ -16,7 +16,10 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from gpt import sharding  # noqa: E402
+
 jax.config.update('jax_num_cpu_devices', 4)
+sharding.enable_compilation_cache()  # Or off, where it is not safe.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
