@@ -1,0 +1,167 @@
+"""Serve a trained model over HTTP: OpenAI's API, RandyGPT's and microgpt's.
+
+    python -m launch.serve --workdir=runs/quickstart
+    python -m launch.serve --workdir=runs/l --port=9000 --slots=16
+
+Answers on http://127.0.0.1:8080 once every program is compiled; the page at /
+tries it out. Keys come from the environment: RGPT_API_KEY=key1,key2.
+"""
+
+import logging
+import os
+import pathlib
+
+from absl import flags
+
+from gpt.errors import UserError
+from launch import cli
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run to serve.')
+WHICH = flags.DEFINE_enum(
+  'which', 'best', ['best', 'latest'],
+  'The checkpoint: lowest validation loss, or newest.',
+)
+HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
+PORT = flags.DEFINE_integer(
+  'port', 8080, 'Port to listen on; 0 takes a free one.', lower_bound=0,
+  upper_bound=65535,
+)
+SLOTS = flags.DEFINE_integer(
+  'slots', 0, 'Texts generated at once. 0: 4 on a CPU, 32 on a GPU.',
+  lower_bound=0, upper_bound=1024,
+)
+MAX_QUEUE = flags.DEFINE_integer(
+  'max_queue', 64, 'Requests that may wait for a slot; more get a 503.',
+  lower_bound=0,
+)
+MAX_PER_CLIENT = flags.DEFINE_integer(
+  'max_per_client', 0,
+  'Requests one client (key, or address) may have in flight; more get a 429. '
+  '0: any number.', lower_bound=0,
+)
+MODEL_NAME = flags.DEFINE_string(
+  'model_name', '', "The model's name; by default that of the workdir."
+)
+STRICT_MODEL = flags.DEFINE_bool(
+  'strict_model', False, 'Answer requests for any other model with a 404.'
+)
+CONTEXT_OVERFLOW = flags.DEFINE_enum(
+  'context_overflow', 'slide', ['slide', 'exact', 'stop', 'error'],
+  "At the context's end: move the window by half, by one token (RandyGPT's "
+  'way), end the text, or refuse.',
+)
+API_KEY = flags.DEFINE_string(
+  'api_key', '', 'A key clients must send. Visible in the process list: prefer '
+  'RGPT_API_KEY or --api_key_file.',
+)
+API_KEY_FILE = flags.DEFINE_string(
+  'api_key_file', '', 'File with one key a line.'
+)
+REQUEST_TIMEOUT = flags.DEFINE_float(
+  'request_timeout', 600.0, 'Seconds for a whole request.', lower_bound=0.001
+)
+QUEUE_TIMEOUT = flags.DEFINE_float(
+  'queue_timeout', 60.0, 'Seconds to wait for a slot.', lower_bound=0.001
+)
+BODY_LIMIT = flags.DEFINE_integer(
+  'body_limit', 1 << 20, 'Bytes a request may have.', lower_bound=1
+)
+BODY_TIMEOUT = flags.DEFINE_float(
+  'body_timeout', 30.0, 'Seconds to send a request.', lower_bound=0.001
+)
+DRAIN_TIMEOUT = flags.DEFINE_float(
+  'drain_timeout', 10.0, 'Seconds running requests get after SIGTERM.',
+  lower_bound=0.0,
+)
+ALLOWED_HOSTS = flags.DEFINE_list(
+  'allowed_hosts', [],
+  'Names in the Host header; * for any. On a loopback address: localhost.',
+)
+CORS_ORIGINS = flags.DEFINE_list(
+  'cors_origins', [], 'Origins of web pages that may use the API; * for any.'
+)
+
+
+def read_keys() -> tuple[str, ...]:
+  """From the environment, the key file and the flag."""
+  keys = os.environ.get('RGPT_API_KEY', '').split(',')
+  if API_KEY_FILE.value:
+    try:
+      text = pathlib.Path(API_KEY_FILE.value).read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as e:
+      raise UserError(
+        f'cannot read --api_key_file={API_KEY_FILE.value}: {e}'
+      ) from e
+    found = [key for key in text.split('\n') if key.strip()]
+    if not found:
+      raise UserError(f'--api_key_file={API_KEY_FILE.value} holds no key')
+    keys += found
+  if API_KEY.value:
+    logging.getLogger('rgpt.serve').warning(
+      '--api_key is visible to everybody on this machine (ps); '
+      'RGPT_API_KEY or --api_key_file is not'
+    )
+    keys.append(API_KEY.value)
+  return tuple(key.strip() for key in keys if key.strip())
+
+
+def main(_):
+  if not WORKDIR.value:
+    raise UserError('--workdir=DIRECTORY is needed, e.g. --workdir=runs/first')
+  logging.basicConfig(
+    level=logging.WARNING, format='%(asctime)s %(levelname)s %(message)s'
+  )
+  log = logging.getLogger('rgpt.serve')
+  log.setLevel(logging.INFO)
+  from serving import access
+  from serving.options import Options
+  from serving.server import bind, serve
+
+  keys = read_keys()
+  loopback = access.is_loopback(HOST.value)
+  if not loopback and not keys:
+    log.warning(
+      '%s can be reached from other machines, and there is no key: everybody '
+      'there may use this server; set RGPT_API_KEY', HOST.value,
+    )
+  hosts = tuple(name.lower() for name in ALLOWED_HOSTS.value)
+  if loopback:
+    hosts += ('localhost',)
+  sock = bind(HOST.value, PORT.value)  # Before anything that takes time.
+
+  import jax
+
+  from gpt.load import load_model
+  from gpt.sharding import enable_compilation_cache
+
+  enable_compilation_cache()
+  workdir = pathlib.Path(WORKDIR.value)
+  loaded = load_model(workdir, WHICH.value)
+  slots = SLOTS.value or (4 if jax.default_backend() == 'cpu' else 32)
+  options = Options(
+    model_name=MODEL_NAME.value or workdir.resolve().name,
+    strict_model=STRICT_MODEL.value,
+    slots=slots,
+    max_queue=MAX_QUEUE.value,
+    max_per_client=MAX_PER_CLIENT.value,
+    context_overflow=CONTEXT_OVERFLOW.value,
+    request_timeout=REQUEST_TIMEOUT.value,
+    queue_timeout=QUEUE_TIMEOUT.value,
+    body_limit=BODY_LIMIT.value,
+    body_timeout=BODY_TIMEOUT.value,
+    drain_timeout=DRAIN_TIMEOUT.value,
+    keys=keys,
+    allowed_hosts=() if '*' in hosts or not loopback and not hosts else hosts,
+    cors_origins=tuple(CORS_ORIGINS.value),
+  )
+  host, port = sock.getsockname()[:2]
+  host = f'[{host}]' if ':' in host else host
+  print(
+    f'{loaded.name} ({loaded.which}, step {loaded.step}) on '
+    f'http://{host}:{port}', flush=True,
+  )
+  return serve(loaded, workdir, WHICH.value, options, sock)
+
+
+if __name__ == '__main__':
+  cli.run(main)

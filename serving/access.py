@@ -1,0 +1,80 @@
+"""Who may use the server: API keys, Host names, origins of web pages."""
+
+import hashlib
+import hmac
+import ipaddress
+
+# Monitors and the page itself need no key; what the page asks for does.
+PUBLIC = {
+  '/health': ('GET', 'HEAD'),
+  '/livez': ('GET', 'HEAD'),
+  '/version': ('GET', 'HEAD'),
+  '/': ('GET', 'HEAD'),
+}
+
+
+def is_public(method: str, path: str) -> bool:
+  return method in PUBLIC.get(path, ())
+
+
+class Keys:
+  """A set of API keys, kept as hashes.
+
+  Every key is compared, each in constant time, so that answers take as long
+  for a wrong key as for a right one.
+  """
+
+  def __init__(self, keys):
+    self._digests = [digest(key) for key in keys]
+
+  def __bool__(self):
+    return bool(self._digests)
+
+  def accept(self, key: str) -> bool:
+    given, found = digest(key), False
+    for known in self._digests:
+      found |= hmac.compare_digest(given, known)
+    return found
+
+
+def digest(key: str) -> bytes:
+  return hashlib.sha256(key.encode('utf-8', 'surrogateescape')).digest()
+
+
+def given_key(headers: dict) -> str | None:
+  """From `Authorization: Bearer KEY` or `X-Api-Key: KEY`."""
+  scheme, _, key = headers.get('authorization', '').partition(' ')
+  if scheme.lower() == 'bearer' and key.strip():
+    return key.strip()
+  return headers.get('x-api-key') or None
+
+
+def is_loopback(host: str) -> bool:
+  """Whether only this machine can reach a server bound to `host`."""
+  if host == 'localhost':
+    return True
+  try:
+    return ipaddress.ip_address(host.strip('[]')).is_loopback
+  except ValueError:
+    return False
+
+
+def host_name(header: str) -> str:
+  """The name in a Host header, without its port, in lower case."""
+  host = header.strip().lower()
+  if host.startswith('['):
+    return host.partition(']')[0] + ']'
+  return host.rpartition(':')[0] if ':' in host else host
+
+
+def host_allowed(header: str | None, allowed) -> bool:
+  """A name in a web page must not lead a browser here (DNS rebinding).
+
+  Args:
+    allowed: names; 'localhost' stands for every loopback address as well;
+      empty: all are allowed.
+  """
+  if not allowed or header is None:
+    return True
+  name = host_name(header)
+  return name in allowed or ('localhost' in allowed and is_loopback(name))

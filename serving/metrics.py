@@ -1,0 +1,154 @@
+"""Prometheus metrics of the server, all of them there from the first scrape.
+
+Histograms are our own few lines: a block of tokens is observed at once, with
+its count, where prometheus_client would walk its buckets for every token.
+"""
+
+import bisect
+import threading
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import generate_latest
+
+CONTENT_TYPE = 'text/plain; version=0.0.4; charset=utf-8'
+BUCKETS = (
+  0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5,
+  1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0,
+)
+FINISH_REASONS = ('stop', 'length')
+REJECTIONS = (
+  'queue_full', 'queue_timeout', 'client_limit', 'auth', 'body_too_large',
+  'loading', 'draining', 'failed',
+)
+ABORTS = ('disconnect', 'timeout', 'slow_reader', 'shutdown', 'error')
+METHODS = ('GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
+
+
+class Histogram:
+  """Counts of values by bucket; thread-safe."""
+
+  def __init__(self, name: str, help: str, registry):
+    self._name, self._help = f'rgpt_{name}', help
+    self._lock = threading.Lock()
+    self._counts = [0] * (len(BUCKETS) + 1)
+    self._sum = 0.0
+    registry.register(self)
+
+  def observe(self, value: float, times: int = 1) -> None:
+    with self._lock:
+      self._counts[bisect.bisect_left(BUCKETS, value)] += times
+      self._sum += value * times
+
+  def collect(self):
+    with self._lock:
+      counts, total = list(self._counts), self._sum
+    cumulated, buckets = 0, []
+    for bound, count in zip([*BUCKETS, '+Inf'], counts):
+      cumulated += count
+      buckets.append((str(bound), cumulated))
+    yield HistogramMetricFamily(
+      self._name, self._help, buckets=buckets, sum_value=total
+    )
+
+  def describe(self):
+    return [HistogramMetricFamily(self._name, self._help)]
+
+
+class Reading:
+  """A counter whose value somebody else keeps."""
+
+  def __init__(self, name: str, help: str, read, registry):
+    self._name, self._help, self._read = f'rgpt_{name}', help, read
+    registry.register(self)
+
+  def collect(self):
+    yield CounterMetricFamily(self._name, self._help, value=self._read())
+
+  def describe(self):
+    return [CounterMetricFamily(self._name, self._help)]
+
+
+class Metrics:
+  """All metrics of one server, in a registry of its own.
+
+  Args:
+    compilations: gives the number of programs compiled so far.
+  """
+
+  def __init__(self, compilations):
+    prometheus_client.disable_created_metrics()
+    self.registry = CollectorRegistry()
+
+    def counter(name, help, labels=()):
+      return Counter(f'rgpt_{name}', help, labels, registry=self.registry)
+
+    def gauge(name, help):
+      return Gauge(f'rgpt_{name}', help, registry=self.registry)
+
+    def histogram(name, help):
+      return Histogram(name, help, self.registry)
+
+    self.running = gauge('num_requests_running', 'Requests that hold a slot.')
+    self.waiting = gauge('num_requests_waiting', 'Requests without a slot yet.')
+    self.slots_total = gauge('slots_total', 'Sequences decoded at once.')
+    self.slots_busy = gauge('slots_busy', 'Slots in use.')
+    Reading(
+      'jit_compilations_total', 'Programs compiled by this process.',
+      compilations, self.registry,
+    )
+    self.prompt_tokens = counter(
+      'prompt_tokens_total', 'Tokens of admitted prompts.'
+    )
+    self.generation_tokens = counter(
+      'generation_tokens_total', 'Tokens sampled.'
+    )
+    self.success = counter(
+      'request_success_total', 'Choices ended by themselves.',
+      ('finished_reason',),
+    )
+    self.slides = counter(
+      'context_slides_total', 'Windows moved and prefilled anew.'
+    )
+    self.rejected = counter(
+      'rejected_total', 'Requests turned away.', ('reason',)
+    )
+    self.aborted = counter(
+      'aborted_total', 'Requests that were cut short.', ('cause',)
+    )
+    self.http = counter(
+      'http_requests_total', 'Responses by route template.',
+      ('route', 'method', 'status'),
+    )
+    self.ttft = histogram(
+      'time_to_first_token_seconds', 'From arrival to the first token.'
+    )
+    self.inter_token = histogram(
+      'inter_token_latency_seconds',
+      'Between tokens; those of one block share its time.',
+    )
+    self.e2e = histogram(
+      'e2e_request_latency_seconds', 'From arrival to the last token.'
+    )
+    self.queue_time = histogram(
+      'request_queue_time_seconds', 'From arrival to the first slot.'
+    )
+    for reason in FINISH_REASONS:
+      self.success.labels(reason)
+    for reason in REJECTIONS:
+      self.rejected.labels(reason)
+    for cause in ABORTS:
+      self.aborted.labels(cause)
+
+  def baseline_routes(self, routes) -> None:
+    """Zero for the (template, method) pairs there are, answered with 200."""
+    for template, method in routes:
+      self.http.labels(template, method, '200')
+
+  def count_response(self, route: str, method: str, status: int) -> None:
+    method = method if method in METHODS else 'other'
+    self.http.labels(route, method, str(status)).inc()
+
+  def render(self) -> bytes:
+    return generate_latest(self.registry)
