@@ -7,6 +7,7 @@ that a disk has damaged.
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 import sys
 from typing import Any
@@ -30,6 +31,8 @@ class LoadedModel:
     params: numpy tree float32; the running average where the run keeps one.
     tokenizer: the run's own.
     config: the run's configuration as nested dicts (see configs/default.py).
+    data: what the run knows of its text: {} or 'kind', 'description' and
+      'text_sha256'.
     meta: of the checkpoint: 'step', 'best_loss', 'elapsed_s', ...
     path: directory of the checkpoint that was read.
   """
@@ -39,6 +42,7 @@ class LoadedModel:
   params: Any
   tokenizer: Tokenizer
   config: dict
+  data: dict
   meta: dict
   path: pathlib.Path
 
@@ -105,7 +109,10 @@ def load_model(workdir, which: str = BEST, log=warn) -> LoadedModel:
       continue
     for problem in problems:
       log(f'{problem}; using {path.parent.name} of step {meta["step"]} instead')
-    return LoadedModel(GPT(cfg), cfg, params, tokenizer, config, meta, path)
+    data = read_data_record(workdir)
+    return LoadedModel(
+      GPT(cfg), cfg, params, tokenizer, config, data, meta, path
+    )
   raise UserError(
     f'no checkpoint in {workdir} can be used:\n  ' + '\n  '.join(problems)
   )
@@ -133,6 +140,16 @@ def read_checkpoint(path, cfg: GPTConfig):
 
 def _kind(x) -> str:
   return f'{np.dtype(x.dtype).name}{list(x.shape)}'
+
+
+def read_data_record(workdir) -> dict:
+  """W/data.json, which training writes; {} where there is none."""
+  try:
+    text = (pathlib.Path(workdir) / 'data.json').read_text(encoding='utf-8')
+    record = json.loads(text)
+  except (OSError, ValueError):
+    return {}
+  return record if isinstance(record, dict) else {}
 
 
 def params_sha256(params) -> str:

@@ -19,7 +19,6 @@ from gpt import (
   checkpoint,
   data,
   decode,
-  losses,
   optimizer,
   plateau,
   rgpt,
@@ -33,14 +32,12 @@ from gpt import metrics as metrics_lib
 from gpt.checkpoint import BEST, LATEST, Checkpoints
 from gpt.config_check import check_config
 from gpt.errors import UserError
+from gpt.evaluation import CPU_MICRO_TOKENS, Evaluator
 from gpt.metrics import Clock, MetricsLog
 from gpt.model import GPT, GPTConfig, num_params
 from gpt.plateau import Plateau
 from gpt.tokenizer import load_tokenizer
-from gpt.train_step import jit_eval_step, jit_train_step
-
-# Tokens a CPU device works on at once: activations stay in its L2 cache.
-CPU_MICRO_TOKENS = 512
+from gpt.train_step import jit_train_step
 
 
 @dataclasses.dataclass
@@ -312,38 +309,6 @@ def local_rows(dataset, step: int, batch_size: int, padded: int) -> dict:
   first = share * jax.process_index()
   rows = slice(min(first, batch_size), min(first + share, batch_size))
   return sharding.pad_rows(dataset.batch_at(step, rows), share)
-
-
-class Evaluator:
-  """Mean loss over a split: quick (a fixed set of windows) or full."""
-
-  def __init__(self, model, mesh, dataset):
-    self._step = jit_eval_step(model, mesh)
-    self._mesh, self._dataset = mesh, dataset
-    per_device = max(1, CPU_MICRO_TOKENS // model.cfg.block_size)
-    if jax.default_backend() != 'cpu':
-      per_device *= 16
-    self._rows = per_device * mesh.size
-    self._bytes_V = np.asarray(dataset.bytes_V, np.float32)
-
-  def __call__(self, params, split: str, windows: int | None) -> dict:
-    """{'nats_per_token', 'ppl', 'bits_per_byte', 'tokens'} of a split.
-
-    Args:
-      windows: how many fixed random windows; None: every target once.
-    """
-    total = np.zeros(3)
-    for batch in self._dataset.eval_batches(split, windows, self._rows):
-      batch = sharding.pad_rows(batch, self._rows)
-      batch = sharding.put_batch(batch, self._mesh)
-      total += np.asarray(self._step(params, batch, self._bytes_V), np.float64)
-    nats, tokens, n_bytes = total
-    return {
-      'nats_per_token': nats / tokens,
-      'ppl': losses.perplexity(nats / tokens),
-      'bits_per_byte': losses.bits_per_byte(nats, n_bytes),
-      'tokens': int(tokens),
-    }
 
 
 class Console:

@@ -1,0 +1,139 @@
+"""How good a trained model is, over every token of a text.
+
+    python -m launch.evaluate --workdir=runs/l
+    python -m launch.evaluate --workdir=runs/l --data=other.txt
+    python -m launch.evaluate --workdir=runs/l --ids=F.npy --logits_out=G.npy
+
+The last line on stdout is JSON. The second form judges a text that was not
+trained on, all of it; the third writes the raw logits float32[B, L, V] of token
+ids int[B, L], to compare with another implementation.
+"""
+
+import json
+import math
+import sys
+
+from absl import flags
+
+from gpt.errors import UserError
+from launch import cli
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a trained run.')
+WHICH = flags.DEFINE_enum(
+  'which', 'best', ['best', 'latest'],
+  'The checkpoint of the lowest validation loss, or the newest.',
+)
+DATA = flags.DEFINE_string(
+  'data', '', "Text files or globs, comma separated. Empty: the run's own text."
+)
+SPLIT = flags.DEFINE_enum(
+  'split', None, ['val', 'train', 'all'],
+  "Part of the text, as the run splits it. Default: val for the run's own "
+  'text, all for any other.',
+)
+IDS = flags.DEFINE_string('ids', '', 'A .npy file of token ids int[B, L].')
+LOGITS_OUT = flags.DEFINE_string(
+  'logits_out', '', 'The .npy file for their logits float32[B, L, V].'
+)
+
+
+def main(_):
+  if not WORKDIR.value:
+    raise UserError('--workdir=DIRECTORY of a trained run is needed')
+  if bool(IDS.value) != bool(LOGITS_OUT.value):
+    raise UserError('--ids=F.npy and --logits_out=G.npy belong together')
+  if IDS.value and (DATA.value or SPLIT.value):
+    raise UserError('--ids takes the place of --data and --split')
+  if IDS.value:
+    logits()
+  else:
+    loss()
+
+
+def loss() -> None:
+  """A full pass; a table and a line of JSON."""
+  from tqdm import tqdm
+
+  from gpt import evaluation
+
+  loaded = load(num_cpu_devices=0)
+  with evaluation.open_dataset(
+    loaded, WORKDIR.value, DATA.value, SPLIT.value or '', log_line
+  ) as (dataset, split):
+    first, end = dataset.corpus.bounds(split)
+    bar = tqdm(total=end - first, unit='token', leave=False, disable=None)
+    with bar:
+      values = evaluation.full_pass(loaded, dataset, split, bar.update)
+    text, info = dataset.corpus.description, dataset.corpus.info
+  print(f'{loaded.name}, {loaded.which} checkpoint, step {loaded.step}')
+  print(f'full pass over {text}, split {split}:\n')
+  for name, shown in (
+    ('tokens', f'{values["tokens"]:,}'),
+    ('nats/token', f'{values["nats_per_token"]:.4f}'),
+    ('perplexity', f'{values["ppl"]:.4f}'),
+    ('bits/byte', f'{values["bits_per_byte"]:.4f}'),
+  ):
+    print(f'  {name:10}  {shown:>12}')
+  print()
+  print_json({
+    **{k: values[k] for k in
+       ('tokens', 'nats_per_token', 'ppl', 'bits_per_byte')},
+    'pass': 'full', 'split': split, 'data': text,
+    'dropped_characters': sum(info.unknown.values()), **described(loaded),
+  })
+
+
+def logits() -> None:
+  """Token ids from a file, their logits to another."""
+  import numpy as np
+
+  from gpt import evaluation
+
+  try:
+    ids_BL = np.load(IDS.value, allow_pickle=False)
+    ids_BL.ndim  # noqa: B018  An .npz has none.
+  except (OSError, ValueError, EOFError, AttributeError) as e:
+    raise UserError(
+      f'cannot read --ids={IDS.value} as a .npy array: {e}'
+    ) from e
+  loaded = load(num_cpu_devices=1)
+  batch, length, vocab = evaluation.write_logits(
+    loaded, ids_BL, LOGITS_OUT.value
+  )
+  print(f'wrote float32[{batch}, {length}, {vocab}] to {LOGITS_OUT.value}')
+  print_json({
+    'logits_out': LOGITS_OUT.value, 'shape': [batch, length, vocab],
+    **described(loaded),
+  })
+
+
+def load(num_cpu_devices: int):
+  """The run's model, on all devices or on one."""
+  from gpt import sharding
+  from gpt.load import load_model
+
+  sharding.setup_devices(num_cpu_devices)
+  return load_model(WORKDIR.value, WHICH.value)
+
+
+def described(loaded) -> dict:
+  """What the last line says of the model."""
+  return {
+    'workdir': WORKDIR.value, 'which': loaded.which, 'step': loaded.step
+  }
+
+
+def print_json(values: dict) -> None:
+  """One line; JSON has no inf or nan: null."""
+  print(json.dumps({
+    k: None if isinstance(v, float) and not math.isfinite(v) else v
+    for k, v in values.items()
+  }))
+
+
+def log_line(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == '__main__':
+  cli.run(main)
