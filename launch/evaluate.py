@@ -54,16 +54,16 @@ def loss() -> None:
   """A full pass; a table and a line of JSON."""
   from tqdm import tqdm
 
-  from gpt import evaluation
+  from gpt.full_pass import full_pass, open_dataset
 
   loaded = load(num_cpu_devices=0)
-  with evaluation.open_dataset(
+  with open_dataset(
     loaded, WORKDIR.value, DATA.value, SPLIT.value or '', log_line
   ) as (dataset, split):
     first, end = dataset.corpus.bounds(split)
     bar = tqdm(total=end - first, unit='token', leave=False, disable=None)
     with bar:
-      values = evaluation.full_pass(loaded, dataset, split, bar.update)
+      values = full_pass(loaded, dataset, split, bar.update)
     text, info = dataset.corpus.description, dataset.corpus.info
   print(f'{loaded.name}, {loaded.which} checkpoint, step {loaded.step}')
   print(f'full pass over {text}, split {split}:\n')
@@ -87,7 +87,7 @@ def logits() -> None:
   """Token ids from a file, their logits to another."""
   import numpy as np
 
-  from gpt import evaluation
+  from gpt.logits import write_logits
 
   try:
     ids_BL = np.load(IDS.value, allow_pickle=False)
@@ -97,9 +97,7 @@ def logits() -> None:
       f'cannot read --ids={IDS.value} as a .npy array: {e}'
     ) from e
   loaded = load(num_cpu_devices=1)
-  batch, length, vocab = evaluation.write_logits(
-    loaded, ids_BL, LOGITS_OUT.value
-  )
+  batch, length, vocab = write_logits(loaded, ids_BL, LOGITS_OUT.value)
   print(f'wrote float32[{batch}, {length}, {vocab}] to {LOGITS_OUT.value}')
   print_json({
     'logits_out': LOGITS_OUT.value, 'shape': [batch, length, vocab],
