@@ -34,16 +34,22 @@ def launch(name: str, *args, stdin: bytes = b'', code: int = 0):
   return out, err
 
 
-def make_run(workdir, tokenizer, fill, *, block_size=32, **model):
+def make_run(
+  workdir, tokenizer, fill, *, block_size=32, data=None, meta=None, **model
+):
   """Writes a run at step 7 whose weights are `fill(name, shape)`.
+
+  Args:
+    data, model: what differs from configs/smoke.py in these groups.
+    meta: of the checkpoints.
 
   Returns:
     The parameters, a numpy tree.
   """
   config = smoke.get_config()
   config.model.block_size = block_size
-  for name, value in model.items():
-    config.model[name] = value
+  config.model.update(model)
+  config.data.update(data or {})
   cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size, 'cpu')
   params = jax.tree_util.tree_map_with_path(
     lambda path, x: np.asarray(fill(path[-1].key, x.shape), np.float32),
@@ -55,7 +61,7 @@ def make_run(workdir, tokenizer, fill, *, block_size=32, **model):
   )
   checkpoints = Checkpoints(workdir)
   for which in (LATEST, BEST):
-    assert checkpoints.save(which, state, {'best_loss': 1.5})
+    assert checkpoints.save(which, state, meta or {'best_loss': 1.5})
   assert checkpoints.wait()
   checkpoints.close()
   tokenizer.save(pathlib.Path(workdir) / 'tokenizer')
