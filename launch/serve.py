@@ -105,14 +105,24 @@ def read_keys() -> tuple[str, ...]:
   return tuple(key.strip() for key in keys if key.strip())
 
 
+def set_up_log() -> logging.Logger:
+  """The server's log, and what uvicorn has to say, on stderr."""
+  handler = logging.StreamHandler()
+  handler.setFormatter(
+    logging.Formatter('%(asctime)s %(levelname)s %(message)s')
+  )
+  for name, level in (('rgpt', logging.INFO), ('uvicorn', logging.WARNING)):
+    logger = logging.getLogger(name)
+    logger.setLevel(level)
+    logger.addHandler(handler)
+    logger.propagate = False
+  return logging.getLogger('rgpt.serve')
+
+
 def main(_):
   if not WORKDIR.value:
     raise UserError('--workdir=DIRECTORY is needed, e.g. --workdir=runs/first')
-  logging.basicConfig(
-    level=logging.WARNING, format='%(asctime)s %(levelname)s %(message)s'
-  )
-  log = logging.getLogger('rgpt.serve')
-  log.setLevel(logging.INFO)
+  log = set_up_log()
   from serving import access
   from serving.options import Options
   from serving.server import bind, serve
@@ -132,8 +142,9 @@ def main(_):
   import jax
 
   from gpt.load import load_model
-  from gpt.sharding import enable_compilation_cache
+  from gpt.sharding import enable_compilation_cache, setup_devices
 
+  setup_devices(1)
   enable_compilation_cache()
   workdir = pathlib.Path(WORKDIR.value)
   loaded = load_model(workdir, WHICH.value)

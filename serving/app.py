@@ -89,6 +89,7 @@ class Routes:
   def __init__(self, service):
     self.service = service
     self._page, self._policy = read_page()
+    self._n_params = num_params(service.cfg)
 
   def table(self) -> dict:
     """{path: {method: endpoint}}."""
@@ -287,7 +288,7 @@ class Routes:
       'meta': {
         'name': loaded.name,
         'arch': cfg.arch,
-        'n_params': num_params(cfg),
+        'n_params': self._n_params,
         'n_layer': cfg.n_layer,
         'n_head': cfg.n_head,
         'n_embd': cfg.n_embd,

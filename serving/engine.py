@@ -54,14 +54,16 @@ class Engine:
     metrics: a Metrics.
     post: called with a list of (job, event), on the engine's thread.
     on_death: called with the error that ends the thread.
+    shapes: see Programs.
   """
 
   def __init__(
-    self, model, weights, slots, max_queue, metrics, post, on_death
+    self, model, weights, slots, max_queue, metrics, post, on_death,
+    shapes=None,
   ):
     self.model = model
     self.block_size = model.cfg.block_size
-    self.programs = Programs(model, slots)
+    self.programs = Programs(model, slots, shapes)
     self.scheduler = Scheduler(slots, max_queue)
     self.state = LOADING
     self.weights = weights
@@ -125,10 +127,13 @@ class Engine:
 
   def _run(self) -> None:
     try:
-      self.programs.compile(self.weights.params, log.info)
+      began = time.perf_counter()
+      programs = self.programs.compile(self.weights.params)
       self._device = self.programs.warm_up(self.weights.params)
       if self.state == LOADING:
         self.state = READY
+        seconds = time.perf_counter() - began
+        log.info('ready: %d programs in %.1f s', programs, seconds)
       while not self._stopping:
         self._turn()
     except BaseException as e:
@@ -291,7 +296,7 @@ class Engine:
     """One block for sequences that share their weights."""
     rooms = [seq.room(self.block_size) for seq in group]
     b = self.programs.rows(len(group))
-    k = 1 if fresh else self._block_steps(b, max(rooms))
+    k = self._block_steps(b, 1 if fresh else max(rooms))
     spare = b - len(group)
     slots_b = np.array(
       [seq.slot for seq in group] + [self.programs.scratch] * spare, np.int32
@@ -320,13 +325,13 @@ class Engine:
 
   def _block_steps(self, b: int, room: int) -> int:
     """Steps of the next block: long ones cost less, short ones wait less."""
+    steps = self.programs.steps(b)
     step = self._step_seconds.get(b, 0.0)
-    fitting = [k for k in decode.BLOCK_STEPS if k * step <= BLOCK_SECONDS]
-    longest = max(fitting, default=1)
+    longest = max((k for k in steps if k * step <= BLOCK_SECONDS), default=1)
     # A few steps too many cost less than another dispatch.
-    enough = [k for k in decode.BLOCK_STEPS if room <= k <= room * 4 // 3]
-    below = [k for k in decode.BLOCK_STEPS if k <= room]
-    return min(longest, (enough or below)[-1])
+    enough = [k for k in steps if room <= k <= room * 4 // 3]
+    below = [k for k in steps if k <= room]
+    return max(min(longest, (enough or below or steps)[-1]), steps[0])
 
   def _time_step(self, b: int, seconds: float) -> None:
     old = self._step_seconds.get(b, seconds)

@@ -201,10 +201,8 @@ class Gate:
   def _account(self, record) -> None:
     """One line and one count for each request."""
     self._metrics.count_response(record.route, record.method, record.status)
-    if record.route in ('/health', '/livez', '/metrics') and (
-      record.status == 200
-    ):
-      return  # Asked for every few seconds, and says nothing.
+    if record.route in ('/health', '/livez', '/metrics'):
+      return  # Asked for every few seconds.
     job, now = record.job, time.perf_counter()
     text = (
       f'id={record.id} method={record.method} route={record.route} '

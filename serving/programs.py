@@ -9,7 +9,6 @@ called directly; there is no tracing cache to fall through.
 import concurrent.futures
 import functools
 import threading
-import time
 
 import jax
 import jax.numpy as jnp
@@ -109,25 +108,25 @@ class Programs:
     model: the GPT.
     slots: how many sequences are decoded at once. One more is kept as scratch
       for the rows that only fill a program up.
+    shapes: (rows, steps, bucket) of the decode programs; None: `block_shapes`.
   """
 
-  def __init__(self, model, slots: int):
+  def __init__(self, model, slots: int, shapes=None):
     self.model = model
     self.slots = slots
     self.scratch = slots
     self.block_size = model.cfg.block_size
+    self._shapes = shapes or block_shapes(slots, self.block_size)
     self._blocks = {}
     self._admit = {}
     self._score = self._new_state = None
 
-  def compile(self, params, log=lambda text: None) -> None:
-    """Compiles everything, several programs at once.
+  def compile(self, params) -> int:
+    """Compiles everything, several programs at once; gives their number.
 
     Args:
       params: the weights, or ShapeDtypeStructs of them.
-      log: called with one line about it.
     """
-    start = time.perf_counter()
     params = shapes_of(params)
     jobs = self._jobs(params)
     # XLA compiles without the interpreter lock; tracing needs it.
@@ -135,7 +134,7 @@ class Programs:
       futures = [pool.submit(job) for job in jobs]
       for future in futures:
         future.result()
-    log(f'compiled {len(jobs)} programs in {time.perf_counter() - start:.1f} s')
+    return len(jobs)
 
   def _jobs(self, params):
     cfg, model, slots = self.model.cfg, self.model, self.slots
@@ -168,10 +167,7 @@ class Programs:
       program = jax.jit(lambda: decode.init_state(cfg, slots + 1))
       self._new_state = program.lower().compile()
 
-    jobs = [
-      functools.partial(block, *shape)
-      for shape in block_shapes(slots, self.block_size)
-    ]
+    jobs = [functools.partial(block, *shape) for shape in self._shapes]
     jobs += [
       functools.partial(prefill, n) for n in decode.buckets(self.block_size)
     ]
@@ -190,7 +186,7 @@ class Programs:
         params, state, self.scratch, row(length, np.int32),
         row(vocab, bool), row(vocab, np.int32), row(vocab, np.float32),
       )
-    for b, k, bucket in self._blocks:
+    for b, k, bucket in self._shapes:
       at = [np.full(b, n, np.int32) for n in (self.scratch, 0, bucket - 1, 0)]
       state, _, _ = self.block(params, state, *at, sampling.params(b), k)
     self.score(params, row(1, np.int32), row(1, np.int32))
@@ -207,14 +203,17 @@ class Programs:
 
   def rows(self, n: int) -> int:
     """The number of rows of the program that decodes n."""
-    return min(b for b, _, _ in self._blocks if b >= n)
+    return min(b for b, _, _ in self._shapes if b >= n)
+
+  def steps(self, b: int) -> list[int]:
+    """Numbers of steps there are programs for, with b rows; ascending."""
+    return sorted({k for a, k, _ in self._shapes if a == b})
 
   def block(self, params, state, slots_b, last_b, length_b, step_b, s, k: int):
-    """As `decode.decode_block`, for a b that `rows` gave and k in BLOCK_STEPS.
-    """
+    """As `decode.decode_block`, for a b of `rows` and a k of `steps`."""
     b, longest = len(slots_b), int(length_b.max())
     bucket = min(
-      c for a, j, c in self._blocks if (a, j) == (b, k) and c >= longest
+      c for a, j, c in self._shapes if (a, j) == (b, k) and c >= longest
     )
     return self._blocks[b, k, bucket](
       params, state, slots_b, last_b, length_b, step_b, s

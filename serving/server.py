@@ -104,7 +104,6 @@ def serve(loaded, workdir, which, options, sock) -> int:
     timeout_keep_alive=75,
     timeout_graceful_shutdown=1,
   )
-  logging.getLogger('uvicorn').setLevel(logging.WARNING)
   server = Server(config, service)
   asyncio.run(server.serve([sock]))
   service.engine.stop()

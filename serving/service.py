@@ -48,7 +48,8 @@ class Service:
     self.cfg = loaded.cfg
     self.created = int(time.time())
     self.is_chat = chat.is_chat_tokenizer(self.tokenizer)
-    self.metrics = Metrics(lambda: compile_count().value)
+    compilations = compile_count()
+    self.metrics = Metrics(lambda: compilations.value)
     self.metrics.slots_total.set(options.slots)
     self._workdir, self._which = workdir, which
     self._on_death = on_death

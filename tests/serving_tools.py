@@ -1,0 +1,153 @@
+"""A real server process for the tests, and tiny models for it."""
+
+import contextlib
+import os
+import re
+import signal
+import string
+import subprocess
+import sys
+import threading
+
+import httpx
+import numpy as np
+from workdirs import ROOT, make_run
+
+from gpt.tokenizer import build_tokenizer
+
+CHAT_TOKENS = ('<|user|>', '<|assistant|>', '<|end_turn|>')
+LETTERS = string.ascii_letters + string.digits + ' .,:;!?\n'
+READY_SECONDS = 120
+
+
+def chat_tokenizer():
+  return build_tokenizer('char', [LETTERS], 0, CHAT_TOKENS)
+
+
+def make_random(workdir, tokenizer, seed=0, spread=0.15, **model):
+  """A run with random weights; `spread` makes its choices more decided."""
+  rng = np.random.default_rng(seed)
+
+  def fill(name, shape):
+    scale = spread if name == 'lm_head' else 0.3
+    return rng.normal(size=shape) * scale
+
+  defaults = {'n_embd': 32, 'n_head': 4, 'n_layer': 1, 'block_size': 32}
+  return make_run(workdir, tokenizer, fill, **{**defaults, **model})
+
+
+class ServerProcess:
+  """`python -m launch.serve` on a free port; warnings are errors.
+
+  Args:
+    workdir: to serve. flags: more arguments.
+    env: more environment. program: instead of `-m launch.serve`.
+  """
+
+  def __init__(self, workdir, *flags, env=None, program=('-m', 'launch.serve')):
+    self.log = []
+    self._line = threading.Condition()
+    self.process = subprocess.Popen(
+      [
+        sys.executable, '-W', 'error', *program, f'--workdir={workdir}',
+        '--port=0', *flags,
+      ],
+      cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+      env={**os.environ, **(env or {})},
+    )
+    threading.Thread(target=self._read, daemon=True).start()
+
+  def _read(self):
+    for line in self.process.stdout:
+      with self._line:
+        self.log.append(line.rstrip('\n'))
+        self._line.notify_all()
+    with self._line:
+      self.log.append(None)
+      self._line.notify_all()
+
+  def wait_for(self, pattern, seconds=READY_SECONDS):
+    """The first match of a regular expression in the log."""
+
+    def match():
+      found = (re.search(pattern, line) for line in self.log if line)
+      return next((m for m in found if m), None)
+
+    with self._line:
+      self._line.wait_for(
+        lambda: match() or (self.log and self.log[-1] is None), seconds
+      )
+      assert match(), f'no {pattern!r} in:\n' + '\n'.join(map(str, self.log))
+      return match()
+
+  def wait_ready(self):
+    self.url = self.wait_for(r'on (http://\S+)')[1]
+    self.port = int(self.url.rpartition(':')[2])
+    self.wait_for('ready:')
+    return self
+
+  def client(self, **kwargs):
+    kwargs.setdefault('timeout', 60)
+    return httpx.Client(base_url=self.url, trust_env=False, **kwargs)
+
+  def gauges(self, client=None, headers=None) -> dict:
+    """All samples of /metrics: 'name{labels}' -> value."""
+    with client or self.client() as c:
+      text = c.get('/metrics', headers=headers).text
+    return parse_metrics(text)
+
+  def signal(self, number=signal.SIGTERM):
+    self.process.send_signal(number)
+
+  def wait(self, seconds=30) -> int:
+    """The exit code."""
+    return self.process.wait(seconds)
+
+  def stop(self) -> int:
+    if self.process.poll() is None:
+      self.signal()
+    try:
+      return self.wait()
+    except subprocess.TimeoutExpired:
+      self.process.kill()
+      raise
+
+
+def parse_metrics(text: str) -> dict:
+  lines = (x for x in text.splitlines() if x and not x.startswith('#'))
+  return {
+    name: float(value) for name, _, value in (x.rpartition(' ') for x in lines)
+  }
+
+
+@contextlib.contextmanager
+def serving(workdir, *flags, **kwargs):
+  """A ServerProcess that is ready, and has ended in order afterwards."""
+  server = ServerProcess(workdir, *flags, **kwargs)
+  try:
+    server.wait_ready()
+    yield server
+    server.code = server.stop()
+    assert server.code == 0, '\n'.join(map(str, server.log))
+    text = '\n'.join(map(str, server.log))
+    assert 'Traceback' not in text, text
+  finally:
+    if server.process.poll() is None:
+      server.process.kill()
+
+
+def wait_until(condition, seconds=30):
+  """Asks again and again; for what another process will do soon."""
+  import time
+
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < deadline, 'it did not happen'
+
+
+def sse(response):
+  """The data of each event of a streamed response."""
+  for line in response.iter_lines():
+    if line:
+      assert line.startswith('data: '), line
+      yield line[len('data: ') :]

@@ -1,0 +1,422 @@
+"""The engine against the full forward pass, token by token.
+
+The reference knows nothing of caches, slots, blocks or buckets: for each token
+it runs the whole window through the model.
+"""
+
+import dataclasses
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from serving_tools import chat_tokenizer
+
+from configs import (
+  model_deep,
+  model_ds,
+  model_l,
+  model_m,
+  model_s,
+  model_xl,
+  model_xs,
+)
+from gpt import decode, sampling
+from gpt.model import GPT, GPTConfig
+from serving import jobs
+from serving.engine import Engine, Weights
+from serving.metrics import Metrics
+from serving.programs import compile_count
+from serving.schemas import Sampling
+
+TOKENIZER = chat_tokenizer()
+TINY = GPTConfig(
+  vocab_size=TOKENIZER.vocab_size, n_embd=32, n_head=4, n_layer=2,
+  block_size=32,
+)
+PRESETS = {
+  'xs': model_xs, 's': model_s, 'ds': model_ds, 'm': model_m, 'l': model_l,
+  'deep': model_deep, 'xl': model_xl,
+}
+
+
+def random_params(cfg, seed=0):
+  """Weights that make choices neither certain nor uniform."""
+  params = GPT(cfg).init(
+    jax.random.key(seed), jnp.zeros((1, 1), jnp.int32)
+  )['params']
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.15, jnp.float32), params
+  )
+
+
+class Harness:
+  """An Engine in this process; gives what a Job's events say."""
+
+  def __init__(self, cfg, slots=4, shapes=None, params=None):
+    self.cfg = cfg
+    self.params = random_params(cfg) if params is None else params
+    self.died = []
+    compile_count()  # From now on.
+    self.metrics = Metrics(lambda: 0)
+    self._closed = threading.Condition()
+    self.engine = Engine(
+      GPT(cfg), Weights(self.params, 'first'), slots, 10_000, self.metrics,
+      self._post, self.died.append, shapes,
+    )
+    self.engine.start()
+
+  def _post(self, outbox):
+    with self._closed:
+      for job, event in outbox:
+        job.mailbox.put(event)
+      self._closed.notify_all()
+
+  def submit(self, *prompts, **fields):
+    job = jobs.Job(Sampling(**fields))
+    bias_V = decode.ban_bias(TOKENIZER)
+    for id, value in job.sampling.logit_bias.items():
+      bias_V[id] += value
+    job.fill(
+      [np.array(p, np.int32) for p in prompts], bias_V,
+      {TOKENIZER.eos_id, *job.sampling.stop_token_ids}, TOKENIZER,
+    )
+    self.engine.scheduler.reserve()
+    self.engine.submit(job)
+    return job
+
+  def wait(self, job):
+    """The job's events, once it is closed."""
+    with self._closed:
+      done = self._closed.wait_for(
+        lambda: any(isinstance(e, jobs.Closed) for e in job.mailbox), 240
+      )
+    assert done, 'the job did not end'
+    return list(job.mailbox)
+
+  def run(self, *prompts, **fields):
+    """Sampled ids of each choice."""
+    job = self.submit(*prompts, **fields)
+    self.wait(job)
+    return [seq.sampled for seq in job.sequences]
+
+  def close(self):
+    self.engine.stop()
+    assert self.engine.join(30)
+
+
+@pytest.fixture(scope='module')
+def tiny():
+  harness = Harness(TINY)
+  yield harness
+  assert harness.engine.scheduler.counts() == (0, 0, 0)
+  harness.close()
+
+
+class Reference:
+  """One token at a time, each from a whole forward pass."""
+
+  def __init__(self, cfg, params):
+    self.cfg, self.params = cfg, params
+    self._step = jax.jit(self._draw)
+
+  def _draw(self, params, tokens_1L, last, step, row, in_prompt, counts, bias):
+    """(id, raw log-probabilities) after position `last`."""
+    logits_1V = GPT(self.cfg).apply({'params': params}, tokens_1L)[:, last]
+    uniform = sampling.uniforms(row.seed, step[None], 1)[:, 0]
+    penalised = sampling.penalise(logits_1V, row, in_prompt, counts)
+    id = sampling.sample(penalised, uniform, row, bias)[0]
+    return id, jax.nn.log_softmax(logits_1V[0])
+
+  def step(self, tokens, s, n_sampled=0, seed=0, bias=None):
+    start = decode.window_start(
+      len(tokens), self.cfg.block_size,
+      jobs.stride(s.overflow, self.cfg.block_size),
+    )
+    window, vocab = tokens[start:], self.cfg.vocab_size
+    padded = np.zeros((1, self.cfg.block_size), np.int32)
+    padded[0, : len(window)] = window
+    row = sampling.params(
+      1, seed=seed, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p,
+      min_p=s.min_p, repetition=s.repetition, frequency=s.frequency,
+      presence=s.presence,
+    )
+    prompt = tokens[: len(tokens) - n_sampled]
+    sampled = np.array(tokens[len(prompt) :], int)
+    counts = np.bincount(sampled, minlength=vocab).astype(np.int32)
+    if bias is None:
+      bias = np.zeros(vocab, np.float32)
+    id, logp = self._step(
+      self.params, padded, np.int32(len(window) - 1), np.int32(n_sampled), row,
+      np.isin(np.arange(vocab), prompt)[None], counts[None], bias[None],
+    )
+    return int(id), np.asarray(logp)
+
+  def run(self, prompt, **fields):
+    """Sampled ids, and the log-probability of each."""
+    s = Sampling(**fields)
+    bias = decode.ban_bias(TOKENIZER)
+    for id, value in s.logit_bias.items():
+      bias[id] += value
+    tokens, sampled, logprobs = list(prompt), [], []
+    while len(sampled) < s.max_tokens:
+      id, logp = self.step(tokens, s, len(sampled), s.seed, bias)
+      sampled.append(id)
+      tokens.append(id)
+      logprobs.append(float(logp[id]))
+      if id in (TOKENIZER.eos_id, *s.stop_token_ids):
+        break
+    return sampled, logprobs
+
+
+@pytest.fixture(scope='module')
+def reference(tiny):
+  return Reference(TINY, tiny.params)
+
+
+def ids(text):
+  return TOKENIZER.encode(text).tolist()
+
+
+NO_EOS = {TOKENIZER.eos_id: -100.0}
+SETTINGS = {
+  'plain': {},
+  'greedy': {'temperature': 0.0},
+  'top_k': {'top_k': 3, 'top_p': 1.0},
+  'min_p': {'min_p': 0.2, 'top_p': 1.0},
+  'hot': {'temperature': 2.0, 'top_p': 1.0},
+  'penalties': {'repetition': 1.5, 'frequency': 0.7, 'presence': 0.5},
+}
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+def test_text_equals_that_of_full_forward_passes(tiny, reference, name):
+  fields = {'seed': 7, 'max_tokens': 24, **SETTINGS[name]}
+  wanted, _ = reference.run(ids('Hello'), **fields)
+  assert tiny.run(ids('Hello'), **fields) == [wanted]
+
+
+@pytest.mark.parametrize('overflow', ['slide', 'exact'])
+@pytest.mark.parametrize('prompt', ['ab', 'z' * 33, 'The quick fox ' * 9])
+def test_slides_equal_brute_force(tiny, reference, overflow, prompt):
+  fields = {
+    'seed': 3, 'max_tokens': 75, 'overflow': overflow, 'frequency': 0.5,
+    'logit_bias': NO_EOS,
+  }
+  wanted, _ = reference.run(ids(prompt), **fields)
+  assert tiny.run(ids(prompt), **fields) == [wanted]
+
+
+def test_stop_mode_ends_where_the_window_would_move(tiny):
+  fields = {'overflow': 'stop', 'max_tokens': 500, 'logit_bias': NO_EOS}
+  job = tiny.submit(ids('x' * 30), **fields)
+  tiny.wait(job)
+  (seq,) = job.sequences
+  assert len(seq) == TINY.block_size + 1 and seq.finish == 'length'
+  assert tiny.run(ids('x' * 33), **fields) == [[]]
+
+
+def test_every_slot_and_every_neighbour_gives_the_same_text(tiny, reference):
+  """Slots are taken and reused in an order nobody controls."""
+  rng = np.random.default_rng(0)
+  texts = [ids('Once upon'), ids('a'), ids('q' * 31), ids('long text ' * 6)]
+  fields = [
+    {'seed': i, 'max_tokens': 11 + 9 * i, **list(SETTINGS.values())[i]}
+    for i in range(6)
+  ]
+  cases = [(t, f) for t in range(len(texts)) for f in range(len(fields))]
+  wanted = {
+    (t, f): reference.run(texts[t], **fields[f])[0] for t, f in cases
+  }
+  order = [cases[i] for i in rng.permutation(np.repeat(range(len(cases)), 3))]
+  running = [(case, tiny.submit(texts[case[0]], **fields[case[1]]))
+             for case in order]
+  slots = set()
+  for case, job in running:
+    tiny.wait(job)
+    (seq,) = job.sequences
+    slots.add(seq.slot)
+    assert seq.sampled == wanted[case], case
+  assert slots == {0, 1, 2, 3}
+
+
+def test_block_sizes_do_not_change_the_text(tiny):
+  shapes = [(4, 16, 32)], [(1, 4, 32), (4, 1, 32)]
+  fields = {'seed': 5, 'max_tokens': 50, 'logit_bias': NO_EOS,
+            'repetition': 1.3}
+  wanted = tiny.run(ids('Hi'), **fields)
+  for choice in shapes:
+    other = Harness(TINY, shapes=choice)
+    assert other.run(ids('Hi'), **fields) == wanted
+    other.close()
+
+
+def test_choices_have_their_own_seeds(tiny):
+  fields = {'max_tokens': 20, 'logit_bias': NO_EOS}
+  three = tiny.run(ids('Hello'), ids('abc'), seed=40, n=3, **fields)
+  singles = [
+    tiny.run(ids(text), seed=40 + i, **fields)[0]
+    for text in ('Hello', 'abc') for i in range(3)
+  ]
+  assert three == singles
+  assert len({tuple(x) for x in three}) == 6
+
+
+def test_sampled_log_probabilities_are_those_of_raw_logits(tiny, reference):
+  fields = {'seed': 1, 'max_tokens': 40, 'temperature': 0.5, 'frequency': 1.0,
+            'logit_bias': NO_EOS}
+  job = tiny.submit(ids('Hello'), logprobs=4, **fields)
+  events = tiny.wait(job)
+  tokens = [t for e in events if isinstance(e, jobs.Delta) for t in e.tokens]
+  wanted_ids, wanted = reference.run(ids('Hello'), **fields)
+  assert [t.id for t in tokens] == wanted_ids
+  np.testing.assert_allclose([t.logprob for t in tokens], wanted, atol=1e-4)
+  for token in tokens:
+    values = [value for _, value in token.top]
+    assert len(values) == 4 and values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize('overflow', ['slide', 'exact'])
+def test_prompt_log_probabilities_follow_the_window(tiny, reference, overflow):
+  prompt = ids('The quick brown fox. ' * 5)
+  job = tiny.submit(
+    prompt, echo=True, logprobs=2, max_tokens=0, overflow=overflow
+  )
+  (scored,) = [e for e in tiny.wait(job) if isinstance(e, jobs.Scored)]
+  assert [t.id for t in scored.tokens] == prompt
+  assert scored.tokens[0].logprob is None
+  for i in range(1, len(prompt)):
+    _, logp = reference.step(prompt[:i], Sampling(overflow=overflow))
+    token = scored.tokens[i]
+    assert abs(token.logprob - logp[prompt[i]]) < 1e-4, i
+    assert abs(token.top[0][1] - logp.max()) < 1e-4
+
+
+def test_no_request_compiles_anything(tiny):
+  before = compile_count().value
+  assert before > 0
+  work = [tiny.submit([5], max_tokens=300, overflow='exact')]
+  for i, fields in enumerate(SETTINGS.values()):
+    work += [
+      tiny.submit([2 + i] * n, seed=i, max_tokens=1 + 3 * i, n=1 + i % 3,
+                  logprobs=i, echo=bool(i % 2), **fields)
+      for n in (1, 31, 32, 33, 200)
+    ]
+  for job in work:
+    tiny.wait(job)
+  assert compile_count().value == before
+
+
+def test_cancelled_jobs_free_their_slots(tiny):
+  forever = {'max_tokens': 10**6, 'logit_bias': NO_EOS}
+  many = [tiny.submit(ids('a'), n=8, **forever) for _ in range(4)]
+  for job in many:
+    tiny.engine.cancel(job, 'disconnect')
+  for job in many:
+    tiny.wait(job)
+  assert tiny.engine.scheduler.counts() == (0, 0, 0)
+  assert len(tiny.run(ids('b'), max_tokens=3)) == 1
+
+
+def test_a_request_of_many_choices_leaves_room_for_a_small_one(tiny):
+  big = tiny.submit(
+    *[ids('a')] * 20, n=8, max_tokens=2000, logit_bias=NO_EOS
+  )
+  small = tiny.submit(ids('b'), max_tokens=2)
+  tiny.wait(small)
+  assert big.ended is None
+  tiny.engine.cancel(big, 'disconnect')
+  tiny.wait(big)
+
+
+def test_swapped_weights_serve_new_jobs_and_old_ones_finish(tiny, reference):
+  fields = {'seed': 9, 'max_tokens': 400, 'logit_bias': NO_EOS, 'n': 6}
+  old_params, new_params = tiny.params, random_params(TINY, seed=1)
+  before = compile_count().value
+  wanted_old = tiny.run(ids('Hello'), **fields)
+  old = tiny.submit(ids('Hello'), **fields)
+  while not old.started:
+    pass
+  tiny.engine.swap(Weights(jax.device_put(new_params), 'second'))
+  new = tiny.submit(ids('Hello'), **fields)
+  tiny.wait(old), tiny.wait(new)
+  assert [s.sampled for s in old.sequences] == wanted_old
+  assert [s.sampled for s in new.sequences] != wanted_old
+  wanted_new, _ = Reference(TINY, new_params).run(
+    ids('Hello'), **{**fields, 'n': 1, 'max_tokens': 40}
+  )
+  assert new.sequences[0].sampled[:40] == wanted_new
+  assert old.weights.fingerprint == 'first'
+  assert new.weights.fingerprint == 'second'
+  assert compile_count().value - before <= 1  # the reference itself
+  tiny.engine.swap(Weights(old_params, 'first'))
+
+
+def test_a_failed_step_fails_its_requests_and_the_next_is_served(monkeypatch):
+  harness = Harness(TINY, shapes=[(4, 4, 32)])
+  wanted = harness.run(ids('Hello'), max_tokens=9)
+  block, failures = harness.engine.programs.block, [RuntimeError('boom')]
+
+  def fail(*args):
+    if failures:
+      raise failures.pop()
+    return block(*args)
+
+  monkeypatch.setattr(harness.engine.programs, 'block', fail)
+  job = harness.submit(ids('Hello'), max_tokens=9, n=6)
+  (error,) = [
+    e.error for e in harness.wait(job) if isinstance(e, jobs.Failed)
+  ]
+  assert error.status == 500 and 'boom' not in str(error)
+  assert harness.run(ids('Hello'), max_tokens=9) == wanted
+  assert harness.engine.state == 'ready' and not harness.died
+  assert harness.engine.scheduler.counts() == (0, 0, 0)
+  harness.close()
+
+
+def test_an_engine_beyond_repair_says_so_and_lets_everybody_go(monkeypatch):
+  harness = Harness(TINY, shapes=[(4, 4, 32)])
+  harness.run(ids('a'), max_tokens=1)
+
+  def fail(*_):
+    raise RuntimeError('boom')
+
+  monkeypatch.setattr(harness.engine.programs, 'block', fail)
+  waiting = [harness.submit(ids('Hello'), n=5) for _ in range(12)]
+  for job in waiting:
+    events = harness.wait(job)
+    assert any(isinstance(e, jobs.Failed) for e in events)
+  assert harness.engine.join(30)
+  assert harness.engine.state == 'failed'
+  assert 'boom' in str(harness.died[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('preset', PRESETS)
+def test_presets_equal_full_forward_passes(preset):
+  """Every shape, every slot, reused, and after a slide."""
+  model = PRESETS[preset].get_config().model
+  cfg = GPTConfig.from_config(model, TOKENIZER.vocab_size, 'cpu')
+  cfg = dataclasses.replace(cfg, dropout=0.0)
+  params = jax.tree.map(lambda x: x * 0.4, random_params(cfg))
+  harness = Harness(
+    cfg, slots=3, shapes=[(3, 8, 64), (3, 8, 256)], params=params
+  )
+  reference = Reference(cfg, params)
+  cases = [
+    (ids('Hello'), {'seed': 1, 'max_tokens': 12}),
+    (ids('ab ' * 70), {'seed': 2, 'max_tokens': 60, 'logit_bias': NO_EOS}),
+    (ids('xyz' * 30), {'seed': 3, 'max_tokens': 10, 'repetition': 1.2}),
+    (ids('q'), {'seed': 4, 'max_tokens': 15, 'temperature': 0.0}),
+  ]
+  running = [(c, harness.submit(c[0], **c[1])) for c in cases * 2]
+  slots = set()
+  for (prompt, fields), job in running:
+    harness.wait(job)
+    (seq,) = job.sequences
+    slots.add(seq.slot)
+    assert seq.sampled == reference.run(prompt, **fields)[0]
+  assert slots == {0, 1, 2}
+  harness.close()
