@@ -54,11 +54,11 @@ def test_a_uniform_model_costs_the_logarithm_of_its_vocabulary(
   targets = TEXT[1:]  # Nothing comes before the first character.
   values = last_line(out)
   assert values['tokens'] == len(targets)
-  assert values['nats_per_token'] == pytest.approx(math.log(vocab), rel=1e-6)
+  assert values['nats_per_token'] == pytest.approx(math.log(vocab), rel=1e-5)
   assert values['ppl'] == pytest.approx(vocab, rel=1e-5)
   bits = len(targets) * math.log2(vocab)
   assert values['bits_per_byte'] == pytest.approx(
-    bits / len(targets.encode()), rel=1e-6
+    bits / len(targets.encode()), rel=1e-5
   )
   assert (values['split'], values['pass']) == ('all', 'full')
   assert (values['which'], values['step']) == ('best', 7)
