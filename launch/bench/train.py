@@ -7,21 +7,15 @@ Both train the same architecture with AdamW, element-wise clipping and dropout
 on random batches, drawing included, compiling excluded (it is in ready_s).
 """
 
-import importlib
+import time
 
 import numpy as np
 from absl import flags
 
 from gpt import sharding
-from gpt.errors import UserError
 from launch import cli
-from launch.bench import harness
+from launch.bench import harness, shapes
 
-# name -> (n_layer, n_head, n_embd, block_size): shapes beside our presets.
-SHAPES = {
-  'nanogpt_cpu': (4, 4, 128, 64),
-  'gpt2_124m': (12, 12, 768, 1024),
-}
 PEAK_TFLOPS = {'H200': 989.0, 'H100': 989.0, 'A100': 312.0}  # dense bf16
 
 PRESET = flags.DEFINE_string('preset', 'l', 'A size preset or a shape.')
@@ -43,21 +37,7 @@ WORKER = harness.define_worker_flag()
 
 def get_config():
   """The configuration of the shape under test."""
-  if PRESET.value in SHAPES:
-    config = importlib.import_module('configs.default').get_config()
-    model = config.model
-    model.n_layer, model.n_head, model.n_embd, model.block_size = SHAPES[
-      PRESET.value
-    ]
-  else:
-    try:
-      module = importlib.import_module(f'configs.model_{PRESET.value}')
-    except ImportError as e:
-      raise UserError(
-        f'--preset={PRESET.value} is not known; allowed: xs s ds m l deep xl '
-        f'{" ".join(SHAPES)}'
-      ) from e
-    config = module.get_config()
+  config = shapes.get_config(PRESET.value)
   config.batch_size = BATCH_SIZE.value
   config.model.dropout = DROPOUT.value
   config.model.dtype = DTYPE.value
@@ -95,8 +75,6 @@ def calls_per_round(seconds: float) -> int:
 
 def timed(step, config):
   """run() for the harness: a round of steps."""
-  import time
-
   step()
   start = time.perf_counter()
   step()

@@ -100,3 +100,22 @@ class TorchTrainer:
     self.optimizer.step()
     self.optimizer.zero_grad(set_to_none=True)
     return loss.item() if wait else loss
+
+
+@torch.inference_mode()
+def decode(model: TorchGPT, batch: int, tokens: int) -> int:
+  """Samples `tokens` tokens for `batch` streams with a cache; their number."""
+  cfg = model.cfg
+  head_dim = cfg.n_embd // cfg.n_head
+  device = next(model.parameters()).device
+  shape = (batch, cfg.n_head, cfg.block_size, head_dim)
+  caches = [
+    (torch.zeros(shape, device=device), torch.zeros(shape, device=device))
+    for _ in range(cfg.n_layer)
+  ]
+  token = torch.ones((batch, 1), dtype=torch.long, device=device)
+  for i in range(tokens):
+    logits = model(token, caches, i)[:, -1]
+    token = torch.multinomial(torch.softmax(logits, -1), 1)
+  token.cpu()
+  return batch * tokens

@@ -1,0 +1,146 @@
+"""Decoding throughput, ours beside a C loop and PyTorch: new tokens a second.
+
+    python -m launch.bench.decode --preset=l --vocab_size=2000 --batch=1,8,32
+    python -m launch.bench.decode --preset=l --tokens=1024     (past the window)
+
+Every contestant starts from a prompt of one token and samples to the end of
+the window (temperature 1; ours with top-p 0.9 besides). The C loop
+(peers/decode.c) decodes one stream; the better of 1 and 2 threads counts.
+"""
+
+import os
+import pathlib
+import subprocess
+import tempfile
+
+from absl import flags
+
+from gpt import sharding
+from gpt.errors import UserError
+from launch import cli
+from launch.bench import harness
+from launch.bench.shapes import model_config
+
+PRESET = flags.DEFINE_string('preset', 'l', 'A size preset or a shape.')
+VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 2000, 'Vocabulary.')
+BATCH = flags.DEFINE_list('batch', ['1', '8', '32'], 'Numbers of streams.')
+TOKENS = flags.DEFINE_integer(
+  'tokens', 0, 'New tokens of each stream; 0: to the end of the window.'
+)
+TOP_P = flags.DEFINE_float('top_p', 0.9, 'top-p of ours.')
+DTYPE = flags.DEFINE_enum(
+  'dtype', 'auto', ['auto', 'float32', 'bfloat16'], 'Matmul dtype of ours.'
+)
+ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds of each contestant.')
+PEER = flags.DEFINE_list('peer', ['c', 'torch'], 'Beside whom: c, torch.')
+WORKER = harness.define_worker_flag()
+
+
+def build_ours(batch: int):
+  import jax
+  import jax.numpy as jnp
+
+  sharding.setup_devices()
+  from gpt import decode, sampling
+  from gpt.model import GPT, GPTConfig
+
+  config = model_config(PRESET.value)
+  config.dtype = DTYPE.value
+  cfg = GPTConfig.from_config(config, VOCAB_SIZE.value)
+  model = GPT(cfg)
+  init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 1), jnp.int32)))
+  params = jax.device_get(init(jax.random.key(0))['params'])
+  params = jax.tree.map(jnp.asarray, params)
+  tokens = TOKENS.value or cfg.block_size
+  s = sampling.params(
+    batch, seed=range(batch), temperature=1.0, top_p=TOP_P.value
+  )
+  prompts = [[2 + i % (VOCAB_SIZE.value - 2)] for i in range(batch)]
+
+  def run():
+    stream = decode.generate(
+      model, params, prompts, s, tokens, block_steps=16, growing=True
+    )
+    return sum(len(new or ()) for _, new in stream)
+
+  run()
+  return run, {'device': jax.devices()[0].device_kind}
+
+
+def build_torch(batch: int):
+  import torch
+
+  from gpt.model import GPTConfig
+  from launch.bench.peers.torch_gpt import TorchGPT, decode
+
+  m = model_config(PRESET.value)
+  torch.set_num_threads(sharding.num_cores())
+  cfg = GPTConfig(VOCAB_SIZE.value, m.n_embd, m.n_head, m.n_layer, m.block_size)
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  model = TorchGPT(cfg).to(device).eval()
+  return lambda: decode(model, batch, cfg.block_size), {'device': device}
+
+
+def build_c(threads: int):
+  """The C loop, compiled here for this machine; a process that prints times."""
+  m = model_config(PRESET.value)
+  source = pathlib.Path(__file__).parent / 'peers' / 'decode.c'
+  binary = os.path.join(tempfile.mkdtemp(prefix='rgpt-bench-'), 'decode')
+  compiler = os.environ.get('CC', 'cc')
+  flags_ = ['-Ofast', '-march=native', '-fopenmp']
+  try:
+    subprocess.run(
+      [compiler, *flags_, str(source), '-o', binary, '-lm'], check=True
+    )
+  except (OSError, subprocess.CalledProcessError) as e:
+    raise ImportError(f'{compiler} cannot compile {source.name}: {e}') from e
+  command = [binary, *map(str, (
+    m.n_embd, m.n_head, m.n_layer, m.block_size, VOCAB_SIZE.value, threads, 1
+  ))]
+
+  def run():
+    seconds = float(subprocess.run(
+      command, check=True, capture_output=True, text=True
+    ).stdout)
+    return m.block_size, seconds
+
+  return run, {'device': 'cpu'}
+
+
+def build(name: str):
+  kind, _, number = name.split(' ', 1)[0], '', name.rsplit('=', 1)[-1]
+  builder = {'ours': build_ours, 'torch': build_torch, 'C': build_c}[kind]
+  return builder(int(number))
+
+
+def main(_):
+  if WORKER.value:
+    harness.serve(WORKER.value, build)
+    return
+  try:
+    batches = [int(b) for b in BATCH.value]
+  except ValueError as e:
+    raise UserError(f'--batch={BATCH.value}: numbers are wanted: 1,8,32') from e
+  names = [f'ours B={b}' for b in batches]
+  if 'c' in PEER.value:
+    names += [f'C threads={t}' for t in sorted({1, sharding.num_cores()})]
+  if 'torch' in PEER.value:
+    names += [f'torch B={b}' for b in batches]
+  rows = harness.compare(names, 'launch.bench.decode', ROUNDS.value)
+  c = [r['tokens_per_s'] for r in rows if r['name'].startswith('C')]
+  for row in rows:
+    if c:
+      row['x_c'] = row['tokens_per_s'] / max(c)
+  title = (
+    f'decoding {PRESET.value}, vocabulary {VOCAB_SIZE.value}, '
+    f'{TOKENS.value or "window"} tokens a stream'
+  )
+  # Only single streams compare with the C loop's; x_c says how the rest do.
+  apart = [
+    r for r in rows if not r['name'].startswith('C') and 'B=1' != r['name'][-3:]
+  ]
+  harness.report(title, rows, 'ours', ['x_c'], apart=apart)
+
+
+if __name__ == '__main__':
+  cli.run(main)
