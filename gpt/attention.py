@@ -15,10 +15,18 @@ KERNELS = ('plain', 'blocked', 'cudnn')
 MASKED = -1e9
 
 
-def resolve_kernel(name: str, backend: str) -> str:
-  """The kernel for `config.model.attention` on a JAX backend name."""
+def resolve_kernel(
+  name: str, backend: str, dtype: str = 'float32', head_dim: int = 0
+) -> str:
+  """The kernel for `config.model.attention` on a JAX backend name.
+
+  cuDNN's fused attention wants CUDA, bfloat16 and heads of a multiple of 8.
+  """
   if name == 'auto':
-    return 'blocked' if backend == 'cpu' else 'plain'
+    if backend == 'cpu':
+      return 'blocked'
+    fits = dtype == 'bfloat16' and head_dim % 8 == 0 and head_dim <= 128
+    return 'cudnn' if backend in ('gpu', 'cuda') and fits else 'plain'
   if name not in KERNELS:
     raise UserError(
       f'model.attention {name!r} is not known; allowed: auto, '

@@ -117,7 +117,10 @@ class GPTConfig:
     fields = dict(model)
     backend = backend or jax.default_backend()
     fields['dtype'] = resolve_dtype(fields['dtype'], backend)
-    fields['attention'] = resolve_kernel(fields['attention'], backend)
+    fields['attention'] = resolve_kernel(
+      fields['attention'], backend, fields['dtype'],
+      fields['n_embd'] // max(fields['n_head'], 1),
+    )
     return cls(vocab_size=vocab_size, **fields)
 
 
