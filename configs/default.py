@@ -112,11 +112,12 @@ def get_config() -> ConfigDict:
   data.path = 'auto'
   # 'text' (plain UTF-8).
   data.format = 'text'
-  # 'char', 'sentencepiece' (byte-fallback BPE) or 'randygpt' (a vocab.json).
+  # 'char', 'sentencepiece' (byte-fallback BPE), 'hf' (byte-level BPE in Hugging
+  # Face's format, as microgpt has it; extra: hf) or 'randygpt' (a vocab.json).
   data.tokenizer = 'char'
   # An existing tokenizer (file or directory) instead of training one.
   data.tokenizer_path = ''
-  # Wanted size of a trained vocabulary (sentencepiece only).
+  # Wanted size of a trained vocabulary (sentencepiece, hf).
   data.vocab_size = 2000
   # 'none', 'blank_line', or a literal such as '<|eos|>' between documents.
   data.document_separator = 'none'

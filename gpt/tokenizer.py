@@ -2,7 +2,8 @@
 
 It exists so that the rest of the program never asks which tokenizer it has.
 The kinds live beside it: characters (tokenizer_char), SentencePiece
-(tokenizer_spm), RandyGPT's vocab.json (tokenizer_randy).
+(tokenizer_spm), RandyGPT's vocab.json (tokenizer_randy), Hugging Face's
+tokenizer.json (tokenizer_hf).
 """
 
 import codecs
@@ -15,6 +16,13 @@ import numpy as np
 from gpt.errors import UserError
 from gpt.tokenizer_base import BOS, EOS, META_FILE
 from gpt.tokenizer_char import CharTokenizer, build_char
+from gpt.tokenizer_hf import (
+  HF_FILE,
+  HfTokenizer,
+  build_hf,
+  is_hf_json,
+  read_hf_json,
+)
 from gpt.tokenizer_randy import VOCAB_FILE, RandyTokenizer, read_vocab_json
 from gpt.tokenizer_spm import (
   MODEL_FILE,
@@ -26,6 +34,7 @@ __all__ = [
   'BOS',
   'EOS',
   'CharTokenizer',
+  'HfTokenizer',
   'RandyTokenizer',
   'SentencePieceTokenizer',
   'StreamDecoder',
@@ -38,7 +47,7 @@ __all__ = [
 class Tokenizer(Protocol):
   """What every tokenizer offers; all methods are pure and thread-safe."""
 
-  kind: str  # 'char' | 'sentencepiece' | 'randygpt'
+  kind: str  # 'char' | 'sentencepiece' | 'randygpt' | 'hf'
   bos_id: int
   eos_id: int
   # Control tokens, which encode() never produces: name -> id.
@@ -97,8 +106,8 @@ def build_tokenizer(
   """Builds a tokenizer from an iterable of str (pieces end at line ends).
 
   Args:
-    kind: 'char' (vocab_size is ignored: the characters decide) or
-      'sentencepiece'.
+    kind: 'char' (vocab_size is ignored: the characters decide),
+      'sentencepiece' or 'hf' (byte-level BPE as microgpt has it).
     texts: the text without document separators.
     vocab_size: number of ids wanted, control tokens included.
     special_tokens: names of extra control tokens.
@@ -111,13 +120,16 @@ def build_tokenizer(
     return build_char(texts, special_tokens)
   if kind == 'sentencepiece':
     return build_sentencepiece(texts, vocab_size, special_tokens, log)
+  if kind == 'hf':
+    return build_hf(texts, vocab_size, special_tokens, log)
   if kind == 'randygpt':
     raise UserError(
       'a RandyGPT vocabulary is read, not trained: give its vocab.json as '
       'data.tokenizer_path, or use data.tokenizer=sentencepiece'
     )
   raise UserError(
-    f'unknown tokenizer {kind!r}: allowed are char, sentencepiece, randygpt'
+    f'unknown tokenizer {kind!r}: allowed are char, sentencepiece, randygpt, '
+    'hf'
   )
 
 
@@ -125,8 +137,8 @@ def load_tokenizer(path) -> Tokenizer:
   """Reads a tokenizer from a workdir, a tokenizer directory or a file.
 
   Args:
-    path: a run's workdir (with tokenizer/), a directory with tokenizer.json,
-      vocab.json or spm.model, a RandyGPT vocab.json, or a SentencePiece model.
+    path: a run's workdir (with tokenizer/), a directory with tokenizer.json
+      (ours or Hugging Face's), vocab.json or spm.model; or one of these files.
 
   Raises:
     UserError: nothing there, or not a tokenizer.
@@ -146,11 +158,14 @@ def load_tokenizer(path) -> Tokenizer:
   if not path.exists():
     raise UserError(
       f'no such tokenizer: {path} (a workdir, a tokenizer directory, a '
-      'vocab.json or a SentencePiece model is wanted)'
+      'vocab.json, a Hugging Face tokenizer.json or a SentencePiece model is '
+      'wanted)'
     )
   if path.name == META_FILE:
     return _load_directory(path.parent)
   if path.suffix == '.json':
+    if is_hf_json(_parsed(path)):
+      return read_hf_json(path)
     return read_vocab_json(path)
   try:
     return SentencePieceTokenizer(path.read_bytes())
@@ -158,16 +173,29 @@ def load_tokenizer(path) -> Tokenizer:
     raise UserError(f'{path}: {e}') from e
 
 
+def _parsed(path: pathlib.Path):
+  """A file's JSON, or None."""
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    return None
+
+
 def _load_directory(directory: pathlib.Path) -> Tokenizer:
   meta_path = directory / META_FILE
   try:
     meta = json.loads(meta_path.read_text(encoding='utf-8'))
+    if is_hf_json(meta):
+      return HfTokenizer(meta_path.read_bytes())
     kind = meta['kind']
     if kind == 'char':
       return CharTokenizer.from_meta(meta)
     if kind == 'sentencepiece':
       model = (directory / meta['model']).read_bytes()
       return SentencePieceTokenizer(model, meta.get('requested_vocab_size', 0))
+    if kind == 'hf':
+      data = (directory / HF_FILE).read_bytes()
+      return HfTokenizer(data, meta.get('requested_vocab_size', 0))
     if kind == 'randygpt':
       names = meta.get('special_tokens', ())
       return read_vocab_json(directory / VOCAB_FILE, names)

@@ -45,6 +45,14 @@ def iter_lines(text: str):
     start = end
 
 
+def replace_surrogates(text: str) -> str:
+  """Lone surrogates have no UTF-8 form: U+FFFD, as a UTF-8 reader gives."""
+  if text.isascii():
+    return text
+  return text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le',
+                                                          'replace')
+
+
 def check_special_tokens(names) -> tuple[str, ...]:
   """Names of extra control tokens, each non-empty and given once."""
   names = tuple(names)

@@ -18,6 +18,7 @@ from gpt.tokenizer_base import (
   BaseTokenizer,
   check_special_tokens,
   iter_lines,
+  replace_surrogates,
 )
 
 MODEL_FILE = 'spm.model'
@@ -29,14 +30,6 @@ MAX_ITEM_CHARS = 100_000  # items above max_sentence_length vanish silently
 BATCH_CHARS = 200_000  # lists of Python ints are large: encode in batches
 SHORT_CHARS = 4_000  # a list of lines pays only beyond: it starts threads
 PROBE = ' a\n\n\tb  \u2581e\u0301\U0001f642\x00\r\n12 '
-
-
-def _replace_surrogates(text: str) -> str:
-  """Lone surrogates have no UTF-8 form: U+FFFD, as a UTF-8 reader gives."""
-  if text.isascii():
-    return text
-  return text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le',
-                                                          'replace')
 
 
 class SentencePieceTokenizer(BaseTokenizer):
@@ -96,7 +89,7 @@ class SentencePieceTokenizer(BaseTokenizer):
   def encode(self, text: str) -> np.ndarray:
     """int32[n] ids; control tokens are never produced from text."""
     out: list[np.ndarray] = []
-    for i, part in enumerate(_replace_surrogates(text).split(SPACE)):
+    for i, part in enumerate(replace_surrogates(text).split(SPACE)):
       if i:
         out.append(np.array(self._space_ids, np.int32))
       if len(part) < SHORT_CHARS:
@@ -191,7 +184,7 @@ def build_sentencepiece(
   model = io.BytesIO()
   try:
     spm.SentencePieceTrainer.train(
-      sentence_iterator=iter([_replace_surrogates(s) for s in lines]),
+      sentence_iterator=iter([replace_surrogates(s) for s in lines]),
       model_writer=model,
       model_type='bpe',
       vocab_size=vocab_size,
