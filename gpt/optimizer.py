@@ -8,15 +8,40 @@ import jax
 import numpy as np
 import optax
 
+from gpt import muon
 from gpt.errors import UserError
 
 
-def create(config) -> optax.GradientTransformation:
-  """The chain `config.opt` describes; updates are to be scaled by -lr."""
+def create(config, mesh=None) -> optax.GradientTransformation:
+  """The chain `config.opt` describes; updates are to be scaled by -lr.
+
+  Args:
+    mesh: devices over which Muon shares its iterations out; None: one.
+  """
   opt = config.opt
   if opt.name == 'adamw':
     return optax.chain(clipping(opt), adamw(opt))
-  raise UserError(f'opt.name {opt.name!r} is not known; allowed: adamw')
+  if opt.name == 'muon':
+    if opt.muon_lr <= 0 or opt.muon_steps < 1 or not 0 <= opt.muon_momentum < 1:
+      raise UserError(
+        f'opt.muon_lr {opt.muon_lr} must be positive, opt.muon_steps '
+        f'{opt.muon_steps} at least 1 and opt.muon_momentum '
+        f'{opt.muon_momentum} in [0, 1)'
+      )
+    return optax.chain(
+      clipping(opt),
+      muon.muon(
+        adamw(opt),
+        scale=opt.muon_lr / config.lr,
+        momentum=opt.muon_momentum,
+        steps=opt.muon_steps,
+        weight_decay=opt.weight_decay,
+        mesh=mesh,
+      ),
+    )
+  raise UserError(
+    f'opt.name {opt.name!r} is not known; allowed: adamw, muon'
+  )
 
 
 def adamw(opt) -> optax.GradientTransformation:
@@ -50,12 +75,17 @@ def clipping(opt) -> optax.GradientTransformation:
 
 
 def adam_state(opt_state):
-  """The ScaleByAdamState (count, mu, nu) inside an optax state, or None."""
+  """The ScaleByAdamState (count, mu, nu) of all parameters, or None.
+
+  Under Muon there is one, but not for the matrices of the blocks: None.
+  """
   is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
   found = [
     x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)
   ]
-  return found[0] if len(found) == 1 else None
+  if len(found) != 1 or not any(map(muon.is_block, found[0].mu)):
+    return None
+  return found[0]
 
 
 def with_adam_state(opt_state, mu, nu, count: int):
