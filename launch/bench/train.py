@@ -73,12 +73,12 @@ def calls_per_round(seconds: float) -> int:
   return STEPS.value or max(2, min(500, round(1.0 / seconds)))
 
 
-def timed(step, config):
-  """run() for the harness: a round of steps."""
+def timed(step, config, steps: int = 0):
+  """run() for the harness: a round of steps, about a second's by default."""
   step()
   start = time.perf_counter()
   step()
-  n = calls_per_round(time.perf_counter() - start)
+  n = steps or calls_per_round(time.perf_counter() - start)
   tokens = config.batch_size * config.model.block_size
 
   def run():
@@ -90,7 +90,7 @@ def timed(step, config):
   return run
 
 
-def build_ours(config):
+def build_ours(config, steps: int = 0):
   import jax
 
   sharding.setup_devices()
@@ -131,7 +131,7 @@ def build_ours(config):
     'dtype': cfg.dtype, 'attention': cfg.attention,
     'device': mesh.devices.flat[0].device_kind,
   }
-  return timed(step, config), facts
+  return timed(step, config, steps), facts
 
 
 def build_torch(config, variant):

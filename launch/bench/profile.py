@@ -1,0 +1,82 @@
+"""Where the time of a training step goes, by kind of operation.
+
+    python -m launch.bench.profile --preset=l --batch_size=16
+
+Traces a few steps with JAX's profiler and adds up the operations of all
+devices: CPU milliseconds a step and the share of each kind.
+"""
+
+import collections
+import glob
+import gzip
+import json
+import re
+import tempfile
+
+import jax
+from absl import flags
+
+from launch import cli
+from launch.bench import harness, train
+
+STEPS = 3
+# First match wins; XLA:CPU names a fused operation after its parts.
+KINDS = (
+  ('all-reduce of gradients', r'all-reduce|psum'),
+  ('matrix products', r'^dot|ynn|convolution|gemm|custom-call'),
+  ('layout copies', r'^(copy|transpose|wrapped_transpose|bitcast)'),
+  ('exp, softmax', r'exponential|logistic|log'),
+  ('scatter, gather', r'scatter|gather|dynamic'),
+  ('reductions', r'reduce'),
+  ('element-wise', r''),
+)
+# Not operations: waiting, dispatch, Python frames.
+NOT_OPERATIONS = re.compile(r'[:$ (\[]|^while|^call|^end|Rendezvous|Pjit|shard')
+
+
+def operations(trace_dir: str):
+  """{name without number: (milliseconds, count)} over the whole trace."""
+  (path,) = glob.glob(f'{trace_dir}/plugins/profile/*/*.trace.json.gz')
+  with gzip.open(path) as file:
+    events = json.load(file)['traceEvents']
+  total, count = collections.Counter(), collections.Counter()
+  for event in events:
+    name = event.get('name', '')
+    if event.get('ph') != 'X' or NOT_OPERATIONS.search(name):
+      continue
+    if 'hlo_op' not in event.get('args', {}):
+      continue
+    name = re.sub(r'[.\d]+$', '', name)
+    total[name] += event['dur'] / 1e3
+    count[name] += 1
+  return {name: (ms, count[name]) for name, ms in total.items()}
+
+
+def main(_):
+  config = train.get_config()
+  run, facts = train.build_ours(config, steps=STEPS)
+  run()
+  with tempfile.TemporaryDirectory() as trace_dir:
+    with jax.profiler.trace(trace_dir):
+      run()
+    found = operations(trace_dir)
+  kinds = collections.Counter()
+  for name, (ms, _) in found.items():
+    kind = next(k for k, pattern in KINDS if re.search(pattern, name))
+    kinds[kind] += ms / STEPS
+  whole = sum(kinds.values())
+  print(
+    f'one step of {train.PRESET.value}, batch {config.batch_size}, on '
+    f'{facts["devices"]} x {facts["device"]}: {whole:.0f} ms of operations, '
+    'all devices together'
+  )
+  print(harness.machine())
+  for kind, ms in kinds.most_common():
+    print(f'{kind:26s}{ms:10.1f} ms{100 * ms / whole:8.1f} %')
+  print('\nthe longest operations')
+  for name, (ms, n) in sorted(found.items(), key=lambda x: -x[1][0])[:12]:
+    print(f'{name:40.40s}{ms / STEPS:10.1f} ms{n / STEPS:8.0f} x')
+
+
+if __name__ == '__main__':
+  cli.run(main)
