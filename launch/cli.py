@@ -101,10 +101,20 @@ def run(main, allow_args: bool = False) -> None:
   except KeyboardInterrupt:
     _flush_stdout()
     print('\ninterrupted', file=sys.stderr)
-    sys.exit(INTERRUPTED)
+    _leave(INTERRUPTED)
   except BrokenPipeError:
     _flush_stdout()
-    sys.exit(BROKEN_PIPE)
+    _leave(BROKEN_PIPE)
+
+
+def _leave(code: int) -> None:
+  """Ends the process at once.
+
+  JAX may still be computing: an ordinary exit waits for that, or crashes when
+  it takes away the memory under it.
+  """
+  sys.stderr.flush()
+  os._exit(code)
 
 
 def parse_flags(argv, allow_args: bool = False) -> list[str]:

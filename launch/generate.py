@@ -8,6 +8,7 @@ Only the completion goes to stdout; everything about it goes to stderr.
 """
 
 import pathlib
+import signal
 import sys
 import time
 
@@ -64,6 +65,7 @@ WINDOW = flags.DEFINE_enum(
 
 def main(_):
   started = time.perf_counter()
+  ctrl_c = CtrlC()
   if not WORKDIR.value:
     raise UserError('--workdir=DIRECTORY of a trained run is needed')
   prompts = read_prompts()
@@ -108,6 +110,7 @@ def main(_):
         loaded.model, params, [tokens[i]], s, MAX_TOKENS.value, bias_V=bias_V,
         stop_ids=(loaded.tokenizer.eos_id,), window=WINDOW.value,
       ):
+        ctrl_c.check()
         clock.tick(len(new or ()))
         piece = text.flush() if new is None else ''.join(map(text.feed, new))
         write(piece)
@@ -174,6 +177,25 @@ def write(text: str) -> None:
   if text:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+class CtrlC:
+  """Ctrl-C raises KeyboardInterrupt, and again at the next check.
+
+  Libraries call Python where exceptions are lost; the first may be.
+  """
+
+  def __init__(self):
+    self._pressed = False
+    signal.signal(signal.SIGINT, self._handle)
+
+  def _handle(self, number, frame):
+    self._pressed = True
+    raise KeyboardInterrupt
+
+  def check(self) -> None:
+    if self._pressed:
+      raise KeyboardInterrupt
 
 
 class Clock:
