@@ -35,3 +35,14 @@ def trained_workdir(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('trained') / 'run'
   train_and_evaluate(config, workdir, log=lambda *_, **__: None)
   return workdir
+
+
+@pytest.fixture(scope='session')
+def server(tmp_path_factory):
+  """A real server process of a tiny chat model with random weights."""
+  from serving_tools import chat_tokenizer, make_random, serving
+
+  workdir = tmp_path_factory.mktemp('server') / 'random'
+  make_random(workdir, chat_tokenizer())
+  with serving(workdir) as server:
+    yield server

@@ -58,10 +58,11 @@ class ServerProcess:
     threading.Thread(target=self._read, daemon=True).start()
 
   def _read(self):
-    for line in self.process.stdout:
-      with self._line:
-        self.log.append(line.rstrip('\n'))
-        self._line.notify_all()
+    with self.process.stdout as lines:
+      for line in lines:
+        with self._line:
+          self.log.append(line.rstrip('\n'))
+          self._line.notify_all()
     with self._line:
       self.log.append(None)
       self._line.notify_all()
@@ -90,11 +91,16 @@ class ServerProcess:
     kwargs.setdefault('timeout', 60)
     return httpx.Client(base_url=self.url, trust_env=False, **kwargs)
 
-  def gauges(self, client=None, headers=None) -> dict:
+  def metrics(self, **kwargs) -> dict:
     """All samples of /metrics: 'name{labels}' -> value."""
-    with client or self.client() as c:
-      text = c.get('/metrics', headers=headers).text
-    return parse_metrics(text)
+    with self.client(**kwargs) as client:
+      return parse_metrics(client.get('/metrics').text)
+
+  def is_idle(self) -> bool:
+    """Nothing runs, waits or holds a slot."""
+    names = ('num_requests_running', 'num_requests_waiting', 'slots_busy')
+    metrics = self.metrics()
+    return not any(metrics[f'rgpt_{name}'] for name in names)
 
   def signal(self, number=signal.SIGTERM):
     self.process.send_signal(number)
