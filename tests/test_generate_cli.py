@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 from workdirs import ROOT, command, launch, make_parrot
@@ -136,6 +137,28 @@ def test_ctrl_c_stops_and_keeps_what_was_printed(trained_workdir):
   assert b'interrupted' in err and b'Traceback' not in err
   text = (out + rest).decode()
   assert text[:250] == expected(trained_workdir, 'The ', 300)[:250]
+
+
+BUSY = """
+import jax
+from launch import cli
+
+def main(_):
+  step = lambda i, x: jax.numpy.tanh(x @ x)
+  hours = jax.jit(lambda x: jax.lax.fori_loop(0, 10**9, step, x))
+  hours(jax.numpy.ones((64, 64)))  # Returns at once, and computes.
+  raise KeyboardInterrupt
+
+cli.run(main)
+"""
+
+
+def test_ctrl_c_does_not_wait_for_the_device():
+  """Nor does the process crash by taking memory away under a computation."""
+  done = subprocess.run(
+    [sys.executable, '-c', BUSY], cwd=ROOT, capture_output=True, timeout=100
+  )
+  assert done.returncode == 130, done.stderr.decode()
 
 
 def test_a_reader_that_leaves_ends_it_quietly(trained_workdir):
