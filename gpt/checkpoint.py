@@ -15,6 +15,7 @@ import functools
 import json
 import logging
 import pathlib
+import shutil
 import zlib
 
 import jax
@@ -24,6 +25,7 @@ from gpt.errors import UserError
 from gpt.train_state import TrainState
 
 LATEST, BEST = 'latest', 'best'
+DAMAGED, DELETED = 'damaged', 'deleted'
 
 
 class DamagedCheckpoint(Exception):
@@ -60,21 +62,46 @@ def split_state(state: TrainState):
 
 
 class Checkpoints:
-  """The checkpoints of one workdir, for a run that writes them."""
+  """The checkpoints of one workdir, for the run that writes them.
+
+  Several processes of one run call every method together, in the same order;
+  the first of them is the one that renames and deletes.
+  """
 
   def __init__(self, workdir, keep: int = 2):
     if keep < 1:
       raise UserError(f'checkpoint.keep is {keep}; it must be at least 1')
     self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'
     self._keep = keep
-    self._error = None
+    # Of each kind: {step: loss} on disk, (step, loss) being written, and why
+    # the last write failed.
+    self._saved = {LATEST: {}, BEST: {}}
+    for which, step in list_steps(self.directory):
+      path = self.directory / which / str(step)
+      self._saved[which][step] = _loss_of(path)
+    self._pending = {}
+    self._failed = {}
 
   @functools.cached_property
-  def _managers(self):
+  def _writers(self):
+    """An asynchronous writer for each kind; leftovers of killed ones go."""
     ocp = _orbax()
+    for which in (LATEST, BEST):
+      folder = self.directory / which
+      folder.mkdir(parents=True, exist_ok=True)
+      if jax.process_index() == 0:
+        for path in folder.glob('*.orbax-checkpoint-tmp*'):
+          shutil.rmtree(path, ignore_errors=True)
+    if jax.process_index() == 0:
+      shutil.rmtree(self.directory / DELETED, ignore_errors=True)
     return {
-      LATEST: _manager(ocp, self.directory / LATEST, self._keep),
-      BEST: _manager(ocp, self.directory / BEST, None),
+      which: ocp.AsyncCheckpointer(
+        ocp.CompositeCheckpointHandler(),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          barrier_sync_key_prefix=which
+        ),
+      )
+      for which in (LATEST, BEST)
     }
 
   def save(self, which: str, state: TrainState, meta: dict) -> bool:
@@ -86,15 +113,17 @@ class Checkpoints:
       meta: JSON-able; 'step' and checksums are added.
 
     Returns:
-      False if an earlier write has failed (say, a full disk); the message is
-      then in `last_error` and the earlier checkpoints are untouched.
+      False if the write before this one or the start of this one failed (say,
+      a full disk); the reason is then in `last_error`. Earlier checkpoints are
+      untouched.
     """
     ocp = _orbax()
-    manager = self._managers[which]
+    self._finish(which)
+    failed_before = which in self._failed
     params, ema, rest = to_host(split_state(state))
-    step = int(rest['step'])
-    if step in manager.all_steps():
-      return True  # A resumed run passes here again, with the same numbers.
+    step, loss = int(rest['step']), float(meta.get('best_loss', np.inf))
+    if step in self._saved[which]:
+      self._delete(which, step)
     checksums = {
       'checksum': checksum(params, ema, rest),
       'weights_checksum': checksum(params if ema is None else ema),
@@ -106,105 +135,128 @@ class Checkpoints:
     }
     if ema is not None:
       items['ema'] = ocp.args.StandardSave(ema)
-    self._error = None
-    self._guard(
-      lambda: manager.save(step, args=ocp.args.Composite(**items), force=True)
-    )
-    return self._error is None
+    self._pending[which] = step, loss
+    try:
+      self._writers[which].save(
+        self.directory / which / str(step), args=ocp.args.Composite(**items)
+      )
+    except Exception as e:
+      del self._pending[which]
+      self._failed[which] = _first_line(e)
+      return False
+    return not failed_before
 
   def wait(self) -> bool:
-    """Blocks until everything is on disk; False if something could not be."""
-    self._error = None
-    for which, manager in self._managers.items():
-      self._guard(manager.wait_until_finished)
-      if which == BEST and self._error is None:
-        self._drop_beaten(manager)
-    return self._error is None
+    """Blocks until all is on disk; False if the newest of a kind is not."""
+    for which in (LATEST, BEST):
+      self._finish(which)
+    return not self._failed
 
   @property
   def last_error(self) -> str:
-    return self._error or ''
+    return next(iter(self._failed.values()), '')
 
   def close(self) -> None:
-    if '_managers' in self.__dict__:
-      for manager in self._managers.values():
-        self._guard(manager.close)
+    self.wait()
+    if '_writers' in self.__dict__:
+      for writer in self._writers.values():
+        writer.close()
 
-  def _guard(self, write) -> None:
-    """Turns a failed write into a message: the run goes on."""
+  def _finish(self, which: str) -> None:
+    """Waits for the write under way; then what it replaces may go."""
+    if which not in self._pending:
+      return
+    step, loss = self._pending.pop(which)
     try:
-      write()
+      self._writers[which].wait_until_finished()
     except Exception as e:
-      self._error = f'{type(e).__name__}: {str(e).splitlines()[0]}'
+      self._failed[which] = _first_line(e)
+      return
+    self._failed.pop(which, None)
+    saved = self._saved[which]
+    saved[step] = loss
+    if which == LATEST:
+      superfluous = sorted(saved)[: -self._keep]
+    else:
+      superfluous = sorted(saved, key=lambda s: (saved[s], s))[1:]
+    for step in superfluous:
+      self._delete(which, step)
 
-  def _drop_beaten(self, manager) -> None:
-    losses = {
-      step: read_meta(self.directory / BEST / str(step)).get('best_loss')
-      for step in manager.all_steps()
-    }
-    for step in sorted(losses, key=lambda s: (losses[s], s))[1:]:
-      manager.delete(step)
+  def _delete(self, which: str, step: int) -> None:
+    """Out of sight by a rename first: a kill leaves no half checkpoint."""
+    del self._saved[which][step]
+    if jax.process_index() == 0:
+      trash = _move(self.directory, which, step, DELETED)
+      shutil.rmtree(trash, ignore_errors=True)
 
   def restore_latest(self, target: TrainState, log=print):
     """(state, meta) of the newest whole checkpoint, or None if there is none.
 
-    Damaged ones are moved to checkpoints/damaged/ and the one before is taken;
-    after the latest, the best ones are tried.
+    Best ones count too: each holds all there is, and a run killed between two
+    saves of the latest may have left a newer best. Once one could be read,
+    those newer than it, which could not, are moved to checkpoints/damaged.
 
     Args:
       target: a TrainState of arrays or ShapeDtypeStructs, for the structure.
 
     Raises:
-      UserError: there are checkpoints, and none of them can be read.
+      UserError: there are checkpoints, and none of them can be read. All is
+        left as it was.
     """
     found = list_steps(self.directory)
-    if not found:
-      return None
-    for which, step in found:
+    problems = []
+    for i, (which, step) in enumerate(found):
       path = self.directory / which / str(step)
       try:
-        return restore_state(path, target)
+        restored = restore_state(path, target)
       except Exception as e:
-        log(
-          f'warning: checkpoint {path} cannot be read '
-          f'({type(e).__name__}: {str(e).splitlines()[0][:200]}); '
-          'trying the one before'
+        problems.append(
+          f'checkpoint {path} cannot be read ({_first_line(e)[:200]})'
         )
-        self._set_aside(which, step)
-    raise UserError(
-      f'none of the {len(found)} checkpoints under {self.directory} can be '
-      'read; they are kept in checkpoints/damaged. Nothing was overwritten: '
-      'choose another --workdir to start afresh'
-    )
+        continue
+      for problem in problems:
+        log(
+          f'warning: {problem}; it is moved to checkpoints/{DAMAGED} and '
+          f'{which}/{step} is taken'
+        )
+      for bad_which, bad_step in found[:i]:
+        del self._saved[bad_which][bad_step]
+        if jax.process_index() == 0:
+          _move(self.directory, bad_which, bad_step, DAMAGED)
+      return restored
+    if problems:
+      raise UserError(
+        '\n  '.join(['no checkpoint can be read:', *problems])
+        + '\nNothing was changed. Put a copy back, or choose another '
+        '--workdir to start afresh'
+      )
+    return None
 
-  def _set_aside(self, which: str, step: int) -> None:
-    damaged = self.directory / 'damaged'
-    damaged.mkdir(exist_ok=True)
-    name, n = f'{which}-{step}', 0
-    while (damaged / name).exists():
-      n += 1
-      name = f'{which}-{step}.{n}'
-    (self.directory / which / str(step)).rename(damaged / name)
+
+def _move(directory, which: str, step: int, folder: str) -> pathlib.Path:
+  """Renames a checkpoint into a folder beside, under a name not yet used."""
+  target = directory / folder
+  target.mkdir(exist_ok=True)
+  name, n = f'{which}-{step}', 0
+  while (target / name).exists():
+    n += 1
+    name = f'{which}-{step}.{n}'
+  return (directory / which / str(step)).rename(target / name)
 
 
-def _manager(ocp, directory, keep):
-  directory.mkdir(parents=True, exist_ok=True)
-  return ocp.CheckpointManager(
-    directory,
-    options=ocp.CheckpointManagerOptions(
-      max_to_keep=keep, enable_async_checkpointing=True
-    ),
-  )
+def _first_line(error: Exception) -> str:
+  lines = str(error).splitlines() or ['']
+  return f'{type(error).__name__}: {lines[0]}'
 
 
 def list_steps(directory) -> list[tuple[str, int]]:
-  """[(which, step)] of the finished checkpoints: latest, newest first; best."""
+  """[(which, step)] of the finished checkpoints, newest first."""
   found = []
   for which in (LATEST, BEST):
     folder = pathlib.Path(directory) / which
-    steps = [int(p.name) for p in folder.glob('*') if p.name.isdigit()]
-    found += [(which, step) for step in sorted(steps, reverse=True)]
-  return found
+    found += [(which, int(p.name)) for p in folder.glob('*')
+              if p.name.isdigit()]
+  return sorted(found, key=lambda x: (-x[1], x[0] != LATEST))
 
 
 def read_meta(path) -> dict:

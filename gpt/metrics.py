@@ -6,39 +6,53 @@ import os
 import pathlib
 import time
 
+from gpt.errors import UserError
+
+FILE = 'metrics.jsonl'
+
 
 class MetricsLog:
   """W/metrics.jsonl: one JSON object a line, every line with its `step`.
 
-  A run that resumes at step s first drops the lines after s: the file reads as
-  if the run had never been interrupted. Non-finite numbers become null.
+  A run that resumes at step s first drops the lines after s (all of them at
+  0): the file reads as if the run had never been interrupted. Non-finite
+  numbers become null.
   """
 
-  def __init__(self, workdir, resume_step: int = 0, tensorboard: bool = False):
-    self._path = pathlib.Path(workdir) / 'metrics.jsonl'
-    if self._path.exists():
-      self._truncate(resume_step)
-    self._file = self._path.open('a', encoding='utf-8')
-    self._tensorboard = None
+  def __init__(
+    self, workdir, resume_step: int = 0, tensorboard: bool = False,
+    active: bool = True,
+  ):
+    """`active=False`: a log that keeps nothing, of the other processes."""
+    self._file = self._tensorboard = None
+    # Losses of the steps since the last eval, of an earlier process.
+    self.recent_losses = []
+    if not active:
+      return
+    path = pathlib.Path(workdir) / FILE
+    if path.exists():
+      self._keep(path, resume_step)
+    self._file = path.open('a', encoding='utf-8')
     if tensorboard:
-      from tensorboardX import SummaryWriter
+      self._tensorboard = _summary_writer(workdir, resume_step)
 
-      self._tensorboard = SummaryWriter(
-        str(pathlib.Path(workdir) / 'tensorboard'), purge_step=resume_step + 1
-      )
-
-  def _truncate(self, resume_step: int) -> None:
-    kept = [
-      json.dumps(line) + '\n'
-      for line in read(self._path)
-      if line['step'] <= resume_step
-    ]
-    temporary = self._path.with_suffix('.tmp')
-    temporary.write_text(''.join(kept), encoding='utf-8')
-    os.replace(temporary, self._path)
+  def _keep(self, path, resume_step: int) -> None:
+    kept = [x for x in read(path) if x['step'] <= resume_step and resume_step]
+    for line in kept:
+      if 'val_loss' in line:
+        self.recent_losses = []
+      elif 'loss' in line:
+        self.recent_losses.append(line['loss'])
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(
+      ''.join(json.dumps(line) + '\n' for line in kept), encoding='utf-8'
+    )
+    os.replace(temporary, path)
 
   def write(self, step: int, **values) -> None:
     """Adds a line; numbers become floats."""
+    if self._file is None:
+      return
     line = {'step': step}
     for name, value in values.items():
       if isinstance(value, (str, int, bool)):
@@ -52,14 +66,41 @@ class MetricsLog:
         if name != 'step' and isinstance(value, (int, float)):
           self._tensorboard.add_scalar(name, value, step)
 
+  def write_end(self, step: int, outcome: str, full: dict, elapsed_s: float):
+    """The last line of a run that has come to its end.
+
+    Args:
+      outcome: 'finished' or 'early stop'.
+      full: {'final': values, 'best': values} of the full passes, if any.
+    """
+    values = {
+      f'full_{which}_{name}': value
+      for which, results in full.items()
+      for name, value in results.items()
+    }
+    self.write(step, outcome=outcome, **values, elapsed_s=elapsed_s)
+
   def close(self) -> None:
-    self._file.close()
+    if self._file:
+      self._file.close()
     if self._tensorboard:
       self._tensorboard.close()
 
 
+def _summary_writer(workdir, resume_step: int):
+  try:
+    from tensorboardX import SummaryWriter
+  except ImportError as e:
+    raise UserError(
+      "--config.tensorboard needs tensorboardX: pip install 'rgpt[tensorboard]'"
+    ) from e
+  return SummaryWriter(
+    str(pathlib.Path(workdir) / 'tensorboard'), purge_step=resume_step + 1
+  )
+
+
 def read(path) -> list[dict]:
-  """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+  """The lines of a metrics.jsonl; one that a kill has cut short ends them."""
   lines = []
   for text in pathlib.Path(path).read_text(encoding='utf-8').splitlines():
     try:
@@ -67,6 +108,18 @@ def read(path) -> list[dict]:
     except json.JSONDecodeError:
       break
   return lines
+
+
+def lacks_end(workdir, step: int) -> bool:
+  """Whether a run trained up to `step` and then was killed.
+
+  Then it has lines but not the last one. (An imported run has none.)
+  """
+  path = pathlib.Path(workdir) / FILE
+  lines = read(path) if path.exists() else []
+  return bool(lines) and not any(
+    line['step'] == step and 'outcome' in line for line in lines
+  )
 
 
 class Clock:
@@ -100,7 +153,9 @@ def duration(seconds: float) -> str:
   """3661 -> '1:01:01', 65 -> '1:05'."""
   minutes, secs = divmod(int(seconds), 60)
   hours, minutes = divmod(minutes, 60)
-  return f'{hours}:{minutes:02d}:{secs:02d}' if hours else f'{minutes}:{secs:02d}'
+  if hours:
+    return f'{hours}:{minutes:02d}:{secs:02d}'
+  return f'{minutes}:{secs:02d}'
 
 
 def count(n: float) -> str:

@@ -11,6 +11,11 @@ from gpt.errors import UserError
 from gpt.tokenizer_base import write_atomic
 
 CONFIG = 'config.json'
+# What a run writes after its config.json.
+OUTPUTS = (
+  'checkpoint.bin', 'checkpoint_best.bin', 'checkpoints', 'metrics.jsonl',
+  'samples.txt', 'tensorboard',
+)
 # Keys that do not change what the saved arrays mean.
 FREE_MODEL_KEYS = ('dropout', 'dtype', 'attention', 'remat')
 FIXED_KEYS = (
@@ -44,15 +49,22 @@ def read_config(workdir) -> dict | None:
   """The saved configuration as nested dicts; None if this is no run yet.
 
   Raises:
-    UserError: there is one, and it is damaged.
+    UserError: there is one, and it is damaged or not ours.
   """
   path = pathlib.Path(workdir) / CONFIG
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
+    config = json.loads(path.read_text(encoding='utf-8'))
+  except (FileNotFoundError, NotADirectoryError):
     return None
   except (OSError, ValueError) as e:
     raise UserError(f'cannot read {path}: {e}') from e
+  ours = isinstance(config, dict) and isinstance(config.get('model'), dict)
+  if not ours or 'total_steps' not in config:
+    raise UserError(
+      f'{path} was not written by this program and will not be overwritten. '
+      'Name another --workdir'
+    )
+  return config
 
 
 def differences(saved: dict, config) -> dict:
@@ -65,8 +77,12 @@ def differences(saved: dict, config) -> dict:
   }
 
 
-def is_fixed(key: str) -> bool:
-  """Whether a run cannot go on with another value of this key."""
+def is_fixed(key: str, old, new) -> bool:
+  """Whether a run cannot go on with this change of a key."""
+  if key == 'opt.ema_decay':  # Another decay is fine; on or off is not.
+    return not old or not new
+  if old is None:  # A key that did not exist when the run began.
+    return False
   group, _, name = key.partition('.')
   return key in FIXED_KEYS or (
     group == 'model' and name not in FREE_MODEL_KEYS
@@ -85,11 +101,7 @@ def check_resumable(workdir, config) -> dict:
   workdir = pathlib.Path(workdir)
   saved = read_config(workdir)
   if saved is None:
-    foreign = [
-      name
-      for name in ('checkpoint.bin', 'checkpoint_best.bin', 'checkpoints')
-      if (workdir / name).exists()
-    ]
+    foreign = [name for name in OUTPUTS if (workdir / name).exists()]
     if foreign:
       raise UserError(
         f'{workdir} holds {foreign[0]} but no {CONFIG}: it is not a run of '
@@ -98,11 +110,11 @@ def check_resumable(workdir, config) -> dict:
       )
     return {}
   changed = differences(saved, config)
-  fixed = {key: change for key, change in changed.items() if is_fixed(key)}
+  fixed = {key: pair for key, pair in changed.items() if is_fixed(key, *pair)}
   if fixed:
-    lines = [f'  {key}: {old!r} -> {new!r}' for key, (old, new) in fixed.items()]
+    lines = [f'  {key}: {a!r} -> {b!r}' for key, (a, b) in fixed.items()]
     raise UserError(
-      f'{workdir} holds a run with another model or tokenizer:\n'
+      f'{workdir} holds a run with another model, tokenizer or optimizer:\n'
       + '\n'.join(lines)
       + '\nGive the old values back, or choose another --workdir'
     )
@@ -135,9 +147,8 @@ class Interrupt:
   Outside the main thread (a notebook server's worker) signals are left alone.
   """
 
-  def __init__(self, log=print):
+  def __init__(self):
     self.requested = False
-    self._log = log
     self._old = {}
 
   def __enter__(self):
@@ -154,6 +165,7 @@ class Interrupt:
     if self.requested:
       os._exit(128 + number)
     self.requested = True
-    self._log(
-      '\nstopping after this step; once more to leave at once', flush=True
+    # Past Python's buffers, which the signal may have found half written.
+    os.write(
+      2, b'\nstopping after this step; once more to leave at once\n'
     )

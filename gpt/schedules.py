@@ -57,6 +57,11 @@ def wsd(lr, min_lr, total_steps, warmup_steps=0, decay_fraction=0.4):
   return schedule
 
 
+def scale_lr(lr, scale, min_lr):
+  """lr * scale (the plateau factor), but not below min_lr nor above lr."""
+  return jnp.maximum(lr * scale, jnp.minimum(lr, min_lr))
+
+
 def from_config(config) -> optax.Schedule:
   """The schedule `config.opt.schedule` names, for `config.total_steps`."""
   name, opt = config.opt.schedule, config.opt

@@ -4,12 +4,15 @@ One axis, `data`, over every device of every host. On a CPU there is one device
 a core, because many XLA:CPU operations run on a single thread.
 """
 
+import contextlib
+import functools
 import logging
 import os
 import warnings
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt.errors import UserError
@@ -35,8 +38,9 @@ def num_cores() -> int:
 def setup_devices(num_cpu_devices: int = 0) -> None:
   """One CPU device a core, or as many as asked for; call before using JAX.
 
-  Also turns the compilation cache on. Does nothing to accelerators. If JAX has already started with another number
-  of CPU devices, warns and leaves it.
+  Also turns the compilation cache on. Does nothing to accelerators. If JAX has
+  already started it is left as it is, with a warning if another number of CPU
+  devices was asked for.
   """
   # Not news: "Unable to initialize backend 'tpu'".
   logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
@@ -47,12 +51,59 @@ def setup_devices(num_cpu_devices: int = 0) -> None:
   try:
     jax.config.update('jax_num_cpu_devices', wanted)
   except (RuntimeError, AttributeError):
-    if jax.default_backend() == 'cpu' and jax.local_device_count() != wanted:
+    running = jax.local_device_count()
+    if jax.default_backend() == 'cpu' and num_cpu_devices not in (0, running):
       warnings.warn(
-        f'JAX already runs on {jax.local_device_count()} CPU devices; '
-        f'{wanted} were asked for',
+        f'JAX already runs on {running} CPU devices; {wanted} were asked for',
         stacklevel=2,
       )
+
+
+def join_hosts() -> None:
+  """Joins the processes of a run; call before anything else uses JAX.
+
+  Clusters that JAX knows (Slurm, Kubernetes, Open MPI, TPU pods) need nothing.
+  Elsewhere each process is started with JAX_COORDINATOR_ADDRESS=HOST:PORT (of
+  the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment.
+
+  Raises:
+    UserError: neither is there.
+  """
+  number = os.environ.get('JAX_NUM_PROCESSES')
+  index = os.environ.get('JAX_PROCESS_ID')
+  # Between processes XLA:CPU needs it, and jax 0.5 does not choose it itself.
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  try:
+    jax.distributed.initialize(
+      num_processes=number and int(number), process_id=index and int(index)
+    )
+  except (ValueError, RuntimeError) as e:
+    raise UserError(
+      f'parallel.distributed: the processes of the run cannot be joined ({e}). '
+      'Start each with JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES=N '
+      'and JAX_PROCESS_ID=0 .. N-1 in its environment'
+    ) from e
+
+
+@contextlib.contextmanager
+def leader_first():
+  """The body runs in the first process of a run, then in the others."""
+  wait = functools.partial(multihost_utils.sync_global_devices, 'leader_first')
+  if jax.process_index() > 0:
+    wait()
+  yield
+  if jax.process_index() == 0 and jax.process_count() > 1:
+    wait()
+
+
+def any_host(flag: bool, step: int, now: bool) -> bool:
+  """Whether `flag` is set in any process; the same answer in all of them.
+
+  Asking costs a round of messages: unless `now`, only every tenth step does.
+  """
+  if not now and step % 10:
+    return False
+  return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def create_mesh(batch_size: int, devices=None) -> Mesh:

@@ -19,6 +19,7 @@ import optax
 from gpt import sharding
 from gpt.dropout import row_seeds
 from gpt.losses import cross_entropy, weighted_sum
+from gpt.schedules import scale_lr
 from gpt.train_state import TrainState
 
 
@@ -86,6 +87,7 @@ def train_step(
   model,
   tx: optax.GradientTransformation,
   schedule,
+  min_lr: float = 0.0,
   ema_decay: float = 0.0,
   gradients_fn=gradients,
 ):
@@ -94,6 +96,7 @@ def train_step(
   Args:
     batch: see the module's docstring.
     key: the run's dropout key; folded with the step here.
+    min_lr: the plateau factor does not take the learning rate below it.
     gradients_fn: `gradients`, or a version of it spread over devices.
 
   Returns:
@@ -103,7 +106,7 @@ def train_step(
   dropout_key = jax.random.fold_in(key, state.step)
   grads, nats, count = gradients_fn(model, state.params, batch, dropout_key)
   directions, opt_state = tx.update(grads, state.opt_state, state.params)
-  lr = schedule(state.step) * state.lr_scale
+  lr = scale_lr(schedule(state.step), state.lr_scale, min_lr)
   params = jax.tree.map(lambda p, u: p - lr * u, state.params, directions)
   ema = state.ema
   if ema is not None:

@@ -29,28 +29,23 @@ def random_tree(rng, scale=1.0):
 
 def adamw_by_hand(params, all_grads, lr, opt):
   """float64 parameters after the updates, from the paper's algorithm 2."""
-  p = jax.tree.map(lambda x: x.astype(np.float64), params)
-  m = jax.tree.map(np.zeros_like, p)
-  v = jax.tree.map(np.zeros_like, p)
+  p, treedef = jax.tree.flatten(params)
+  p = [x.astype(np.float64) for x in p]
+  m, v = [np.zeros_like(x) for x in p], [np.zeros_like(x) for x in p]
   for t, grads in enumerate(all_grads, 1):
-    g = jax.tree.map(lambda x: x.astype(np.float64), grads)
+    g = [x.astype(np.float64) for x in jax.tree.leaves(grads)]
     if opt.clip == 'element':
-      c = opt.clip_value
-      g = jax.tree.map(lambda x: np.minimum(np.maximum(x, -c), c), g)
+      g = [np.clip(x, -opt.clip_value, opt.clip_value) for x in g]
     elif opt.clip == 'global_norm':
-      norm = np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(g)))
-      g = jax.tree.map(lambda x: x * min(1.0, opt.clip_value / norm), g)
-    m = jax.tree.map(lambda m, g: opt.b1 * m + (1 - opt.b1) * g, m, g)
-    v = jax.tree.map(lambda v, g: opt.b2 * v + (1 - opt.b2) * g**2, v, g)
-
-    def step(p, m, v):
-      m_hat, v_hat = m / (1 - opt.b1**t), v / (1 - opt.b2**t)
-      return p - lr * (
-        m_hat / (np.sqrt(v_hat) + opt.eps) + opt.weight_decay * p
-      )
-
-    p = jax.tree.map(step, p, m, v)
-  return p
+      norm = np.sqrt(sum((x**2).sum() for x in g))
+      g = [x * min(1.0, opt.clip_value / norm) for x in g]
+    for i in range(len(p)):
+      m[i] = opt.b1 * m[i] + (1 - opt.b1) * g[i]
+      v[i] = opt.b2 * v[i] + (1 - opt.b2) * g[i] ** 2
+      m_hat, v_hat = m[i] / (1 - opt.b1**t), v[i] / (1 - opt.b2**t)
+      direction = m_hat / (np.sqrt(v_hat) + opt.eps)
+      p[i] = p[i] - lr * (direction + opt.weight_decay * p[i])
+  return jax.tree.unflatten(treedef, p)
 
 
 @pytest.mark.parametrize('changes', [

@@ -76,6 +76,17 @@ def test_python_and_traced_steps_agree(name):
     )
 
 
+@pytest.mark.parametrize('lr, scale, scaled', [
+  (1.0, 1.0, 1.0),
+  (1.0, 0.5, 0.5),
+  (0.4, 0.125, 0.1),  # Not below min_lr,
+  (0.1, 0.5, 0.1),
+  (0.02, 0.5, 0.02),  # and never above the schedule (a warmup's first steps).
+])
+def test_plateau_scales_the_rate_down_to_the_floor(lr, scale, scaled):
+  assert float(schedules.scale_lr(lr, scale, 0.1)) == pytest.approx(scaled)
+
+
 @pytest.mark.parametrize('options, words', [
   ({'lr': 0.0}, 'lr 0.0 must be positive'),
   ({'lr': -1.0}, 'lr -1.0 must be positive'),

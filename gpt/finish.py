@@ -1,0 +1,86 @@
+"""What a run leaves behind: a full evaluation, a sample, RandyGPT's files."""
+
+import pathlib
+import re
+
+import jax
+
+from gpt import checkpoint, decode, rgpt, rgpt_run, sampling, sharding
+from gpt.checkpoint import BEST
+from gpt.tokenizer_base import write_atomic
+
+SAMPLES = 'samples.txt'
+
+
+def full_evaluation(evaluate, params, mesh, workdir, step: int, log) -> dict:
+  """{'final': ..., 'best': ...}: the whole validation split, once.
+
+  'best' is left out if the final weights are the best ones.
+
+  Args:
+    evaluate: a gpt.evaluation.Evaluator.
+    params: the final weights (on the mesh), of `step`.
+  """
+  results = {'final': evaluate(params, 'val', None)}
+  best = checkpoint.find(workdir, BEST)
+  if checkpoint.read_meta(best)['step'] != step:
+    best_params = sharding.put_replicated(checkpoint.restore_params(best), mesh)
+    results['best'] = evaluate(best_params, 'val', None)
+  for which, values in results.items():
+    log(
+      f'full validation pass, {which} weights: '
+      f'{values["nats_per_token"]:.4f} nats/token, ppl {values["ppl"]:.2f}, '
+      f'{values["bits_per_byte"]:.4f} bits/byte over {values["tokens"]} tokens'
+    )
+  return results
+
+
+def write_sample(config, model, params, tokenizer, workdir, step) -> str:
+  """Adds a sample of the current weights to samples.txt; returns it."""
+  text = ''.join(
+    decode.complete(
+      model, jax.device_get(params), tokenizer, config.sample.prompt,
+      sampling.params(
+        1, seed=config.seed, temperature=config.sample.temperature,
+        top_p=config.sample.top_p, top_k=config.sample.top_k,
+      ),
+      config.sample.max_tokens,
+    )
+  )
+  keep_samples(workdir, step - 1)  # The last eval may have written this one.
+  path = pathlib.Path(workdir) / SAMPLES
+  with path.open('a', encoding='utf-8', newline='') as file:
+    file.write(f'--- step {step}\n{config.sample.prompt}{text}\n')
+  return text
+
+
+def keep_samples(workdir, step: int) -> None:
+  """Drops the samples after a step: a run that resumes there writes them."""
+  path = pathlib.Path(workdir) / SAMPLES
+  if not path.exists():
+    return
+  with path.open(encoding='utf-8', newline='') as file:
+    text = file.read()
+  for match in re.finditer(r'^--- step (\d+)$', text, re.MULTILINE):
+    if int(match[1]) > step:
+      write_atomic(path, text[: match.start()].encode())
+      return
+
+
+def write_rgpt_files(cfg, state, best_loss: float, workdir, log) -> None:
+  """checkpoint.bin and checkpoint_best.bin, where RGPT can express the model.
+
+  Args:
+    state: the latest TrainState, on host or device.
+    best_loss: nats/token; inf before any eval.
+  """
+  if rgpt.obstacles(cfg):
+    return
+  state, names = jax.device_get(state), ['checkpoint.bin']
+  rgpt_run.write_state(workdir / names[0], state, best_loss)
+  path = checkpoint.find(workdir, BEST)
+  if path.parent.name == BEST:
+    best, meta = checkpoint.restore_state(path, state)
+    names.append('checkpoint_best.bin')
+    rgpt_run.write_state(workdir / names[1], best, meta['best_loss'])
+  log(f'wrote {" and ".join(names)} in {workdir}')
