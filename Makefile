@@ -12,9 +12,9 @@ WORKDIR ?= runs/quickstart
 
 # What runs on the Apple dependency set: everything that touches JAX. All:
 # make test-metal METAL_TESTS=tests
-METAL_NAMES := attention cache checkpoint cli data decode import_export \
+METAL_NAMES := attention cache checkpoint cli data decode import_export interop \
   losses metal model optimizer plateau rgpt sampling schedules sharding \
-  tokenizer train train_state train_step
+  tokenizer tokenizer_hf train train_state train_step
 METAL_TESTS ?= $(wildcard $(METAL_NAMES:%=tests/test_%.py))
 
 PYTHON := .venv/bin/python

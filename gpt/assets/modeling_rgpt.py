@@ -1,0 +1,243 @@
+"""An rgpt model in PyTorch, for the `transformers` library.
+
+Architecture `randy`: token + learned position embedding, then for each layer
+  x += drop(Wo attn(rms(x)));  x += drop(W2 relu(W1 rms(x))^2)
+and a head on the raw residual stream: no biases, no gains, no final norm.
+`microgpt`: RMSNorm after the embedding, ReLU instead of its square.
+
+Norms, softmax and logits are float32 whatever the weights are. `generate` goes
+on past the trained context: the older half of the window is dropped and the
+rest is read anew, from position 0.
+
+Shapes: B batch, L queries, S keys, D width, H heads, K head width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .configuration_rgpt import RgptConfig
+
+RMS_EPS = 1e-5
+ROPE_BASE = 10_000.0
+MASKED = -1e9  # Finite: a row of padding sees nothing and must stay a number.
+
+
+def rms_norm(x):
+  x32 = x.float()
+  scale = torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + RMS_EPS)
+  return (x32 * scale).to(x.dtype)
+
+
+def rope(x, positions):
+  """Rotary embedding of [B, L, H, K], halves paired."""
+  half = x.shape[-1] // 2
+  steps = torch.arange(half, dtype=torch.float32, device=x.device)
+  angles = positions[:, :, None].float() * ROPE_BASE ** (-steps / half)
+  cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]
+  a, b = x.float().split(half, dim=-1)
+  return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+class RgptBlock(nn.Module):
+  def __init__(self, config, index):
+    super().__init__()
+    D, K = config.n_embd, config.n_embd // config.n_head
+    self.config, self.index, self.head_dim = config, index, K
+    self.kv_heads = config.n_kv_head or config.n_head
+    self.attn_wq = nn.Linear(D, D, bias=False)
+    self.attn_wk = nn.Linear(D, self.kv_heads * K, bias=False)
+    self.attn_wv = nn.Linear(D, self.kv_heads * K, bias=False)
+    self.attn_wo = nn.Linear(D, D, bias=False)
+    self.mlp_fc1 = nn.Linear(D, 4 * D, bias=False)
+    if config.mlp == 'swiglu':
+      self.mlp_gate = nn.Linear(D, 4 * D, bias=False)
+    self.mlp_fc2 = nn.Linear(4 * D, D, bias=False)
+
+  def forward(self, x, positions, mask, cache):
+    x = x + self.drop(self.attention(rms_norm(x), positions, mask, cache))
+    return x + self.drop(self.mlp(rms_norm(x)))
+
+  def drop(self, x):
+    return F.dropout(x, self.config.dropout, self.training)
+
+  def attention(self, x, positions, mask, cache):
+    B, L, D = x.shape
+    q = self.attn_wq(x).view(B, L, -1, self.head_dim)
+    k = self.attn_wk(x).view(B, L, -1, self.head_dim)
+    v = self.attn_wv(x).view(B, L, -1, self.head_dim)
+    if self.config.qk_norm:
+      q, k = rms_norm(q), rms_norm(k)
+    if self.config.pos == 'rope':
+      q, k = rope(q, positions), rope(k, positions)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if cache is not None:
+      k, v = cache.update(k, v, self.index)
+    queries_per_head = self.config.n_head // self.kv_heads
+    if queries_per_head > 1:
+      k = k.repeat_interleave(queries_per_head, dim=1)
+      v = v.repeat_interleave(queries_per_head, dim=1)
+    scores = (q @ k.transpose(2, 3)).float() * self.head_dim**-0.5
+    scores = scores.masked_fill(~mask, MASKED)
+    out = scores.softmax(-1).to(v.dtype) @ v
+    return self.attn_wo(out.transpose(1, 2).reshape(B, L, D))
+
+  def mlp(self, x):
+    h = self.mlp_fc1(x)
+    if self.config.mlp == 'swiglu':
+      h = F.silu(self.mlp_gate(x)) * h
+    elif self.config.mlp == 'gelu':
+      h = F.gelu(h, approximate='tanh')
+    else:
+      h = F.relu(h)
+      h = h * h if self.config.mlp == 'relu2' else h
+    return self.mlp_fc2(h)
+
+
+class RgptForCausalLM(PreTrainedModel, GenerationMixin):
+  config_class = RgptConfig
+  main_input_name = 'input_ids'
+  _no_split_modules = ['RgptBlock']
+  _supports_cache_class = True
+
+  def __init__(self, config):
+    super().__init__(config)
+    self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+    if config.pos == 'learned':
+      self.wpe = nn.Embedding(config.block_size, config.n_embd)
+    self.layers = nn.ModuleList(
+      RgptBlock(config, i) for i in range(config.n_layer)
+    )
+    if not config.tied_embeddings:
+      self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+    self.post_init()
+
+  def get_input_embeddings(self):
+    return self.wte
+
+  def set_input_embeddings(self, value):
+    self.wte = value
+
+  def get_output_embeddings(self):
+    return None if self.config.tied_embeddings else self.lm_head
+
+  def set_output_embeddings(self, value):
+    self.lm_head = value
+
+  def _init_weights(self, module):
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+      nn.init.normal_(module.weight, std=self.config.init_std)
+
+  def forward(
+    self,
+    input_ids,
+    attention_mask=None,
+    position_ids=None,
+    past_key_values=None,
+    labels=None,
+    use_cache=None,
+    return_dict=None,
+    **kwargs,
+  ):
+    """Logits float32[B, L, V] of the token after each position.
+
+    Args:
+      input_ids: int[B, L].
+      attention_mask: [B, S]; 0 marks padding among all S tokens so far.
+      position_ids: int[B, L]; default: counted without padding.
+      past_key_values: the cache of the tokens before these.
+      labels: int[B, L], -100 where there is none; the loss is that of
+        predicting each from the tokens before it.
+    """
+    config = self.config
+    use_cache = config.use_cache if use_cache is None else use_cache
+    if use_cache and past_key_values is None:
+      past_key_values = DynamicCache()
+    past = 0 if past_key_values is None else past_key_values.get_seq_length()
+    B, L = input_ids.shape
+    S = past + L
+    steps = torch.arange(S, device=input_ids.device)
+    mask = (steps[None] <= steps[past:, None])[None, None]
+    if attention_mask is not None:
+      if attention_mask.shape != (B, S):
+        raise ValueError(
+          f'attention_mask is {tuple(attention_mask.shape)}, not {(B, S)}: '
+          'one entry for each token so far'
+        )
+      mask = mask & attention_mask.bool()[:, None, None]
+    if position_ids is None:
+      if attention_mask is None:
+        position_ids = steps[None, past:].expand(B, L)
+      else:
+        counted = attention_mask.long().cumsum(-1) - 1
+        position_ids = counted[:, past:].clamp(min=0)
+    if int(position_ids.max()) >= config.block_size:
+      raise ValueError(
+        f'position {int(position_ids.max())} is outside the trained context '
+        f'of {config.block_size} tokens: give at most that many (generate() '
+        'goes on past it)'
+      )
+
+    x = self.wte(input_ids)
+    if config.pos == 'learned':
+      x = x + self.wpe(position_ids)
+    if config.embed_norm:
+      x = rms_norm(x)
+    for layer in self.layers:
+      x = layer(x, position_ids, mask, past_key_values)
+    if config.final_norm:
+      x = rms_norm(x)
+    head = self.wte if config.tied_embeddings else self.lm_head
+    logits = F.linear(x, head.weight).float()
+    if config.logit_softcap:
+      logits = config.logit_softcap * torch.tanh(logits / config.logit_softcap)
+
+    loss = None
+    if labels is not None:
+      loss = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(logits.device)
+      )
+    if return_dict is False:
+      out = (logits, past_key_values) if use_cache else (logits,)
+      return out if loss is None else (loss, *out)
+    return CausalLMOutputWithPast(
+      loss=loss, logits=logits, past_key_values=past_key_values
+    )
+
+  def window_start(self, n):
+    """First token of the window of n tokens: 0 until they overflow."""
+    size = self.config.block_size
+    stride = max(1, size // 2)
+    return 0 if n <= size else stride * -(-(n - size) // stride)
+
+  def prepare_inputs_for_generation(
+    self,
+    input_ids,
+    past_key_values=None,
+    attention_mask=None,
+    use_cache=None,
+    **kwargs,
+  ):
+    """The window of the tokens so far, or what of it the cache lacks."""
+    n = input_ids.shape[1]
+    start = self.window_start(n)
+    if attention_mask is None:
+      attention_mask = torch.ones_like(input_ids)
+    window, seen = input_ids[:, start:], attention_mask[:, start:]
+    positions = (seen.long().cumsum(-1) - 1).clamp(min=0)
+    cached = 0
+    if past_key_values is not None:
+      cached = past_key_values.get_seq_length()
+      moved = start > 0 and cached != window.shape[1] - 1
+      if cached and (moved or cached >= window.shape[1]):
+        past_key_values, cached = DynamicCache(), 0
+    return {
+      'input_ids': window[:, cached:],
+      'attention_mask': seen,
+      'position_ids': positions[:, cached:],
+      'past_key_values': past_key_values,
+      'use_cache': use_cache,
+    }

@@ -1,0 +1,180 @@
+"""A run becomes files for other programs, and their files become a run."""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+import jax
+import numpy as np
+
+from gpt import hf_directory, interop, model_card, optimizer, run
+from gpt.checkpoint import BEST, LATEST, Checkpoints
+from gpt.errors import UserError
+from gpt.info import finite
+from gpt.load import load_model
+from gpt.model import GPTConfig
+from gpt.plateau import Plateau
+from gpt.train_state import from_params
+
+FORMATS = ('microgpt', 'hf')
+# microgpt's own training, for a run that goes on from its weights.
+MICROGPT_TRAINING = {
+  'lr': 1e-3, 'min_lr': 0.0, 'batch_size': 8, 'total_steps': 5000,
+  'model.dropout': 0.0, 'opt.schedule': 'linear_warmup',
+  'opt.warmup_steps': 200, 'opt.b1': 0.85, 'opt.b2': 0.99,
+  'opt.weight_decay': 0.0, 'opt.clip': 'none', 'opt.plateau_patience': 0,
+  'sample.prompt': '', 'sample.temperature': 0.5, 'sample.top_p': 1.0,
+}
+
+
+def export(workdir, which: str, format: str, output, dtype: str):
+  """Writes a run's best or latest weights for another program.
+
+  Args:
+    format: 'safetensors' (output: a file), 'microgpt' or 'hf' (a directory).
+    dtype: 'f32', 'f16' or 'bf16'.
+
+  Returns:
+    ('best' or 'latest': what was found, completed steps, lines worth telling).
+
+  Raises:
+    UserError: no such run; a model that the format has not; a place that
+      cannot be written to.
+  """
+  if (pathlib.Path(output) / 'checkpoints').exists():
+    raise UserError(f'{output} is a run; choose another --output')
+  loaded = load_model(workdir, which)
+  cfg, params = loaded.cfg, loaded.params
+  notes, rounding = [], None
+  if dtype != 'f32':
+    rounding = interop.rounding_report(cfg, params, dtype) | {'dtype': dtype}
+    notes.append(
+      f'{dtype}: the largest change of a logit by rounding the weights is '
+      f'{rounding["max_error"]:.3g} (logits up to {rounding["max_logit"]:.3g}),'
+      f' over {rounding["positions"]:,} positions; the likeliest token is the '
+      f'same at {100 * rounding["same_argmax"]:.1f} %'
+    )
+  record = {
+    'config': loaded.config, 'step': loaded.step,
+    'best_loss': finite(loaded.meta.get('best_loss')), 'data': loaded.data,
+  }
+  if format == 'microgpt':
+    notes += interop.write_microgpt(
+      output, cfg, params, loaded.tokenizer, dtype
+    )
+  elif format == 'hf':
+    card = model_card.card(loaded, workdir, rounding)
+    notes += hf_directory.write_hf(
+      output, cfg, params, loaded.tokenizer, dtype, record, card
+    )
+  else:
+    if pathlib.Path(output).is_dir():
+      raise UserError(f'{output} is a directory; --output must name a file')
+    interop.write_safetensors(output, cfg, params, dtype, record)
+  return loaded.which, loaded.step, notes
+
+
+def detect(directory) -> str:
+  """'microgpt' or 'hf', by the files of a directory."""
+  directory = pathlib.Path(directory)
+  if not directory.is_dir():
+    raise UserError(f'no such directory: {directory}')
+  if (directory / interop.META).is_file():
+    return 'microgpt'
+  if (directory / hf_directory.CONFIG).is_file():
+    return 'hf'
+  raise UserError(
+    f'{directory} is neither a microgpt directory ({interop.META}, '
+    f'{interop.WEIGHTS}, {interop.TOKENIZER}) nor one that launch.export '
+    f'--format=hf wrote ({hf_directory.CONFIG}, {hf_directory.WEIGHTS})'
+  )
+
+
+def import_directory(directory, format: str, config, workdir) -> dict:
+  """Makes a new run from a directory; training can go on from it.
+
+  The optimizer starts afresh. A microgpt directory does not tell how far it
+  was trained: its run is at step 0, with microgpt's hyperparameters.
+
+  Args:
+    format: one of FORMATS, or 'auto'.
+    config: ConfigDict of configs/default.py; filled in and saved.
+
+  Returns:
+    'format', 'step', 'parameters', 'tokenizer' (kind), 'chat' (bool).
+
+  Raises:
+    UserError: files that cannot be used, a workdir in use.
+  """
+  if format == 'auto':
+    format = detect(directory)
+  workdir = pathlib.Path(workdir)
+  for name in (run.CONFIG, 'checkpoints', 'tokenizer'):
+    if (workdir / name).exists():
+      raise UserError(
+        f'{workdir} already holds {name}; nothing in it will be overwritten. '
+        'Choose a new --workdir'
+      )
+  read = {'microgpt': interop.read_microgpt, 'hf': hf_directory.read_hf}
+  foreign = read[format](directory)
+  record = foreign.extra
+  if format == 'microgpt':
+    config.update_from_flattened_dict(MICROGPT_TRAINING)
+  else:
+    take(config, record.get('config') or {})
+  tokenizer = foreign.tokenizer
+  cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
+  for name, value in foreign.shape.items():
+    if getattr(cfg, name) != value:  # Else 'auto' may stay what it is.
+      config.model[name] = value
+  config.data.tokenizer = tokenizer.kind
+  config.data.tokenizer_path = ''
+  chat = '<|user|>' in tokenizer.special_tokens
+  state = from_params(
+    foreign.params, optimizer.create(config), ema=config.opt.ema_decay > 0
+  )
+  step = int(record.get('step') or 0)
+  state = jax.device_get(state.replace(step=np.asarray(step, np.int32)))
+  best = record.get('best_loss')
+  track = Plateau() if best is None else Plateau(best, step)
+  meta = {
+    'plateau': dataclasses.asdict(track),
+    'best_loss': math.inf if best is None else best,
+    'elapsed_s': 0.0,
+  }
+  workdir.mkdir(parents=True, exist_ok=True)
+  with run.lock(workdir):
+    tokenizer.requested_vocab_size = 0  # It was not this run that asked.
+    tokenizer.save(workdir / 'tokenizer')
+    save(workdir, state, meta, config, best is not None)
+    run.save_config(workdir, config)  # Last: now it is a run.
+  return {
+    'format': format, 'step': step, 'tokenizer': tokenizer.kind, 'chat': chat,
+    'parameters': sum(x.size for x in jax.tree.leaves(foreign.params)),
+    'cfg': GPTConfig.from_config(config.model, tokenizer.vocab_size),
+  }
+
+
+def save(workdir, state, meta: dict, config, best: bool) -> None:
+  """The checkpoints of an import; raises UserError if they cannot be kept."""
+  checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+  saved = checkpoints.save(LATEST, state, meta)
+  if best:
+    saved = checkpoints.save(BEST, state, meta) and saved
+  saved = checkpoints.wait() and saved
+  checkpoints.close()
+  if not saved:
+    raise UserError(
+      f'cannot write to {workdir}: {checkpoints.last_error}. Free some space '
+      'and choose a new --workdir'
+    )
+
+
+def take(config, saved: dict) -> None:
+  """Takes over the keys of a saved config that exist and fit."""
+  known = run.flatten(json.loads(json.dumps(config.to_dict())))
+  for key, value in run.flatten(saved).items():
+    if key in known and isinstance(value, type(known[key])):
+      config.update_from_flattened_dict({key: value})
+

@@ -1,0 +1,45 @@
+"""Make a run from a model directory of microgpt or of Hugging Face.
+
+    python -m launch.import_model --input=chat-model --workdir=runs/chat
+    python -m launch.generate --workdir=runs/chat
+    python -m launch.train --workdir=runs/chat --config.data.path=more.jsonl
+
+Read are microgpt directories (weights.safetensors, meta.json, tokenizer.json;
+extra: hf) and directories that `launch.export --format=hf` wrote. The optimizer
+starts afresh. RandyGPT files: launch.import_rgpt.
+"""
+
+from absl import flags
+
+from gpt.errors import UserError
+from launch import cli
+
+INPUT = flags.DEFINE_string('input', None, 'Directory of the model.')
+FORMAT = flags.DEFINE_enum(
+  'format', 'auto', ['auto', 'microgpt', 'hf'],
+  'What the directory is; auto: told from its files.',
+)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the new run.')
+
+
+def main(_):
+  if not INPUT.value or not WORKDIR.value:
+    raise UserError('--input=DIRECTORY and --workdir=DIRECTORY are needed')
+  config = cli.load_config('configs/default.py')
+  from gpt.interop_run import import_directory  # JAX, after the flags.
+  from gpt.metrics import count
+
+  done = import_directory(INPUT.value, FORMAT.value, config, WORKDIR.value)
+  cfg, workdir = done['cfg'], WORKDIR.value
+  print(
+    f'imported {INPUT.value} ({done["format"]}: {cfg.arch}, {cfg.n_layer} '
+    f'layers x {cfg.n_embd}, {count(done["parameters"])} parameters, '
+    f'{done["tokenizer"]} tokenizer of {cfg.vocab_size:,}) as {workdir} at '
+    f'step {done["step"]}\n'
+    f'  python -m launch.{"chat" if done["chat"] else "generate"} '
+    f'--workdir={workdir}'
+  )
+
+
+if __name__ == '__main__':
+  cli.run(main)
