@@ -1,0 +1,361 @@
+"""Keys, limits, timeouts and a full queue, on a server with little of each."""
+
+import contextlib
+import json
+import socket
+import threading
+
+import openai
+import pytest
+from serving_tools import chat_tokenizer, make_random, serving, wait_until
+
+LIMITS = (
+  '--slots=1', '--max_queue=1', '--max_per_client=4', '--body_limit=4096',
+  '--body_timeout=0.5', '--queue_timeout=2', '--request_timeout=4',
+  '--strict_model', '--model_name=tiny', '--allowed_hosts=api.example',
+  '--cors_origins=https://good.example', '--context_overflow=error',
+)
+KEY, OTHER_KEY = 'first-key', 'second key'
+PUBLIC = [('GET', '/health'), ('GET', '/livez'), ('GET', '/version'),
+          ('GET', '/')]
+PRIVATE = [
+  ('POST', '/'), ('POST', '/v1/completions'), ('POST', '/v1/chat/completions'),
+  ('GET', '/v1/models'), ('GET', '/v1/models/tiny'), ('POST', '/completions'),
+  ('POST', '/chat/completions'), ('GET', '/models'), ('GET', '/models/tiny'),
+  ('POST', '/microgpt/v1/generate'), ('POST', '/microgpt/v1/chat'),
+  ('POST', '/tokenize'), ('POST', '/detokenize'), ('GET', '/metrics'),
+  ('POST', '/reload'), ('GET', '/nothing'), ('DELETE', '/v1/models'),
+]
+
+
+@pytest.fixture(scope='module')
+def server(tmp_path_factory):
+  path = tmp_path_factory.mktemp('limits')
+  make_random(path / 'run', chat_tokenizer())
+  (path / 'keys').write_text(f'{OTHER_KEY}\n')
+  with serving(
+    path / 'run', *LIMITS, f'--api_key_file={path}/keys',
+    env={'RGPT_API_KEY': f'{KEY},third'},
+  ) as server:
+    yield server
+
+
+@pytest.fixture(scope='module')
+def http(server):
+  with server.client(headers={'authorization': f'Bearer {KEY}'}) as client:
+    yield client
+
+
+@pytest.fixture(scope='module')
+def other(server):
+  """Another client: its own key."""
+  with server.client(headers={'x-api-key': OTHER_KEY}) as client:
+    yield client
+
+
+FOREVER = {
+  'prompt': 'a', 'max_tokens': 10**6, 'ignore_eos': True, 'stream': True,
+  'context_overflow': 'slide', 'model': 'tiny',
+}
+
+
+@contextlib.contextmanager
+def running(client):
+  """A request that holds the only slot until it is left."""
+  with client.stream('POST', '/v1/completions', json=FOREVER) as response:
+    assert response.status_code == 200
+    stream = response.iter_bytes()  # Kept, or it would close the response.
+    next(stream)
+    yield
+
+
+def idle(http):
+  def is_idle():
+    text = http.get('/metrics').text
+    return 'rgpt_slots_busy 0.0' in text and 'waiting 0.0' in text
+
+  wait_until(is_idle)
+
+
+def queue_up(client):
+  """A request that waits, on a thread; gives (thread, list of the answer)."""
+  answers = []
+  thread = threading.Thread(
+    target=lambda: answers.append(
+      client.post('/v1/completions', json={'prompt': 'a', 'max_tokens': 2})
+    )
+  )
+  thread.start()
+  wait_until(
+    lambda: 'requests_waiting 1.0' in client.get('/metrics').text
+  )
+  return thread, answers
+
+
+@pytest.mark.parametrize('method, path', PUBLIC)
+def test_monitors_and_the_page_need_no_key(server, method, path):
+  with server.client() as client:
+    assert client.request(method, path).status_code == 200
+
+
+@pytest.mark.parametrize('method, path', PRIVATE)
+def test_everything_else_does(server, method, path):
+  with server.client() as client:
+    for headers in (
+      {}, {'authorization': 'Bearer wrong'}, {'x-api-key': 'wrong'},
+      {'authorization': f'Basic {KEY}'}, {'authorization': 'Bearer'},
+      {'authorization': 'Bearer \xff'.encode('latin-1')},
+    ):
+      response = client.request(method, path, headers=headers)
+      assert response.status_code == 401, headers
+      assert response.headers['www-authenticate'] == 'Bearer'
+      error = response.json()['error']
+      if path == '/' or path.startswith('/microgpt'):
+        assert isinstance(error, str)
+      else:
+        assert error['type'] == 'authentication_error'
+
+
+def test_all_keys_and_both_headers_work(server):
+  for headers in (
+    {'authorization': f'Bearer {KEY}'}, {'authorization': 'bearer third'},
+    {'x-api-key': OTHER_KEY}, {'x-api-key': KEY},
+  ):
+    with server.client(headers=headers) as client:
+      assert client.get('/v1/models').status_code == 200
+
+
+def test_keys_are_compared_as_hashes_and_all_of_them(monkeypatch):
+  """Nothing in the time it takes says how much of a key was right."""
+  import hmac
+
+  from serving import access
+
+  seen = []
+  compare = hmac.compare_digest
+  monkeypatch.setattr(
+    hmac, 'compare_digest', lambda a, b: seen.append((a, b)) or compare(a, b)
+  )
+  keys = access.Keys(('first', 'second', 'third'))
+  assert keys.accept('first') and keys.accept('third')
+  assert not keys.accept('firs') and not keys.accept('')
+  assert len(seen) == 12 and all(len(x) == 32 for pair in seen for x in pair)
+
+
+def test_openai_sees_its_own_exceptions(server):
+  with openai.OpenAI(
+    base_url=f'{server.url}/v1', api_key='wrong', max_retries=0
+  ) as client, pytest.raises(openai.AuthenticationError):
+    client.models.list()
+  with openai.OpenAI(
+    base_url=f'{server.url}/v1', api_key=KEY, max_retries=0
+  ) as client, pytest.raises(openai.NotFoundError) as e:
+    client.completions.create(model='gpt-5', prompt='a')
+  assert e.value.code == 'model_not_found'
+
+
+def test_a_strict_server_still_answers_for_no_name_and_both_its_names(http):
+  for model in (None, 'tiny', 'randygpt-1L-4H-32D'):
+    body = {'prompt': 'a', 'max_tokens': 2, 'model': model}
+    answer = http.post('/v1/completions', json=body)
+    assert answer.json()['model'] == 'tiny'
+
+
+def test_the_operators_choice_of_overflow_is_the_default(http):
+  body = {'prompt': 'a' * 20, 'max_tokens': 20}
+  response = http.post('/v1/completions', json=body)
+  assert response.status_code == 400
+  assert response.json()['error']['code'] == 'context_length_exceeded'
+  assert http.post(
+    '/v1/completions', json={**body, 'context_overflow': 'slide'}
+  ).status_code == 200
+
+
+def test_bodies_beyond_the_limit(http):
+  big = {'prompt': 'a' * 5000}
+  for path in ('/v1/completions', '/', '/tokenize'):
+    response = http.post(path, json=big)
+    assert response.status_code == 413
+    assert 'error' in response.json()
+
+  def chunks():
+    yield b'{"prompt": "'
+    for _ in range(1000):
+      yield b'a' * 1000
+    yield b'"}'
+
+  response = http.post('/v1/completions', content=chunks())
+  assert response.status_code == 413
+  # The connection is not used for what is left of the body.
+  assert response.headers['connection'] == 'close'
+  fits = json.dumps({'content': 'a' * 4000}).encode()
+  assert http.post('/tokenize', content=fits).status_code == 200
+
+
+def test_a_body_that_never_ends_or_never_comes(server):
+  head = (
+    f'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n'
+    f'Authorization: Bearer {KEY}\r\n'
+  )
+  for rest in ('Content-Length: 50\r\n\r\n{"pro',
+               'Transfer-Encoding: chunked\r\n\r\n5\r\n{"pro\r\n'):
+    with socket.create_connection(('127.0.0.1', server.port), 30) as sock:
+      sock.sendall((head + rest).encode())
+      answer = sock.makefile('rb').read()
+    assert b' 408 ' in answer.split(b'\r\n')[0]
+    assert b'did not arrive' in answer
+
+
+def test_a_lying_content_length_is_refused_at_once(server):
+  with socket.create_connection(('127.0.0.1', server.port), 30) as sock:
+    sock.sendall(
+      f'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n'
+      f'X-Api-Key: {KEY}\r\nContent-Length: 99999999999\r\n\r\n'.encode()
+    )
+    assert b' 413 ' in sock.recv(1000).split(b'\r\n')[0]
+
+
+def test_hosts_and_origins(http):
+  for host in ('api.example', 'API.example:443', 'localhost'):
+    assert http.get('/v1/models', headers={'host': host}).status_code == 200
+  assert http.get(
+    '/v1/models', headers={'host': 'other.example'}
+  ).status_code == 400
+  good = {'origin': 'https://good.example'}
+  response = http.get('/v1/models', headers=good)
+  assert response.headers['access-control-allow-origin'] == good['origin']
+  evil = http.get('/v1/models', headers={'origin': 'https://evil.example'})
+  assert 'access-control-allow-origin' not in evil.headers
+
+
+def test_preflights_of_allowed_pages_need_no_key(server):
+  ask = {
+    'access-control-request-method': 'POST', 'origin': 'https://good.example'
+  }
+  with server.client() as client:
+    response = client.options('/v1/completions', headers=ask)
+    assert response.status_code == 204
+    assert 'authorization' in response.headers['access-control-allow-headers']
+    ask['origin'] = 'https://evil.example'
+    assert client.options('/v1/completions', headers=ask).status_code == 401
+
+
+def test_a_full_queue_is_a_503_that_says_when_to_come_back(http, other):
+  idle(http)
+  before = http.get('/metrics').text
+  assert 'reason="queue_full"} 0.0' in before
+  with running(http):
+    thread, answers = queue_up(http)
+    for path, body in (
+      ('/v1/completions', {'prompt': 'a', 'stream': True}),
+      ('/', {'prompt': 'a'}), ('/microgpt/v1/generate', {}),
+    ):
+      response = other.post(path, json=body)
+      assert response.status_code == 503
+      assert int(response.headers['retry-after']) >= 1
+      assert response.headers['content-type'] == 'application/json'
+    assert other.get('/health').status_code == 200
+    assert other.post('/tokenize', json={'content': 'a'}).status_code == 200
+  thread.join()
+  assert answers[0].status_code == 200
+  assert 'reason="queue_full"} 3.0' in http.get('/metrics').text
+  idle(http)
+
+
+def test_openai_comes_back_after_a_503(server, http):
+  idle(http)
+  with openai.OpenAI(
+    base_url=f'{server.url}/v1', api_key=OTHER_KEY, max_retries=4
+  ) as client:
+    with running(http):
+      queued, _ = queue_up(http)
+      with pytest.raises(openai.InternalServerError) as e:
+        client.with_options(max_retries=0).completions.create(
+          model='tiny', prompt='a'
+        )
+      assert e.value.status_code == 503 and e.value.code == 'overloaded'
+      answers = []
+      thread = threading.Thread(
+        target=lambda: answers.append(
+          client.completions.create(model='tiny', prompt='a', max_tokens=2)
+        )
+      )
+      thread.start()
+      wait_until(
+        lambda: 'reason="queue_full"} 5.0' in http.get('/metrics').text
+      )
+    thread.join()
+    queued.join()
+  assert answers[0].object == 'text_completion'
+
+
+def test_waiting_too_long_for_a_slot_is_a_503(http, other):
+  idle(http)
+  with running(http):
+    response = other.post('/', json={'prompt': 'a', 'max_tokens': 2})
+  assert response.status_code == 503
+  assert 'No slot was free' in response.json()['error']
+  idle(http)
+
+
+def test_a_request_takes_no_longer_than_it_may(http):
+  idle(http)
+  response = http.post(
+    '/v1/completions', json={**FOREVER, 'stream': False}
+  )
+  assert response.status_code == 504
+  assert response.json()['error']['code'] == 'timeout'
+  with http.stream('POST', '/v1/completions', json=FOREVER) as response:
+    lines = [line for line in response.iter_lines() if line]
+  assert json.loads(lines[-1][6:])['error']['code'] == 'timeout'
+  assert '[DONE]' not in ''.join(lines)
+  idle(http)
+
+
+def test_one_client_may_not_have_everything(http, other, server):
+  idle(http)
+  sockets = []
+  for _ in range(4):
+    sock = socket.create_connection(('127.0.0.1', server.port), 30)
+    sock.sendall(
+      f'POST /tokenize HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {KEY}\r\n'
+      'Content-Length: 9\r\n\r\n'.encode()
+    )
+    sockets.append(sock)
+
+  def refused():
+    return http.get('/v1/models').status_code == 429
+
+  wait_until(refused, 0.45)  # Before the four time out.
+  response = http.get('/v1/models')
+  assert response.status_code == 429
+  assert response.headers['retry-after'] == '1'
+  assert response.json()['error']['type'] == 'rate_limit_error'
+  assert other.get('/v1/models').status_code == 200
+  assert http.get('/health').status_code == 200
+  for sock in sockets:
+    sock.close()
+  wait_until(lambda: not refused())
+
+
+def test_keys_on_the_command_line_and_open_addresses_are_warned_of(tmp_path):
+  from serving_tools import ServerProcess
+
+  for flags, words in (
+    (['--api_key=abc'], 'visible'), (['--host=0.0.0.0'], 'other machines')
+  ):
+    server = ServerProcess(tmp_path / 'none', *flags)
+    server.wait_for(words)
+    assert server.wait() == 2
+
+
+def test_a_key_file_without_keys_is_a_mistake(tmp_path):
+  from workdirs import launch
+
+  (tmp_path / 'keys').write_text('\n \n')
+  _, err = launch(
+    'serve', '--workdir=x', f'--api_key_file={tmp_path}/keys', code=2
+  )
+  assert 'holds no key' in err
+  _, err = launch('serve', '--workdir=x', '--api_key_file=nowhere', code=2)
+  assert 'cannot read' in err
