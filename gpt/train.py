@@ -34,6 +34,7 @@ from gpt.dataset import TextDataset
 from gpt.evaluation import Evaluator
 from gpt.model import GPT, GPTConfig, num_params
 from gpt.plateau import Plateau
+from gpt.profiling import Profiler
 from gpt.train_step import jit_train_step
 
 # Tokens a CPU device works on at once: activations stay in its L2 cache.
@@ -52,7 +53,8 @@ class Result:
 
 
 def train_and_evaluate(
-  config, workdir, *, init_from='', additional_steps=0, log=log_line
+  config, workdir, *, init_from='', additional_steps=0, profile=False,
+  log=log_line
 ) -> Result:
   """Trains until `config.total_steps`, resuming whatever the workdir holds.
 
@@ -61,6 +63,7 @@ def train_and_evaluate(
     workdir: directory of the run; made if missing. Several hosts share it.
     init_from: workdir or RGPT file to take the weights (only) of a new run.
     additional_steps: train this many more steps instead of to total_steps.
+    profile: write a trace of a few steps to workdir/profile.
     log: prints a line; default: stdout, above the progress bar.
 
   Raises:
@@ -134,6 +137,7 @@ def train_and_evaluate(
       workdir, first, config.tensorboard, active=leader
     )
     console = Console(config, log, clock, first, metrics_log.recent_losses)
+    profiler = Profiler(workdir / 'profile', first, log) if profile else None
     if leader:
       finish.keep_samples(workdir, first)
 
@@ -178,7 +182,11 @@ def train_and_evaluate(
       for step in range(first + 1, last + 1):
         batch = local_rows(dataset, step - 1, config.batch_size, rows)
         batch = sharding.put_batch(batch, mesh)
+        if profiler:
+          profiler.before(step)
         state, values = train_step(state, batch, dropout_key)
+        if profiler:
+          profiler.after(step, state)
         if previous is not None:
           read(*previous)
         previous = step, values
@@ -218,6 +226,8 @@ def train_and_evaluate(
           break
         clock.resume()
     finally:
+      if profiler:
+        profiler.close()
       console.close()
       saved = checkpoints.wait()
 

@@ -29,6 +29,9 @@ ADDITIONAL_STEPS = flags.DEFINE_integer(
 )
 
 
+PROFILE = flags.DEFINE_bool(
+  'profile', False, 'Write a trace of a few steps to WORKDIR/profile.'
+)
 HUGE_PAGES = 'glibc.malloc.hugetlb=1'
 
 
@@ -62,6 +65,7 @@ def main(_):
     WORKDIR.value,
     init_from=INIT_FROM.value,
     additional_steps=ADDITIONAL_STEPS.value,
+    profile=PROFILE.value,
   )
 
 

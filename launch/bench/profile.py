@@ -14,7 +14,6 @@ import re
 import tempfile
 
 import jax
-from absl import flags
 
 from launch import cli
 from launch.bench import harness, train
