@@ -17,6 +17,7 @@ from serving.service import Service
 log = logging.getLogger('rgpt.serve')
 
 FAILED_EXIT, FORCED_EXIT = 1, 1
+SEND_BUFFER = 128 << 10
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -28,6 +29,8 @@ def bind(host: str, port: int) -> socket.socket:
     sock = socket.socket(family, kind, protocol)
     if os.name == 'posix':
       sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # What the kernel may hold for a reader that stands still, each.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     sock.bind(address)
     sock.listen(2048)
   except OverflowError as e:
