@@ -328,7 +328,7 @@ def test_every_option_decodes_as_it_runs_forward(options):
   """Prefill of half a window, then the rest token by token, in one program."""
   size, half = 8, 4
   cfg = GPTConfig(
-    vocab_size=11, n_embd=16, n_head=4, n_layer=2, block_size=size, **options
+    vocab_size=11, n_embd=16, n_head=4, n_layer=1, block_size=size, **options
   )
   model, params = GPT(cfg), init(GPT(cfg))
   tokens_BL = np.random.default_rng(0).integers(0, 11, (2, size), np.int32)
@@ -338,7 +338,9 @@ def test_every_option_decodes_as_it_runs_forward(options):
     wanted = model.apply({'params': params}, tokens_BL)
     row = decode.prefill(model, params, tokens_BL[:, :half])
     cache = jax.tree.map(
-      lambda old, new: old.at[:, :, :half].set(new), init_cache(cfg, 2, size), row
+      lambda old, new: old.at[:, :, :half].set(new),
+      init_cache(cfg, 2, size),
+      row,
     )
 
     def step(cache, i):
@@ -364,7 +366,7 @@ def test_every_option_decodes_as_it_runs_forward(options):
 def test_options_reach_the_decode_block():
   """The same through the program that generation runs, once for all of them."""
   cfg = GPTConfig(
-    vocab_size=11, n_embd=16, n_head=4, n_layer=2, block_size=8, pos='rope',
+    vocab_size=11, n_embd=16, n_head=4, n_layer=1, block_size=8, pos='rope',
     n_kv_head=2, qk_norm=True, mlp='swiglu', final_norm=True,
     tied_embeddings=True, logit_softcap=5.0, embed_norm=True,
   )

@@ -107,17 +107,14 @@ def test_text_streams_in_whole_characters(parrot):
   assert ''.join(pieces) == EMOJI + '\n'
 
 
-@pytest.mark.parametrize('encoding', ['ascii', 'latin-1'])
-def test_a_terminal_of_another_encoding_is_no_crash(
-  parrot, encoding, monkeypatch
-):
-  monkeypatch.setenv('PYTHONIOENCODING', encoding)
+def test_a_terminal_of_another_encoding_is_no_crash(parrot, monkeypatch):
+  monkeypatch.setenv('PYTHONIOENCODING', 'latin-1')
   done = subprocess.run(
     command('generate', f'--workdir={parrot}', '--temperature=0'),
     cwd=ROOT, capture_output=True,
   )
   assert done.returncode == 0
-  assert done.stdout == (EMOJI + '\n').encode(encoding, 'replace')
+  assert done.stdout == (EMOJI + '\n').encode('latin-1', 'replace')
 
 
 def test_ctrl_c_stops_and_keeps_what_was_printed(trained_workdir):
@@ -180,12 +177,9 @@ def test_a_reader_that_leaves_ends_it_quietly(trained_workdir):
   'args, message',
   [
     ([], '--workdir=DIRECTORY of a trained run is needed'),
-    (['--workdir=nowhere'], 'no trained model in nowhere'),
-    (['--workdir=W', '--top_p=0'], 'top_p 0.0 is not in (0, 1]'),
     (['--workdir=W', '--temperature=nan'], 'temperature nan is not'),
     (['--workdir=W', '--prompt_file=absent'],
      'cannot read --prompt_file=absent: No such file'),
-    (['--workdir=W', '--max_tokens=0'], 'max_tokens 0 must be at least 1'),
     (['--workdir=W', '--window=stop', '--prompt=' + 'a b ' * 9],
      'the prompt has 36 tokens, but with window=stop no more than the context '
      'of 32 fit'),

@@ -99,7 +99,6 @@ def test_equal_weights_have_equal_hashes(tmp_path):
   [
     ([], '--workdir=DIRECTORY of a trained run is needed'),
     (['--workdir=nowhere'], 'no trained model in nowhere'),
-    (['--workdir=x', '--which=last'], 'should be one of <best|latest>'),
   ],
 )
 def test_mistakes_are_explained(args, message):
