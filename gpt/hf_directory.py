@@ -161,6 +161,7 @@ def tokenizer_config(tokenizer, cfg: GPTConfig) -> dict:
     'eos_token': names[EOS],
     'pad_token': names[EOS],
     'model_max_length': cfg.block_size,
+    'model_input_names': ['input_ids', 'attention_mask'],
     'clean_up_tokenization_spaces': False,
   }
   if is_chat_tokenizer(tokenizer):
