@@ -110,7 +110,8 @@ def get_config() -> ConfigDict:
   # Files or globs, comma separated; or 'shakespeare', 'sample' (built in), or
   # 'auto': train.txt if there, else shakespeare if at hand, else sample.
   data.path = 'auto'
-  # 'text' (plain UTF-8).
+  # 'text' (plain UTF-8), 'lines' (one document per line) or 'chat' (JSON Lines
+  # of conversations, see gpt/conversations.py).
   data.format = 'text'
   # 'char', 'sentencepiece' (byte-fallback BPE), 'hf' (byte-level BPE in Hugging
   # Face's format, as microgpt has it; extra: hf) or 'randygpt' (a vocab.json).
@@ -119,11 +120,19 @@ def get_config() -> ConfigDict:
   data.tokenizer_path = ''
   # Wanted size of a trained vocabulary (sentencepiece, hf).
   data.vocab_size = 2000
-  # 'none', 'blank_line', or a literal such as '<|eos|>' between documents.
+  # 'none', 'blank_line', or a literal such as '<|eos|>' between documents (of
+  # data.format text).
   data.document_separator = 'none'
-  # Keep every training window inside one document.
+  # Keep every training window inside one document (text).
   data.document_aware = False
-  # The last part of the tokens is for validation. 0 < f < 1.
+  # Drop lines and conversations that exceed block_size; else they are cut.
+  data.skip_long = False
+  # 'all' tokens, or what the 'assistant' says (chat).
+  data.loss_on = 'all'
+  # Several lines or conversations to a window, none of which sees another.
+  data.packing = False
+  # For validation: the last part of the tokens; of lines and conversations
+  # this share, the same ones for every seed. 0 < f < 1.
   data.val_fraction = 0.1
   # Where token files are cached. '': in the workdir.
   data.cache_dir = ''
@@ -131,7 +140,8 @@ def get_config() -> ConfigDict:
   config.eval = evaluation = ConfigDict()
   # Steps between evals.
   evaluation.every = 25
-  # Windows of block_size in the quick estimate; the same ones every time.
+  # Windows of block_size (or lines, or conversations) in the quick estimate;
+  # the same ones every time.
   evaluation.windows = 50
   # Full deterministic pass over the validation split at the end.
   evaluation.full_at_end = True
@@ -145,7 +155,8 @@ def get_config() -> ConfigDict:
   checkpoint.keep = 2
 
   config.sample = sample = ConfigDict()
-  # What the sample at the end of training goes on from. '' starts from BOS.
+  # What the sample at the end of training goes on from, or of chat models
+  # answers. '' starts from BOS.
   sample.prompt = 'ROMEO:'
   # Its length in tokens, the prompt not counted.
   sample.max_tokens = 200

@@ -1,8 +1,9 @@
 """Conversations as tokens: which tokenizers can chat, and chat prompts.
 
-A conversation is
+A conversation is, as in microgpt,
 
     <|bos|> (<|user|> text <|end_turn|> <|assistant|> text <|end_turn|>)*
+    <|bos|>
 
 with nothing between the parts and each text encoded on its own, so that text
 can never imitate a control token. Where a <|system|> token exists, a system
@@ -17,6 +18,9 @@ END_TURN = '<|end_turn|>'
 SYSTEM = '<|system|>'
 CHAT_TOKENS = (USER, ASSISTANT, END_TURN)
 ROLES = ('system', 'user', 'assistant')
+AFTER_SYSTEM = '\n\n'  # Between a system text and the user's, in one turn.
+# The share of the window that a chat prompt leaves to the answer, at least.
+REPLY_SHARE = 4
 
 
 def is_chat_tokenizer(tokenizer) -> bool:
@@ -29,11 +33,50 @@ def stop_ids(tokenizer) -> tuple[int, ...]:
   return tokenizer.special_tokens[END_TURN], tokenizer.eos_id
 
 
-def turn_tokens(tokenizer, role: str, content: str) -> list[int]:
-  """Ids of one whole user or assistant turn."""
+def turn_tokens(tokenizer, role: str, *texts: str) -> list[int]:
+  """Ids of one whole turn; each of its texts is encoded on its own."""
   opening = {'user': USER, 'assistant': ASSISTANT, 'system': SYSTEM}[role]
   ids = tokenizer.special_tokens
-  return [ids[opening], *tokenizer.encode(content).tolist(), ids[END_TURN]]
+  inside = [id for text in texts for id in tokenizer.encode(text).tolist()]
+  return [ids[opening], *inside, ids[END_TURN]]
+
+
+def as_turns(messages, tokenizer=None) -> list[tuple[str, list[str]]]:
+  """The turns of a conversation whose system text, if any, stands first.
+
+  Args:
+    messages: dicts with 'role' (system, user, assistant) and 'content' (str).
+    tokenizer: one that may have a <|system|> token; None: it has not.
+
+  Returns:
+    [(role, texts)]; a system text without a token of its own is the first
+    text of the first user turn.
+  """
+  found = [(m['role'], [m['content']]) for m in messages]
+  if not found or found[0][0] != 'system':
+    return found
+  if tokenizer is not None and SYSTEM in tokenizer.special_tokens:
+    return found
+  (_, (system,)), *rest = found
+  opening = [system + AFTER_SYSTEM] if system else []
+  if rest and rest[0][0] == 'user':
+    return [('user', [*opening, *rest[0][1]]), *rest[1:]]
+  return [('user', opening), *rest] if opening else rest
+
+
+def conversation_tokens(tokenizer, messages) -> list[int]:
+  """Ids of a whole conversation, as models are trained on it."""
+  inside = [
+    id
+    for role, texts in as_turns(messages, tokenizer)
+    for id in turn_tokens(tokenizer, role, *texts)
+  ]
+  return [tokenizer.bos_id, *inside, tokenizer.bos_id]
+
+
+def prompt_room(block_size: int, max_tokens: int) -> int:
+  """How much of the window a prompt may take when a reply is to follow."""
+  return block_size - min(max_tokens, block_size // REPLY_SHARE)
 
 
 def build_prompt(
@@ -105,13 +148,13 @@ def build_prompt(
 
 def _system_turn(tokenizer, texts, limit: int) -> tuple[list[int], int]:
   """(ids of the system turn or user turn, tokens dropped from its end)."""
-  if not texts:
+  if not any(texts):
     return [], 0
   text = '\n'.join(texts)
   if SYSTEM in tokenizer.special_tokens:
     turn = turn_tokens(tokenizer, 'system', text)
   else:
-    turn = turn_tokens(tokenizer, 'user', text + '\n\n')
+    turn = turn_tokens(tokenizer, 'user', text + AFTER_SYSTEM)
   dropped = max(0, len(turn) - max(limit, 2))
   if dropped:
     turn = [*turn[: -1 - dropped], turn[-1]]

@@ -4,7 +4,7 @@ It exists so that a mistake costs seconds and not a run: what is checked here
 would otherwise show up at the first save, or as a run that learns nothing.
 """
 
-from gpt import optimizer, schedules
+from gpt import data, optimizer, schedules
 from gpt.errors import UserError
 from gpt.model import GPTConfig
 
@@ -17,6 +17,7 @@ NOT_NEGATIVE = (
   'sample.max_tokens', 'sample.temperature', 'sample.top_k',
   'parallel.num_cpu_devices', 'parallel.micro_batch_size',
 )
+LOSSES = ('all', 'assistant')
 
 
 def check_config(config) -> None:
@@ -39,9 +40,38 @@ def check_config(config) -> None:
     )
   if not 0 < config.sample.top_p <= 1:
     raise UserError(f'sample.top_p {config.sample.top_p} is not in (0, 1]')
+  check_data(config.data)
   schedules.from_config(config)
   optimizer.create(config)
   GPTConfig.from_config(config.model, vocab_size=2, backend='cpu')
+
+
+def check_data(data_config) -> None:
+  """Raises UserError for keys of config.data that do not go together."""
+  format, loss_on = data_config.format, data_config.loss_on
+  data.check_format(format)
+  if loss_on not in LOSSES:
+    raise UserError(
+      f'data.loss_on {loss_on!r} is not known; allowed: {", ".join(LOSSES)}'
+    )
+  if loss_on == 'assistant' and format != 'chat':
+    raise UserError(
+      f'data.loss_on=assistant needs data.format=chat, here it is {format}: '
+      'set data.loss_on=all'
+    )
+  ignored = {
+    'skip_long': format == 'text' and data_config.skip_long,
+    'packing': format == 'text' and data_config.packing,
+    'document_aware': format != 'text' and data_config.document_aware,
+    'document_separator': format != 'text'
+    and data_config.document_separator != 'none',
+  }
+  for key, given in ignored.items():
+    if given:
+      raise UserError(
+        f'data.{key}={data_config[key]} means nothing with data.format='
+        f'{format}: leave it out'
+      )
 
 
 def _value(config, key: str):

@@ -1,4 +1,4 @@
-"""`config.data` -> tokenizer and corpus; the batches are made in dataset.py.
+"""`config.data` -> tokenizer, corpus, dataset: whatever the data.format.
 
 It exists so that a run's text and tokenizer are decided in one place: what the
 workdir already has is kept, and what differs from it is said or refused.
@@ -10,8 +10,14 @@ import pathlib
 
 import numpy as np
 
-from gpt.dataset import Batch, Corpus, TextDataset
+from gpt.chat import CHAT_TOKENS
+from gpt.conversations import iter_texts
+from gpt.dataset import SPLITS, Batch, Corpus, TextDataset
+from gpt.document_dataset import DocumentDataset
+from gpt.documents import FORMATS as DOCUMENT_FORMATS
+from gpt.documents import Documents, open_documents
 from gpt.errors import UserError
+from gpt.lines import iter_documents
 from gpt.sources import Sources, find_sources
 from gpt.text_reader import TextStats, iter_pieces
 from gpt.token_cache import load_or_encode
@@ -22,13 +28,76 @@ __all__ = [
   'Batch',
   'Corpus',
   'TextDataset',
+  'create_dataset',
   'describe_unknown',
   'open_corpus',
+  'open_data',
   'prepare',
   'prepare_tokenizer',
 ]
 
 DATA_FILE = 'data.json'
+FORMATS = ('text', *DOCUMENT_FORMATS)
+
+
+def check_format(format: str) -> None:
+  """Raises UserError unless this is one of FORMATS."""
+  if format not in FORMATS:
+    raise UserError(
+      f'data.format {format!r} is not known; allowed: {", ".join(FORMATS)}'
+    )
+
+
+def create_dataset(
+  config, corpus: Corpus | Documents, tokenizer, splits=('train', 'val'),
+  log=print,
+) -> TextDataset | DocumentDataset:
+  """Batches of a corpus, as `config` wants them.
+
+  Args:
+    config: ConfigDict; used are seed, batch_size, model.block_size and data.
+    corpus: from prepare or open_data, of the same data.format.
+    splits: those that will be used.
+    log: called with lines worth telling the user.
+
+  Raises:
+    UserError: a split is too short, or empty.
+  """
+  args = corpus, config.model.block_size, config.batch_size, config.seed
+  if config.data.format == 'text':
+    return TextDataset(
+      *args, tokenizer, config.data.document_aware, splits
+    )
+  return DocumentDataset(
+    *args, tokenizer, skip_long=config.data.skip_long,
+    loss_on=config.data.loss_on, packing=config.data.packing, splits=splits,
+    log=log,
+  )
+
+
+def open_data(
+  data_config, sources: Sources, tokenizer: Tokenizer, cache_dir, log=print,
+  tidy: bool = False,
+) -> Corpus | Documents:
+  """Encodes `sources` (or finds them encoded) and splits them.
+
+  Args:
+    data_config: `config.data` (format; for text document_separator and
+      document_aware; val_fraction).
+    cache_dir, tidy: see token_cache.load_or_encode.
+  """
+  check_format(data_config.format)
+  if data_config.format == 'text':
+    return open_corpus(
+      sources, tokenizer, cache_dir, data_config.document_separator,
+      data_config.document_aware, data_config.val_fraction, log, tidy,
+    )
+  documents = open_documents(
+    sources, tokenizer, cache_dir, data_config.format,
+    data_config.val_fraction, log, tidy,
+  )
+  _log_reading(documents.info, log)
+  return documents
 
 
 def open_corpus(
@@ -53,15 +122,20 @@ def open_corpus(
   tokens, doc_starts, info = load_or_encode(
     sources, tokenizer, document_separator, cache_dir, log, tidy
   )
-  if repairs := info.stats.repairs():
-    log(f'text: {repairs}')
-  if info.unknown:
-    log(describe_unknown(info.unknown))
+  _log_reading(info, log)
   n_train = int(len(tokens) * (1 - val_fraction))
   inner = doc_starts[1:]
   if document_aware and len(inner) and 0 < val_fraction < 1:
     n_train = int(inner[np.abs(inner - n_train).argmin()])
   return Corpus(tokens, doc_starts, n_train, sources.description, info)
+
+
+def _log_reading(info, log) -> None:
+  """Says what reading and encoding had to change."""
+  if repairs := info.stats.repairs():
+    log(f'text: {repairs}')
+  if info.unknown:
+    log(describe_unknown(info.unknown))
 
 
 def describe_unknown(unknown: dict[str, int]) -> str:
@@ -77,7 +151,7 @@ def describe_unknown(unknown: dict[str, int]) -> str:
 
 def prepare(
   data_config, workdir, tokenizer=None, log=print, special_tokens=()
-) -> tuple[Tokenizer, Corpus]:
+) -> tuple[Tokenizer, Corpus | Documents]:
   """Everything training needs from `config.data`: tokenizer and corpus.
 
   A tokenizer in the workdir is loaded and never trained again; otherwise it
@@ -90,17 +164,17 @@ def prepare(
     workdir: of the run; gets tokenizer/, cache/ and data.json.
     tokenizer: used instead if the workdir has none.
     log: called with lines worth telling the user.
-    special_tokens: extra control tokens of a tokenizer that is built.
+    special_tokens: extra control tokens of a tokenizer that is built; those of
+      chat.py come by themselves where data.format is chat.
 
   Raises:
     UserError: text not found, not readable, empty; a tokenizer that differs
       from what data_config asks for.
   """
   workdir = pathlib.Path(workdir)
-  if data_config.format != 'text':
-    raise UserError(
-      f'data.format {data_config.format!r} is unknown here: allowed is text'
-    )
+  check_format(data_config.format)
+  if data_config.format == 'chat':
+    special_tokens = (*CHAT_TOKENS, *special_tokens)
   before = _read_record(workdir)
   sources = find_sources(data_config.path, prefer=before.get('kind', ''))
   if not sources.size:
@@ -108,14 +182,9 @@ def prepare(
   tokenizer = prepare_tokenizer(
     data_config, workdir, sources, tokenizer, log, special_tokens
   )
-  corpus = open_corpus(
-    sources,
-    tokenizer,
-    data_config.cache_dir or workdir / 'cache',
-    data_config.document_separator,
-    data_config.document_aware,
-    data_config.val_fraction,
-    log,
+  corpus = open_data(
+    data_config, sources, tokenizer,
+    data_config.cache_dir or workdir / 'cache', log,
     tidy=not data_config.cache_dir,
   )
   record = {'kind': sources.kind, 'description': sources.description,
@@ -128,15 +197,21 @@ def prepare(
   if record != before:
     text = json.dumps(record, indent=1) + '\n'
     write_atomic(workdir / DATA_FILE, text.encode())
-  n_docs = len(corpus.doc_starts)
-  documents = f', {n_docs:,} documents' if n_docs > 1 else ''
-  log(
-    f'data: {sources.description}: {corpus.info.stats.bytes:,} bytes, '
-    f'{len(corpus.tokens):,} tokens ({corpus.n_train:,} train, '
-    f'{corpus.n_val:,} val){documents}'
-  )
+  log(f'data: {sources.description}: {describe(corpus)}')
   log(f'tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens')
   return tokenizer, corpus
+
+
+def describe(corpus: Corpus | Documents) -> str:
+  """The sizes of a corpus and its splits, in words."""
+  size = f'{corpus.info.stats.bytes:,} bytes, {len(corpus.tokens):,} tokens'
+  train, val = (corpus.size(split) for split in SPLITS[:2])
+  if isinstance(corpus, Documents):
+    n = f'{len(corpus):,} {corpus.noun}'
+    return f'{size}, {n} ({train:,} train, {val:,} val)'
+  n = len(corpus.doc_starts)
+  documents = f', {n:,} documents' if n > 1 else ''
+  return f'{size} ({train:,} train, {val:,} val){documents}'
 
 
 def _read_record(workdir: pathlib.Path) -> dict:
@@ -155,24 +230,23 @@ def prepare_tokenizer(
   if (directory / META_FILE).is_file():
     saved = load_tokenizer(directory)
     _check_same(saved, data_config, tokenizer, directory)
-    if missing := set(special_tokens) - set(saved.special_tokens):
-      raise UserError(
-        f'the tokenizer in {directory} has no {", ".join(sorted(missing))}: '
-        'a run keeps its tokenizer; use another --workdir'
-      )
+    _check_special(
+      saved, special_tokens, f'the tokenizer in {directory}',
+      'a run keeps its tokenizer; use another --workdir',
+    )
     return saved
   if tokenizer is None and data_config.tokenizer_path:
     tokenizer = load_tokenizer(data_config.tokenizer_path)
   if tokenizer is not None:
     where = data_config.tokenizer_path or 'the tokenizer given'
     _check_kind(tokenizer, data_config, where)
+    _check_special(tokenizer, special_tokens, where, 'give one that has them')
     tokenizer = copy.copy(tokenizer)
     tokenizer.requested_vocab_size = 0  # it was not this run that asked
   else:
-    pieces = iter_pieces(sources, data_config.document_separator, TextStats())
     tokenizer = build_tokenizer(
       data_config.tokenizer,
-      (piece for piece in pieces if piece is not None),
+      _texts(data_config, sources),
       data_config.vocab_size,
       special_tokens,
       log,
@@ -185,6 +259,24 @@ def prepare_tokenizer(
       )
   tokenizer.save(directory)
   return tokenizer
+
+
+def _texts(data_config, sources):
+  """Yields all text of `sources`, without separators, for a tokenizer."""
+  stats = TextStats()
+  if data_config.format == 'chat':
+    yield from iter_texts(sources, stats)
+  elif data_config.format == 'lines':
+    yield from iter_documents(sources, stats)
+  else:
+    for piece in iter_pieces(sources, data_config.document_separator, stats):
+      if piece is not None:
+        yield piece
+
+
+def _check_special(tokenizer, names, where, advice) -> None:
+  if missing := set(names) - set(tokenizer.special_tokens):
+    raise UserError(f'{where} has no {", ".join(sorted(missing))}: {advice}')
 
 
 def _check_kind(tokenizer, data_config, where) -> None:

@@ -44,6 +44,11 @@ class Corpus:
     """Number of validation tokens."""
     return len(self.tokens) - self.n_train
 
+  def size(self, split: str) -> int:
+    """Tokens in 'train', 'val' or 'all'."""
+    first, end = self.bounds(split)
+    return end - first
+
   def bounds(self, split: str) -> tuple[int, int]:
     """(first, end) token index of 'train', 'val' or 'all'."""
     n = len(self.tokens)
@@ -123,6 +128,13 @@ class TextDataset:
         'more text, lower --config.model.block_size or change '
         '--config.data.val_fraction'
       )
+
+  losses = ('all',)  # Every target counts.
+  loss_on = 'all'
+
+  def targets(self, split: str) -> int:
+    """How many tokens of a split are predicted."""
+    return max(0, self.corpus.size(split) - (not self.document_aware))
 
   def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
     """The training batch of `step` (0-based), or some of its rows.

@@ -6,11 +6,11 @@ The numbers come from the Evaluator that training uses: they mean the same.
 import contextlib
 import pathlib
 import tempfile
+import types
 
 import jax
 
 from gpt import data, sharding
-from gpt.dataset import TextDataset
 from gpt.errors import UserError
 from gpt.evaluation import Evaluator
 from gpt.sources import find_sources
@@ -22,34 +22,34 @@ def open_dataset(loaded, workdir, path: str = '', split: str = '', log=print):
 
   Args:
     loaded: LoadedModel of `workdir`.
-    path: text files or globs as in data.path; '': the run's own data. Their
-      tokens are kept in a temporary directory; those of the run in its cache.
+    path: files or globs as in data.path, of the run's data.format; '': the
+      run's own data. Their tokens are kept in a temporary directory; those of
+      the run in its cache.
     split: 'val', 'train' or 'all'. '': 'val' for the run's own text, 'all' for
       any other (none of which was trained on).
     log: called with lines worth telling.
 
   Yields:
-    (TextDataset, split).
+    (dataset as data.create_dataset gives it, split).
 
   Raises:
     UserError: no text there, or too little of it.
   """
-  workdir, config = pathlib.Path(workdir), loaded.config['data']
-  if config['format'] != 'text':
-    raise UserError(
-      f'this run was trained on data.format={config["format"]}; only text can '
-      'be evaluated so far'
-    )
+  workdir = pathlib.Path(workdir)
+  config = types.SimpleNamespace(
+    seed=0, batch_size=1,
+    model=types.SimpleNamespace(block_size=loaded.cfg.block_size),
+    data=types.SimpleNamespace(**loaded.config['data']),
+  )
   before = loaded.data
   sources = find_sources(
-    path or config['path'], prefer='' if path else before.get('kind', '')
+    path or config.data.path, prefer='' if path else before.get('kind', '')
   )
   with tempfile.TemporaryDirectory(prefix='rgpt-evaluate-') as temporary:
-    own_cache = config['cache_dir'] or workdir / 'cache'
-    corpus = data.open_corpus(
-      sources, loaded.tokenizer, temporary if path else own_cache,
-      config['document_separator'], config['document_aware'],
-      config['val_fraction'], log,
+    own_cache = config.data.cache_dir or workdir / 'cache'
+    corpus = data.open_data(
+      config.data, sources, loaded.tokenizer,
+      temporary if path else own_cache, log,
     )
     own = corpus.info.text_sha256 == before.get('text_sha256')
     if before and not own and not path:
@@ -58,21 +58,23 @@ def open_dataset(loaded, workdir, path: str = '', split: str = '', log=print):
         f'{before.get("description")}, is {corpus.description}'
       )
     split = split or ('val' if own or not path else 'all')
-    dataset = TextDataset(
-      corpus, loaded.cfg.block_size, 1, 0, loaded.tokenizer,
-      config['document_aware'], splits=(),  # A short last window is no error.
+    dataset = data.create_dataset(
+      config, corpus, loaded.tokenizer,
+      splits=(),  # A short last window is no error.
+      log=log,
     )
-    first, end = corpus.bounds(split)
-    if end - first < (1 if config['document_aware'] else 2):
+    if dataset.targets(split) < 1:
+      what = getattr(corpus, 'noun', 'tokens')
       raise UserError(
         f'nothing to evaluate: split {split} of {corpus.description} has '
-        f'{end - first} tokens. Give more text with --data, or another --split'
+        f'{corpus.size(split)} {what}. Give more text with --data, or another '
+        '--split'
       )
     yield dataset, split
 
 
 def full_pass(loaded, dataset, split: str, progress=None) -> dict:
-  """'nats_per_token', 'ppl', 'bits_per_byte', 'tokens' of a whole split.
+  """What the Evaluator says of a whole split.
 
   Args:
     progress: called with the number of targets before each batch.
@@ -87,8 +89,13 @@ class _Watched:
   """A dataset that tells how far it has been read."""
 
   def __init__(self, dataset, progress):
-    self.bytes_V, self._dataset = dataset.bytes_V, dataset
-    self._progress = progress
+    self._dataset, self._progress = dataset, progress
+
+  def __getattr__(self, name):
+    return getattr(self._dataset, name)
+
+  def with_loss(self, loss_on):
+    return _Watched(self._dataset.with_loss(loss_on), self._progress)
 
   def eval_batches(self, *args):
     for batch in self._dataset.eval_batches(*args):

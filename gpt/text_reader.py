@@ -19,12 +19,17 @@ LITERAL = re.compile(r'<[^<>\s]+>')
 
 @dataclasses.dataclass
 class TextStats:
-  """What reading found: bytes read, and repairs made."""
+  """What reading found: bytes read, and repairs made.
+
+  trimmed, skipped: conversations, see gpt/conversations.py.
+  """
 
   bytes: int = 0
   crlf: int = 0
   bom: int = 0
   invalid_utf8: int = 0
+  trimmed: int = 0
+  skipped: int = 0
 
   def repairs(self) -> str:
     """The repairs in words; '' if the text was clean."""
@@ -108,6 +113,19 @@ def iter_blocks(chunks, keep_whole: str = ''):
       carry = carry[cut:]
   if carry:
     yield carry
+
+
+def iter_whole_lines(source, stats: TextStats):
+  """Yields (number from 1, line without its end) of one source, uncut."""
+  number, held = 1, []
+  for block in iter_blocks(iter_text(source, stats)):
+    for part in iter_lines(block):
+      held.append(part.removesuffix('\n'))
+      if part.endswith('\n'):
+        yield number, ''.join(held)
+        number, held = number + 1, []
+  if held:
+    yield number, ''.join(held)
 
 
 def iter_pieces(sources, separator: str, stats: TextStats):

@@ -64,14 +64,18 @@ def corpus_fingerprint(text_sha256: str, tokenizer, separator: str) -> str:
 
 
 def load_or_encode(
-  sources: Sources, tokenizer, separator: str, directory, log, tidy=False
+  sources: Sources, tokenizer, separator: str, directory, log, tidy=False,
+  encode=None,
 ) -> tuple[np.ndarray, np.ndarray, EncodedInfo]:
   """The tokens of `sources`, encoded if need be.
 
   Args:
     sources: the text.
     tokenizer: encodes it; its EOS id ends each document.
-    separator: see sources.iter_pieces.
+    separator: see text_reader.iter_pieces; or with `encode`, its name, which
+      no separator has.
+    encode: (sources, tokenizer, stats, unknown) -> what encode_pieces yields,
+      for text that is not plain.
     directory: where token files are kept; may be shared between runs and
       processes (each writes its own temporary file and renames it).
     log: called with lines worth telling the user.
@@ -93,7 +97,7 @@ def load_or_encode(
   if info is None:
     try:
       directory.mkdir(parents=True, exist_ok=True)
-      info = _encode_file(sources, tokenizer, separator, base, log, {
+      info = _encode_file(sources, tokenizer, separator, encode, base, log, {
         'fingerprint': fingerprint, 'text_sha256': text_sha256})
       if sources.sha256() != text_sha256:
         base.with_suffix('.json').unlink()
@@ -146,18 +150,28 @@ def find_token(path, info: EncodedInfo, id: int) -> np.ndarray:
 
 
 def encode_pieces(pieces, tokenizer, unknown: dict[str, int]):
-  """Yields (ids int32[n], characters) for pieces of text; None -> EOS id."""
+  """Yields (ids int32[n], characters) for pieces of text.
+
+  None, the end of a document, becomes the EOS id, of no characters.
+  """
   eos = np.array([tokenizer.eos_id], np.int32)
   for piece in pieces:
     if piece is None:
       yield eos, 0
       continue
-    for char, count in tokenizer.count_unknown(piece).items():
-      unknown[char] = unknown.get(char, 0) + count
+    add_unknown(tokenizer, piece, unknown)
     yield tokenizer.encode(piece), len(piece)
 
 
-def _encode_file(sources, tokenizer, separator, base, log, ids) -> EncodedInfo:
+def add_unknown(tokenizer, text: str, unknown: dict[str, int]) -> None:
+  """Adds the characters of `text` that encoding drops to the counts."""
+  for char, count in tokenizer.count_unknown(text).items():
+    unknown[char] = unknown.get(char, 0) + count
+
+
+def _encode_file(
+  sources, tokenizer, separator, encode, base, log, ids
+) -> EncodedInfo:
   start = time.monotonic()
   stats, unknown = TextStats(), {}
   dtype = token_dtype(tokenizer.vocab_size)
@@ -173,8 +187,12 @@ def _encode_file(sources, tokenizer, separator, base, log, ids) -> EncodedInfo:
       disable=size < BAR_BYTES or not show_bar,
     )
     with os.fdopen(fd, 'wb') as f, bar:
-      pieces = iter_pieces(sources, separator, stats)
-      for ids_N, n_chars in encode_pieces(pieces, tokenizer, unknown):
+      if encode is None:
+        pieces = iter_pieces(sources, separator, stats)
+        encoded = encode_pieces(pieces, tokenizer, unknown)
+      else:
+        encoded = encode(sources, tokenizer, stats, unknown)
+      for ids_N, n_chars in encoded:
         data = ids_N.astype(dtype).tobytes()
         f.write(data)
         crc = zlib.crc32(data, crc)

@@ -24,7 +24,9 @@ WHICH = flags.DEFINE_enum(
   'The checkpoint of the lowest validation loss, or the newest.',
 )
 DATA = flags.DEFINE_string(
-  'data', '', "Text files or globs, comma separated. Empty: the run's own text."
+  'data', '',
+  "Files or globs, comma separated, of the run's data.format. Empty: the run's "
+  'own.',
 )
 SPLIT = flags.DEFINE_enum(
   'split', None, ['val', 'train', 'all'],
@@ -54,14 +56,15 @@ def loss() -> None:
   """A full pass; a table and a line of JSON."""
   from tqdm import tqdm
 
+  from gpt.evaluation import describe_parts
   from gpt.full_pass import full_pass, open_dataset
 
   loaded = load(num_cpu_devices=0)
   with open_dataset(
     loaded, WORKDIR.value, DATA.value, SPLIT.value or '', log_line
   ) as (dataset, split):
-    first, end = dataset.corpus.bounds(split)
-    bar = tqdm(total=end - first, unit='token', leave=False, disable=None)
+    total = dataset.targets(split) if len(dataset.losses) == 1 else None
+    bar = tqdm(total=total, unit='token', leave=False, disable=None)
     with bar:
       values = full_pass(loaded, dataset, split, bar.update)
     text, info = dataset.corpus.description, dataset.corpus.info
@@ -74,10 +77,11 @@ def loss() -> None:
     ('bits/byte', f'{values["bits_per_byte"]:.4f}'),
   ):
     print(f'  {name:10}  {shown:>12}')
+  for line in describe_parts(values):
+    print(f'  {line}')
   print()
   print_json({
-    **{k: values[k] for k in
-       ('tokens', 'nats_per_token', 'ppl', 'bits_per_byte')},
+    **values,
     'pass': 'full', 'split': split, 'data': text,
     'dropped_characters': sum(info.unknown.values()), **described(loaded),
   })

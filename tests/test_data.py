@@ -297,7 +297,7 @@ def test_repairs_are_made_and_counted(tmp_path):
          b'\xef\xbf\xbd \xe2\x82')
   text, stats = read_text(write(tmp_path / 'a', raw))
   assert text == 'one\ntwo\rthree\n\ufffd\ufffd caf\u00e9 \ufffd \ufffd'
-  assert dataclasses.astuple(stats) == (len(raw), 2, 1, 3)
+  assert dataclasses.astuple(stats)[:4] == (len(raw), 2, 1, 3)
   said = stats.repairs()
   assert '2 CRLF' in said and '3 invalid' in said and 'byte-order' in said
   assert text_reader.TextStats(bytes=5).repairs() == ''
