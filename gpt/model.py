@@ -179,20 +179,8 @@ class Block(nn.Module):
   def attention(self, x_BLD, positions_BL, segments_BL, layer_cache, ctx):
     """Multi-head causal self-attention, to itself or to the cache."""
     cfg = self.cfg
-    D, H, G, K = cfg.n_embd, cfg.n_head, cfg.kv_heads, cfg.head_dim
-    init = nn.initializers.normal(cfg.init_std)
-    wq = self.param('wq', init, (D, H * K))
-    wk = self.param('wk', init, (D, G * K))
-    wv = self.param('wv', init, (D, G * K))
-    wo = self.param('wo', out_init(cfg), (H * K, D))
-
-    q_BLHK = heads(matmul(x_BLD, wq), H)
-    k_BLHK = heads(matmul(x_BLD, wk), G)
-    v_BLHK = heads(matmul(x_BLD, wv), G)
-    if cfg.qk_norm:
-      q_BLHK, k_BLHK = rms_norm(q_BLHK), rms_norm(k_BLHK)
-    if cfg.pos == 'rope':
-      q_BLHK, k_BLHK = rope(q_BLHK, positions_BL), rope(k_BLHK, positions_BL)
+    q_BLHK, k_BLHK, v_BLHK = self.qkv(x_BLD, positions_BL)
+    wo = self.param('wo', out_init(cfg), (cfg.n_embd, cfg.n_embd))
 
     if layer_cache is None:
       out_BLHK = causal_self_attention(
@@ -210,6 +198,20 @@ class Block(nn.Module):
       pieces = [fresh] if filled is None else [filled, fresh]
       out_BLHK = attend_cached(q_BLHK, pieces, mask_BLS)
     return matmul(out_BLHK.reshape(x_BLD.shape), wo), layer_cache
+
+  def qkv(self, x_BLD, positions_BL):
+    """Queries [B, L, H, K], keys and values [B, L, G, K], as attended with."""
+    cfg = self.cfg
+    D, H, G, K = cfg.n_embd, cfg.n_head, cfg.kv_heads, cfg.head_dim
+    init = nn.initializers.normal(cfg.init_std)
+    q_BLHK = heads(matmul(x_BLD, self.param('wq', init, (D, H * K))), H)
+    k_BLHK = heads(matmul(x_BLD, self.param('wk', init, (D, G * K))), G)
+    v_BLHK = heads(matmul(x_BLD, self.param('wv', init, (D, G * K))), G)
+    if cfg.qk_norm:
+      q_BLHK, k_BLHK = rms_norm(q_BLHK), rms_norm(k_BLHK)
+    if cfg.pos == 'rope':
+      q_BLHK, k_BLHK = rope(q_BLHK, positions_BL), rope(k_BLHK, positions_BL)
+    return q_BLHK, k_BLHK, v_BLHK
 
   def mlp(self, x_BLD):
     """Two matrices with 4x expansion and a pointwise non-linearity between."""
