@@ -15,7 +15,9 @@ import functools
 import json
 import logging
 import pathlib
+import re
 import shutil
+import sys
 import zlib
 
 import jax
@@ -32,11 +34,24 @@ class DamagedCheckpoint(Exception):
   """A checkpoint whose bytes are not what was written."""
 
 
+@functools.cache
 def _orbax():
-  """Orbax takes a second to import; only those who use it pay."""
+  """Orbax takes a second to import; only those who use it pay.
+
+  Its loggers are quiet from then on: a failed read or write raises, and would
+  fill pages of stderr besides.
+  """
   import orbax.checkpoint as ocp
 
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  report = sys.unraisablehook
+
+  def report_others(event):
+    if 'Event loop is closed' not in str(event.exc_value):
+      report(event)
+
+  sys.unraisablehook = report_others
   return ocp
 
 
@@ -142,7 +157,7 @@ class Checkpoints:
       )
     except Exception as e:
       del self._pending[which]
-      self._failed[which] = _first_line(e)
+      self._failed[which] = _reason(e)
       return False
     return not failed_before
 
@@ -170,7 +185,7 @@ class Checkpoints:
     try:
       self._writers[which].wait_until_finished()
     except Exception as e:
-      self._failed[which] = _first_line(e)
+      self._failed[which] = _reason(e)
       return
     self._failed.pop(which, None)
     saved = self._saved[which]
@@ -188,6 +203,14 @@ class Checkpoints:
     if jax.process_index() == 0:
       trash = _move(self.directory, which, step, DELETED)
       shutil.rmtree(trash, ignore_errors=True)
+
+  def set_aside(self, which: str, step: int) -> None:
+    """Moves a checkpoint to checkpoints/damaged, unless it is the only one."""
+    self.wait()
+    if step in self._saved[which] and len(self._saved[which]) > 1:
+      del self._saved[which][step]
+      if jax.process_index() == 0:
+        _move(self.directory, which, step, DAMAGED)
 
   def restore_latest(self, target: TrainState, log=print):
     """(state, meta) of the newest whole checkpoint, or None if there is none.
@@ -211,7 +234,7 @@ class Checkpoints:
         restored = restore_state(path, target)
       except Exception as e:
         problems.append(
-          f'checkpoint {path} cannot be read ({_first_line(e)[:200]})'
+          f'checkpoint {path} cannot be read ({_reason(e)})'
         )
         continue
       for problem in problems:
@@ -244,9 +267,14 @@ def _move(directory, which: str, step: int, folder: str) -> pathlib.Path:
   return (directory / which / str(step)).rename(target / name)
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+  """The operating system's words if there are any, else one short line."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  if match := re.search(r': ([^:\[]+) \[os_error_code', str(error)):
+    return match[1]
   lines = str(error).splitlines() or ['']
-  return f'{type(error).__name__}: {lines[0]}'
+  return f'{type(error).__name__}: {lines[0][:150]}'
 
 
 def list_steps(directory) -> list[tuple[str, int]]:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from gpt import (
+  data,
   failures,
   finish,
   metrics,
@@ -30,7 +31,6 @@ from gpt import (
 from gpt.checkpoint import BEST, LATEST, Checkpoints
 from gpt.config_check import check_config
 from gpt.console import Console, log_line
-from gpt.dataset import TextDataset
 from gpt.evaluation import Evaluator
 from gpt.model import GPT, GPTConfig, num_params
 from gpt.plateau import Plateau
@@ -86,10 +86,7 @@ def train_and_evaluate(
     # Text -> tokens.
     with sharding.leader_first():
       tokenizer, corpus = start.prepare_data(config, workdir, init_from, log)
-    dataset = TextDataset(
-      corpus, config.model.block_size, config.batch_size, config.seed,
-      tokenizer, config.data.document_aware,
-    )
+    dataset = data.create_dataset(config, corpus, tokenizer, log=log)
 
     # Devices, model, optimizer.
     mesh = sharding.create_mesh(config.batch_size)
@@ -100,6 +97,7 @@ def train_and_evaluate(
 
     # Start or resume.
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    stack.callback(checkpoints.close)
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
     state, meta = start.initial_state(
       config, model, tx, init_key, checkpoints, init_from, log
@@ -136,6 +134,7 @@ def train_and_evaluate(
     metrics_log = metrics.MetricsLog(
       workdir, first, config.tensorboard, active=leader
     )
+    stack.callback(metrics_log.close)
     console = Console(config, log, clock, first, metrics_log.recent_losses)
     profiler = Profiler(workdir / 'profile', first, log) if profile else None
     if leader:
@@ -143,8 +142,6 @@ def train_and_evaluate(
 
     def save(which, state):
       step = int(state.step)
-      if not all(np.isfinite(x).all() for x in jax.tree.leaves(state.params)):
-        raise failures.not_finite(step, 'parameters', schedule(step), workdir)
       meta = {
         'plateau': dataclasses.asdict(track),
         'best_loss': track.best_loss,
@@ -161,6 +158,8 @@ def train_and_evaluate(
       """Blocks until a step has finished; writes its numbers down."""
       values = {name: float(value) for name, value in values.items()}
       if not math.isfinite(values['loss'] + values['grad_norm']):
+        # Of the parameters that gave this loss.
+        checkpoints.set_aside(LATEST, step - 1)
         raise failures.not_finite(step, 'loss', values['lr'], workdir)
       metrics_log.write(
         step, loss=values['loss'], lr=values['lr'],
@@ -206,6 +205,10 @@ def train_and_evaluate(
         if eval_due:
           params = train_state.eval_params(state)
           quick = evaluate(params, 'val', config.eval.windows)
+          if not math.isfinite(quick['nats_per_token']):
+            raise failures.not_finite(
+              step, 'validation loss', values['lr'], workdir
+            )
           track, message = plateau.update(
             track, config.opt, quick['nats_per_token'], step
           )
@@ -255,8 +258,6 @@ def train_and_evaluate(
         )
         log(f'sample after {prompt!r}:\n{prompt}{text}')
       metrics_log.write_end(step, outcome, final, clock.elapsed())
-    metrics_log.close()
-    checkpoints.close()
     log(
       f'{outcome} at step {step} after {metrics.duration(clock.elapsed())};'
       f' best val {track.best_loss:.4f} at step {track.best_step}'
