@@ -5,8 +5,9 @@ import re
 
 import jax
 
-from gpt import checkpoint, decode, rgpt, rgpt_run, sampling, sharding
+from gpt import checkpoint, prompt, rgpt, rgpt_run, sampling, sharding
 from gpt.checkpoint import BEST
+from gpt.evaluation import describe_parts
 from gpt.tokenizer_base import write_atomic
 
 SAMPLES = 'samples.txt'
@@ -32,21 +33,36 @@ def full_evaluation(evaluate, params, mesh, workdir, step: int, log) -> dict:
       f'{values["nats_per_token"]:.4f} nats/token, ppl {values["ppl"]:.2f}, '
       f'{values["bits_per_byte"]:.4f} bits/byte over {values["tokens"]} tokens'
     )
+    for line in describe_parts(values):
+      log(f'  {line}')
   return results
 
 
 def write_sample(config, model, params, tokenizer, workdir, step) -> str:
-  """Adds a sample of the current weights to samples.txt; returns it."""
+  """Adds a sample of the current weights to samples.txt; returns it.
+
+  A chat model's is its answer, on a line of its own. Documents end where the
+  window does; text goes on.
+  """
+  given, format = config.sample.prompt, config.data.format
+  block_size = model.cfg.block_size
+  start = prompt.read_prompt(
+    tokenizer, format, given, block_size, config.sample.max_tokens
+  )
+  ends = format != 'text' and len(start.ids) <= block_size
   text = ''.join(
-    decode.complete(
-      model, jax.device_get(params), tokenizer, config.sample.prompt,
+    prompt.complete(
+      model, jax.device_get(params), tokenizer, start,
       sampling.params(
         1, seed=config.seed, temperature=config.sample.temperature,
         top_p=config.sample.top_p, top_k=config.sample.top_k,
       ),
       config.sample.max_tokens,
+      'stop' if ends else 'slide',
     )
   )
+  if format == 'chat' and given:
+    text = f'\n{text}'
   keep_samples(workdir, step - 1)  # The last eval may have written this one.
   path = pathlib.Path(workdir) / SAMPLES
   with path.open('a', encoding='utf-8', newline='') as file:

@@ -4,6 +4,11 @@
     python -m launch.generate --workdir=runs/l --num_samples=3 --temperature=0.5
     printf 'ROMEO:' | python -m launch.generate --workdir=runs/l --prompt_file=-
 
+A model of documents (data.format lines) that is given no prompt makes up
+documents, one a line, and how many are not in its training set is said:
+
+    python -m launch.generate --workdir=runs/names --num_samples=20
+
 Only the completion goes to stdout; everything about it goes to stderr.
 """
 
@@ -34,7 +39,8 @@ SHOW_PROMPT = flags.DEFINE_bool(
   'show_prompt', False, 'Print the prompt before its completion.'
 )
 MAX_TOKENS = flags.DEFINE_integer(
-  'max_tokens', 200, 'Most tokens of a completion.'
+  'max_tokens', 200,
+  'Most tokens of a completion. Documents: default the context.',
 )
 NUM_SAMPLES = flags.DEFINE_integer(
   'num_samples', 1, 'Completions of each prompt; number i uses seed + i.',
@@ -59,8 +65,10 @@ REPETITION_PENALTY = flags.DEFINE_float(
 WINDOW = flags.DEFINE_enum(
   'window', 'slide', ['slide', 'exact', 'stop'],
   'When the context is full: drop its older half, drop one token at a time '
-  '(slow), or stop.',
+  '(slow), or stop (default for documents and chat).',
 )
+# Documents that are made at once.
+ROWS = 64
 
 
 def main(_):
@@ -74,50 +82,111 @@ def main(_):
   # JAX, after the flags are right.
   import jax
 
-  from gpt import decode, sampling, sharding
+  from gpt import decode, sharding
   from gpt.load import load_model
-  from gpt.tokenizer import StreamDecoder
+  from gpt.prompt import Shown, read_prompt
 
   n = NUM_SAMPLES.value
-  samples = [
-    sampling.params(
-      1, seed=SEED.value + i, temperature=TEMPERATURE.value,
-      top_p=TOP_P.value, top_k=TOP_K.value, min_p=MIN_P.value,
-      repetition=REPETITION_PENALTY.value,
-    )
-    for i in range(n)
-  ]
+  samples = [sampling_params([SEED.value + i]) for i in range(n)]
   sharding.setup_devices(1)
   loaded = load_model(WORKDIR.value, WHICH.value)
-  tokens = [encode(loaded.tokenizer, prompt) for prompt in prompts]
-  decode.check_request(loaded.cfg, tokens, MAX_TOKENS.value, WINDOW.value)
+  format, T = loaded.config['data']['format'], loaded.cfg.block_size
+  window = WINDOW.value
+  if format != 'text' and not flags.FLAGS['window'].present:
+    window = 'stop'
+  documents = format == 'lines' and not any(prompts)
+  limit = MAX_TOKENS.value
+  if documents and not flags.FLAGS['max_tokens'].present:
+    limit = T
+  for prompt in prompts:
+    warn_of_unknown(loaded.tokenizer, prompt)
+  starts = [
+    read_prompt(loaded.tokenizer, format, prompt, T, limit)
+    for prompt in prompts
+  ]
+  decode.check_request(
+    loaded.cfg, [start.ids for start in starts], limit, window
+  )
   print(
     f'{loaded.name}, {loaded.which} checkpoint, step {loaded.step}',
     file=sys.stderr, flush=True,
   )
+  if format == 'chat':
+    print(
+      'This is a chat model; to talk with it: python -m launch.chat '
+      f'--workdir={WORKDIR.value}', file=sys.stderr, flush=True,
+    )
 
   clock = Clock(started)
   params = jax.device_put(loaded.params)
-  bias_V = decode.ban_bias(loaded.tokenizer)
-  for i, prompt in enumerate(prompts):
+  if documents:
+    write_documents(loaded, params, starts[0], n, limit, window, clock, ctrl_c)
+    return
+  for i, (prompt, start) in enumerate(zip(prompts, starts)):
     for j, s in enumerate(samples):
       write(headline(i, len(prompts), j, n))
       if SHOW_PROMPT.value:
         write(prompt)
       last = ''
-      text = StreamDecoder(loaded.tokenizer)
+      shown = Shown(loaded.tokenizer, start.names)
       for _, new in decode.generate(
-        loaded.model, params, [tokens[i]], s, MAX_TOKENS.value, bias_V=bias_V,
-        stop_ids=(loaded.tokenizer.eos_id,), window=WINDOW.value,
+        loaded.model, params, [start.ids], s, limit,
+        bias_V=start.bias_V, stop_ids=start.stop_ids, window=window,
       ):
         ctrl_c.check()
         clock.tick(len(new or ()))
-        piece = text.flush() if new is None else ''.join(map(text.feed, new))
+        piece = shown.feed(new)
         write(piece)
         last = piece or last
       if not last.endswith('\n'):
         write('\n')
   print(clock.summary(), file=sys.stderr)
+
+
+def write_documents(
+  loaded, params, start, n, limit, window, clock, ctrl_c
+) -> None:
+  """n documents, one a line and many at once; then how many are new."""
+  from gpt import decode
+  from gpt.novelty import count_new
+
+  made = []
+  for first in range(0, n, ROWS):
+    seeds = [SEED.value + i for i in range(first, min(first + ROWS, n))]
+    ids: list[list[int]] = [[] for _ in seeds]
+    ended = set()
+    for row, new in decode.generate(
+      loaded.model, params, [start.ids] * len(seeds), sampling_params(seeds),
+      limit, bias_V=start.bias_V, stop_ids=start.stop_ids, window=window,
+    ):
+      ctrl_c.check()
+      clock.tick(len(new or ()))
+      ids[row] += new or []
+      ended |= {row} if new is None else set()
+      while len(made) - first in ended:  # In order, as soon as they are there.
+        made.append(loaded.tokenizer.decode(ids[len(made) - first]))
+        write(made[-1] + '\n')
+  print(clock.summary(), file=sys.stderr)
+  try:
+    new, known = count_new(loaded, WORKDIR.value, made)
+  except UserError as e:
+    warn(f'how many of them are new is unknown: {e}')
+    return
+  print(
+    f'{new} of {n} are not in the training set of {known:,} documents',
+    file=sys.stderr,
+  )
+
+
+def sampling_params(seeds):
+  """The flags as sampling.params, a row for each seed."""
+  from gpt import sampling
+
+  return sampling.params(
+    len(seeds), seed=seeds, temperature=TEMPERATURE.value, top_p=TOP_P.value,
+    top_k=TOP_K.value, min_p=MIN_P.value,
+    repetition=REPETITION_PENALTY.value,
+  )
 
 
 def headline(prompt: int, prompts: int, sample: int, samples: int) -> str:
@@ -155,17 +224,14 @@ def read_prompts() -> list[str]:
   return prompts or ['']
 
 
-def encode(tokenizer, prompt: str) -> list[int]:
-  """Token ids of a prompt; says which characters the model does not know."""
-  from gpt import decode
+def warn_of_unknown(tokenizer, prompt: str) -> None:
+  """Says which characters of a prompt the model does not know."""
   from gpt.data import describe_unknown
 
-  tokens = decode.prompt_tokens(tokenizer, prompt)
   if unknown := tokenizer.count_unknown(prompt):
     nothing = sum(unknown.values()) == len(prompt)
     rest = '; nothing is left of the prompt' if nothing else ''
     warn(f'prompt: {describe_unknown(unknown)}{rest}')
-  return tokens
 
 
 def warn(text: str) -> None:

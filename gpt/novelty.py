@@ -1,0 +1,28 @@
+"""How many generated documents a model has made up, not memorised."""
+
+from gpt.full_pass import open_dataset
+
+
+def count_new(loaded, workdir, texts) -> tuple[int, int]:
+  """(texts that are no training document, number of training documents).
+
+  A document is what one line is (data.format lines), without white space
+  around it; an empty text is not new.
+
+  Raises:
+    UserError: the data of the run is not there any more.
+  """
+  silent = lambda line: None  # noqa: E731
+  with open_dataset(loaded, workdir, log=silent) as (dataset, _):
+    corpus = dataset.corpus
+    trained = corpus.chosen('train')
+    known = {
+      corpus.tokens[a : b - 1].tobytes()
+      for a, b in zip(corpus.starts[trained], corpus.ends[trained])
+    }
+    tokens = corpus.tokens.dtype
+  new = 0
+  for text in map(str.strip, texts):
+    ids = loaded.tokenizer.encode(text)
+    new += bool(text) and ids.astype(tokens).tobytes() not in known
+  return new, len(trained)
