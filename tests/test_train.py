@@ -38,6 +38,7 @@ from gpt.train import train_and_evaluate
 # wrong in a resume.
 SETTINGS = {
   'total_steps': 12,
+  'model.n_layer': 1,
   'parallel.num_cpu_devices': 2,
   'eval.every': 2,
   'eval.sample': True,
@@ -85,7 +86,7 @@ def settings(changes=(), **more):
   config = smoke.get_config()
   for key, value in {
     **SETTINGS, 'parallel.num_cpu_devices': 4, 'eval.full_at_end': False,
-    **dict(changes), **more,
+    'eval.sample': False, **dict(changes), **more,
   }.items():
     group, _, name = key.rpartition('.')
     (config[group] if group else config)[name] = value
@@ -184,7 +185,7 @@ def test_console_has_one_line_for_each_eval(reference):
   ):
     assert re.search(pattern, line), (pattern, line)
   assert 'data: the built-in sample text: 300,031 bytes' in out
-  assert '30,272 parameters' in out
+  assert '17,984 parameters' in out
   assert re.search(r'full validation pass, final weights: \d\.\d{4} nats', out)
   assert f'sample after {"ROMEO:"!r}' in out
   assert 'finished at step 12' in out
@@ -369,7 +370,7 @@ def test_init_from_keeps_the_tokenizer_of_the_run(reference, tmp_path):
 
 
 @pytest.mark.parametrize('changes, words', [
-  ({'model.n_layer': 1}, 'block_1.fc1 is (32, 128), the config has no such'),
+  ({'model.n_layer': 2}, 'block_1.fc1 is not there, the config has (32, 128)'),
   ({'model.n_embd': 36}, 'block_0.fc1 is (32, 128), the config has (36, 144)'),
 ])
 def test_weights_that_do_not_fit_are_refused(
@@ -388,7 +389,7 @@ def test_missing_source_of_weights_is_named(tmp_path):
 
 
 @pytest.mark.parametrize('changes, words', [
-  ({'model.n_layer': 3}, ['model.n_layer: 2 -> 3']),
+  ({'model.n_layer': 3}, ['model.n_layer: 1 -> 3']),
   ({'model.arch': 'microgpt', 'model.n_head': 2},
    ["model.arch: 'randy' -> 'microgpt'", 'model.n_head: 4 -> 2']),
   ({'data.tokenizer': 'sentencepiece'},
@@ -472,10 +473,10 @@ def test_nothing_is_overwritten_if_all_checkpoints_are_damaged(halfway):
 
 
 def test_full_disk_is_said_and_costs_nothing(halfway, reference):
-  """No file may grow beyond 40 KB: weights do not fit, small files do."""
+  """No file may grow beyond 20 KB: weights do not fit, small files do."""
   good = halfway / 'checkpoints'
   before = {path: snapshot(good / path) for path in newest_of(halfway)}
-  out, err = train(halfway, *ARGS, limit=40_000, code=2)
+  out, err = train(halfway, *ARGS, limit=20_000, code=2)
   assert re.search(r'warning: a checkpoint could not be written by step', out)
   assert 'File too large' in out and 'Is the disk full?' in out
   assert re.search('error: the last checkpoint in .* could not be written', err)
@@ -524,9 +525,7 @@ def test_last_update_can_be_the_one_that_goes_wrong(tmp_path):
    'data.document_separator': 'blank_line', 'data.document_aware': True},
 ], ids=['microgpt', 'wsd-ema', 'muon-rope-documents'])
 def test_variant_runs_and_resumes_exactly(tmp_path, changes):
-  changes = {
-    'total_steps': 6, 'eval.sample': False, 'model.n_layer': 1, **changes
-  }
+  changes = {'total_steps': 6, **changes}
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   result, lines = run_here(whole, changes)
   assert result.outcome == 'finished'
@@ -546,10 +545,7 @@ def test_variant_runs_and_resumes_exactly(tmp_path, changes):
 
 
 def test_tensorboard_files_are_written_if_asked_for(tmp_path):
-  run_here(tmp_path, {
-    'tensorboard': True, 'total_steps': 1, 'model.n_layer': 1,
-    'eval.sample': False,
-  })
+  run_here(tmp_path, {'tensorboard': True, 'total_steps': 1})
   files = list((tmp_path / 'tensorboard').glob('events.out.tfevents.*'))
   assert files and files[0].stat().st_size > 100
 
