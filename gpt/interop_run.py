@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from gpt import hf_directory, interop, model_card, optimizer, run
+from gpt.chat import is_chat_tokenizer
 from gpt.checkpoint import BEST, LATEST, Checkpoints
 from gpt.errors import UserError
 from gpt.info import finite
@@ -91,7 +92,9 @@ def detect(directory) -> str:
   )
 
 
-def import_directory(directory, format: str, config, workdir) -> dict:
+def import_directory(
+  directory, format: str, config, workdir, overrides=None
+) -> dict:
   """Makes a new run from a directory; training can go on from it.
 
   The optimizer starts afresh. A microgpt directory does not tell how far it
@@ -100,6 +103,8 @@ def import_directory(directory, format: str, config, workdir) -> dict:
   Args:
     format: one of FORMATS, or 'auto'.
     config: ConfigDict of configs/default.py; filled in and saved.
+    overrides: {'data.format': 'text', ...}, which win (not over the model's
+      shape).
 
   Returns:
     'format', 'step', 'parameters', 'tokenizer' (kind), 'chat' (bool).
@@ -118,19 +123,20 @@ def import_directory(directory, format: str, config, workdir) -> dict:
       )
   read = {'microgpt': interop.read_microgpt, 'hf': hf_directory.read_hf}
   foreign = read[format](directory)
-  record = foreign.extra
+  record, tokenizer = foreign.extra, foreign.tokenizer
+  chat = is_chat_tokenizer(tokenizer)
   if format == 'microgpt':
     config.update_from_flattened_dict(MICROGPT_TRAINING)
+    config.data.format = 'chat' if chat else 'lines'
   else:
     take(config, record.get('config') or {})
-  tokenizer = foreign.tokenizer
+  config.update_from_flattened_dict(overrides or {})
   cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
   for name, value in foreign.shape.items():
     if getattr(cfg, name) != value:  # Else 'auto' may stay what it is.
       config.model[name] = value
   config.data.tokenizer = tokenizer.kind
   config.data.tokenizer_path = ''
-  chat = '<|user|>' in tokenizer.special_tokens
   state = from_params(
     foreign.params, optimizer.create(config), ema=config.opt.ema_decay > 0
   )

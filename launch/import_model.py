@@ -3,10 +3,13 @@
     python -m launch.import_model --input=chat-model --workdir=runs/chat
     python -m launch.generate --workdir=runs/chat
     python -m launch.train --workdir=runs/chat --config.data.path=more.jsonl
+    python -m launch.import_model --input=names --workdir=runs/names \
+      --config.data.format=text --config.lr=1e-4
 
 Read are microgpt directories (weights.safetensors, meta.json, tokenizer.json;
 extra: hf) and directories that `launch.export --format=hf` wrote. The optimizer
-starts afresh. RandyGPT files: launch.import_rgpt.
+starts afresh; how the run is to go on training is its config. RandyGPT files:
+launch.import_rgpt.
 """
 
 from absl import flags
@@ -19,17 +22,20 @@ FORMAT = flags.DEFINE_enum(
   'format', 'auto', ['auto', 'microgpt', 'hf'],
   'What the directory is; auto: told from its files.',
 )
+CONFIG = cli.define_config_flag('configs/default.py')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the new run.')
 
 
 def main(_):
   if not INPUT.value or not WORKDIR.value:
     raise UserError('--input=DIRECTORY and --workdir=DIRECTORY are needed')
-  config = cli.load_config('configs/default.py')
   from gpt.interop_run import import_directory  # JAX, after the flags.
   from gpt.metrics import count
 
-  done = import_directory(INPUT.value, FORMAT.value, config, WORKDIR.value)
+  done = import_directory(
+    INPUT.value, FORMAT.value, CONFIG.value.copy_and_resolve_references(),
+    WORKDIR.value, flags.FLAGS['config'].override_values,
+  )
   cfg, workdir = done['cfg'], WORKDIR.value
   print(
     f'imported {INPUT.value} ({done["format"]}: {cfg.arch}, {cfg.n_layer} '

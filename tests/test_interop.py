@@ -550,11 +550,15 @@ def test_commands_round_trip_and_training_goes_on(chat_run, tmp_path):
   )
   assert 'best checkpoint, step 7' in said
   assert 'f16: the largest change of a logit' in said
-  said, _ = launch('import_model', f'--input={out}', f'--workdir={back}')
+  said, _ = launch(
+    'import_model', f'--input={out}', f'--workdir={back}',
+    '--config.data.format=text', '--config.lr=1e-4',
+  )
   assert 'microgpt, 2 layers x 32' in said and 'launch.chat' in said
   launch('generate', f'--workdir={back}', '--max_tokens=4')
   saved = ConfigDict(run.read_config(back))
-  saved.data.update(path='sample', format='text')
+  assert saved.lr == 1e-4 and saved.opt.schedule == 'linear_warmup'
+  saved.data.path = 'sample'
   saved.eval.update(windows=2, full_at_end=False)
   saved.sample.max_tokens = 1
   saved.parallel.num_cpu_devices = 4

@@ -19,7 +19,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 def command(name: str, *args) -> list[str]:
   """`python -m launch.NAME ARGS` that treats warnings as errors."""
   return [
-    sys.executable, '-W', 'error', '-m', f'launch.{name}', *map(str, args)
+    sys.executable, '-W', 'error',
+    # How ml_collections reads a config file.
+    '-W', 'ignore:the load_module:DeprecationWarning',
+    '-m', f'launch.{name}', *map(str, args),
   ]
 
 
