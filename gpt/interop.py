@@ -6,9 +6,9 @@ microgpt names them: `wte`, `wpe`, `lm_head`, `layer0.attn_wq`, ...
 A microgpt model has one token, `<bos>`, at both ends of a document, and its
 control tokens are ids 0 to 3. For a tokenizer with an EOS of its own the rows
 are put in that order, and BOS and EOS become one row: the embedding is that of
-BOS (all that is ever fed), the head that of EOS (all that is ever sampled).
-Tokens without a meaning (pad, unk) go. The probabilities are then those of our
-sampler, which bans BOS and those.
+BOS (all that is ever fed), the head that of the token documents end with (EOS;
+BOS in chat data). Tokens without a meaning (pad, unk) go. The probabilities are
+then those of our sampler, which bans what is left out.
 """
 
 import dataclasses
@@ -184,8 +184,13 @@ def microgpt_tokenizer(tokenizer, order) -> bytes:
   return data
 
 
-def write_microgpt(directory, cfg, params, tokenizer, dtype: str) -> list[str]:
+def write_microgpt(
+  directory, cfg, params, tokenizer, dtype: str, end_id: int
+) -> list[str]:
   """Writes a microgpt model directory.
+
+  Args:
+    end_id: what a document of the model ends with: EOS, BOS in chat data.
 
   Returns:
     Lines worth telling: what is different there.
@@ -199,7 +204,7 @@ def write_microgpt(directory, cfg, params, tokenizer, dtype: str) -> list[str]:
     )
   order = microgpt_order(tokenizer)
   data = microgpt_tokenizer(tokenizer, order)
-  head = [tokenizer.eos_id, *order[1:]]
+  head = [end_id, *order[1:]]
   params = {
     **params, 'wte': np.asarray(params['wte'])[order],
     'lm_head': np.asarray(params['lm_head'])[head],

@@ -61,8 +61,10 @@ def export(workdir, which: str, format: str, output, dtype: str):
     'best_loss': finite(loaded.meta.get('best_loss')), 'data': loaded.data,
   }
   if format == 'microgpt':
+    tokenizer, data = loaded.tokenizer, loaded.config['data']
+    end = tokenizer.bos_id if data['format'] == 'chat' else tokenizer.eos_id
     notes += interop.write_microgpt(
-      output, cfg, params, loaded.tokenizer, dtype
+      output, cfg, params, tokenizer, dtype, end
     )
   elif format == 'hf':
     card = model_card.card(loaded, workdir, rounding)

@@ -6,8 +6,8 @@ import re
 import jax
 import numpy as np
 
-from gpt import decode, metrics, sampling
-from gpt.chat import build_prompt, is_chat_tokenizer, stop_ids
+from gpt import metrics, prompt, sampling
+from gpt.chat import is_chat_tokenizer
 from gpt.info import finite
 
 QUESTION = 'Hello! Who are you?'
@@ -24,10 +24,10 @@ def card(loaded, workdir, rounding: dict | None) -> str:
   cfg, config = loaded.cfg, loaded.config
   n = sum(np.size(x) for x in jax.tree.leaves(loaded.params))
   data = loaded.data.get('description') or config['data']['path']
-  prompt, text = sample(loaded)
+  start, text = sample(loaded)
   title = f'{cfg.arch}-{cfg.n_layer}L-{cfg.n_head}H-{cfg.n_embd}D'
-  quoted = fence(f'{prompt}{text}')
-  code = usage(loaded.tokenizer, config)
+  quoted = fence(f'{start}{text}')
+  code = usage(loaded)
   shape = {
     'parameters': f'{n:,}', 'layers': cfg.n_layer, 'width': cfg.n_embd,
     'heads': cfg.n_head, 'context': f'{cfg.block_size} tokens',
@@ -136,41 +136,46 @@ def sample(loaded) -> tuple[str, str]:
     1, seed=config['seed'], temperature=settings['temperature'],
     top_p=settings['top_p'], top_k=settings['top_k'],
   )
-  if is_chat_tokenizer(tokenizer):
-    asked = [{'role': 'user', 'content': QUESTION}]
-    room = loaded.cfg.block_size - min(64, loaded.cfg.block_size // 2)
-    ids, _ = build_prompt(asked, tokenizer, room)
-    prompt, ends = f'user: {QUESTION}\nassistant: ', stop_ids(tokenizer)
-  else:
-    prompt, ends = settings['prompt'], (tokenizer.eos_id,)
-    ids = decode.prompt_tokens(tokenizer, prompt)
-  new = []
-  for _, some in decode.generate(
-    loaded.model, loaded.params, [ids], params,
-    max(1, settings['max_tokens']), bias_V=decode.ban_bias(tokenizer),
-    stop_ids=ends,
-  ):
-    new += some or []
-  return prompt, tokenizer.decode(new)
+  text, length = settings['prompt'], max(1, settings['max_tokens'])
+  chat = is_chat(loaded)
+  text = text or QUESTION if chat else text
+  start = prompt.read_prompt(
+    tokenizer, config['data']['format'], text, loaded.cfg.block_size, length
+  )
+  new = prompt.complete(
+    loaded.model, loaded.params, tokenizer, start, params, length
+  )
+  shown = f'user: {text}\nassistant: ' if chat else text
+  return shown, ''.join(new)
 
 
-def usage(tokenizer, config: dict) -> str:
+def is_chat(loaded) -> bool:
+  """Whether the model was trained on conversations."""
+  chat = loaded.config['data']['format'] == 'chat'
+  return chat and is_chat_tokenizer(loaded.tokenizer)
+
+
+def usage(loaded) -> str:
   """The code that loads the directory."""
-  prompt = repr(config['sample']['prompt'] or 'Once')
+  config = loaded.config
+  text = repr(config['sample']['prompt'])
+  if config['data']['format'] == 'lines' or text == "''":
+    text = f'tokenizer.bos_token + {text}'.removesuffix(" + ''")
   lines = [
     'from transformers import AutoModelForCausalLM, AutoTokenizer', '',
     "model = AutoModelForCausalLM.from_pretrained('.', trust_remote_code=True)",
     "tokenizer = AutoTokenizer.from_pretrained('.', trust_remote_code=True)",
   ]
-  if is_chat_tokenizer(tokenizer):
+  if is_chat(loaded):
+    text = repr(config['sample']['prompt'] or QUESTION)
     lines += [
-      f"chat = [{{'role': 'user', 'content': {QUESTION!r}}}]",
+      f"chat = [{{'role': 'user', 'content': {text}}}]",
       'inputs = tokenizer.apply_chat_template(',
       "  chat, add_generation_prompt=True, return_dict=True, "
       "return_tensors='pt'", ')',
     ]
   else:
-    lines.append(f"inputs = tokenizer({prompt}, return_tensors='pt')")
+    lines.append(f"inputs = tokenizer({text}, return_tensors='pt')")
   lines += [
     'out = model.generate(**inputs, max_new_tokens=200)',
     'print(tokenizer.decode(out[0], skip_special_tokens=True))',

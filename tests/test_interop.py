@@ -217,6 +217,9 @@ def test_other_tokenizers_keep_their_probabilities(tmp_path, kind):
   ours = build_tokenizer(kind.split()[-1], [TEXT], 400, names)
   source, out, back = (tmp_path / n for n in ('run', 'out', 'back'))
   make_run(source, ours, random_weights(), arch='microgpt')
+  saved = run.read_config(source)
+  saved['data']['format'] = 'chat' if names else 'text'
+  (source / run.CONFIG).write_text(json.dumps(saved))
   _, _, notes = export(source, 'best', 'microgpt', out, 'f32')
   assert 'one token for the beginning and the end' in notes[0]
   import_directory(out, 'microgpt', config(), back)
@@ -231,12 +234,16 @@ def test_other_tokenizers_keep_their_probabilities(tmp_path, kind):
   assert two.tokenizer.decode(new_ids) == text
 
   def probabilities(loaded, ids):
-    p = np.exp(logits(loaded, ids) + decode.ban_bias(loaded.tokenizer))
-    p /= p.sum(-1, keepdims=True)
     t = loaded.tokenizer
+    # Of text and of the end of a document, which is BOS in chat data.
+    end = t.bos_id if names else t.eos_id
+    banned = {*t.unsampleable_ids, t.bos_id, t.eos_id} - {end}
+    p = np.exp(logits(loaded, ids))
+    p[:, sorted(banned)] = 0
+    p /= p.sum(-1, keepdims=True)
     named = {t.token_bytes(i): p[:, i] for i in range(t.vocab_size)
              if t.token_bytes(i)}
-    return named | {EOS: p[:, t.eos_id]}
+    return named | {EOS: p[:, end]}
 
   p, q = probabilities(one, ids), probabilities(two, new_ids)
   assert p.keys() == q.keys()
