@@ -131,7 +131,8 @@ def refill(state: DecodeState, slot, row: KVCache) -> DecodeState:
 
 
 def decode_block(
-  model, params, state, slots_b, last_b, length_b, step_b, s, *, k, bucket
+  model, params, state, slots_b, last_b, length_b, step_b, s, *, k, bucket,
+  in_order=False,
 ):
   """k decode steps for b slots in one dispatch.
 
@@ -145,6 +146,10 @@ def decode_block(
     length_b: int32[b], tokens in the cache; bucket >= max(length_b).
     step_b: int32[b], completion tokens sampled before this block.
     s: SamplingParams for the b rows.
+    k: how many steps.
+    bucket: columns of the cache to read; with `in_order` all of them are read
+      without a copy if it is the cache's capacity.
+    in_order: row i is slot i, for all slots: nothing has to be gathered.
 
   Returns:
     (state, tokens int32[b, k], logits float32[b, k, V] raw). What a row gets
@@ -159,9 +164,13 @@ def decode_block(
   )
   fresh_column = jnp.arange(k, dtype=jnp.int32)[None, None]
   uniform_bk = sampling.uniforms(s.seed, step_b, k)
-  in_prompt, bias = state.in_prompt[slots_b], state.bias[slots_b]
+
+  def pick(x):
+    return x if in_order else x[slots_b]
+
+  in_prompt, bias = pick(state.in_prompt), pick(state.bias)
   vocab = jnp.arange(cfg.vocab_size, dtype=jnp.int32)[None]
-  filled = jax.tree.map(lambda x: x[slots_b, :, :bucket], state.cache)
+  filled = jax.tree.map(lambda x: pick(x)[:, :, :bucket], state.cache)
 
   def step(carry, xs):
     fresh, token_b, counts = carry
@@ -186,14 +195,18 @@ def decode_block(
     return (fresh, token_b, counts), (token_b, raw_bV)
 
   fresh = init_cache(cfg, rows, k, state.cache.k[0].dtype)
-  carry = (fresh, last_b, state.counts[slots_b])
+  carry = (fresh, last_b, pick(state.counts))
   xs = (jnp.arange(k, dtype=jnp.int32), uniform_bk.T)
   (fresh, _, counts), (tokens_kb, logits_kbV) = jax.lax.scan(step, carry, xs)
+
+  # The same as length_b, but known only once all layers have read the cache:
+  # else XLA, which unrolls k=1, copies the cache to write it meanwhile.
+  at_b = jnp.minimum(length_b, length_b + tokens_kb[-1])
 
   def write_back(i, cache):
     def put(old, new):
       piece = jax.lax.dynamic_slice_in_dim(new, i, 1)
-      start = (slots_b[i], 0, length_b[i], 0)
+      start = (slots_b[i], 0, at_b[i], 0)
       return jax.lax.dynamic_update_slice(old, piece, start)
 
     return jax.tree.map(put, cache, fresh)
@@ -211,7 +224,7 @@ jit_refill = jax.jit(refill, donate_argnums=0)
 jit_decode_block = jax.jit(
   decode_block,
   static_argnums=0,
-  static_argnames=('k', 'bucket'),
+  static_argnames=('k', 'bucket', 'in_order'),
   donate_argnums=2,
 )
 
