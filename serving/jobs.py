@@ -167,7 +167,7 @@ class Sequence:
     index: of the choice; prompt: int32[n] tokens, not empty.
     sampled: ids sampled so far. counted: those of them that usage counts.
     start: first token of the window in the cache; -1: nothing is there.
-    slot: None until it is admitted.
+    lane, slot: where it is decoded; None until it is admitted.
     finish: None, 'stop' or 'length'.
     scores: PromptScores to be done first, or None.
     last_time: when its newest tokens came, time.perf_counter().
@@ -181,7 +181,7 @@ class Sequence:
     self.sampled = []
     self.counted = 0
     self.start = -1
-    self.slot = None
+    self.slot = self.lane = None
     self.finish = None
     self.scores = None
     self.last_time = None
@@ -197,6 +197,11 @@ class Sequence:
     tail = np.array(self.sampled[max(0, start - n) : -1], np.int32)
     head = self.prompt[start:] if self.sampled else self.prompt[start:-1]
     return np.concatenate([head, tail]) if len(tail) else head
+
+  @property
+  def scored(self) -> bool:
+    """Whether it need not wait for its prompt's log-probabilities."""
+    return self.scores is None or self.scores.done
 
   @property
   def last_token(self) -> int:
@@ -222,7 +227,13 @@ class Sequence:
     Returns:
       The text that may be shown now, or None.
     """
-    job, pieces = self.job, []
+    job = self.job
+    plain = logprobs is None and not job.sampling.stop
+    if plain and job.stop_ids.isdisjoint(ids):  # Nearly always: all at once.
+      self.sampled += ids
+      self.counted += len(ids)
+      return self._delta([self._text.feed(*ids)])
+    pieces = []
     for i, id in enumerate(ids):
       self.sampled.append(id)
       before = self._text.length
@@ -235,8 +246,6 @@ class Sequence:
       if ended or self._text.stopped:
         self.finish = 'stop'
         break
-    if self.finish is None and len(self.sampled) >= job.sampling.max_tokens:
-      self.finish = 'length'
     return self._delta(pieces)
 
   def end(self, reason: str) -> Delta | None:
@@ -245,6 +254,8 @@ class Sequence:
     return self._delta([])
 
   def _delta(self, pieces) -> Delta | None:
+    if not self.finish and len(self.sampled) >= self.job.sampling.max_tokens:
+      self.finish = 'length'
     if self.finish:
       pieces.append(self._text.finish())
       tokens = [

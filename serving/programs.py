@@ -18,7 +18,7 @@ from gpt import decode, sampling
 from gpt.sharding import num_cores
 from serving.schemas import MAX_TOP_LOGPROBS
 
-ROW_COUNTS = (1, 4)
+ROW_COUNTS = (1, 4)  # and all slots, over all lanes
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
 
 
@@ -82,15 +82,17 @@ def score(model, params, tokens_1L, targets_L):
   return target_L, best_LC, ids_LC.astype(jnp.int32)
 
 
-def block_shapes(slots: int, block_size: int) -> list[tuple[int, int, int]]:
-  """(rows, steps, bucket) of the decode programs.
+def block_shapes(
+  slots: int, lanes: int, block_size: int
+) -> list[tuple[int, int, int]]:
+  """(rows, steps, bucket) of a lane's decode programs.
 
   All numbers of steps exist for the whole window. Shorter buckets exist for
   the long blocks, where a generation spends its time.
   """
-  rows = sorted({b for b in ROW_COUNTS if b <= slots} | {slots})
+  rows = {min(slots, -(-b // lanes)) for b in ROW_COUNTS} | {slots}
   shapes = []
-  for b in rows:
+  for b in sorted(rows):
     for k in decode.BLOCK_STEPS:
       shapes.append((b, k, block_size))
     shapes += [
@@ -102,21 +104,20 @@ def block_shapes(slots: int, block_size: int) -> list[tuple[int, int, int]]:
 
 
 class Programs:
-  """The compiled programs of one model for a number of slots.
+  """The compiled programs of one model, for lanes of a number of slots.
 
   Args:
     model: the GPT.
-    slots: how many sequences are decoded at once. One more is kept as scratch
-      for the rows that only fill a program up.
+    slots: of a lane.
+    lanes: how many share the rows.
     shapes: (rows, steps, bucket) of the decode programs; None: `block_shapes`.
   """
 
-  def __init__(self, model, slots: int, shapes=None):
+  def __init__(self, model, slots: int, lanes: int = 1, shapes=None):
     self.model = model
     self.slots = slots
-    self.scratch = slots
     self.block_size = model.cfg.block_size
-    self._shapes = shapes or block_shapes(slots, self.block_size)
+    self._shapes = shapes or block_shapes(slots, lanes, self.block_size)
     self._blocks = {}
     self._admit = {}
     self._score = self._new_state = None
@@ -139,14 +140,18 @@ class Programs:
   def _jobs(self, params):
     cfg, model, slots = self.model.cfg, self.model, self.slots
     int32 = jnp.int32
-    state = jax.eval_shape(lambda: decode.init_state(cfg, slots + 1))
+    state = jax.eval_shape(lambda: decode.init_state(cfg, slots))
     vocab = (cfg.vocab_size,)
 
     def block(b, k, bucket):
       row = array((b,), int32)
       s = shapes_of(sampling.params(b))
+      every, columns = b == slots, bucket
+      if every and bucket == self.block_size:
+        columns += decode.SPARE  # The whole cache is read without a copy.
       lowered = decode.jit_decode_block.lower(
-        model, params, state, row, row, row, row, s, k=k, bucket=bucket
+        model, params, state, row, row, row, row, s, k=k, bucket=columns,
+        in_order=every,
       )
       self._blocks[b, k, bucket] = lowered.compile()
 
@@ -164,7 +169,7 @@ class Programs:
       ).compile()
 
     def new_state():
-      program = jax.jit(lambda: decode.init_state(cfg, slots + 1))
+      program = jax.jit(lambda: decode.init_state(cfg, slots))
       self._new_state = program.lower().compile()
 
     jobs = [functools.partial(block, *shape) for shape in self._shapes]
@@ -177,19 +182,22 @@ class Programs:
     """An empty DecodeState."""
     return self._new_state()
 
-  def warm_up(self, params):
-    """Runs everything once, as first runs are slow; gives an empty state."""
-    vocab, row = self.model.cfg.vocab_size, np.zeros
-    state = self.new_state()
+  def warm_up(self, params, state):
+    """Runs everything once on an idle state; gives the state."""
+    vocab, zeros = self.model.cfg.vocab_size, np.zeros
     for length in self._admit:
       state = self.admit(
-        params, state, self.scratch, row(length, np.int32),
-        row(vocab, bool), row(vocab, np.int32), row(vocab, np.float32),
+        params, state, 0, zeros(length, np.int32), zeros(vocab, bool),
+        zeros(vocab, np.int32), zeros(vocab, np.float32),
       )
     for b, k, bucket in self._shapes:
-      at = [np.full(b, n, np.int32) for n in (self.scratch, 0, bucket - 1, 0)]
-      state, _, _ = self.block(params, state, *at, sampling.params(b), k)
-    self.score(params, row(1, np.int32), row(1, np.int32))
+      slots_b, zeros_b = np.arange(b, dtype=np.int32), zeros(b, np.int32)
+      length_b = np.full(b, bucket - 1, np.int32)
+      state, _, _ = self.block(
+        params, state, slots_b, zeros_b, length_b, zeros_b,
+        sampling.params(b), k,
+      )
+    self.score(params, zeros(1, np.int32), zeros(1, np.int32))
     return jax.block_until_ready(state)
 
   def admit(self, params, state, slot, tokens, in_prompt_V, counts_V, bias_V):
@@ -210,8 +218,12 @@ class Programs:
     return sorted({k for a, k, _ in self._shapes if a == b})
 
   def block(self, params, state, slots_b, last_b, length_b, step_b, s, k: int):
-    """As `decode.decode_block`, for a b of `rows` and a k of `steps`."""
-    b, longest = len(slots_b), int(length_b.max())
+    """As `decode.decode_block`, for a b of `rows` and a k of `steps`.
+
+    Slots are in ascending order; rows of length block_size are not decoded.
+    """
+    b = len(slots_b)
+    longest = int(np.max(length_b, where=length_b < self.block_size, initial=1))
     bucket = min(
       c for a, j, c in self._shapes if (a, j) == (b, k) and c >= longest
     )

@@ -49,9 +49,9 @@ class TextStream:
     self.shown = 0
     self.stopped = False
 
-  def feed(self, id: int) -> str:
-    """What may be shown now that this token has come."""
-    return self._take(self._decoder.feed(id))
+  def feed(self, *ids: int) -> str:
+    """What may be shown now that these tokens have come."""
+    return self._take(''.join(map(self._decoder.feed, ids)))
 
   def finish(self) -> str:
     """What is left when no more tokens come; nothing after a stop string."""

@@ -55,7 +55,7 @@ def random_params(cfg, seed=0):
 class Harness:
   """An Engine in this process; gives what a Job's events say."""
 
-  def __init__(self, cfg, slots=4, shapes=None, params=None):
+  def __init__(self, cfg, slots=4, params=None, lanes=2, shapes=None):
     self.cfg = cfg
     self.params = random_params(cfg) if params is None else params
     self.died = []
@@ -64,7 +64,7 @@ class Harness:
     self._closed = threading.Condition()
     self.engine = Engine(
       GPT(cfg), Weights(self.params, 'first'), slots, 10_000, self.metrics,
-      self._post, self.died.append, shapes,
+      self._post, self.died.append, lanes, shapes,
     )
     self.engine.start()
 
@@ -237,18 +237,22 @@ def test_every_slot_and_every_neighbour_gives_the_same_text(tiny, reference):
   for case, job in running:
     tiny.wait(job)
     (seq,) = job.sequences
-    slots.add(seq.slot)
+    slots.add((tiny.engine.lanes.index(seq.lane), seq.slot))
     assert seq.sampled == wanted[case], case
-  assert slots == {0, 1, 2, 3}
+  assert slots == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
-def test_block_sizes_do_not_change_the_text(tiny):
-  shapes = [(4, 16, 32)], [(1, 4, 32), (4, 1, 32)]
+def test_block_sizes_and_lanes_do_not_change_the_text(tiny):
+  settings = (
+    {'slots': 4, 'lanes': 1, 'shapes': [(4, 16, 32)]},
+    {'slots': 3, 'lanes': 2, 'shapes': [(1, 4, 32), (2, 1, 32)]},
+    {'slots': 1, 'lanes': 1, 'shapes': [(1, 8, 32)]},
+  )
   fields = {'seed': 5, 'max_tokens': 50, 'logit_bias': NO_EOS,
             'repetition': 1.3}
   wanted = tiny.run(ids('Hi'), **fields)
-  for choice in shapes:
-    other = Harness(TINY, shapes=choice)
+  for setting in settings:
+    other = Harness(TINY, **setting)
     assert other.run(ids('Hi'), **fields) == wanted
     other.close()
 
@@ -355,7 +359,7 @@ def test_swapped_weights_serve_new_jobs_and_old_ones_finish(tiny, reference):
 
 
 def test_a_failed_step_fails_its_requests_and_the_next_is_served(monkeypatch):
-  harness = Harness(TINY, shapes=[(4, 4, 32)])
+  harness = Harness(TINY, lanes=1, shapes=[(4, 4, 32)])
   wanted = harness.run(ids('Hello'), max_tokens=9)
   block, failures = harness.engine.programs.block, [RuntimeError('boom')]
 
@@ -377,7 +381,7 @@ def test_a_failed_step_fails_its_requests_and_the_next_is_served(monkeypatch):
 
 
 def test_an_engine_beyond_repair_says_so_and_lets_everybody_go(monkeypatch):
-  harness = Harness(TINY, shapes=[(4, 4, 32)])
+  harness = Harness(TINY, lanes=1, shapes=[(4, 4, 32)])
   harness.run(ids('a'), max_tokens=1)
 
   def fail(*_):
@@ -402,7 +406,7 @@ def test_presets_equal_full_forward_passes(preset):
   cfg = dataclasses.replace(cfg, dropout=0.0)
   params = jax.tree.map(lambda x: x * 0.4, random_params(cfg))
   harness = Harness(
-    cfg, slots=3, shapes=[(3, 8, 64), (3, 8, 256)], params=params
+    cfg, slots=3, lanes=1, shapes=[(3, 8, 64), (3, 8, 256)], params=params
   )
   reference = Reference(cfg, params)
   cases = [

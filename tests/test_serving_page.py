@@ -241,6 +241,7 @@ def test_markup_from_the_model_stays_text(browser, tmp_path):
     assert scripts == 1
 
 
+@pytest.mark.slow
 def test_the_key_is_asked_for_and_used(browser, tmp_path):
   make_random(tmp_path / 'run', chat_tokenizer())
   with serving(tmp_path / 'run', env={'RGPT_API_KEY': 'secret'}) as server:

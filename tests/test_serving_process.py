@@ -108,6 +108,7 @@ def test_ctrl_c_ends_an_idle_server_at_once(workdir):
       httpx.get(f'{server.url}/livez', trust_env=False)
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait(workdir):
   server = ServerProcess(workdir, '--drain_timeout=600')
   server.wait_ready()
@@ -232,6 +233,7 @@ def test_reload_under_load_mixes_nothing_and_compiles_nothing(
     assert server.metrics()['rgpt_jit_compilations_total'] == compiled
 
 
+@pytest.mark.slow
 def test_another_model_is_not_loaded_into_this_one(workdir, tmp_path):
   run = tmp_path / 'run'
   shutil.copytree(workdir, run)
