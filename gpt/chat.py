@@ -50,18 +50,20 @@ def as_turns(messages, tokenizer=None) -> list[tuple[str, list[str]]]:
 
   Returns:
     [(role, texts)]; a system text without a token of its own is the first
-    text of the first user turn.
+    text of the first user turn, an empty one is none.
   """
   found = [(m['role'], [m['content']]) for m in messages]
   if not found or found[0][0] != 'system':
     return found
+  (_, (system,)), *rest = found
+  if not system:
+    return rest
   if tokenizer is not None and SYSTEM in tokenizer.special_tokens:
     return found
-  (_, (system,)), *rest = found
-  opening = [system + AFTER_SYSTEM] if system else []
+  opening = [system + AFTER_SYSTEM]
   if rest and rest[0][0] == 'user':
     return [('user', [*opening, *rest[0][1]]), *rest[1:]]
-  return [('user', opening), *rest] if opening else rest
+  return [('user', opening), *rest]
 
 
 def conversation_tokens(tokenizer, messages) -> list[int]:

@@ -1,0 +1,65 @@
+"""Encodes training data ahead of training, and tells how long it is.
+
+    python -m launch.prepare_data --config=configs/chat_small.py \
+      --config.data.path=conversations.jsonl --workdir=runs/chat_small
+    python -m launch.prepare_data --config=... --report
+
+The first form leaves tokenizer and tokens where `launch.train` with the same
+arguments finds them. The second needs no workdir and keeps nothing: it prints
+median and 90th percentile of the lengths and which block_size suits them.
+"""
+
+import contextlib
+import pathlib
+import tempfile
+
+from absl import flags
+
+from gpt.errors import UserError
+from launch import cli
+
+cli.define_config_flag('configs/model_l.py')
+WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of the run that will train on the data.'
+)
+REPORT = flags.DEFINE_bool(
+  'report', False, 'Print how long the documents or conversations are.'
+)
+
+
+def main(_):
+  from gpt import data, length_report, run
+  from gpt.config_check import check_data
+  from gpt.documents import Documents
+
+  saved = run.read_config(WORKDIR.value) if WORKDIR.value else None
+  config = cli.config_of_run(saved)
+  check_data(config.data)
+  if not (WORKDIR.value or REPORT.value or config.data.cache_dir):
+    raise UserError(
+      'nothing would be kept: name the --workdir=DIRECTORY of a run or a '
+      '--config.data.cache_dir, or ask for a --report'
+    )
+  with contextlib.ExitStack() as stack:
+    workdir = WORKDIR.value or stack.enter_context(
+      tempfile.TemporaryDirectory(prefix='rgpt-prepare-')
+    )
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    tokenizer, corpus = data.prepare(config.data, workdir)
+    data.create_dataset(config, corpus, tokenizer)
+    if not REPORT.value:
+      return
+    print()
+    if isinstance(corpus, Documents):
+      lines = length_report.report(corpus, tokenizer, config.batch_size)
+      print('\n'.join(lines))
+    else:
+      print(
+        f'{corpus.info.stats.bytes / max(len(corpus.tokens), 1):.2f} bytes per '
+        f'token; {len(corpus.tokens) // config.model.block_size:,} windows of '
+        f'block_size {config.model.block_size}'
+      )
+
+
+if __name__ == '__main__':
+  cli.run(main)
