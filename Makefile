@@ -3,8 +3,8 @@
 #   make train        train the small default recipe and print a sample
 #   make test         the tests (make test-all: the slow ones too)
 #
-# and then: shakespeare, serve, lint, test-metal, clean, distclean. Arguments
-# for the program go into ARGS: make train ARGS=--config.seed=1
+# and then: shakespeare, serve, lint, test-metal, notebooks, clean, distclean.
+# Arguments for the program go into ARGS: make train ARGS=--config.seed=1
 
 SHELL := bash
 ARGS ?=
@@ -30,8 +30,8 @@ RUN_STAMP := .venv/.rgpt-run
 TEST_STAMP := .venv/.rgpt-test
 METAL_STAMP := .venv-metal/.rgpt-test
 
-.PHONY: train shakespeare serve test test-all test-metal lint clean distclean \
-  help
+.PHONY: train shakespeare serve test test-all test-metal notebooks lint clean \
+  distclean help
 
 train: $(RUN_STAMP)
 	$(PYTHON) -m launch.train --config=configs/quickstart.py \
@@ -54,6 +54,10 @@ test-all: $(TEST_STAMP)
 test-metal: $(METAL_STAMP)
 	JAX_PLATFORMS=cpu $(METAL_PYTHON) -m pytest -m 'not slow' $(METAL_TESTS) \
 	  $(ARGS)
+
+# The notebooks from top to bottom, at smoke size.
+notebooks: $(TEST_STAMP)
+	JAX_PLATFORMS=cpu $(PYTHON) -m pytest tests/test_notebooks.py $(ARGS)
 
 lint: $(TEST_STAMP)
 	$(PYTHON) -m ruff check .

@@ -23,7 +23,7 @@ def loss_curves(axes, runs: dict, *, train: bool = True) -> None:
   for i, (name, lines) in enumerate(runs.items()):
     color = COLORS[i % len(COLORS)]
     val = _points(lines, 'val_loss')
-    loss = smooth(_points(lines, 'loss'), 0.9 if len(lines) < 300 else 0.97)
+    loss = smooth(_points(lines, 'loss'))
     several = len(runs) > 1
     if train and loss:
       axes.plot(
@@ -39,9 +39,8 @@ def loss_curves(axes, runs: dict, *, train: bool = True) -> None:
         label=f'{label} (best {best[0]:.4f} at step {best[1]:,})',
       )
     ranges.append(loss_range(loss if train else [], val))
-  axes.set_xlabel('step')
+  _step_axis(axes)
   axes.set_ylabel('loss in nats/token')
-  axes.grid(alpha=0.25)
   if all(ranges):
     lows, highs = zip(*ranges)
     axes.set_ylim(min(lows), max(highs))
@@ -57,8 +56,13 @@ def curve(axes, runs: dict, key: str, label: str = '') -> None:
       axes.plot(
         *zip(*points), color=COLORS[i % len(COLORS)], label=name, linewidth=1.6
       )
-  axes.set_xlabel('step')
+  _step_axis(axes)
   axes.set_ylabel(label or key)
+
+
+def _step_axis(axes) -> None:
+  axes.set_xlabel('step')
+  axes.xaxis.get_major_locator().set_params(integer=True)
   axes.grid(alpha=0.25)
 
 
@@ -66,19 +70,25 @@ def _points(lines, key):
   return [(x['step'], x[key]) for x in lines if x.get(key) is not None]
 
 
-def attention_map(axes, probs_LS, tokens, title: str = '') -> None:
-  """One head: row l shows where position l looks.
+def attention_map(axes, probs_LS, tokens=(), title: str = '') -> None:
+  """One head: row l shows where position l looks (square roots).
 
   Args:
     probs_LS: float[L, L] of inspect_model.attention_probs.
-    tokens: L strings.
+    tokens: L strings to write beside it, or none.
   """
   axes.imshow(np.sqrt(probs_LS), cmap='magma', vmin=0, vmax=1)
   axes.set_title(title, fontsize=9)
-  places = range(len(tokens)) if len(tokens) <= 40 else []
-  axes.set_xticks(places, [tokens[i] for i in places], rotation=90, fontsize=7)
-  axes.set_yticks(places, [tokens[i] for i in places], fontsize=7)
+  names = [visible(t) for t in tokens]
+  places = range(len(names))
+  axes.set_xticks(places, names, rotation=90, fontsize=8, family='monospace')
+  axes.set_yticks(places, names, fontsize=8, family='monospace')
   axes.tick_params(length=0)
+
+
+def visible(token: str) -> str:
+  """A token whose spaces can be seen."""
+  return token.replace(' ', '\u2423')
 
 
 def token_bars(axes, tokens, title: str = '') -> None:
@@ -108,8 +118,8 @@ def surprise_strip(axes, tokens, nats, columns: int = 64) -> None:
   for i, token in enumerate(tokens):
     dark = nats[i] > 0.6 * max(6, np.max(nats))
     axes.text(
-      i % columns, i // columns, token, ha='center', va='center', fontsize=8,
-      family='monospace', color='white' if dark else 'black',
+      i % columns, i // columns, visible(token), ha='center', va='center',
+      fontsize=8, family='monospace', color='white' if dark else 'black',
     )
   axes.set_axis_off()
   axes.figure.colorbar(image, ax=axes, label='nats', fraction=0.02, pad=0.01)
@@ -117,10 +127,10 @@ def surprise_strip(axes, tokens, nats, columns: int = 64) -> None:
 
 def embedding_plane(axes, plane_N2, labels, share=None) -> None:
   """Tokens by the two widest directions of their embeddings."""
-  axes.scatter(*np.asarray(plane_N2).T, s=4, color=COLORS[5], alpha=0.4)
+  axes.scatter(*np.asarray(plane_N2).T, s=0)  # Sets the limits.
   for (x, y), label in zip(plane_N2, labels):
-    axes.text(x, y, label, fontsize=8, color=group_color(label),
-              ha='center', va='center')
+    axes.text(x, y, visible(label), fontsize=10, color=group_color(label),
+              family='monospace', ha='center', va='center')
   if share is not None:
     axes.set_xlabel(f'first direction ({share[0]:.0%} of the variance)')
     axes.set_ylabel(f'second direction ({share[1]:.0%})')

@@ -223,7 +223,7 @@ def _exp(x: float) -> float:
 
 def curves(record: RunRecord) -> str:
   loss, val = record.series('loss'), record.series('val_loss')
-  smoothed = smooth(loss, 0.9 if len(loss) < 300 else 0.97)
+  smoothed = smooth(loss)
   main = [
     Series('', loss, 0, 'faint'),
     Series('training (smoothed)', smoothed, 0),

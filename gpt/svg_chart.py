@@ -170,8 +170,14 @@ def _thin(points, limit: int = MAX_POINTS):
   return kept
 
 
-def smooth(points, weight: float = 0.95):
-  """Exponential moving average, corrected for its start (as Adam does)."""
+def smooth(points, weight: float | None = None):
+  """Exponential moving average, corrected for its start (as Adam does).
+
+  Args:
+    weight: of what was before; default: a 15th of the points, 33 at most.
+  """
+  if weight is None:
+    weight = min(0.97, max(0.0, 1 - 15 / max(len(points), 1)))
   mean, total, out = 0.0, 0.0, []
   for x, y in points:
     if y is None or not math.isfinite(y):
