@@ -6,8 +6,7 @@ Every function draws into axes it is given; `loss_png` makes a file.
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.report import loss_range
-from gpt.svg_chart import smooth
+from gpt.svg_chart import loss_range, smooth
 
 COLORS = ('#1f6fb4', '#d1571c', '#3c8a4e', '#7b5ab0', '#a8842c', '#5c6670')
 

@@ -4,7 +4,6 @@ The page is one file that needs no network, no script and no library: charts
 are drawn here as SVG. It can be made while the run is still going.
 """
 
-import dataclasses
 import html
 import json
 import math
@@ -12,102 +11,12 @@ import pathlib
 import re
 import statistics
 
-from gpt import checkpoint, metrics, run
-from gpt.errors import UserError
-from gpt.finish import SAMPLES
+from gpt import metrics, run
 from gpt.info import versions
-from gpt.load import read_data_record
-from gpt.model import GPTConfig, num_params
-from gpt.svg_chart import Series, line_chart, smooth
-from gpt.tokenizer import load_tokenizer
+from gpt.run_record import RunRecord, read_run
+from gpt.svg_chart import Series, line_chart, loss_range, smooth
 
 MAX_SAMPLES = 40
-
-
-@dataclasses.dataclass
-class RunRecord:
-  """What a workdir tells about its run, as far as it has come.
-
-  lines: of metrics.jsonl.
-  config: nested dicts. data: of data.json, or {}.
-  samples: [(step, text)], oldest first.
-  saved: {'best': [steps], 'latest': [steps]}.
-  parameters, vocab_size: None where there is no tokenizer yet.
-  """
-
-  workdir: pathlib.Path
-  lines: list[dict]
-  config: dict
-  data: dict
-  samples: list[tuple[int, str]]
-  saved: dict
-  parameters: int | None
-  vocab_size: int | None
-
-  def series(self, name: str) -> list[tuple[int, float | None]]:
-    """(step, value) of every line that has `name`."""
-    return [(x['step'], x[name]) for x in self.lines if name in x]
-
-  def last(self, name: str):
-    """The newest value of `name`, or None."""
-    values = [y for _, y in self.series(name) if y is not None]
-    return values[-1] if values else None
-
-  @property
-  def step(self) -> int:
-    return max((line['step'] for line in self.lines), default=0)
-
-
-def read_run(workdir) -> RunRecord:
-  """Reads a workdir; no weights are loaded.
-
-  Raises:
-    UserError: it is no run, or has no metrics yet.
-  """
-  workdir = pathlib.Path(workdir)
-  config = run.read_config(workdir)
-  if config is None:
-    raise UserError(
-      f'{workdir} is no run: it has no {run.CONFIG}. Name the --workdir of '
-      'launch.train'
-    )
-  path = workdir / 'metrics.jsonl'
-  if not path.exists():
-    raise UserError(
-      f'{workdir} has no metrics.jsonl: nothing has been trained there yet'
-    )
-  saved = checkpoint.list_steps(workdir / 'checkpoints')
-  parameters = vocab_size = None
-  if (workdir / 'tokenizer').is_dir():
-    vocab_size = load_tokenizer(workdir).vocab_size
-    cfg = GPTConfig.from_config(config['model'], vocab_size)
-    parameters = num_params(cfg)
-  return RunRecord(
-    workdir=workdir,
-    lines=metrics.read(path),
-    config=config,
-    data=read_data_record(workdir),
-    samples=read_samples(workdir / SAMPLES),
-    saved={
-      which: sorted(step for w, step in saved if w == which)
-      for which in (checkpoint.BEST, checkpoint.LATEST)
-    },
-    parameters=parameters,
-    vocab_size=vocab_size,
-  )
-
-
-def read_samples(path) -> list[tuple[int, str]]:
-  """[(step, text)] of a samples.txt; [] where there is none."""
-  path = pathlib.Path(path)
-  if not path.exists():
-    return []
-  with path.open(encoding='utf-8', newline='') as file:
-    parts = re.split(r'^--- step (\d+)\n', file.read(), flags=re.MULTILINE)
-  return [
-    (int(step), text.removesuffix('\n'))
-    for step, text in zip(parts[1::2], parts[2::2])
-  ]
 
 
 def report(workdir, defaults: dict | None = None) -> str:
@@ -270,22 +179,6 @@ def _figure(title: str, chart: str) -> str:
 def _from_zero(points):
   ys = [y for _, y in points if y is not None]
   return (0.0, 1.1 * max(ys)) if ys and max(ys) > 0 else None
-
-
-def loss_range(train, val):
-  """The y axis of a loss chart, without the first steep steps.
-
-  Curves fall from ln V within a few percent of the steps and then move little;
-  what is above the largest value after the first 5 % is cut off.
-  """
-  points = [(x, y) for x, y in [*train, *val] if y is not None]
-  if len(points) < 20:
-    return None
-  last = max(x for x, _ in points)
-  later = [y for x, y in points if x >= 0.05 * last]
-  low, high = min(later), max(later)
-  pad = 0.06 * (high - low) or 0.1
-  return low - pad, high + pad
 
 
 def samples(record: RunRecord) -> str:

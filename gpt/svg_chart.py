@@ -189,6 +189,22 @@ def smooth(points, weight: float | None = None):
   return out
 
 
+def loss_range(train, val):
+  """The y axis of a loss chart, without the first steep steps.
+
+  Curves fall from ln V within a few percent of the steps and then move little;
+  what is above the largest value after the first 5 % is cut off.
+  """
+  points = [(x, y) for x, y in [*train, *val] if y is not None]
+  if len(points) < 20:
+    return None
+  last = max(x for x, _ in points)
+  later = [y for x, y in points if x >= 0.05 * last]
+  low, high = min(later), max(later)
+  pad = 0.06 * (high - low) or 0.1
+  return low - pad, high + pad
+
+
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
   """About `count` round numbers inside [low, high]."""
   raw = (high - low) / max(count, 1)

@@ -39,9 +39,10 @@ def main(_):
   print(f'wrote {output} ({len(page):,} characters)')
   if PNG.value:
     from gpt import plots
+    from gpt.run_record import read_run
 
     name = pathlib.Path(WORKDIR.value).resolve().name
-    lines = report.read_run(WORKDIR.value).lines
+    lines = read_run(WORKDIR.value).lines
     plots.loss_png(PNG.value, {name: lines}, title=name)
     print(f'wrote {PNG.value}')
 
