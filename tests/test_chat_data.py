@@ -1,5 +1,6 @@
 """Conversations: read with errors that help, cleaned, weighted, held out."""
 
+import importlib
 import json
 import re
 
@@ -28,7 +29,7 @@ from gpt.full_pass import full_pass, open_dataset
 from gpt.length_report import percentiles
 from gpt.load import load_model
 from gpt.losses import bits_per_byte
-from gpt.model import GPT, GPTConfig
+from gpt.model import GPT, GPTConfig, num_params
 from gpt.text_reader import TextStats
 from gpt.tokenizer import build_tokenizer, load_tokenizer
 from gpt.train_step import batch_nats
@@ -382,6 +383,31 @@ def test_prepared_data_is_what_training_finds(tmp_path):
   (tokens,) = (workdir / 'cache').glob('*.bin')
   after = tokens.stat().st_mtime_ns, load_tokenizer(workdir).fingerprint
   assert before == after
+
+
+# Recipes
+
+
+@pytest.mark.parametrize('name, shape, parameters', [
+  ('small', (128, 4, 4, 512), 1_900_544),
+  ('medium', (256, 8, 6, 1024), 7_077_888),
+  ('large', (384, 8, 8, 1024), 17_694_720),
+])
+def test_recipe_is_microgpts(name, shape, parameters):
+  module = importlib.import_module(f'configs.chat_{name}')
+  config = module.get_config()
+  model, opt = config.model, config.opt
+  assert shape == (
+    model.n_embd, model.n_head, model.n_layer, model.block_size
+  )
+  cfg = GPTConfig.from_config(model, config.data.vocab_size, 'cpu')
+  assert num_params(cfg) == parameters
+  assert f'{parameters / 1e6:.2f}M parameters' in module.__doc__
+  assert (model.arch, opt.schedule) == ('microgpt', 'linear_warmup')
+  assert (opt.b1, opt.b2, opt.eps) == (0.85, 0.99, 1e-8)
+  assert (opt.weight_decay, opt.clip) == (0.0, 'none')
+  assert config.data.format == 'chat' and config.data.skip_long
+  assert config.data.loss_on == 'assistant'
 
 
 # Whole runs

@@ -235,7 +235,10 @@ def test_train_step_with_segments_compiles_for_metal():
     schedule=schedules.from_config(config),
   )
   state, key = abstract_state(config, model), jax.random.key(1)
-  batch = abstract_batch() | {'segments': abstract((4, 65), jnp.int32)}
+  batch = abstract_batch() | {
+    'segments': abstract((4, 65), jnp.int32),
+    'positions': abstract((4, 64), jnp.int32),
+  }
   assert check_metal_lowering(step, state, batch, key) == []
 
 

@@ -1,0 +1,19 @@
+"""More capacity for more conversations, for a GPU: microgpt's large chat model.
+
+    python -m launch.train --config=configs/chat_large.py \
+      --config.data.path=conversations.jsonl --workdir=runs/chat_large
+
+17.69M parameters with 4,096 tokens: 8 layers x 384, 8 heads, context 1,024.
+Unrun. (microgpt's table says about 25M; its shapes give this number.)
+"""
+
+from configs import chat_medium
+
+
+def get_config():
+  config = chat_medium.get_config()
+  config.total_steps = 100_000
+  config.model.update(n_embd=384, n_layer=8)
+  config.eval.every = 1000
+  config.checkpoint.every = 5000
+  return config
