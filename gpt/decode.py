@@ -132,7 +132,7 @@ def refill(state: DecodeState, slot, row: KVCache) -> DecodeState:
 
 def decode_block(
   model, params, state, slots_b, last_b, length_b, step_b, s, *, k, bucket,
-  in_order=False,
+  in_order=False, uniform_bk=None,
 ):
   """k decode steps for b slots in one dispatch.
 
@@ -150,6 +150,8 @@ def decode_block(
     bucket: columns of the cache to read; with `in_order` all of them are read
       without a copy if it is the cache's capacity.
     in_order: row i is slot i, for all slots: nothing has to be gathered.
+    uniform_bk: float32[b, k] of `sampling.uniforms`, where it is known already:
+      then nothing here draws it, and programs compile faster.
 
   Returns:
     (state, tokens int32[b, k], logits float32[b, k, V] raw). What a row gets
@@ -163,7 +165,8 @@ def decode_block(
     column < length_b[:, None, None], (rows, 1, bucket)
   )
   fresh_column = jnp.arange(k, dtype=jnp.int32)[None, None]
-  uniform_bk = sampling.uniforms(s.seed, step_b, k)
+  if uniform_bk is None:
+    uniform_bk = sampling.uniforms(s.seed, step_b, k)
 
   def pick(x):
     return x if in_order else x[slots_b]

@@ -171,6 +171,7 @@ class Sequence:
     finish: None, 'stop' or 'length'.
     scores: PromptScores to be done first, or None.
     last_time: when its newest tokens came, time.perf_counter().
+    uniforms: float32 random numbers of the steps from `drawn` on, or None.
   """
 
   def __init__(self, job: Job, index: int, prompt, seed: int, tokenizer):
@@ -185,6 +186,7 @@ class Sequence:
     self.finish = None
     self.scores = None
     self.last_time = None
+    self.uniforms, self.drawn = None, 0
     self._text = TextStream(tokenizer, job.sampling.stop)
     self._pending = []
 

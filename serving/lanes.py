@@ -137,6 +137,9 @@ class Lane:
     idle = [s for s in range(self._programs.slots) if s not in rows]
     rows |= {slot: (0, window, 0) for slot in idle[: b - len(group)]}
     slots = sorted(rows)
+    uniform_bk = np.zeros((b, k), np.float32)
+    for seq, _ in group:
+      uniform_bk[slots.index(seq.slot)] = self._draw(seq, k)
     slots_b = np.array(slots, np.int32)
     last_b, length_b, step_b = np.array(
       [rows[slot] for slot in slots], np.int32
@@ -144,7 +147,7 @@ class Lane:
     began = time.perf_counter()
     self._state, tokens_bk, logits_bkV = self._programs.block(
       params, self._state, slots_b, last_b, length_b, step_b,
-      jax.tree.map(lambda x: x[slots_b], self._sampling), k,
+      jax.tree.map(lambda x: x[slots_b], self._sampling), uniform_bk,
     )
     tokens_bk = np.asarray(tokens_bk).tolist()
     self._time_step(b, (time.perf_counter() - began) / k)
@@ -155,6 +158,14 @@ class Lane:
         logits = np.asarray(logits_bkV)[i, :room]
       out.append((seq, tokens_bk[i][:room], logits, slid))
     return out
+
+  def _draw(self, seq, k: int):
+    """float32[k]: the random numbers of the next k steps."""
+    at = len(seq.sampled) - seq.drawn
+    if seq.uniforms is None or at + k > len(seq.uniforms):
+      seq.drawn, at = len(seq.sampled), 0
+      seq.uniforms = self._programs.uniforms(seq.seed, seq.drawn)
+    return seq.uniforms[at : at + k]
 
   def _block_steps(self, b: int, room: int) -> int:
     """Steps of the next block: long ones cost less, short ones wait less."""

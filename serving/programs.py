@@ -19,6 +19,7 @@ from gpt.sharding import num_cores
 from serving.schemas import MAX_TOP_LOGPROBS
 
 ROW_COUNTS = (1, 4)  # and all slots, over all lanes
+UNIFORMS = 256  # random numbers drawn at once for a sequence
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
 
 
@@ -120,7 +121,7 @@ class Programs:
     self._shapes = shapes or block_shapes(slots, lanes, self.block_size)
     self._blocks = {}
     self._admit = {}
-    self._score = self._new_state = None
+    self._score = self._uniforms = self._new_state = None
 
   def compile(self, params) -> int:
     """Compiles everything, several programs at once; gives their number.
@@ -151,7 +152,7 @@ class Programs:
         columns += decode.SPARE  # The whole cache is read without a copy.
       lowered = decode.jit_decode_block.lower(
         model, params, state, row, row, row, row, s, k=k, bucket=columns,
-        in_order=every,
+        in_order=every, uniform_bk=array((b, k), jnp.float32),
       )
       self._blocks[b, k, bucket] = lowered.compile()
 
@@ -168,6 +169,14 @@ class Programs:
         model, params, array((1, length), int32), array((length,), int32)
       ).compile()
 
+    def uniforms():
+      program = jax.jit(lambda seed, step: sampling.uniforms(
+        seed[None], step[None], UNIFORMS
+      )[0])
+      self._uniforms = program.lower(
+        array((), jnp.uint32), array((), int32)
+      ).compile()
+
     def new_state():
       program = jax.jit(lambda: decode.init_state(cfg, slots))
       self._new_state = program.lower().compile()
@@ -176,7 +185,7 @@ class Programs:
     jobs += [
       functools.partial(prefill, n) for n in decode.buckets(self.block_size)
     ]
-    return [*jobs, scoring, new_state]
+    return [*jobs, scoring, uniforms, new_state]
 
   def new_state(self):
     """An empty DecodeState."""
@@ -195,8 +204,9 @@ class Programs:
       length_b = np.full(b, bucket - 1, np.int32)
       state, _, _ = self.block(
         params, state, slots_b, zeros_b, length_b, zeros_b,
-        sampling.params(b), k,
+        sampling.params(b), np.zeros((b, k), np.float32),
       )
+    self.uniforms(0, 0)
     self.score(params, zeros(1, np.int32), zeros(1, np.int32))
     return jax.block_until_ready(state)
 
@@ -217,18 +227,25 @@ class Programs:
     """Numbers of steps there are programs for, with b rows; ascending."""
     return sorted({k for a, k, _ in self._shapes if a == b})
 
-  def block(self, params, state, slots_b, last_b, length_b, step_b, s, k: int):
+  def uniforms(self, seed: int, step: int):
+    """float32[UNIFORMS] numpy of `sampling.uniforms`, from `step` on."""
+    return np.asarray(self._uniforms(np.uint32(seed), np.int32(step)))
+
+  def block(
+    self, params, state, slots_b, last_b, length_b, step_b, s, uniform_bk
+  ):
     """As `decode.decode_block`, for a b of `rows` and a k of `steps`.
 
     Slots are in ascending order; rows of length block_size are not decoded.
     """
-    b = len(slots_b)
+    b, k = uniform_bk.shape
     longest = int(np.max(length_b, where=length_b < self.block_size, initial=1))
     bucket = min(
       c for a, j, c in self._shapes if (a, j) == (b, k) and c >= longest
     )
     return self._blocks[b, k, bucket](
-      params, state, slots_b, last_b, length_b, step_b, s
+      params, state, slots_b, last_b, length_b, step_b, s,
+      uniform_bk=uniform_bk,
     )
 
   def score(self, params, tokens, targets):

@@ -1,0 +1,295 @@
+"""A real server process under load: latency, throughput, memory, start-up.
+
+    python -m launch.bench.serve                    (preset s, a few minutes)
+    python -m launch.bench.serve --soak=600         (and ten minutes of abuse)
+    python -m launch.bench.serve --workdir=runs/x --slots=4 --clients=1,4
+
+Without --workdir it makes one, with a model of the preset trained for a single
+step: speed does not depend on what the weights are. The server is started
+twice, without and with a compilation cache. Closed loop: clients that ask again
+as soon as they have their answer, one and many in turns. Open loop: Poisson
+arrivals at shares of the rate that the most clients reached.
+"""
+
+import asyncio
+import http.client
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import flags
+
+from launch import cli
+from launch.bench import harness, load
+
+WORKDIR = flags.DEFINE_string('workdir', '', 'Run to serve; made if absent.')
+PRESET = flags.DEFINE_string('preset', 's', 'Size preset of a run to be made.')
+SLOTS = flags.DEFINE_integer('slots', 16, 'Slots of the server.')
+CLIENTS = flags.DEFINE_list('clients', ['1', '4', '16', '64'], 'Closed loop.')
+SHARES = flags.DEFINE_list('shares', ['0.5', '0.8'], 'Open loop: load.')
+SECONDS = flags.DEFINE_float('seconds', 5.0, 'Length of a turn.')
+ROUNDS = flags.DEFINE_integer('rounds', 3, 'Turns of each number of clients.')
+PROMPT = flags.DEFINE_integer('prompt', 16, 'Characters of a prompt.')
+MAX_TOKENS = flags.DEFINE_integer('max_tokens', 128, 'Tokens of an answer.')
+SOAK = flags.DEFINE_float('soak', 0.0, 'Seconds of mixed load with aborts.')
+# What may come back under abuse: answers, mistakes, a full queue.
+EXPECTED = (200, 400, 503)
+
+
+def make_workdir() -> pathlib.Path:
+  """A run of the preset, trained for one step unless it exists."""
+  workdir = pathlib.Path(WORKDIR.value or f'runs/bench-{PRESET.value}')
+  if not (workdir / 'config.json').exists():
+    subprocess.run(
+      [
+        sys.executable, '-m', 'launch.train', f'--workdir={workdir}',
+        f'--config=configs/model_{PRESET.value}.py', '--config.total_steps=1',
+        '--config.batch_size=1', '--config.data.path=sample',
+        '--config.eval.full_at_end=false', '--config.eval.windows=1',
+        '--config.sample.max_tokens=1',
+      ],
+      check=True, stdout=subprocess.DEVNULL,
+    )
+  return workdir
+
+
+class Server:
+  """A server process, from its start until it is ready, and to its end."""
+
+  def __init__(self, workdir, cache, *flags):
+    began = time.perf_counter()
+    self._log = tempfile.TemporaryFile()
+    self._process = subprocess.Popen(
+      [
+        sys.executable, '-m', 'launch.serve', f'--workdir={workdir}',
+        '--port=0', *flags,
+      ],
+      stdout=subprocess.PIPE, stderr=self._log, text=True,
+      env={**os.environ, 'RGPT_CACHE': str(cache)},
+    )
+    line = self._process.stdout.readline()
+    found = re.search(r':(\d+)$', line.strip())
+    if not found:
+      self._log.seek(0)
+      raise RuntimeError(self._log.read().decode())
+    self.port = int(found[1])
+    while not self._is_ready():
+      time.sleep(0.02)
+    self.start_s = time.perf_counter() - began
+    self.start_cpu_s = self.cpu_s()
+
+  def _get(self, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection('127.0.0.1', self.port, timeout=60)
+    try:
+      connection.request('GET', path)
+      response = connection.getresponse()
+      return response.status, response.read().decode()
+    finally:
+      connection.close()
+
+  def _is_ready(self) -> bool:
+    if self._process.poll() is not None:
+      raise RuntimeError('the server has died')
+    return self._get('/health')[0] == 200
+
+  def cpu_s(self) -> float:
+    import psutil
+
+    times = psutil.Process(self._process.pid).cpu_times()
+    return times.user + times.system
+
+  def rss_mb(self) -> float:
+    import psutil
+
+    return psutil.Process(self._process.pid).memory_info().rss / 1e6
+
+  def metrics(self) -> dict:
+    text = self._get('/metrics')[1]
+    rows = (x.rpartition(' ') for x in text.splitlines() if x[:1] != '#')
+    return {name: float(value) for name, _, value in rows}
+
+  def stop(self) -> int:
+    self._process.send_signal(signal.SIGTERM)
+    self._process.stdout.close()
+    code = self._process.wait(60)
+    self._log.close()
+    return code
+
+
+def body_maker(rng):
+  """Requests of one size whose texts differ."""
+
+  def make():
+    letters = ''.join(rng.choice('etaoin shrdlu') for _ in range(PROMPT.value))
+    return {
+      'prompt': letters, 'max_tokens': MAX_TOKENS.value, 'stream': True,
+      'stream_options': {'include_usage': True}, 'ignore_eos': True,
+      'seed': rng.randrange(2**31),
+    }
+
+  return make
+
+
+def quantiles(values, unit=1e3) -> dict:
+  """p50, p95, p99 in milliseconds."""
+  values = sorted(values) or [float('nan')]
+
+  def at(q):
+    return unit * values[min(len(values) - 1, int(q * len(values)))]
+
+  return {'p50': at(0.5), 'p95': at(0.95), 'p99': at(0.99)}
+
+
+def summary(results) -> dict:
+  """Latencies and throughput of one turn."""
+  ttft, gaps, tokens, last = [], [], 0, 0.0
+  good = [r for r in results if r.status == 200]
+  for result in good:
+    texts = result.texts()
+    ttft.append(texts[0][0] - result.sent)
+    for (before, _), (at, n) in zip(texts, texts[1:]):
+      gaps += [(at - before) / n] * round(n)
+    tokens += sum(n for _, n in texts)
+    last = max(last, texts[-1][0])
+  wall = last - min((r.sent for r in results), default=0.0)
+  return {
+    'requests': len(results),
+    'rejected': sum(r.status == 503 for r in results),
+    'failed': sum(r.status not in (200, 503) for r in results),
+    'tokens_per_s': tokens / wall if good else 0.0,
+    'requests_per_s': len(good) / wall if good else 0.0,
+    'ttft_ms': quantiles(ttft),
+    'inter_token_ms': quantiles(gaps),
+  }
+
+
+def median_of(turns: list[dict]) -> dict:
+  """Medians over the turns; counts are added up."""
+  out = {}
+  for name, value in turns[0].items():
+    values = [turn[name] for turn in turns]
+    if isinstance(value, dict):
+      out[name] = median_of(values)
+    elif isinstance(value, int):
+      out[name] = sum(values)
+    else:
+      out[name] = statistics.median(values)
+  speeds = [turn['tokens_per_s'] for turn in turns if 'tokens_per_s' in turn]
+  if speeds:
+    out |= {'min': min(speeds), 'max': max(speeds)}
+  return out
+
+
+async def run_loops(port, rng) -> dict:
+  """Closed loops in turns, then open loops."""
+  make, rows = body_maker(rng), {}
+  await load.closed_loop(port, 2, 1.0, make)  # Sockets, caches, threads.
+  clients = [int(n) for n in CLIENTS.value]
+  turns = {n: [] for n in clients}
+  for _ in range(ROUNDS.value):
+    for n in clients:
+      results = await load.closed_loop(port, n, SECONDS.value, make)
+      turns[n].append(summary(results))
+  for n in clients:
+    rows[f'closed {n}'] = median_of(turns[n])
+  best = max(row['requests_per_s'] for row in rows.values())
+  for share in SHARES.value:
+    rate = best * float(share)
+    results = await load.open_loop(port, rate, SECONDS.value, make, rng)
+    rows[f'open {rate:.0f}/s'] = summary(results)
+  return rows
+
+
+async def soak(server, rng) -> dict:
+  """Mixed load with aborts; memory on the way, and what is left behind."""
+  make, rss, results = body_maker(rng), [], []
+  end = time.perf_counter() + SOAK.value
+  while time.perf_counter() < end:
+    results += await load.mixed_load(
+      server.port, 24, min(10.0, SOAK.value), make, rng
+    )
+    rss.append(server.rss_mb())
+    print(f'soak: {len(results)} requests, RSS {rss[-1]:.0f} MB', flush=True)
+  await asyncio.sleep(0.5)
+  metrics = server.metrics()
+  names = ('num_requests_running', 'num_requests_waiting', 'slots_busy')
+  third = len(rss) // 3
+  return {
+    'requests': len(results),
+    'aborted': sum(r.aborted for r in results),
+    'unexpected': sum(
+      not r.aborted and r.status not in EXPECTED for r in results
+    ),
+    'rss_mb': rss,
+    # Of the last two thirds: the first fills caches and arenas.
+    'rss_growth_mb': rss[-1] - min(rss[third:]),
+    'left_behind': sum(metrics[f'rgpt_{name}'] for name in names),
+  }
+
+
+def show(rows) -> None:
+  print(f'\n{"":14s}{"tokens/s":>10s}{"req/s":>8s}{"TTFT p50":>10s}'
+        f'{"p95":>8s}{"p99":>8s}{"ITL p50":>9s}{"p95":>8s}{"p99":>8s}'
+        f'{"rejected":>10s}{"failed":>8s}   (ms)')
+  for name, row in rows.items():
+    first, gap = row['ttft_ms'], row['inter_token_ms']
+    cells = [f'{v:8.1f}' for v in (first['p95'], first['p99'])]
+    print(
+      f'{name:14s}{row["tokens_per_s"]:10.0f}{row["requests_per_s"]:8.1f}'
+      f'{first["p50"]:10.1f}{"".join(cells)}{gap["p50"]:9.2f}'
+      f'{gap["p95"]:8.2f}{gap["p99"]:8.2f}{row["rejected"]:10d}'
+      f'{row["failed"]:8d}'
+    )
+
+
+def ratios(rows) -> dict:
+  """16 clients beside one: what the targets are about."""
+  if 'closed 1' not in rows or 'closed 16' not in rows:
+    return {}
+  one, many = rows['closed 1'], rows['closed 16']
+  return {
+    'throughput_16_to_1': many['tokens_per_s'] / one['tokens_per_s'],
+    'ttft_p95_16_to_1': many['ttft_ms']['p95'] / one['ttft_ms']['p95'],
+  }
+
+
+def main(_):
+  workdir = make_workdir()
+  rng = random.Random(0)
+  queue = 2 * max(int(n) for n in CLIENTS.value)
+  options = (f'--slots={SLOTS.value}', f'--max_queue={queue}')
+  with tempfile.TemporaryDirectory() as cache:
+    cold = Server(workdir, cache, *options)
+    cold.stop()
+    server = Server(workdir, cache, *options)
+    print(
+      f'{harness.machine()}\nready after {cold.start_s:.1f} s '
+      f'({cold.start_cpu_s:.1f} CPU-s) without compilation cache, '
+      f'{server.start_s:.1f} s ({server.start_cpu_s:.1f} CPU-s) with one'
+    )
+    report = {
+      'workdir': str(workdir), 'slots': SLOTS.value,
+      'max_tokens': MAX_TOKENS.value,
+      'start_cold_s': cold.start_s, 'start_cached_s': server.start_s,
+      'rss_start_mb': server.rss_mb(),
+    }
+    rows = asyncio.run(run_loops(server.port, rng))
+    show(rows)
+    report |= {'rows': rows, 'rss_end_mb': server.rss_mb(), **ratios(rows)}
+    if SOAK.value:
+      report['soak'] = asyncio.run(soak(server, rng))
+    compiled = server.metrics()['rgpt_jit_compilations_total']
+    report |= {'programs': compiled, 'exit_code': server.stop()}
+  print(json.dumps(report))
+
+
+if __name__ == '__main__':
+  cli.run(main)
