@@ -99,16 +99,9 @@ class Checkpoints:
 
   @functools.cached_property
   def _writers(self):
-    """An asynchronous writer for each kind; leftovers of killed ones go."""
+    """An asynchronous writer for each kind."""
     ocp = _orbax()
-    for which in (LATEST, BEST):
-      folder = self.directory / which
-      folder.mkdir(parents=True, exist_ok=True)
-      if jax.process_index() == 0:
-        for path in folder.glob('*.orbax-checkpoint-tmp*'):
-          shutil.rmtree(path, ignore_errors=True)
-    if jax.process_index() == 0:
-      shutil.rmtree(self.directory / DELETED, ignore_errors=True)
+    self.tidy()
     return {
       which: ocp.AsyncCheckpointer(
         ocp.CompositeCheckpointHandler(),
@@ -118,6 +111,21 @@ class Checkpoints:
       )
       for which in (LATEST, BEST)
     }
+
+  def tidy(self) -> None:
+    """Makes the folders; removes what killed processes have left in them."""
+    for which in (LATEST, BEST):
+      folder = self.directory / which
+      folder.mkdir(parents=True, exist_ok=True)
+      if jax.process_index() == 0:
+        for path in folder.glob('*.orbax-checkpoint-tmp*'):
+          shutil.rmtree(path, ignore_errors=True)
+      self._drop_superfluous(which)
+    if jax.process_index() == 0:
+      shutil.rmtree(self.directory / DELETED, ignore_errors=True)
+
+  def has(self, which: str, step: int) -> bool:
+    return step in self._saved[which]
 
   def save(self, which: str, state: TrainState, meta: dict) -> bool:
     """Starts writing a host copy of the state; returns before it is on disk.
@@ -133,7 +141,9 @@ class Checkpoints:
       untouched.
     """
     ocp = _orbax()
-    self._finish(which)
+    # Several processes agree on one write at a time.
+    for kind in (LATEST, BEST) if jax.process_count() > 1 else (which,):
+      self._finish(kind)
     failed_before = which in self._failed
     params, ema, rest = to_host(split_state(state))
     step, loss = int(rest['step']), float(meta.get('best_loss', np.inf))
@@ -188,8 +198,12 @@ class Checkpoints:
       self._failed[which] = _reason(e)
       return
     self._failed.pop(which, None)
+    self._saved[which][step] = loss
+    self._drop_superfluous(which)
+
+  def _drop_superfluous(self, which: str) -> None:
+    """Keeps the newest of the latest, and the lowest loss of the best."""
     saved = self._saved[which]
-    saved[step] = loss
     if which == LATEST:
       superfluous = sorted(saved)[: -self._keep]
     else:
@@ -324,9 +338,16 @@ def restore_params(path):
 
 def _restore_item(path, item, target):
   ocp = _orbax()
-  handler = ocp.StandardCheckpointHandler()
+  options = {}
+  if jax.process_count() > 1:  # Each process reads for itself, without others.
+    index = jax.process_index()
+    options['multiprocessing_options'] = ocp.options.MultiprocessingOptions(
+      primary_host=index, active_processes={index},
+      barrier_sync_key_prefix=f'read{index}',
+    )
+  handler = ocp.StandardCheckpointHandler(**options)
   path = pathlib.Path(path).absolute() / item
-  with ocp.Checkpointer(handler) as checkpointer:
+  with ocp.Checkpointer(handler, **options) as checkpointer:
     if target is None:
       return checkpointer.restore(path)
     target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)

@@ -168,6 +168,9 @@ def train_and_evaluate(
       console.add(values, timed=step > first + 1)
 
     try:
+      checkpoints.tidy()
+      if first == last and not checkpoints.has(LATEST, last):
+        save(LATEST, state)  # Killed after the best, before the latest.
       if first == 0:
         quick = evaluate(
           train_state.eval_params(state), 'val', config.eval.windows
@@ -205,7 +208,7 @@ def train_and_evaluate(
         if eval_due:
           params = train_state.eval_params(state)
           quick = evaluate(params, 'val', config.eval.windows)
-          if not math.isfinite(quick['nats_per_token']):
+          if quick['tokens'] and not math.isfinite(quick['nats_per_token']):
             raise failures.not_finite(
               step, 'validation loss', values['lr'], workdir
             )

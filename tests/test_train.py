@@ -202,7 +202,7 @@ def test_samples_are_written_at_every_eval(reference):
 
 
 def test_killed_and_resumed_equals_uninterrupted(reference, tmp_path):
-  """Killed at five moments, one after the other, some within a save."""
+  """Killed at six moments, one after the other, most of them in a save."""
   workdir = tmp_path / 'run'
   for text in ('tokenizer: char', 'step 0 | val'):
     process = Training(workdir, *ARGS)
@@ -214,9 +214,11 @@ def test_killed_and_resumed_equals_uninterrupted(reference, tmp_path):
     kill_at('os.rename', 'checkpoints/deleted/', 2),
   ):
     train(workdir, *ARGS, signal_at=point, code=-signal.SIGKILL)
-  process = Training(workdir, *ARGS)
-  process.wait_for('wrote checkpoint.bin')
-  process.kill()
+  for point in (
+    kill_at('os.mkdir', 'latest/12.orbax-checkpoint-tmp'),
+    kill_at('os.rename', 'checkpoint_best.bin'),
+  ):
+    train(workdir, *ARGS, signal_at=point, code=-signal.SIGKILL)
   out, _ = train(workdir, *ARGS)
   assert 'Already at step 12 (target 12). Nothing to train.' in out
   assert 'cut short while it wrote its last files' in out
