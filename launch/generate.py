@@ -51,7 +51,9 @@ TEMPERATURE = flags.DEFINE_float(
   'temperature', 0.8, 'Higher is more surprising; 0 takes the likeliest.'
 )
 TOP_P = flags.DEFINE_float(
-  'top_p', 0.9, 'Sample from the likeliest tokens of this total probability.'
+  'top_p', 0.9,
+  'Sample from the likeliest tokens of this total probability. Documents: '
+  'default 1, temperature alone.',
 )
 TOP_K = flags.DEFINE_integer(
   'top_k', 0, 'Sample from this many likeliest tokens. 0: off.'
@@ -156,7 +158,8 @@ def write_documents(
     ids: list[list[int]] = [[] for _ in seeds]
     ended = set()
     for row, new in decode.generate(
-      loaded.model, params, [start.ids] * len(seeds), sampling_params(seeds),
+      loaded.model, params, [start.ids] * len(seeds),
+      sampling_params(seeds, top_p=1.0),
       limit, bias_V=start.bias_V, stop_ids=start.stop_ids, window=window,
     ):
       ctrl_c.check()
@@ -178,12 +181,14 @@ def write_documents(
   )
 
 
-def sampling_params(seeds):
+def sampling_params(seeds, top_p=None):
   """The flags as sampling.params, a row for each seed."""
   from gpt import sampling
 
+  if top_p is None or flags.FLAGS['top_p'].present:
+    top_p = TOP_P.value
   return sampling.params(
-    len(seeds), seed=seeds, temperature=TEMPERATURE.value, top_p=TOP_P.value,
+    len(seeds), seed=seeds, temperature=TEMPERATURE.value, top_p=top_p,
     top_k=TOP_K.value, min_p=MIN_P.value,
     repetition=REPETITION_PENALTY.value,
   )
