@@ -6,12 +6,18 @@ processes under test are pointed at too: they compile the same few programs.
 """
 
 import os
+import signal
 import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 _COMPILED = tempfile.TemporaryDirectory(prefix='rgpt-test-compiled-')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  # A background job of a shell ignores Ctrl-C, and so would the processes
+  # under test.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
