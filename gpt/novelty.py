@@ -1,5 +1,6 @@
 """How many generated documents a model has made up, not memorised."""
 
+from gpt.errors import UserError
 from gpt.full_pass import open_dataset
 
 
@@ -10,11 +11,15 @@ def count_new(loaded, workdir, texts) -> tuple[int, int]:
   around it; an empty text is not new.
 
   Raises:
-    UserError: the data of the run is not there any more.
+    UserError: what the run was trained on is not there, or is another by now.
   """
   silent = lambda line: None  # noqa: E731
   with open_dataset(loaded, workdir, log=silent) as (dataset, _):
     corpus = dataset.corpus
+    if corpus.info.text_sha256 != loaded.data.get('text_sha256'):
+      raise UserError(
+        f'{corpus.description} is not what this run was trained on'
+      )
     trained = corpus.chosen('train')
     known = {
       corpus.tokens[a : b - 1].tobytes()

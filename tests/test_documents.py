@@ -1,6 +1,7 @@
 """Documents: held out whole, each once an epoch, padding that never counts."""
 
 import itertools
+import json
 import math
 
 import jax
@@ -28,6 +29,7 @@ from gpt.evaluation import Evaluator
 from gpt.model import GPT, GPTConfig
 from gpt.packing import pack
 from gpt.prompt import read_prompt
+from gpt.sources import find_sources
 from gpt.text_reader import TextStats
 from gpt.tokenizer import build_tokenizer
 from gpt.train_step import batch_nats
@@ -462,6 +464,10 @@ def name_model(tmp_path, saying: str, **data):
     tmp_path / 'run', tokenizer, ids,
     data={'path': path, 'format': 'lines', **data},
   )
+  digest = find_sources(path).sha256()
+  (tmp_path / 'run' / 'data.json').write_text(
+    json.dumps({'text_sha256': digest})
+  )
   return tmp_path / 'run'
 
 
@@ -481,10 +487,12 @@ def test_generate_lists_documents_and_counts_the_new_ones(
   out, err = launch('generate', f'--workdir={run}', '--num_samples=2')
   assert out == f'{known}\n' * 2
   assert '0 of 2 are not in the training set' in err
-  (tmp_path / 'known' / 'names.txt').unlink()
-  out, err = launch('generate', f'--workdir={run}')
-  assert out == f'{known}\n'
-  assert 'warning: how many of them are new is unknown' in err
+  file = tmp_path / 'known' / 'names.txt'
+  for change in (lambda: file.write_text('another\ntext\n'), file.unlink):
+    change()
+    out, err = launch('generate', f'--workdir={run}')
+    assert out == f'{known}\n'
+    assert 'warning: how many of them are new is unknown' in err
 
 
 def test_sample_i_uses_seed_plus_i_and_a_prompt_stands_after_bos(tmp_path):
