@@ -511,6 +511,21 @@ def test_tokenizers_give_the_same_ids_elsewhere(kind):
     assert again.special_tokens[name] == ours.special_tokens[name]
 
 
+def test_a_tokenizer_json_with_an_eos_is_put_in_microgpts_order():
+  """What an import of somebody's re-saved export brings: hf, with EOS."""
+  ours = HfTokenizer(equivalent(CharTokenizer('abc d\n', CHAT_TOKENS)))
+  assert ours.eos_id != ours.bos_id
+  order = interop.microgpt_order(ours)
+  theirs = HfTokenizer(interop.microgpt_tokenizer(ours, order))
+  assert theirs.vocab_size == ours.vocab_size - 1
+  names = ('<|bos|>', *CHAT_TOKENS)
+  assert [theirs.special_tokens[name] for name in names] == [0, 1, 2, 3]
+  text = 'a bad\ncab'
+  wanted = [order.index(i) for i in ours.encode(text).tolist()]
+  assert theirs.encode(text).tolist() == wanted
+  assert theirs.decode(wanted) == text
+
+
 def test_a_vocabulary_with_doubles_cannot_be_expressed():
   double = RandyTokenizer(['<|bos|>', '<|eos|>', 'a', 'b', 'a'], [])
   with pytest.raises(UserError, match="'a' stands for two ids"):
