@@ -14,6 +14,7 @@ import time
 
 from serving import errors, jobs
 from serving.lanes import Lane, lane_count
+from serving.metrics import ABORTS
 from serving.programs import Programs
 from serving.scheduler import Scheduler
 from serving.scores import PromptScores, choice_logprobs
@@ -201,9 +202,9 @@ class Engine:
 
   def _close(self, job) -> None:
     job.ended = time.perf_counter()
-    if job.cancelled:
+    if job.cancelled in ABORTS:  # Not: it has waited too long for a slot.
       self._metrics.aborted.labels(job.cancelled).inc()
-    else:
+    elif not job.cancelled:
       self._metrics.e2e.observe(job.ended - job.created)
     self._outbox.append((job, jobs.Closed()))
 

@@ -36,7 +36,6 @@ class Record:
   status: int = 0
   job: object = None
   finish: str = '-'
-  complete: bool = False
 
 
 class Gate:
@@ -74,8 +73,6 @@ class Gate:
         message = {
           **message, 'headers': [*message.get('headers', ()), *extra]
         }
-      elif not message.get('more_body'):
-        record.complete = True
       await send(message)
 
     client = None

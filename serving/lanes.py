@@ -15,9 +15,14 @@ import numpy as np
 from gpt import decode, sampling
 from gpt.sharding import num_cores
 from serving import jobs
+from serving.programs import MANY_ROWS
 
 # A block that takes longer makes streams jerky and new requests wait.
 BLOCK_SECONDS = 0.03
+# Steps of a block in which some row is to give its first token: it should not
+# have to wait for many more, nor the others lose much. With many rows, in
+# nearly every block one begins.
+FIRST_STEPS = 4
 # Weights beyond this share the memory's bandwidth, not the caches of cores:
 # then all rows should use them at once.
 LANE_BYTES = 64 << 20
@@ -86,8 +91,6 @@ class Lane:
   def step(self) -> list:
     """One block for every sequence of the lane that can go on.
 
-    Sequences that begin get one token soon, all others as many as pay.
-
     Returns:
       [(sequence, new ids, raw logits float32[n, V] or None, slid)]; none for
       those that may not sample any more or wait for their prompt's scores.
@@ -127,7 +130,10 @@ class Lane:
     window = self._cfg.block_size
     rooms = [seq.room(window) for seq, _ in group]
     b = self._programs.rows(len(group))
-    k = self._block_steps(b, 1 if fresh else max(rooms))
+    room = max(rooms)
+    if fresh and b < MANY_ROWS:
+      room = min(room, 1 if b == 1 else FIRST_STEPS)
+    k = self._block_steps(b, room)
     rows = {
       seq.slot: (seq.last_token, len(seq) - 1 - seq.start, len(seq.sampled))
       for seq, _ in group

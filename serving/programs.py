@@ -19,6 +19,7 @@ from gpt.sharding import num_cores
 from serving.schemas import MAX_TOP_LOGPROBS
 
 ROW_COUNTS = (1, 4)  # and all slots, over all lanes
+MANY_ROWS = 8
 UNIFORMS = 256  # random numbers drawn at once for a sequence
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
 
@@ -89,17 +90,18 @@ def block_shapes(
   """(rows, steps, bucket) of a lane's decode programs.
 
   All numbers of steps exist for the whole window. Shorter buckets exist for
-  the long blocks, where a generation spends its time.
+  the long blocks, where a generation spends its time: doubling ones, and for
+  many rows, whose caches cost more than the weights, quarters of the window.
   """
   rows = {min(slots, -(-b // lanes)) for b in ROW_COUNTS} | {slots}
   shapes = []
   for b in sorted(rows):
-    for k in decode.BLOCK_STEPS:
-      shapes.append((b, k, block_size))
+    shapes += [(b, k, block_size) for k in decode.BLOCK_STEPS]
+    shorter = {c for c in decode.buckets(block_size) if c >= 64}
+    if b >= MANY_ROWS:
+      shorter |= {block_size * i // 4 for i in (1, 2, 3)} - set(range(64))
     shapes += [
-      (b, max(decode.BLOCK_STEPS), bucket)
-      for bucket in decode.buckets(block_size)[:-1]
-      if bucket >= 64
+      (b, max(decode.BLOCK_STEPS), c) for c in sorted(shorter - {block_size})
     ]
   return shapes
 

@@ -19,7 +19,7 @@ from gpt.decode import ban_bias
 from serving import engine as engines
 from serving import errors, jobs
 from serving.errors import ApiError, ClientGone, bad_request
-from serving.metrics import Metrics
+from serving.metrics import ABORTS, Metrics
 from serving.programs import compile_count
 
 log = logging.getLogger('rgpt.serve')
@@ -226,7 +226,8 @@ class Generation:
       self._watch = asyncio.create_task(self._watch_disconnect())
       await service.in_thread(self._fill)
       if job.cancelled:
-        service.metrics.aborted.labels(job.cancelled).inc()
+        if job.cancelled in ABORTS:
+          service.metrics.aborted.labels(job.cancelled).inc()
         raise self._failure()
       service.check_size(job)
       self._submitted = True
@@ -271,7 +272,7 @@ class Generation:
             f'No slot was free within {options.queue_timeout:g} s.',
             'queue_timeout',
           ),
-          'timeout',
+          'queue_timeout',
         )
 
     def request_timeout():

@@ -167,7 +167,9 @@ async def mixed_load(port, clients, seconds, make_body, rng) -> list[Result]:
       if rng.random() < 0.3:
         abort = rng.expovariate(5)
       result = await client.request(body, abort)
-      result.pieces = [(at, data) for at, data in result.pieces[-1:]]
+      result.pieces = result.pieces[-1:]  # The rest would fill our memory.
+      if result.status == 503:
+        await asyncio.sleep(0.05)
       results.append(result)
     client.close()
 
