@@ -25,12 +25,19 @@ pytestmark = [
   # Their own code and that of the libraries below is not ours to warn about.
   pytest.mark.filterwarnings('default'),
 ]
-with warnings.catch_warnings():
-  warnings.simplefilter('ignore')
-  torch = pytest.importorskip('torch', reason='extra hf-test is needed')
-  transformers = pytest.importorskip(
-    'transformers', reason='extra hf-test is needed'
-  )
+torch = transformers = None
+
+
+@pytest.fixture(scope='module', autouse=True)
+def libraries():
+  """Imported when a test runs: that takes seconds, collecting should not."""
+  global torch, transformers
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    reason = 'extra hf-test is needed'
+    torch = pytest.importorskip('torch', reason=reason)
+    transformers = pytest.importorskip('transformers', reason=reason)
+
 
 TEXT = sample_text()[:30_000]
 OPTIONS = {
@@ -49,7 +56,7 @@ def tokenizer():
 
 
 @pytest.fixture(scope='module')
-def exported(tmp_path_factory, tokenizer):
+def exported(libraries, tmp_path_factory, tokenizer):
   """name, dtype -> (LoadedModel, directory); made once each."""
   made = {}
   root = tmp_path_factory.mktemp('exports')
@@ -159,7 +166,7 @@ def test_rows_of_different_lengths_do_not_affect_each_other(exported):
 
 @pytest.mark.parametrize('dtype', ['f16', 'bf16'])
 def test_half_precision_is_as_far_as_the_exporter_says(exported, dtype):
-  from safetensors.torch import load_file
+  from safetensors.torch import load_file  # Imports PyTorch.
 
   loaded, directory = exported('randy', dtype)
   stored = load_file(directory / 'model.safetensors')['wte.weight'].dtype
