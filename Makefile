@@ -45,15 +45,18 @@ shakespeare: $(RUN_STAMP)
 serve: $(RUN_STAMP)
 	$(PYTHON) -m launch.serve --workdir=$(WORKDIR) $(ARGS)
 
-# On the CPU, whatever the machine has: tests compare bits.
+# On the CPU, whatever the machine has: tests compare bits. A file of tests a
+# process, two at a time.
+PYTEST := -m pytest -n 2 --dist loadfile
+
 test: $(TEST_STAMP)
-	JAX_PLATFORMS=cpu $(PYTHON) -m pytest -m 'not slow' $(ARGS)
+	JAX_PLATFORMS=cpu $(PYTHON) $(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: $(TEST_STAMP)
-	JAX_PLATFORMS=cpu $(PYTHON) -m pytest $(ARGS)
+	JAX_PLATFORMS=cpu $(PYTHON) $(PYTEST) $(ARGS)
 
 test-metal: $(METAL_STAMP)
-	JAX_PLATFORMS=cpu $(METAL_PYTHON) -m pytest -m 'not slow' $(METAL_TESTS) \
+	JAX_PLATFORMS=cpu $(METAL_PYTHON) $(PYTEST) -m 'not slow' $(METAL_TESTS) \
 	  $(ARGS)
 
 # The notebooks from top to bottom, at smoke size.
