@@ -73,24 +73,33 @@ def attend_cached(q_BLHK, pieces, mask_BLS):
   """
   B, L, H, K = q_BLHK.shape
   G = pieces[0][0].shape[1]
-  q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K)  # R queries share a head
-  scores_BGRLS = jnp.concatenate(
-    [
-      jnp.einsum('BLGRK,BGSK->BGRLS', q_BLGRK, k.astype(q_BLHK.dtype))
-      for k, _ in pieces
-    ],
-    axis=-1,
+  # The R queries that share a head, at all L places: rows of one product. An
+  # axis of length 1 in a product costs XLA:CPU up to four times its time.
+  q_BGMK = q_BLHK.reshape(B, L, G, H // G, K).transpose(0, 2, 3, 1, 4)
+  one = L == 1 and G == H
+  q_BGMK = q_BGMK.reshape((B, G, K) if one else (B, G, -1, K))
+  scores_BGMS = jnp.concatenate(
+    [product(q_BGMK, k, transposed=True) for k, _ in pieces], axis=-1
   ).astype(jnp.float32)
-  scores_BGRLS = jnp.where(
-    mask_BLS[:, None, None], scores_BGRLS * K**-0.5, MASKED
-  )
-  probs_BGRLS = jax.nn.softmax(scores_BGRLS).astype(q_BLHK.dtype)
+  mask = mask_BLS if one else jnp.tile(mask_BLS, (1, H // G, 1))[:, None]
+  scores_BGMS = jnp.where(mask, scores_BGMS * K**-0.5, MASKED)
+  probs_BGMS = jax.nn.softmax(scores_BGMS).astype(q_BLHK.dtype)
   ends = np.cumsum([k.shape[2] for k, _ in pieces])[:-1]
-  out_BLGRK = sum(
-    jnp.einsum('BGRLS,BGSK->BLGRK', probs, v.astype(q_BLHK.dtype))
-    for probs, (_, v) in zip(jnp.split(probs_BGRLS, ends, axis=-1), pieces)
+  out_BGMK = sum(
+    product(probs, v)
+    for probs, (_, v) in zip(jnp.split(probs_BGMS, ends, axis=-1), pieces)
   )
-  return out_BLGRK.reshape(q_BLHK.shape)
+  out_BGRLK = out_BGMK.reshape(B, G, H // G, L, K)
+  return out_BGRLK.transpose(0, 3, 1, 2, 4).reshape(q_BLHK.shape)
+
+
+def product(x, y_BGSK, transposed=False):
+  """x @ y (or its transpose) for each of the B x G; x may be one row each."""
+  row = '' if x.ndim == 3 else 'M'
+  terms = f'BG{row}K,BGSK->BG{row}S' if transposed else (
+    f'BG{row}S,BGSK->BG{row}K'
+  )
+  return jnp.einsum(terms, x, y_BGSK.astype(x.dtype))
 
 
 def repeat_kv(q_BLHK, kv_BSHK):

@@ -319,7 +319,10 @@ def out_init(cfg: GPTConfig):
 
 def matmul(x, w):
   """x @ w in the dtype of x; w is float32[in, out]."""
-  return x @ w.astype(x.dtype)
+  w = w.astype(x.dtype)
+  if x.shape[1] == 1:  # XLA:CPU multiplies slowly along an axis of length 1.
+    return (x[:, 0] @ w)[:, None]
+  return x @ w
 
 
 def heads(x_BLE, n: int):
@@ -328,7 +331,7 @@ def heads(x_BLE, n: int):
 
 def lm_logits(x_BLD, lm_head_VD, cfg: GPTConfig):
   """float32[B, L, V] from the residual stream, soft-capped where asked."""
-  logits_BLV = jnp.einsum('BLD,VD->BLV', x_BLD, lm_head_VD.astype(x_BLD.dtype))
+  logits_BLV = matmul(x_BLD, lm_head_VD.T)
   logits_BLV = logits_BLV.astype(jnp.float32)
   if cfg.logit_softcap:
     logits_BLV = cfg.logit_softcap * jnp.tanh(logits_BLV / cfg.logit_softcap)

@@ -1,6 +1,6 @@
 """Figures of runs and models with matplotlib (extra: plots).
 
-Every function draws into axes it is given; `loss_png` makes a file.
+Every function draws into axes it is given; `write_png` makes a file.
 """
 
 import numpy as np
@@ -148,12 +148,47 @@ def group_color(token: str) -> str:
   return COLORS[5]
 
 
+def loss_by_time(axes, runs: dict) -> None:
+  """Validation loss by wall time, logarithmic, a line for each run.
+
+  Args:
+    runs: {name: (wall seconds in all, lines of metrics.jsonl)}. What a run
+      spent outside its own clock (start, end) is put before its first point.
+  """
+  for i, (name, (wall_s, lines)) in enumerate(runs.items()):
+    lines = [x for x in lines if x.get('elapsed_s') is not None]
+    outside = wall_s - lines[-1]['elapsed_s']
+    points = [
+      (outside + x['elapsed_s'], x['val_loss'])
+      for x in lines if x.get('val_loss') is not None
+    ]
+    full = lines[-1].get('full_final_nats_per_token')
+    if full is not None:
+      points.append((wall_s, full))
+    label = f'{name}: {points[-1][1]:.4f} after {wall_s:,.0f} s'
+    axes.plot(
+      *zip(*points), color=COLORS[i % len(COLORS)], marker='o', markersize=3,
+      linewidth=1.8, label=label,
+    )
+  axes.set_xscale('log')
+  axes.set_xlabel('seconds from process start, compiling included')
+  axes.set_ylabel('validation loss in nats/character')
+  axes.set_ylim(top=3.0)
+  axes.grid(alpha=0.25, which='both')
+  axes.legend(frameon=False)
+
+
 def loss_png(path, runs: dict, title: str = '', dpi: int = 140) -> None:
   """Writes the loss curves of runs as an image.
 
   Raises:
     UserError: no matplotlib; a path that cannot be written.
   """
+  write_png(path, lambda axes: loss_curves(axes, runs), title, dpi)
+
+
+def write_png(path, draw, title: str = '', dpi: int = 140) -> None:
+  """Writes what draw(axes) draws as an image; errors as of `loss_png`."""
   try:
     from matplotlib.figure import Figure
   except ImportError as e:
@@ -162,7 +197,7 @@ def loss_png(path, runs: dict, title: str = '', dpi: int = 140) -> None:
     ) from e
   figure = Figure(figsize=(8, 4.2), layout='constrained')
   axes = figure.subplots()
-  loss_curves(axes, runs)
+  draw(axes)
   axes.set_title(title, fontsize=11)
   axes.spines[['top', 'right']].set_visible(False)
   try:

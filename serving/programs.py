@@ -20,6 +20,7 @@ from serving.schemas import MAX_TOP_LOGPROBS
 
 ROW_COUNTS = (1, 4)  # and all slots, over all lanes
 MANY_ROWS = 8
+STEPS = (1, 4, 16)  # of a block; each costs seconds of start-up
 UNIFORMS = 256  # random numbers drawn at once for a sequence
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
 
@@ -91,17 +92,17 @@ def block_shapes(
 
   All numbers of steps exist for the whole window. Shorter buckets exist for
   the long blocks, where a generation spends its time: doubling ones, and for
-  many rows, whose caches cost more than the weights, quarters of the window.
+  many rows, whose caches cost more than the weights, eighths of the window.
   """
   rows = {min(slots, -(-b // lanes)) for b in ROW_COUNTS} | {slots}
   shapes = []
   for b in sorted(rows):
-    shapes += [(b, k, block_size) for k in decode.BLOCK_STEPS]
+    shapes += [(b, k, block_size) for k in STEPS]
     shorter = {c for c in decode.buckets(block_size) if c >= 64}
     if b >= MANY_ROWS:
-      shorter |= {block_size * i // 4 for i in (1, 2, 3)} - set(range(64))
+      shorter |= {block_size * i // 8 for i in range(1, 8)} - set(range(64))
     shapes += [
-      (b, max(decode.BLOCK_STEPS), c) for c in sorted(shorter - {block_size})
+      (b, max(STEPS), c) for c in sorted(shorter - {block_size})
     ]
   return shapes
 

@@ -1,0 +1,24 @@
+"""nanoGPT's GPU setting, 10.7M parameters, with what pays on a CPU; unrun.
+
+    python -m launch.train --config=configs/shakespeare_gpu.py \
+      --workdir=runs/shakespeare_gpu
+
+6 layers x 384, 6 heads, context 256, 64 x 256 tokens a step, dropout 0.2, as in
+nanoGPT's recipe (1.4697 nats/char there). No GPU was at hand; the options and
+learning rates are those of speedrun_10min, extrapolated.
+"""
+
+from configs import speedrun_10min
+
+
+def get_config():
+  config = speedrun_10min.get_config()
+  config.batch_size = 64
+  config.total_steps = 2500
+  config.model.n_embd = 384
+  config.model.n_head = 6
+  config.model.dropout = 0.2
+  config.opt.warmup_steps = 100
+  config.eval.every = 250
+  config.checkpoint.every = 500
+  return config

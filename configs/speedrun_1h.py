@@ -1,0 +1,19 @@
+"""The best character model for an hour of two CPU cores.
+
+    python -m launch.train --config=configs/speedrun_1h.py \
+      --workdir=runs/speedrun_1h
+"""
+
+from configs import speedrun_10min
+
+
+def get_config():
+  config = speedrun_10min.get_config()
+  config.total_steps = 6000
+  config.model.n_embd = 192
+  config.model.n_head = 6
+  config.model.dropout = 0.2
+  config.opt.warmup_steps = 100
+  config.eval.every = 500
+  config.checkpoint.every = 500
+  return config

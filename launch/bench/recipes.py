@@ -1,0 +1,193 @@
+"""Recipes from a cold start, over seeds: every row of RESULTS.md.
+
+    python -m launch.bench.recipes --recipe=speedrun_1min --seeds=1,2,3
+    python -m launch.bench.recipes --recipe=speedrun_1min --ablate
+    python -m launch.bench.recipes --recipe=nanogpt_cpu          (the peer)
+    python -m launch.bench.recipes --draw=loss.png
+
+Each run is a process of its own with an empty compilation cache; its wall time
+is taken from outside, from the start of the process to its end. Nothing else
+should compute meanwhile. A run that is in --output already is not repeated; the
+last line is one JSON object. --draw draws all runs in --output.
+"""
+
+import json
+import os
+import pathlib
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import flags
+
+from gpt.errors import UserError
+from launch import cli
+from launch.bench import harness
+
+RECIPE = flags.DEFINE_string('recipe', '', 'A file of configs, or nanogpt_cpu.')
+SEEDS = flags.DEFINE_list('seeds', ['1', '2', '3'], 'Runs of each.')
+ABLATE = flags.DEFINE_bool(
+  'ablate', False, 'One run for each option added or removed, first seed.'
+)
+OUTPUT = flags.DEFINE_string(
+  'output', 'runs/recipes', 'Directory of the runs, to be found again.'
+)
+DRAW = flags.DEFINE_string('draw', '', 'Write loss by wall time as this PNG.')
+
+PLAIN = {
+  'opt.name': 'adamw', 'lr': 3e-3, 'model.pos': 'learned',
+  'model.qk_norm': False, 'model.final_norm': False,
+  'model.logit_softcap': 0.0, 'model.zero_init': False,
+}
+ABLATIONS = {
+  # Taken from the recipe.
+  '- Muon': {'opt.name': 'adamw', 'lr': 3e-3},
+  '- RoPE': {'model.pos': 'learned'},
+  '- QK-norm': {'model.qk_norm': False},
+  '- final norm': {'model.final_norm': False},
+  '- softcap': {'model.logit_softcap': 0.0},
+  '- zero-init': {'model.zero_init': False},
+  # Changed in it or added to it.
+  'momentum 0.95': {'opt.muon_momentum': 0.95},
+  '3 Newton-Schulz steps': {'opt.muon_steps': 3},
+  'decay over 40 %': {'opt.decay_fraction': 0.4},
+  'dropout 0.05': {'model.dropout': 0.05},
+  'GELU': {'model.mlp': 'gelu'},
+  'SwiGLU': {'model.mlp': 'swiglu'},
+  'one key/value head': {'model.n_kv_head': 1},
+  'tied embeddings': {'model.tied_embeddings': True},
+  'embedding norm': {'model.embed_norm': True},
+  'EMA 0.99': {'opt.ema_decay': 0.99},
+  # The plain architecture with AdamW, and one thing added to it.
+  'plain': PLAIN,
+  'plain + Muon': {
+    k: v for k, v in PLAIN.items() if k not in ('opt.name', 'lr')
+  },
+  'plain + RoPE': {**PLAIN, 'model.pos': 'rope'},
+  'plain + QK-norm': {**PLAIN, 'model.qk_norm': True},
+  'plain + final norm': {**PLAIN, 'model.final_norm': True},
+  'plain + softcap': {**PLAIN, 'model.logit_softcap': 15.0},
+  'plain + zero-init': {**PLAIN, 'model.zero_init': True},
+}
+
+
+def command(recipe: str, seed: str, workdir, changes: dict) -> list[str]:
+  """The command line of a run."""
+  if recipe == 'nanogpt_cpu':
+    return [
+      sys.executable, '-m', 'launch.bench.peers.nanogpt_cpu',
+      f'--workdir={workdir}', f'--seed={seed}',
+    ]
+  return [
+    sys.executable, '-m', 'launch.train', f'--config=configs/{recipe}.py',
+    f'--workdir={workdir}', f'--config.seed={seed}',
+    *(f'--config.{name}={value}' for name, value in changes.items()),
+  ]
+
+
+def run(recipe: str, seed: str, name: str = '', changes=None) -> dict:
+  """Trains from a cold start unless that was done; the numbers of the run."""
+  label = '_'.join(filter(str.isalnum, name.replace(' ', 'x'))) if name else ''
+  workdir = pathlib.Path(OUTPUT.value) / f'{recipe}{label and "-"}{label}-{seed}'
+  result = workdir / 'result.json'
+  if result.exists():
+    return json.loads(result.read_text())
+  args = command(recipe, seed, workdir, changes or {})
+  print(f'$ {shlex.join(args[1:])}', flush=True)
+  with tempfile.TemporaryDirectory() as cache:
+    began = time.perf_counter()
+    process = subprocess.run(
+      args, stdout=subprocess.PIPE, text=True,
+      env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': cache},
+    )
+    wall = time.perf_counter() - began
+  if process.returncode:
+    raise UserError(f'the run has failed:\n{process.stdout}')
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  numbers = {
+    key.removeprefix('full_final_'): value
+    for key, value in json.loads(lines[-1]).items()
+    if key.startswith('full_final_')
+  }
+  config = {}
+  if (workdir / 'config.json').exists():
+    config = json.loads((workdir / 'config.json').read_text())
+  row = {
+    'recipe': recipe, 'name': name, 'seed': int(seed), 'wall_s': wall,
+    'steps': json.loads(lines[-1])['step'], 'commit': commit(),
+    'batch': config.get('batch_size'),
+    'window': config.get('model', {}).get('block_size'), **numbers,
+  }
+  result.write_text(json.dumps(row))
+  return row
+
+
+def commit() -> str:
+  """The commit that is checked out, + if files differ from it; or ''."""
+  done = subprocess.run(
+    ['git', 'describe', '--always', '--dirty=+'], capture_output=True, text=True
+  )
+  return done.stdout.strip()
+
+
+def show(rows: list[dict]) -> None:
+  """A table, and means over the seeds of the recipe itself."""
+  print(f'{"run":26s}{"seed":>5s}{"wall s":>8s}{"steps":>7s}{"nats":>9s}'
+        f'{"bits/byte":>11s}')
+  for row in rows:
+    print(
+      f'{row["name"] or row["recipe"]:26s}{row["seed"]:5d}{row["wall_s"]:8.1f}'
+      f'{row["steps"]:7d}{row["nats_per_token"]:9.4f}'
+      f'{row["bits_per_byte"]:11.4f}'
+    )
+
+
+def draw(path: str) -> None:
+  """Validation loss by wall time of every unchanged recipe's first run."""
+  from gpt import plots
+
+  runs = {}
+  for file in sorted(pathlib.Path(OUTPUT.value).glob('*/result.json')):
+    row = json.loads(file.read_text())
+    if not row['name'] and row['recipe'] not in runs:
+      lines = (file.parent / 'metrics.jsonl').read_text().splitlines()
+      runs[row['recipe']] = row['wall_s'], [json.loads(x) for x in lines]
+  if not runs:
+    raise UserError(f'no finished run in {OUTPUT.value}: run a --recipe first')
+  plots.write_png(path, lambda axes: plots.loss_by_time(axes, runs))
+  print(f'wrote {path}')
+
+
+def main(_):
+  if DRAW.value:
+    draw(DRAW.value)
+    return
+  if not RECIPE.value:
+    raise UserError('--recipe=NAME of a file in configs is needed')
+  print(harness.machine())
+  rows = []
+  if ABLATE.value:
+    rows.append(run(RECIPE.value, SEEDS.value[0]))
+    for name, changes in ABLATIONS.items():
+      rows.append(run(RECIPE.value, SEEDS.value[0], name, changes))
+      show(rows[-1:])
+  else:
+    rows += [run(RECIPE.value, seed) for seed in SEEDS.value]
+  show(rows)
+  own = [row for row in rows if not row['name']]
+  losses = [row['nats_per_token'] for row in own]
+  print(json.dumps({
+    'recipe': RECIPE.value, 'seeds': len(own),
+    'wall_s': statistics.mean(row['wall_s'] for row in own),
+    'nats_per_token': statistics.mean(losses),
+    'std': statistics.stdev(losses) if len(losses) > 1 else None,
+    'bits_per_byte': statistics.mean(row['bits_per_byte'] for row in own),
+    'ablations': {r['name']: r['nats_per_token'] for r in rows if r['name']},
+  }))
+
+
+if __name__ == '__main__':
+  cli.run(main)
