@@ -17,6 +17,7 @@ def get_config():
   config.batch_size = 4
   config.total_steps = 10_000
   config.model.update(n_embd=256, n_head=8, n_layer=6, block_size=1024)
+  config.data.skip_long = True
   config.eval.every = 250
   config.checkpoint.every = 1000
   return config

@@ -2,6 +2,11 @@
 
     python -m launch.train --config=configs/speedrun_10min.py \
       --workdir=runs/speedrun_10min
+
+2 cores of an AMD EPYC (Zen 5): 9 min 10 s from a cold start, compiling
+included, 11.1M tokens, 1.4484 +- 0.0038 nats/char (full pass, mean of seeds 42,
+1, 2: 1.4450, 1.4479, 1.4524). nanoGPT's GPU recipe with nine times the
+parameters is at 1.4697.
 """
 
 from configs import speedrun_1min

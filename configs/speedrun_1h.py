@@ -2,6 +2,9 @@
 
     python -m launch.train --config=configs/speedrun_1h.py \
       --workdir=runs/speedrun_1h
+
+A plan, unrun: speedrun_10min with twice the parameters, twice the tokens and
+more dropout.
 """
 
 from configs import speedrun_10min

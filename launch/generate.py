@@ -288,7 +288,9 @@ class Clock:
   def summary(self) -> str:
     first = (self._first or self._last) - self._started
     seconds = self._last - self._started - first
-    rate = f', then {self._after_first / seconds:,.0f}/s' if seconds > 0 else ''
+    # Tokens of one block come together: that is no rate.
+    known = seconds > 0.01
+    rate = f', then {self._after_first / seconds:,.0f}/s' if known else ''
     return f'{self._tokens} tokens; the first after {first:.1f} s{rate}'
 
 

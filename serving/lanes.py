@@ -81,6 +81,9 @@ class Lane:
     rows.repetition[slot] = s.repetition
     rows.frequency[slot] = s.frequency
     rows.presence[slot] = s.presence
+    # Drawn while the prompt is prefilled.
+    seq.drawn = len(seq.sampled)
+    seq.uniforms = self._programs.uniforms(seq.seed, seq.drawn)
     self.active.append(seq)
 
   def release(self, seq) -> None:
@@ -168,9 +171,10 @@ class Lane:
   def _draw(self, seq, k: int):
     """float32[k]: the random numbers of the next k steps."""
     at = len(seq.sampled) - seq.drawn
-    if seq.uniforms is None or at + k > len(seq.uniforms):
+    if at + k > len(seq.uniforms):
       seq.drawn, at = len(seq.sampled), 0
       seq.uniforms = self._programs.uniforms(seq.seed, seq.drawn)
+    seq.uniforms = np.asarray(seq.uniforms)
     return seq.uniforms[at : at + k]
 
   def _block_steps(self, b: int, room: int) -> int:

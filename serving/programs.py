@@ -231,8 +231,8 @@ class Programs:
     return sorted({k for a, k, _ in self._shapes if a == b})
 
   def uniforms(self, seed: int, step: int):
-    """float32[UNIFORMS] numpy of `sampling.uniforms`, from `step` on."""
-    return np.asarray(self._uniforms(np.uint32(seed), np.int32(step)))
+    """float32[UNIFORMS] of `sampling.uniforms`, from `step` on; not awaited."""
+    return self._uniforms(np.uint32(seed), np.int32(step))
 
   def block(
     self, params, state, slots_b, last_b, length_b, step_b, s, uniform_bk

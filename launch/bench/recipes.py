@@ -14,6 +14,7 @@ last line is one JSON object. --draw draws all runs in --output.
 import json
 import os
 import pathlib
+import re
 import shlex
 import statistics
 import subprocess
@@ -84,14 +85,16 @@ def command(recipe: str, seed: str, workdir, changes: dict) -> list[str]:
   return [
     sys.executable, '-m', 'launch.train', f'--config=configs/{recipe}.py',
     f'--workdir={workdir}', f'--config.seed={seed}',
+    '--config.eval.full_at_end=true',
     *(f'--config.{name}={value}' for name, value in changes.items()),
   ]
 
 
 def run(recipe: str, seed: str, name: str = '', changes=None) -> dict:
   """Trains from a cold start unless that was done; the numbers of the run."""
-  label = '_'.join(filter(str.isalnum, name.replace(' ', 'x'))) if name else ''
-  workdir = pathlib.Path(OUTPUT.value) / f'{recipe}{label and "-"}{label}-{seed}'
+  label = re.sub(r'\W+', '_', name.replace('- ', 'no ').replace('+', 'and'))
+  label = '-'.join(filter(None, (recipe, label, seed)))
+  workdir = pathlib.Path(OUTPUT.value) / label
   result = workdir / 'result.json'
   if result.exists():
     return json.loads(result.read_text())

@@ -69,7 +69,8 @@ class NanoGPT(nn.Module):
     for name, p in self.named_parameters():
       if p.dim() == 2:
         residual = name.endswith(('out.weight', 'fc2.weight'))
-        nn.init.normal_(p, std=0.02 / (2 * N_LAYER) ** 0.5 if residual else 0.02)
+        depth = 2 * N_LAYER if residual else 1
+        nn.init.normal_(p, std=0.02 / depth**0.5)
 
   def forward(self, tokens, targets, reduction='mean'):
     x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))

@@ -1,0 +1,44 @@
+"""launch.bench.recipes: runs from a cold start, found again, and drawn."""
+
+import json
+import math
+
+import pytest
+from workdirs import launch
+
+from launch.bench.recipes import ABLATIONS
+
+
+def test_a_recipe_is_run_once_and_drawn(tmp_path):
+  args = 'bench.recipes', f'--output={tmp_path}'
+  out, _ = launch(*args, '--recipe=smoke', '--seeds=1')
+  assert out.count('-m launch.train --config=configs/smoke.py') == 1
+  report = json.loads(out.splitlines()[-1])
+  assert (report['recipe'], report['seeds']) == ('smoke', 1)
+  assert 0 < report['nats_per_token'] < 2 * math.log(67)
+  assert report['wall_s'] > 0
+  again, _ = launch(*args, '--recipe=smoke', '--seeds=1')
+  assert 'launch.train' not in again
+  assert json.loads(again.splitlines()[-1]) == report
+  launch(*args, f'--draw={tmp_path}/loss.png')
+  assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('args, message', [
+  ([], '--recipe=NAME'),
+  (['--draw=x.png', '--output=nowhere'], 'no finished run in nowhere'),
+])
+def test_mistakes_are_explained(args, message):
+  _, err = launch('bench.recipes', *args, code=2)
+  assert message in err
+
+
+def test_ablations_change_keys_that_exist():
+  from configs import default
+
+  for changes in ABLATIONS.values():
+    for key, new in changes.items():
+      value = default.get_config()
+      for part in key.split('.'):
+        value = value[part]
+      assert isinstance(new, type(value)), key
