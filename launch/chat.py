@@ -17,7 +17,7 @@ import sys
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli
+from launch import cli, sampling_flags
 
 DEFAULT_MODEL = '~/.config/rgpt/default-chat-model'
 HISTORY = '~/.config/rgpt/chat_history'
@@ -39,21 +39,7 @@ MAX_TOKENS = flags.DEFINE_integer(
 SEED = flags.DEFINE_integer(
   'seed', 42, 'The same seed gives the same conversation.'
 )
-TEMPERATURE = flags.DEFINE_float(
-  'temperature', 0.8, 'Higher is more surprising; 0 takes the likeliest.'
-)
-TOP_P = flags.DEFINE_float(
-  'top_p', 0.9, 'Sample from the likeliest tokens of this total probability.'
-)
-TOP_K = flags.DEFINE_integer(
-  'top_k', 0, 'Sample from this many likeliest tokens. 0: off.'
-)
-MIN_P = flags.DEFINE_float(
-  'min_p', 0.0, 'Drop tokens less likely than this times the likeliest.'
-)
-REPETITION_PENALTY = flags.DEFINE_float(
-  'repetition_penalty', 1.0, 'Above 1 makes tokens seen before less likely.'
-)
+flags.adopt_module_key_flags(sampling_flags)
 ONCE = flags.DEFINE_bool(
   'once', False, 'All of stdin is one message; print the reply and end.'
 )
@@ -112,8 +98,7 @@ def open_session():
     )
   session = ChatSession(
     loaded, seed=SEED.value, max_tokens=MAX_TOKENS.value, system=SYSTEM.value,
-    temperature=TEMPERATURE.value, top_p=TOP_P.value, top_k=TOP_K.value,
-    min_p=MIN_P.value, repetition=REPETITION_PENALTY.value,
+    **sampling_flags.options(),
   )
   say(f'{loaded.name}, {loaded.which} checkpoint, step {loaded.step}')
   return session

@@ -20,7 +20,7 @@ import time
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli
+from launch import cli, sampling_flags
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a trained run.')
 WHICH = flags.DEFINE_enum(
@@ -47,23 +47,7 @@ NUM_SAMPLES = flags.DEFINE_integer(
   lower_bound=1,
 )
 SEED = flags.DEFINE_integer('seed', 42, 'The same seed gives the same text.')
-TEMPERATURE = flags.DEFINE_float(
-  'temperature', 0.8, 'Higher is more surprising; 0 takes the likeliest.'
-)
-TOP_P = flags.DEFINE_float(
-  'top_p', 0.9,
-  'Sample from the likeliest tokens of this total probability. Documents: '
-  'default 1, temperature alone.',
-)
-TOP_K = flags.DEFINE_integer(
-  'top_k', 0, 'Sample from this many likeliest tokens. 0: off.'
-)
-MIN_P = flags.DEFINE_float(
-  'min_p', 0.0, 'Drop tokens less likely than this times the likeliest.'
-)
-REPETITION_PENALTY = flags.DEFINE_float(
-  'repetition_penalty', 1.0, 'Above 1 makes tokens seen before less likely.'
-)
+flags.adopt_module_key_flags(sampling_flags)
 WINDOW = flags.DEFINE_enum(
   'window', 'slide', ['slide', 'exact', 'stop'],
   'When the context is full: drop its older half, drop one token at a time '
@@ -185,13 +169,10 @@ def sampling_params(seeds, top_p=None):
   """The flags as sampling.params, a row for each seed."""
   from gpt import sampling
 
-  if top_p is None or flags.FLAGS['top_p'].present:
-    top_p = TOP_P.value
-  return sampling.params(
-    len(seeds), seed=seeds, temperature=TEMPERATURE.value, top_p=top_p,
-    top_k=TOP_K.value, min_p=MIN_P.value,
-    repetition=REPETITION_PENALTY.value,
-  )
+  options = sampling_flags.options()
+  if top_p is not None and not flags.FLAGS['top_p'].present:
+    options['top_p'] = top_p
+  return sampling.params(len(seeds), seed=seeds, **options)
 
 
 def headline(prompt: int, prompts: int, sample: int, samples: int) -> str:

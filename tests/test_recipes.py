@@ -27,10 +27,20 @@ def test_a_recipe_is_run_once_and_drawn(tmp_path):
 @pytest.mark.parametrize('args, message', [
   ([], '--recipe=NAME'),
   (['--draw=x.png', '--output=nowhere'], 'no finished run in nowhere'),
+  (['--recipe=nanogpt_cpu', '--ablate'], '--ablate changes our options'),
 ])
 def test_mistakes_are_explained(args, message):
   _, err = launch('bench.recipes', *args, code=2)
   assert message in err
+
+
+def test_a_run_that_was_cut_short_is_not_resumed(tmp_path):
+  (tmp_path / 'smoke-1').mkdir()
+  _, err = launch(
+    'bench.recipes', f'--output={tmp_path}', '--recipe=smoke', '--seeds=1',
+    code=2,
+  )
+  assert 'smoke-1 holds a run that was cut short' in err
 
 
 def test_ablations_change_keys_that_exist():

@@ -8,7 +8,7 @@
 Each run is a process of its own with an empty compilation cache; its wall time
 is taken from outside, from the start of the process to its end. Nothing else
 should compute meanwhile. A run that is in --output already is not repeated; the
-last line is one JSON object. --draw draws all runs in --output.
+last line is one JSON object. --draw draws the first run of each recipe there.
 """
 
 import json
@@ -38,6 +38,7 @@ OUTPUT = flags.DEFINE_string(
 )
 DRAW = flags.DEFINE_string('draw', '', 'Write loss by wall time as this PNG.')
 
+PEER = 'nanogpt_cpu'
 PLAIN = {
   'opt.name': 'adamw', 'lr': 3e-3, 'model.pos': 'learned',
   'model.qk_norm': False, 'model.final_norm': False,
@@ -77,7 +78,7 @@ ABLATIONS = {
 
 def command(recipe: str, seed: str, workdir, changes: dict) -> list[str]:
   """The command line of a run."""
-  if recipe == 'nanogpt_cpu':
+  if recipe == PEER:
     return [
       sys.executable, '-m', 'launch.bench.peers.nanogpt_cpu',
       f'--workdir={workdir}', f'--seed={seed}',
@@ -98,6 +99,10 @@ def run(recipe: str, seed: str, name: str = '', changes=None) -> dict:
   result = workdir / 'result.json'
   if result.exists():
     return json.loads(result.read_text())
+  if workdir.exists():  # It would be resumed, and its wall time be wrong.
+    raise UserError(
+      f'{workdir} holds a run that was cut short: remove it to start anew'
+    )
   args = command(recipe, seed, workdir, changes or {})
   print(f'$ {shlex.join(args[1:])}', flush=True)
   with tempfile.TemporaryDirectory() as cache:
@@ -115,14 +120,9 @@ def run(recipe: str, seed: str, name: str = '', changes=None) -> dict:
     for key, value in json.loads(lines[-1]).items()
     if key.startswith('full_final_')
   }
-  config = {}
-  if (workdir / 'config.json').exists():
-    config = json.loads((workdir / 'config.json').read_text())
   row = {
     'recipe': recipe, 'name': name, 'seed': int(seed), 'wall_s': wall,
-    'steps': json.loads(lines[-1])['step'], 'commit': commit(),
-    'batch': config.get('batch_size'),
-    'window': config.get('model', {}).get('block_size'), **numbers,
+    'steps': json.loads(lines[-1])['step'], 'commit': commit(), **numbers,
   }
   result.write_text(json.dumps(row))
   return row
@@ -130,10 +130,11 @@ def run(recipe: str, seed: str, name: str = '', changes=None) -> dict:
 
 def commit() -> str:
   """The commit that is checked out, + if files differ from it; or ''."""
-  done = subprocess.run(
-    ['git', 'describe', '--always', '--dirty=+'], capture_output=True, text=True
-  )
-  return done.stdout.strip()
+  args = ['git', 'describe', '--always', '--dirty=+']
+  try:
+    return subprocess.run(args, capture_output=True, text=True).stdout.strip()
+  except OSError:  # There is no git.
+    return ''
 
 
 def show(rows: list[dict]) -> None:
@@ -170,6 +171,8 @@ def main(_):
     return
   if not RECIPE.value:
     raise UserError('--recipe=NAME of a file in configs is needed')
+  if ABLATE.value and RECIPE.value == PEER:
+    raise UserError(f'--ablate changes our options; {PEER} has none of them')
   print(harness.machine())
   rows = []
   if ABLATE.value:
