@@ -14,8 +14,8 @@ WORKDIR ?= runs/quickstart
 # make test-metal METAL_TESTS=tests
 METAL_NAMES := attention cache chat chat_data chat_prompt chat_repl checkpoint \
   cli data decode documents evaluate generate_cli import_export info \
-  inspect_model interop load losses metal model muon optimizer plateau rgpt \
-  sampling schedules sharding tokenizer tokenizer_hf train train_state \
+  inspect_model interop load losses metal model muon optimizer plateau products \
+  rgpt sampling schedules sharding tokenizer tokenizer_hf train train_state \
   train_step
 METAL_TESTS ?= $(wildcard $(METAL_NAMES:%=tests/test_%.py))
 

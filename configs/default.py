@@ -58,7 +58,9 @@ def get_config() -> ConfigDict:
   # Standard deviation of the initial weights. 0: the arch's.
   model.init_std = 0.0
   # Matmul dtype: 'auto' (bfloat16 on CUDA, else float32), 'float32',
-  # 'bfloat16'. Parameters, norms, softmax and loss stay float32.
+  # 'bfloat16', or 'mixed': operands of the products in bfloat16, their sums and
+  # all between them in float32, for CPUs with bfloat16 instructions.
+  # Parameters, norms, softmax and loss are always float32.
   model.dtype = 'auto'
   # 'auto' (fastest tested kernel of the backend), 'plain', 'blocked', 'cudnn'.
   model.attention = 'auto'

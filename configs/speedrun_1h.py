@@ -12,11 +12,11 @@ from configs import speedrun_10min
 
 def get_config():
   config = speedrun_10min.get_config()
-  config.total_steps = 6000
+  config.total_steps = 3600
   config.model.n_embd = 192
   config.model.n_head = 6
   config.model.dropout = 0.2
   config.opt.warmup_steps = 100
-  config.eval.every = 500
-  config.checkpoint.every = 500
+  config.eval.every = 300
+  config.checkpoint.every = 600
   return config

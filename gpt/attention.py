@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt.errors import UserError
+from gpt.products import row_major
 
 KERNELS = ('plain', 'blocked', 'cudnn')
 # Finite, so that a row with nothing to attend to gives numbers and not NaN.
@@ -122,6 +123,8 @@ def causal_self_attention(q_BLHK, k_BLHK, v_BLHK, segments_BL=None, *, kernel):
   if kernel == 'blocked':
     k_BLHK, v_BLHK = repeat_kv(q_BLHK, k_BLHK), repeat_kv(q_BLHK, v_BLHK)
     qkv = (x.transpose(0, 2, 1, 3) for x in (q_BLHK, k_BLHK, v_BLHK))
+    if q_BLHK.dtype == jnp.bfloat16:
+      qkv = map(row_major, qkv)
     out_BHLK = blocked_attention(*qkv, segments_BL)
     return out_BHLK.transpose(0, 2, 1, 3)
   mask_BLS = causal_mask(q_BLHK.shape[1])[None]
@@ -141,11 +144,15 @@ def row_blocks(length: int) -> list[tuple[int, int]]:
   return [(i, min(i + size, length)) for i in range(0, length, size)]
 
 
+def _einsum(terms: str, x, y):
+  return jnp.einsum(terms, x, y, preferred_element_type=jnp.float32)
+
+
 def _block_scores(q_BHLK, k_BHLK, segments_BL, first, end):
   """Scaled, masked float32 scores of queries first..end to keys 0..end."""
-  scores_BHLS = jnp.einsum(
+  scores_BHLS = _einsum(
     'BHLK,BHSK->BHLS', q_BHLK[:, :, first:end], k_BHLK[:, :, :end]
-  ).astype(jnp.float32)
+  )
   query = np.arange(first, end)[:, None]
   mask_BLS = (query >= np.arange(end)[None])[None]
   if segments_BL is not None:
@@ -163,7 +170,7 @@ def _blocked_forward(q_BHLK, k_BHLK, v_BHLK, segments_BL):
     max_BHL1 = jnp.max(scores_BHLS, axis=-1, keepdims=True)
     exp_BHLS = jnp.exp(scores_BHLS - max_BHL1)
     sum_BHL1 = jnp.sum(exp_BHLS, axis=-1, keepdims=True)
-    out_BHLK = jnp.einsum(
+    out_BHLK = _einsum(
       'BHLS,BHSK->BHLK', exp_BHLS.astype(v_BHLK.dtype), v_BHLK[:, :, :end]
     )
     outs.append((out_BHLK / sum_BHL1).astype(q_BHLK.dtype))
@@ -204,27 +211,27 @@ def _blocked_bwd(saved, dout_BHLK):
     keepdims=True,
   )
   length = q_BHLK.shape[2]
-  dqs, dk_BHLK, dv_BHLK = [], 0.0, 0.0
+  dqs, dk_BHKS, dv_BHKS = [], 0.0, 0.0
   for first, end in row_blocks(length):
     rows = slice(first, end)
+    q, dout = q_BHLK[:, :, rows], dout_BHLK[:, :, rows]
     scores_BHLS = _block_scores(q_BHLK, k_BHLK, segments_BL, first, end)
     probs_BHLS = jnp.exp(scores_BHLS - lse_BHL1[:, :, rows])
-    dout = dout_BHLK[:, :, rows]
-    dprobs_BHLS = jnp.einsum('BHLK,BHSK->BHLS', dout, v_BHLK[:, :, :end])
-    dscores_BHLS = (
-      probs_BHLS
-      * (dprobs_BHLS.astype(jnp.float32) - delta_BHL1[:, :, rows])
-      * scale
-    ).astype(dtype)
-    dqs.append(
-      jnp.einsum('BHLS,BHSK->BHLK', dscores_BHLS, k_BHLK[:, :, :end])
-    )
-    dk = jnp.einsum('BHLS,BHLK->BHSK', dscores_BHLS, q_BHLK[:, :, rows])
-    dv = jnp.einsum('BHLS,BHLK->BHSK', probs_BHLS.astype(dtype), dout)
-    pad = ((0, 0), (0, 0), (0, length - end), (0, 0))
-    dk_BHLK += jnp.pad(dk, pad)
-    dv_BHLK += jnp.pad(dv, pad)
-  return jnp.concatenate(dqs, axis=2), dk_BHLK, dv_BHLK, None
+    dprobs_BHLS = _einsum('BHLK,BHSK->BHLS', dout, v_BHLK[:, :, :end])
+    dscores_BHLS = probs_BHLS * (dprobs_BHLS - delta_BHL1[:, :, rows]) * scale
+    dscores_BHLS = dscores_BHLS.astype(dtype)
+    dqs.append(_einsum('BHLS,BHSK->BHLK', dscores_BHLS, k_BHLK[:, :, :end]))
+    # Of the two factors the small one is transposed.
+    q_BHKL = row_major(q.swapaxes(2, 3))
+    dout_BHKL = row_major(dout.swapaxes(2, 3))
+    dk = _einsum('BHKL,BHLS->BHKS', q_BHKL, dscores_BHLS)
+    dv = _einsum('BHKL,BHLS->BHKS', dout_BHKL, probs_BHLS.astype(dtype))
+    pad = ((0, 0), (0, 0), (0, 0), (0, length - end))
+    dk_BHKS += jnp.pad(dk, pad)
+    dv_BHKS += jnp.pad(dv, pad)
+  dk_BHLK, dv_BHLK = (x.swapaxes(2, 3) for x in (dk_BHKS, dv_BHKS))
+  dq_BHLK = jnp.concatenate(dqs, axis=2)
+  return *(x.astype(dtype) for x in (dq_BHLK, dk_BHLK, dv_BHLK)), None
 
 
 blocked_attention.defvjp(_blocked_fwd, _blocked_bwd)

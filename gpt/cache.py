@@ -30,7 +30,7 @@ class KVCache:
 def init_cache(cfg, batch_size: int, capacity: int, dtype=None) -> KVCache:
   """Zeros for `batch_size` rows of `capacity` columns."""
   shape = (batch_size, cfg.kv_heads, capacity, cfg.head_dim)
-  dtype = dtype or jnp.dtype(cfg.dtype)
+  dtype = dtype or jnp.dtype(cfg.activation_dtype)
   k = tuple(jnp.zeros(shape, dtype) for _ in range(cfg.n_layer))
   v = tuple(jnp.zeros(shape, dtype) for _ in range(cfg.n_layer))
   return KVCache(k, v)

@@ -9,7 +9,7 @@ import dataclasses
 
 import jax
 
-from gpt import chat, decode, sampling
+from gpt import chat, generation, sampling
 from gpt.errors import UserError
 from gpt.prompt import chat_prompt
 from gpt.tokenizer import StreamDecoder
@@ -105,7 +105,7 @@ class ChatSession:
     start = chat_prompt(tokenizer, ids)
     decoder = StreamDecoder(tokenizer)
     try:
-      for _, new in decode.generate(
+      for _, new in generation.generate(
         loaded.model, self._params, [ids],
         sampling.params(1, seed=self.seed + turn, **self._options),
         self.max_tokens, bias_V=start.bias_V, stop_ids=start.stop_ids,

@@ -25,10 +25,12 @@ from gpt.attention import (
 from gpt.cache import KVCache
 from gpt.dropout import dropout
 from gpt.errors import UserError
+from gpt.products import mixed_product
 
 RMS_EPS = 1e-5
 ROPE_BASE = 10_000.0
 MLPS = ('relu2', 'relu', 'gelu', 'swiglu')
+DTYPES = ('float32', 'bfloat16', 'mixed')
 # arch -> mlp, init std, std of the position embedding relative to it.
 ARCHS = {
   'randy': ('relu2', 0.02, 0.5),
@@ -79,7 +81,7 @@ class GPTConfig:
       fill('embed_norm', True)
     check_choice('mlp', self.mlp, MLPS)
     check_choice('pos', self.pos, ('learned', 'rope'))
-    check_choice('dtype', self.dtype, ('float32', 'bfloat16'))
+    check_choice('dtype', self.dtype, DTYPES)
     for name in ('vocab_size', 'n_embd', 'n_head', 'n_layer', 'block_size'):
       if getattr(self, name) < 1:
         raise UserError(
@@ -110,6 +112,16 @@ class GPTConfig:
   @property
   def kv_heads(self) -> int:
     return self.n_kv_head or self.n_head
+
+  @property
+  def activation_dtype(self) -> str:
+    """Of what stands between the products, and of the cache."""
+    return 'float32' if self.dtype == 'mixed' else self.dtype
+
+  @property
+  def matmul_dtype(self) -> str:
+    """Of the operands of products."""
+    return 'bfloat16' if self.dtype == 'mixed' else self.dtype
 
   @classmethod
   def from_config(cls, model, vocab_size: int, backend: str | None = None):
@@ -184,8 +196,9 @@ class Block(nn.Module):
 
     if layer_cache is None:
       out_BLHK = causal_self_attention(
-        q_BLHK, k_BLHK, v_BLHK, segments_BL, kernel=cfg.attention
-      )
+        *(x.astype(cfg.matmul_dtype) for x in (q_BLHK, k_BLHK, v_BLHK)),
+        segments_BL, kernel=cfg.attention,
+      ).astype(x_BLD.dtype)
     else:
       filled, fresh = layer_cache
       mask_BLS, write_at = ctx
@@ -197,16 +210,16 @@ class Block(nn.Module):
       )
       pieces = [fresh] if filled is None else [filled, fresh]
       out_BLHK = attend_cached(q_BLHK, pieces, mask_BLS)
-    return matmul(out_BLHK.reshape(x_BLD.shape), wo), layer_cache
+    return matmul(out_BLHK.reshape(x_BLD.shape), wo, cfg), layer_cache
 
   def qkv(self, x_BLD, positions_BL):
     """Queries [B, L, H, K], keys and values [B, L, G, K], as attended with."""
     cfg = self.cfg
     D, H, G, K = cfg.n_embd, cfg.n_head, cfg.kv_heads, cfg.head_dim
     init = nn.initializers.normal(cfg.init_std)
-    q_BLHK = heads(matmul(x_BLD, self.param('wq', init, (D, H * K))), H)
-    k_BLHK = heads(matmul(x_BLD, self.param('wk', init, (D, G * K))), G)
-    v_BLHK = heads(matmul(x_BLD, self.param('wv', init, (D, G * K))), G)
+    q_BLHK = heads(matmul(x_BLD, self.param('wq', init, (D, H * K)), cfg), H)
+    k_BLHK = heads(matmul(x_BLD, self.param('wk', init, (D, G * K)), cfg), G)
+    v_BLHK = heads(matmul(x_BLD, self.param('wv', init, (D, G * K)), cfg), G)
     if cfg.qk_norm:
       q_BLHK, k_BLHK = rms_norm(q_BLHK), rms_norm(k_BLHK)
     if cfg.pos == 'rope':
@@ -218,16 +231,16 @@ class Block(nn.Module):
     cfg = self.cfg
     D, F = cfg.n_embd, 4 * cfg.n_embd
     init = nn.initializers.normal(cfg.init_std)
-    h_BLF = matmul(x_BLD, self.param('fc1', init, (D, F)))
+    h_BLF = matmul(x_BLD, self.param('fc1', init, (D, F)), cfg)
     if cfg.mlp == 'swiglu':
-      gate_BLF = matmul(x_BLD, self.param('gate', init, (D, F)))
+      gate_BLF = matmul(x_BLD, self.param('gate', init, (D, F)), cfg)
       h_BLF = nn.silu(gate_BLF) * h_BLF
     elif cfg.mlp == 'gelu':
       h_BLF = nn.gelu(h_BLF, approximate=True)
     else:
       h_BLF = nn.relu(h_BLF)
       h_BLF = h_BLF * h_BLF if cfg.mlp == 'relu2' else h_BLF
-    return matmul(h_BLF, self.param('fc2', out_init(cfg), (F, D)))
+    return matmul(h_BLF, self.param('fc2', out_init(cfg), (F, D)), cfg)
 
 
 class GPT(nn.Module):
@@ -272,12 +285,12 @@ class GPT(nn.Module):
     wte = self.param(
       'wte', nn.initializers.normal(std), (cfg.vocab_size, cfg.n_embd)
     )
-    x_BLD = wte.astype(cfg.dtype)[tokens_BL]
+    x_BLD = wte.astype(cfg.activation_dtype)[tokens_BL]
     if learned:
       wpe_std = std * ARCHS[cfg.arch][2]
       wpe = self.param(
         'wpe', nn.initializers.normal(wpe_std), (cfg.block_size, cfg.n_embd)
-      ).astype(cfg.dtype)
+      ).astype(cfg.activation_dtype)
       length = tokens_BL.shape[1]
       x_BLD += wpe[None, :length] if positions_BL is None else wpe[positions_BL]
     if positions_BL is None:
@@ -317,12 +330,13 @@ def out_init(cfg: GPTConfig):
   return nn.initializers.normal(cfg.init_std / np.sqrt(2 * cfg.n_layer))
 
 
-def matmul(x, w):
-  """x @ w in the dtype of x; w is float32[in, out]."""
+def matmul(x, w, cfg: GPTConfig):
+  """x @ w for float32[in, out] w; the result has the dtype of x."""
+  product = mixed_product if cfg.dtype == 'mixed' else jnp.matmul
   w = w.astype(x.dtype)
   if x.shape[1] == 1:  # XLA:CPU multiplies slowly along an axis of length 1.
-    return (x[:, 0] @ w)[:, None]
-  return x @ w
+    return product(x[:, 0], w)[:, None]
+  return product(x, w)
 
 
 def heads(x_BLE, n: int):
@@ -331,7 +345,7 @@ def heads(x_BLE, n: int):
 
 def lm_logits(x_BLD, lm_head_VD, cfg: GPTConfig):
   """float32[B, L, V] from the residual stream, soft-capped where asked."""
-  logits_BLV = matmul(x_BLD, lm_head_VD.T)
+  logits_BLV = matmul(x_BLD, lm_head_VD.T, cfg)
   logits_BLV = logits_BLV.astype(jnp.float32)
   if cfg.logit_softcap:
     logits_BLV = cfg.logit_softcap * jnp.tanh(logits_BLV / cfg.logit_softcap)

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gpt.products import product, row_major
+
 # Newton-Schulz: X <- aX + (bA + cA^2)X with A = XX^T (Jordan et al. 2024).
 A, B, C = 3.4445, -4.7750, 2.0315
 
@@ -27,33 +29,31 @@ class MuonState(NamedTuple):
   rest: Any
 
 
-def orthogonalise(x_NRC, steps: int):
+def orthogonalise(x_NRC, steps: int, einsum=jnp.einsum):
   """float32[N, R, C], R <= C: singular values between about 0.7 and 1.2."""
   norm_N11 = jnp.sqrt(jnp.sum(x_NRC * x_NRC, axis=(1, 2), keepdims=True))
   x_NRC = x_NRC / (norm_N11 + 1e-7)
   for _ in range(steps):
-    gram_NRR = jnp.einsum('NRC,NSC->NRS', x_NRC, x_NRC)
-    poly_NRR = B * gram_NRR + C * jnp.einsum(
-      'NRS,NST->NRT', gram_NRR, gram_NRR
-    )
-    x_NRC = A * x_NRC + jnp.einsum('NRS,NSC->NRC', poly_NRR, x_NRC)
+    gram_NRR = einsum('NRC,NSC->NRS', x_NRC, x_NRC)
+    poly_NRR = B * gram_NRR + C * einsum('NRS,NST->NRT', gram_NRR, gram_NRR)
+    x_NRC = A * x_NRC + einsum('NRS,NSC->NRC', poly_NRR, x_NRC)
   return x_NRC
 
 
-def orthogonalise_tree(tree, steps: int, mesh=None):
+def orthogonalise_tree(tree, steps: int, mesh=None, einsum=jnp.einsum):
   """Every matrix of a tree, equal shapes in one call, spread over the mesh."""
   leaves, treedef = jax.tree.flatten(tree)
   wide = [x if x.shape[0] <= x.shape[1] else x.T for x in leaves]
   out = [None] * len(leaves)
   for shape in sorted({x.shape for x in wide}):
     members = [i for i, x in enumerate(wide) if x.shape == shape]
-    stack_NRC = jnp.stack([wide[i] for i in members])
+    stack_NRC = row_major(jnp.stack([wide[i] for i in members]))
     if mesh is not None and mesh.size > 1:
       spare = -len(members) % mesh.size
       stack_NRC = jnp.pad(stack_NRC, ((0, spare), (0, 0), (0, 0)))
       shared = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
       stack_NRC = jax.lax.with_sharding_constraint(stack_NRC, shared)
-    stack_NRC = orthogonalise(stack_NRC, steps)
+    stack_NRC = orthogonalise(stack_NRC, steps, einsum)
     if mesh is not None and mesh.size > 1:
       whole = NamedSharding(mesh, PartitionSpec())
       stack_NRC = jax.lax.with_sharding_constraint(stack_NRC, whole)
@@ -80,6 +80,7 @@ def muon(
   steps: int = 5,
   weight_decay: float = 0.0,
   mesh=None,
+  mixed: bool = False,
 ) -> optax.GradientTransformation:
   """Directions to be scaled by -lr, as from the other chains.
 
@@ -90,6 +91,7 @@ def muon(
     steps: Newton-Schulz iterations.
     weight_decay: decoupled, of the matrices.
     mesh: devices to share the iterations out over.
+    mixed: iterate with products.product, which is precise enough for it.
   """
 
   def init(params):
@@ -110,7 +112,9 @@ def muon(
       lambda o, p: scale * (
         o * max(1.0, p.shape[1] / p.shape[0]) ** 0.5 + weight_decay * p
       ),
-      orthogonalise_tree(nesterov, steps, mesh),
+      orthogonalise_tree(
+        nesterov, steps, mesh, product if mixed else jnp.einsum
+      ),
       params_blocks,
     )
     others, rest_state = rest.update(others, state.rest, params_others)

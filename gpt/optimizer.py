@@ -35,6 +35,7 @@ def create(config, mesh=None) -> optax.GradientTransformation:
         scale=opt.muon_lr / config.lr,
         momentum=opt.muon_momentum,
         steps=opt.muon_steps,
+        mixed=config.model.dtype == 'mixed',
         weight_decay=opt.weight_decay,
         mesh=mesh,
       ),

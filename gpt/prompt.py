@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from gpt import chat, decode
+from gpt import chat, generation
 from gpt.tokenizer import StreamDecoder
 
 
@@ -55,10 +55,10 @@ def read_prompt(
     ends = tuple({tokenizer.bos_id, tokenizer.eos_id})
     bias_V = allowing(tokenizer, (*ends, *names))
     return Prompt([tokenizer.bos_id], ends, bias_V, names)
-  ids = decode.prompt_tokens(tokenizer, text)
+  ids = generation.prompt_tokens(tokenizer, text)
   if format == 'lines' and text:
     ids = [tokenizer.bos_id, *tokenizer.encode(text).tolist()]
-  return Prompt(ids, (tokenizer.eos_id,), decode.ban_bias(tokenizer), {})
+  return Prompt(ids, (tokenizer.eos_id,), generation.ban_bias(tokenizer), {})
 
 
 def chat_prompt(tokenizer, ids: list[int]) -> Prompt:
@@ -68,8 +68,8 @@ def chat_prompt(tokenizer, ids: list[int]) -> Prompt:
 
 
 def allowing(tokenizer, ids) -> np.ndarray:
-  """float32[V]: decode.ban_bias, but 0 for these ids."""
-  bias_V = decode.ban_bias(tokenizer)
+  """float32[V]: generation.ban_bias, but 0 for these ids."""
+  bias_V = generation.ban_bias(tokenizer)
   bias_V[list(ids)] = 0
   return bias_V
 
@@ -102,7 +102,7 @@ def complete(
     s: sampling.params of one row.
   """
   shown = Shown(tokenizer, prompt.names)
-  for _, new in decode.generate(
+  for _, new in generation.generate(
     model, params, [prompt.ids], s, max_tokens, bias_V=prompt.bias_V,
     stop_ids=prompt.stop_ids, window=window,
   ):

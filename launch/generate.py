@@ -68,7 +68,7 @@ def main(_):
   # JAX, after the flags are right.
   import jax
 
-  from gpt import decode, sharding
+  from gpt import generation, sharding
   from gpt.load import load_model
   from gpt.prompt import Shown, read_prompt
 
@@ -90,7 +90,7 @@ def main(_):
     read_prompt(loaded.tokenizer, format, prompt, T, limit)
     for prompt in prompts
   ]
-  decode.check_request(
+  generation.check_request(
     loaded.cfg, [start.ids for start in starts], limit, window
   )
   print(
@@ -115,7 +115,7 @@ def main(_):
         write(prompt)
       last = ''
       shown = Shown(loaded.tokenizer, start.names)
-      for _, new in decode.generate(
+      for _, new in generation.generate(
         loaded.model, params, [start.ids], s, limit,
         bias_V=start.bias_V, stop_ids=start.stop_ids, window=window,
       ):
@@ -133,7 +133,7 @@ def write_documents(
   loaded, params, start, n, limit, window, clock, ctrl_c
 ) -> None:
   """n documents, one a line and many at once; then how many are new."""
-  from gpt import decode
+  from gpt import generation
   from gpt.novelty import count_new
 
   made = []
@@ -141,7 +141,7 @@ def write_documents(
     seeds = [SEED.value + i for i in range(first, min(first + ROWS, n))]
     ids: list[list[int]] = [[] for _ in seeds]
     ended = set()
-    for row, new in decode.generate(
+    for row, new in generation.generate(
       loaded.model, params, [start.ids] * len(seeds),
       sampling_params(seeds, top_p=1.0),
       limit, bias_V=start.bias_V, stop_ids=start.stop_ids, window=window,

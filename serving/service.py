@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from gpt import chat, load
-from gpt.decode import ban_bias
+from gpt.generation import ban_bias
 from serving import engine as engines
 from serving import errors, jobs
 from serving.errors import ApiError, ClientGone, bad_request

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt import decode, sampling
+from gpt import decode, generation, sampling
 from gpt.cache import init_cache
 from gpt.errors import UserError
 from gpt.model import GPT, GPTConfig, abstract_params
@@ -90,7 +90,7 @@ def generate(prompts, n: int, **kwargs) -> list[list[int]]:
   options = {k: kwargs.pop(k) for k in options if k in kwargs}
   s = sampling.params(len(prompts), **kwargs)
   out, ended = [[] for _ in prompts], set()
-  for row, new in decode.generate(MODEL, init(), prompts, s, n, **options):
+  for row, new in generation.generate(MODEL, init(), prompts, s, n, **options):
     assert row not in ended
     if new is None:
       ended.add(row)
@@ -373,7 +373,7 @@ def test_options_reach_the_decode_block():
   model = GPT(cfg)
   prompt = tokens = [1, 2, 3]
   s = sampling.params(1, temperature=0)
-  for _, new in decode.generate(
+  for _, new in generation.generate(
     model, init(model), [prompt], s, 6, window='stop'
   ):
     tokens = tokens + (new or [])

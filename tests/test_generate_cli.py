@@ -10,7 +10,7 @@ import sys
 import pytest
 from workdirs import ROOT, command, launch, make_parrot
 
-from gpt import decode, sampling
+from gpt import generation, sampling
 from gpt.load import load_model
 from gpt.tokenizer import build_tokenizer
 
@@ -21,7 +21,7 @@ def expected(workdir, prompt: str, n: int = 200, window='slide', **kwargs):
   """What the library gives for the same request."""
   loaded = load_model(workdir)
   s = sampling.params(1, **{'seed': 42, **kwargs})
-  text = decode.complete(
+  text = generation.complete(
     loaded.model, loaded.params, loaded.tokenizer, prompt, s, n, window=window
   )
   return ''.join(text)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from workdirs import launch, make_run
 
 from gpt import (
-  decode,
+  generation,
   hf_directory,
   interop,
   model_card,
@@ -341,9 +341,9 @@ def test_a_directory_made_by_hand_generates_and_chats(by_hand, tmp_path):
   assert prompt == [0, 1, *text, 3, 2]
   n = 24 - len(prompt)
   new = []
-  for _, some in decode.generate(
+  for _, some in generation.generate(
     loaded.model, loaded.params, [prompt], sampling.params(1, temperature=0.0),
-    n, bias_V=decode.ban_bias(loaded.tokenizer),
+    n, bias_V=generation.ban_bias(loaded.tokenizer),
   ):
     new += some or []
   # The likeliest token each time; <user> and so on cannot be sampled.

@@ -22,7 +22,7 @@ from configs import (
   model_xl,
   model_xs,
 )
-from gpt import decode, sampling
+from gpt import decode, generation, sampling
 from gpt.model import GPT, GPTConfig
 from serving import jobs
 from serving.engine import Engine, Weights
@@ -76,7 +76,7 @@ class Harness:
 
   def submit(self, *prompts, **fields):
     job = jobs.Job(Sampling(**fields))
-    bias_V = decode.ban_bias(TOKENIZER)
+    bias_V = generation.ban_bias(TOKENIZER)
     for id, value in job.sampling.logit_bias.items():
       bias_V[id] += value
     job.fill(
@@ -157,7 +157,7 @@ class Reference:
   def run(self, prompt, **fields):
     """Sampled ids, and the log-probability of each."""
     s = Sampling(**fields)
-    bias = decode.ban_bias(TOKENIZER)
+    bias = generation.ban_bias(TOKENIZER)
     for id, value in s.logit_bias.items():
       bias[id] += value
     tokens, sampled, logprobs = list(prompt), [], []

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from workdirs import make_run
 
-from gpt import decode, model_card, sampling
+from gpt import generation, model_card, sampling
 from gpt.chat import CHAT_TOKENS, build_prompt
 from gpt.interop import rounding_report
 from gpt.interop_run import export, import_directory
@@ -117,9 +117,9 @@ def test_greedy_text_is_ours_even_past_the_context(exported, name, use_cache):
   loaded, directory = exported(name)
   prompt, n = random_ids(loaded.cfg, 9).tolist(), 3 * loaded.cfg.block_size
   wanted = []
-  for _, new in decode.generate(
+  for _, new in generation.generate(
     loaded.model, loaded.params, [prompt], sampling.params(1, temperature=0.0),
-    n, bias_V=decode.ban_bias(loaded.tokenizer),
+    n, bias_V=generation.ban_bias(loaded.tokenizer),
   ):
     wanted += new or []
   # <|end_turn|> may be sampled there: it ends a turn.

@@ -29,7 +29,8 @@ TOKENS = flags.DEFINE_integer(
 )
 TOP_P = flags.DEFINE_float('top_p', 0.9, 'top-p of ours.')
 DTYPE = flags.DEFINE_enum(
-  'dtype', 'auto', ['auto', 'float32', 'bfloat16'], 'Matmul dtype of ours.'
+  'dtype', 'auto', ['auto', 'float32', 'bfloat16', 'mixed'],
+  'Matmul dtype of ours.',
 )
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds of each contestant.')
 PEER = flags.DEFINE_list('peer', ['c', 'torch'], 'Beside whom: c, torch.')
@@ -41,7 +42,7 @@ def build_ours(batch: int):
   import jax.numpy as jnp
 
   sharding.setup_devices()
-  from gpt import decode, sampling
+  from gpt import generation, sampling
   from gpt.model import GPT, GPTConfig
 
   config = model_config(PRESET.value)
@@ -58,7 +59,7 @@ def build_ours(batch: int):
   prompts = [[2 + i % (VOCAB_SIZE.value - 2)] for i in range(batch)]
 
   def run():
-    stream = decode.generate(
+    stream = generation.generate(
       model, params, prompts, s, tokens, block_steps=16, growing=True
     )
     return sum(len(new or ()) for _, new in stream)

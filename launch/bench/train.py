@@ -23,7 +23,7 @@ BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Sequences a step.')
 VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 67, 'Vocabulary.')
 DROPOUT = flags.DEFINE_float('dropout', 0.1, 'Drop probability.')
 DTYPE = flags.DEFINE_enum(
-  'dtype', 'auto', ['auto', 'float32', 'bfloat16'], 'Matmul dtype.'
+  'dtype', 'auto', ['auto', 'float32', 'bfloat16', 'mixed'], 'Matmul dtype.'
 )
 STEPS = flags.DEFINE_integer('steps', 0, 'Steps a round; 0: about a second.')
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds of each contestant.')
