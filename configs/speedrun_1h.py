@@ -15,7 +15,9 @@ def get_config():
   config.total_steps = 3600
   config.model.n_embd = 192
   config.model.n_head = 6
-  config.model.dropout = 0.2
+  config.model.dropout = 0.15
+  config.model.dtype = 'mixed'
+  config.opt.weight_decay = 0.3
   config.opt.warmup_steps = 100
   config.eval.every = 300
   config.checkpoint.every = 600

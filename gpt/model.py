@@ -332,11 +332,10 @@ def out_init(cfg: GPTConfig):
 
 def matmul(x, w, cfg: GPTConfig):
   """x @ w for float32[in, out] w; the result has the dtype of x."""
-  product = mixed_product if cfg.dtype == 'mixed' else jnp.matmul
   w = w.astype(x.dtype)
-  if x.shape[1] == 1:  # XLA:CPU multiplies slowly along an axis of length 1.
-    return product(x[:, 0], w)[:, None]
-  return product(x, w)
+  if x.shape[1] == 1:  # XLA:CPU multiplies slowly along an axis of length 1,
+    return (x[:, 0] @ w)[:, None]  # and bfloat16 does not pay for few rows.
+  return mixed_product(x, w) if cfg.dtype == 'mixed' else x @ w
 
 
 def heads(x_BLE, n: int):

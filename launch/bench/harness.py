@@ -130,7 +130,7 @@ def compare(names, module, rounds: int) -> list[dict]:
       worker.close()
 
 
-def report(title, rows, ours, extra=(), apart=()) -> None:
+def report(title, rows, ours, extra=(), apart=(), pair=()) -> None:
   """A table, then one JSON line with `ours`, the best `peer` and the `ratio`.
 
   Args:
@@ -138,6 +138,7 @@ def report(title, rows, ours, extra=(), apart=()) -> None:
     ours: how the names of our contestants begin.
     extra: further columns.
     apart: rows that are shown and not compared with.
+    pair: names of two of those that are compared with each other.
   """
   print(f'\n{title}\n{machine()}')
   columns = ['tokens_per_s', 'min', 'max', 'cpu_us_per_token', 'peak_rss_mb',
@@ -149,7 +150,7 @@ def report(title, rows, ours, extra=(), apart=()) -> None:
   peers = [
     r for r in rows if not r['name'].startswith(ours) and r not in apart
   ]
-  mine = [r for r in rows if r['name'].startswith(ours)]
+  mine = [r for r in rows if r['name'].startswith(ours) and r not in apart]
   speed = lambda r: r['tokens_per_s']  # noqa: E731
   line = {'title': title, 'rows': best, 'ours': max(map(speed, mine))}
   if peers:
@@ -161,6 +162,10 @@ def report(title, rows, ours, extra=(), apart=()) -> None:
     }
     print(f'ours / best peer ({peer["name"]}): {line["ratio"]:.2f} x speed, '
           f'{line["memory_ratio"]:.2f} x memory')
+  if all(name in best for name in pair) and pair:
+    a, b = (speed(best[name]) for name in pair)
+    line['pair_ratio'] = a / b
+    print(f'{pair[0]} / {pair[1]}: {a / b:.2f} x speed')
   print(json.dumps(line))
 
 

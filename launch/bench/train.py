@@ -16,6 +16,7 @@ from gpt import sharding
 from launch import cli
 from launch.bench import harness, shapes
 
+MIXED, AUTOCAST = 'ours mixed', 'torch compile bf16'
 PEAK_TFLOPS = {'H200': 989.0, 'H100': 989.0, 'A100': 312.0}  # dense bf16
 
 PRESET = flags.DEFINE_string('preset', 'l', 'A size preset or a shape.')
@@ -165,7 +166,9 @@ def build_torch(config, variant):
 
 def build(name):
   config = get_config()
-  if name == 'ours':
+  if name.startswith('ours'):
+    if name == MIXED:
+      config.model.dtype = 'mixed'
     return build_ours(config)
   return build_torch(config, name)
 
@@ -175,9 +178,9 @@ def main(_):
     harness.serve(WORKER.value, build)
     return
   config = get_config()
-  names = ['ours']
+  names = ['ours', MIXED] if DTYPE.value in ('auto', 'float32') else ['ours']
   if PEER.value == 'torch':
-    names += ['torch eager', 'torch compile', 'torch compile bf16']
+    names += ['torch eager', 'torch compile', AUTOCAST]
   rows = harness.compare(names, 'launch.bench.train', ROUNDS.value)
   params = rows[0]['params']
   for row in rows:
@@ -190,9 +193,14 @@ def main(_):
     f'training {PRESET.value}: {params:,} parameters, batch '
     f'{BATCH_SIZE.value} x {config.model.block_size}, dropout {DROPOUT.value}'
   )
-  # On a CPU bfloat16 is another task than float32: shown, not compared with.
-  apart = [r for r in rows if 'bf16' in r['name'] and 'mfu' not in r]
-  harness.report(title, rows, 'ours', ['gflops', 'mfu'], apart=apart)
+  # On a CPU bfloat16 is another task than float32: compared with its like.
+  apart = [
+    r for r in rows if r['name'] in (MIXED, AUTOCAST) and 'mfu' not in r
+  ]
+  harness.report(
+    title, rows, 'ours', ['gflops', 'mfu'], apart=apart,
+    pair=(MIXED, AUTOCAST),
+  )
 
 
 if __name__ == '__main__':
