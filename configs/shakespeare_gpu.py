@@ -18,6 +18,7 @@ def get_config():
   config.model.n_embd = 384
   config.model.n_head = 6
   config.model.dropout = 0.2
+  config.model.dtype = 'auto'
   config.opt.warmup_steps = 100
   config.eval.every = 250
   config.checkpoint.every = 500

@@ -3,8 +3,8 @@
     python -m launch.train --config=configs/speedrun_1h.py \
       --workdir=runs/speedrun_1h
 
-A plan, unrun: speedrun_10min with twice the parameters, twice the tokens and
-more dropout.
+A plan, unrun at this length: 3,600 steps of it, seed 1, were at 1.4273 after 13
+min 43 s and had not stopped falling; 9,000 take about 35 minutes.
 """
 
 from configs import speedrun_10min
@@ -12,13 +12,13 @@ from configs import speedrun_10min
 
 def get_config():
   config = speedrun_10min.get_config()
-  config.total_steps = 3600
+  config.total_steps = 9000
   config.model.n_embd = 192
   config.model.n_head = 6
   config.model.dropout = 0.15
   config.model.dtype = 'mixed'
   config.opt.weight_decay = 0.3
   config.opt.warmup_steps = 100
-  config.eval.every = 300
-  config.checkpoint.every = 600
+  config.eval.every = 900
+  config.checkpoint.every = 900
   return config
