@@ -16,9 +16,14 @@ def product(terms: str, x, y):
   return jnp.einsum(terms, x, y, preferred_element_type=jnp.float32)
 
 
+@jax.custom_vjp
 def row_major(x):
   """x, laid out anew; else XLA:CPU folds a transposition into the product."""
   return jax.lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
+
+
+# JAX 0.5 cannot differentiate a barrier.
+row_major.defvjp(lambda x: (row_major(x), None), lambda _, dout: (dout,))
 
 
 @jax.custom_vjp
@@ -48,7 +53,7 @@ def _backward(saved, dout):
   if x_ni.shape[1] <= dout_no.shape[1]:  # The smaller one is copied.
     return dx, product('in,no->io', row_major(x_ni.T), dout_no)
   dw_oi = product('on,ni->oi', row_major(dout_no.T), x_ni)
-  return dx, jax.lax.optimization_barrier(dw_oi).T
+  return dx, row_major(dw_oi).T
 
 
 mixed_product.defvjp(_forward, _backward)
