@@ -137,10 +137,13 @@ def commit() -> str:
     return ''
 
 
-def show(rows: list[dict]) -> None:
-  """A table, and means over the seeds of the recipe itself."""
+def show_head() -> None:
   print(f'{"run":26s}{"seed":>5s}{"wall s":>8s}{"steps":>7s}{"nats":>9s}'
         f'{"bits/byte":>11s}')
+
+
+def show(rows: list[dict]) -> None:
+  """Rows of the table."""
   for row in rows:
     print(
       f'{row["name"] or row["recipe"]:26s}{row["seed"]:5d}{row["wall_s"]:8.1f}'
@@ -174,15 +177,18 @@ def main(_):
   if ABLATE.value and RECIPE.value == PEER:
     raise UserError(f'--ablate changes our options; {PEER} has none of them')
   print(harness.machine())
+  show_head()
   rows = []
   if ABLATE.value:
     rows.append(run(RECIPE.value, SEEDS.value[0]))
+    show(rows)
     for name, changes in ABLATIONS.items():
       rows.append(run(RECIPE.value, SEEDS.value[0], name, changes))
       show(rows[-1:])
   else:
-    rows += [run(RECIPE.value, seed) for seed in SEEDS.value]
-  show(rows)
+    for seed in SEEDS.value:
+      rows.append(run(RECIPE.value, seed))
+      show(rows[-1:])
   own = [row for row in rows if not row['name']]
   losses = [row['nats_per_token'] for row in own]
   print(json.dumps({
