@@ -2,6 +2,7 @@
 
     python -m launch.bench.recipes --recipe=speedrun_1min --seeds=1,2,3
     python -m launch.bench.recipes --recipe=speedrun_1min --ablate
+    python -m launch.bench.recipes --recipe=speedrun_1min --ablate --only=GELU
     python -m launch.bench.recipes --recipe=nanogpt_cpu          (the peer)
     python -m launch.bench.recipes --draw=loss.png
 
@@ -33,6 +34,7 @@ SEEDS = flags.DEFINE_list('seeds', ['1', '2', '3'], 'Runs of each.')
 ABLATE = flags.DEFINE_bool(
   'ablate', False, 'One run for each option added or removed, first seed.'
 )
+ONLY = flags.DEFINE_list('only', [], 'The options to --ablate, if not all.')
 OUTPUT = flags.DEFINE_string(
   'output', 'runs/recipes', 'Directory of the runs, to be found again.'
 )
@@ -56,6 +58,7 @@ ABLATIONS = {
   'momentum 0.95': {'opt.muon_momentum': 0.95},
   '3 Newton-Schulz steps': {'opt.muon_steps': 3},
   'decay over 40 %': {'opt.decay_fraction': 0.4},
+  'decay over 90 %': {'opt.decay_fraction': 0.9},
   'dropout 0.05': {'model.dropout': 0.05},
   'GELU': {'model.mlp': 'gelu'},
   'SwiGLU': {'model.mlp': 'swiglu'},
@@ -176,13 +179,21 @@ def main(_):
     raise UserError('--recipe=NAME of a file in configs is needed')
   if ABLATE.value and RECIPE.value == PEER:
     raise UserError(f'--ablate changes our options; {PEER} has none of them')
+  if unknown := set(ONLY.value) - set(ABLATIONS):
+    raise UserError(
+      f'--only={",".join(sorted(unknown))}: the options are '
+      f'{", ".join(ABLATIONS)}'
+    )
+  if ONLY.value and not ABLATE.value:
+    raise UserError('--only chooses options to --ablate: give both')
   print(harness.machine())
   show_head()
   rows = []
   if ABLATE.value:
     rows.append(run(RECIPE.value, SEEDS.value[0]))
     show(rows)
-    for name, changes in ABLATIONS.items():
+    for name in ONLY.value or ABLATIONS:
+      changes = ABLATIONS[name]
       rows.append(run(RECIPE.value, SEEDS.value[0], name, changes))
       show(rows[-1:])
   else:
