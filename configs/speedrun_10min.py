@@ -6,8 +6,8 @@
 2 cores of an AMD EPYC (Zen 5): 8 min 20 s from a cold start, compiling
 included, 15.6M tokens, 1.4185 +- 0.0031 nats/char (full pass, mean of seeds 1,
 2, 3: 1.4188, 1.4152, 1.4215). nanoGPT's GPU recipe with nine times the
-parameters is at 1.4697. Where the processor has no bfloat16 instructions it
-takes longer; --config.model.dtype=float32 is faster there.
+parameters is at 1.4697. Not tried on a processor without bfloat16 instructions:
+if it is slow there, --config.model.dtype=float32.
 """
 
 from configs import speedrun_1min

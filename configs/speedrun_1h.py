@@ -16,7 +16,6 @@ def get_config():
   config.model.n_embd = 192
   config.model.n_head = 6
   config.model.dropout = 0.15
-  config.model.dtype = 'mixed'
   config.opt.weight_decay = 0.3
   config.opt.warmup_steps = 100
   config.eval.every = 900

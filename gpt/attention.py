@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.products import row_major
+from gpt.products import einsum_f32, row_major
 
 KERNELS = ('plain', 'blocked', 'cudnn')
 # Finite, so that a row with nothing to attend to gives numbers and not NaN.
@@ -144,13 +144,9 @@ def row_blocks(length: int) -> list[tuple[int, int]]:
   return [(i, min(i + size, length)) for i in range(0, length, size)]
 
 
-def _einsum(terms: str, x, y):
-  return jnp.einsum(terms, x, y, preferred_element_type=jnp.float32)
-
-
 def _block_scores(q_BHLK, k_BHLK, segments_BL, first, end):
   """Scaled, masked float32 scores of queries first..end to keys 0..end."""
-  scores_BHLS = _einsum(
+  scores_BHLS = einsum_f32(
     'BHLK,BHSK->BHLS', q_BHLK[:, :, first:end], k_BHLK[:, :, :end]
   )
   query = np.arange(first, end)[:, None]
@@ -170,7 +166,7 @@ def _blocked_forward(q_BHLK, k_BHLK, v_BHLK, segments_BL):
     max_BHL1 = jnp.max(scores_BHLS, axis=-1, keepdims=True)
     exp_BHLS = jnp.exp(scores_BHLS - max_BHL1)
     sum_BHL1 = jnp.sum(exp_BHLS, axis=-1, keepdims=True)
-    out_BHLK = _einsum(
+    out_BHLK = einsum_f32(
       'BHLS,BHSK->BHLK', exp_BHLS.astype(v_BHLK.dtype), v_BHLK[:, :, :end]
     )
     outs.append((out_BHLK / sum_BHL1).astype(q_BHLK.dtype))
@@ -217,15 +213,15 @@ def _blocked_bwd(saved, dout_BHLK):
     q, dout = q_BHLK[:, :, rows], dout_BHLK[:, :, rows]
     scores_BHLS = _block_scores(q_BHLK, k_BHLK, segments_BL, first, end)
     probs_BHLS = jnp.exp(scores_BHLS - lse_BHL1[:, :, rows])
-    dprobs_BHLS = _einsum('BHLK,BHSK->BHLS', dout, v_BHLK[:, :, :end])
+    dprobs_BHLS = einsum_f32('BHLK,BHSK->BHLS', dout, v_BHLK[:, :, :end])
     dscores_BHLS = probs_BHLS * (dprobs_BHLS - delta_BHL1[:, :, rows]) * scale
     dscores_BHLS = dscores_BHLS.astype(dtype)
-    dqs.append(_einsum('BHLS,BHSK->BHLK', dscores_BHLS, k_BHLK[:, :, :end]))
+    dqs.append(einsum_f32('BHLS,BHSK->BHLK', dscores_BHLS, k_BHLK[:, :, :end]))
     # Of the two factors the small one is transposed.
     q_BHKL = row_major(q.swapaxes(2, 3))
     dout_BHKL = row_major(dout.swapaxes(2, 3))
-    dk = _einsum('BHKL,BHLS->BHKS', q_BHKL, dscores_BHLS)
-    dv = _einsum('BHKL,BHLS->BHKS', dout_BHKL, probs_BHLS.astype(dtype))
+    dk = einsum_f32('BHKL,BHLS->BHKS', q_BHKL, dscores_BHLS)
+    dv = einsum_f32('BHKL,BHLS->BHKS', dout_BHKL, probs_BHLS.astype(dtype))
     pad = ((0, 0), (0, 0), (0, 0), (0, length - end))
     dk_BHKS += jnp.pad(dk, pad)
     dv_BHKS += jnp.pad(dv, pad)

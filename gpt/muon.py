@@ -29,8 +29,9 @@ class MuonState(NamedTuple):
   rest: Any
 
 
-def orthogonalise(x_NRC, steps: int, einsum=jnp.einsum):
+def orthogonalise(x_NRC, steps: int, mixed: bool = False):
   """float32[N, R, C], R <= C: singular values between about 0.7 and 1.2."""
+  einsum = product if mixed else jnp.einsum
   norm_N11 = jnp.sqrt(jnp.sum(x_NRC * x_NRC, axis=(1, 2), keepdims=True))
   x_NRC = x_NRC / (norm_N11 + 1e-7)
   for _ in range(steps):
@@ -40,20 +41,22 @@ def orthogonalise(x_NRC, steps: int, einsum=jnp.einsum):
   return x_NRC
 
 
-def orthogonalise_tree(tree, steps: int, mesh=None, einsum=jnp.einsum):
+def orthogonalise_tree(tree, steps: int, mesh=None, mixed: bool = False):
   """Every matrix of a tree, equal shapes in one call, spread over the mesh."""
   leaves, treedef = jax.tree.flatten(tree)
   wide = [x if x.shape[0] <= x.shape[1] else x.T for x in leaves]
   out = [None] * len(leaves)
   for shape in sorted({x.shape for x in wide}):
     members = [i for i, x in enumerate(wide) if x.shape == shape]
-    stack_NRC = row_major(jnp.stack([wide[i] for i in members]))
+    stack_NRC = jnp.stack([wide[i] for i in members])
+    if mixed:
+      stack_NRC = row_major(stack_NRC)
     if mesh is not None and mesh.size > 1:
       spare = -len(members) % mesh.size
       stack_NRC = jnp.pad(stack_NRC, ((0, spare), (0, 0), (0, 0)))
       shared = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
       stack_NRC = jax.lax.with_sharding_constraint(stack_NRC, shared)
-    stack_NRC = orthogonalise(stack_NRC, steps, einsum)
+    stack_NRC = orthogonalise(stack_NRC, steps, mixed)
     if mesh is not None and mesh.size > 1:
       whole = NamedSharding(mesh, PartitionSpec())
       stack_NRC = jax.lax.with_sharding_constraint(stack_NRC, whole)
@@ -112,9 +115,7 @@ def muon(
       lambda o, p: scale * (
         o * max(1.0, p.shape[1] / p.shape[0]) ** 0.5 + weight_decay * p
       ),
-      orthogonalise_tree(
-        nesterov, steps, mesh, product if mixed else jnp.einsum
-      ),
+      orthogonalise_tree(nesterov, steps, mesh, mixed),
       params_blocks,
     )
     others, rest_state = rest.update(others, state.rest, params_others)

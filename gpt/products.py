@@ -10,10 +10,14 @@ import jax
 import jax.numpy as jnp
 
 
+def einsum_f32(terms: str, x, y):
+  """einsum of two arrays of any one dtype; sums and result in float32."""
+  return jnp.einsum(terms, x, y, preferred_element_type=jnp.float32)
+
+
 def product(terms: str, x, y):
   """einsum of two arrays rounded to bfloat16; float32."""
-  x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-  return jnp.einsum(terms, x, y, preferred_element_type=jnp.float32)
+  return einsum_f32(terms, x.astype(jnp.bfloat16), y.astype(jnp.bfloat16))
 
 
 @jax.custom_vjp

@@ -20,6 +20,10 @@ def test_a_recipe_is_run_once_and_drawn(tmp_path):
   again, _ = launch(*args, '--recipe=smoke', '--seeds=1')
   assert 'launch.train' not in again
   assert json.loads(again.splitlines()[-1]) == report
+  out, _ = launch(*args, '--recipe=smoke', '--seeds=1', '--change=lr=1e-3')
+  changed = json.loads(out.splitlines()[-1])
+  assert changed['nats_per_token'] != report['nats_per_token']
+  assert '--config.lr=1e-3' in out
   launch(*args, f'--draw={tmp_path}/loss.png')
   assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')
 
@@ -27,7 +31,10 @@ def test_a_recipe_is_run_once_and_drawn(tmp_path):
 @pytest.mark.parametrize('args, message', [
   ([], '--recipe=NAME'),
   (['--draw=x.png', '--output=nowhere'], 'no finished run in nowhere'),
-  (['--recipe=nanogpt_cpu', '--ablate'], '--ablate changes our options'),
+  (['--recipe=nanogpt_cpu', '--ablate'], 'nanogpt_cpu has none of them'),
+  (['--recipe=smoke', '--only=GELU'], 'give both'),
+  (['--recipe=smoke', '--ablate', '--only=Glue'], 'the options are - Muon'),
+  (['--recipe=smoke', '--ablate', '--change=lr=1'], 'leave out --change'),
 ])
 def test_mistakes_are_explained(args, message):
   _, err = launch('bench.recipes', *args, code=2)

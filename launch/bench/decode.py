@@ -29,8 +29,7 @@ TOKENS = flags.DEFINE_integer(
 )
 TOP_P = flags.DEFINE_float('top_p', 0.9, 'top-p of ours.')
 DTYPE = flags.DEFINE_enum(
-  'dtype', 'auto', ['auto', 'float32', 'bfloat16', 'mixed'],
-  'Matmul dtype of ours.',
+  'dtype', 'auto', ['auto', 'float32', 'bfloat16'], 'Matmul dtype of ours.'
 )
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds of each contestant.')
 PEER = flags.DEFINE_list('peer', ['c', 'torch'], 'Beside whom: c, torch.')

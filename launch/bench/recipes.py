@@ -3,13 +3,15 @@
     python -m launch.bench.recipes --recipe=speedrun_1min --seeds=1,2,3
     python -m launch.bench.recipes --recipe=speedrun_1min --ablate
     python -m launch.bench.recipes --recipe=speedrun_1min --ablate --only=GELU
+    python -m launch.bench.recipes --recipe=model_l --change=lr=3e-3 --seeds=1
     python -m launch.bench.recipes --recipe=nanogpt_cpu          (the peer)
     python -m launch.bench.recipes --draw=loss.png
 
 Each run is a process of its own with an empty compilation cache; its wall time
 is taken from outside, from the start of the process to its end. Nothing else
 should compute meanwhile. A run that is in --output already is not repeated; the
-last line is one JSON object. --draw draws the first run of each recipe there.
+last line is one JSON object. --draw draws the first run of each recipe there,
+but no ablations.
 """
 
 import json
@@ -33,6 +35,9 @@ RECIPE = flags.DEFINE_string('recipe', '', 'A file of configs, or nanogpt_cpu.')
 SEEDS = flags.DEFINE_list('seeds', ['1', '2', '3'], 'Runs of each.')
 ABLATE = flags.DEFINE_bool(
   'ablate', False, 'One run for each option added or removed, first seed.'
+)
+CHANGE = flags.DEFINE_multi_string(
+  'change', [], 'key=value: changed in the recipe, as --config.key=value.'
 )
 ONLY = flags.DEFINE_list('only', [], 'The options to --ablate, if not all.')
 OUTPUT = flags.DEFINE_string(
@@ -79,7 +84,7 @@ ABLATIONS = {
 }
 
 
-def command(recipe: str, seed: str, workdir, changes: dict) -> list[str]:
+def command(recipe: str, seed: str, workdir, changes) -> list[str]:
   """The command line of a run."""
   if recipe == PEER:
     return [
@@ -90,11 +95,11 @@ def command(recipe: str, seed: str, workdir, changes: dict) -> list[str]:
     sys.executable, '-m', 'launch.train', f'--config=configs/{recipe}.py',
     f'--workdir={workdir}', f'--config.seed={seed}',
     '--config.eval.full_at_end=true',
-    *(f'--config.{name}={value}' for name, value in changes.items()),
+    *(f'--config.{change}' for change in changes),
   ]
 
 
-def run(recipe: str, seed: str, name: str = '', changes=None) -> dict:
+def run(recipe: str, seed: str, name: str = '', changes=()) -> dict:
   """Trains from a cold start unless that was done; the numbers of the run."""
   label = re.sub(r'\W+', '_', name.replace('- ', 'no ').replace('+', 'and'))
   label = '-'.join(filter(None, (recipe, label, seed)))
@@ -106,7 +111,7 @@ def run(recipe: str, seed: str, name: str = '', changes=None) -> dict:
     raise UserError(
       f'{workdir} holds a run that was cut short: remove it to start anew'
     )
-  args = command(recipe, seed, workdir, changes or {})
+  args = command(recipe, seed, workdir, changes)
   print(f'$ {shlex.join(args[1:])}', flush=True)
   with tempfile.TemporaryDirectory() as cache:
     began = time.perf_counter()
@@ -156,15 +161,16 @@ def show(rows: list[dict]) -> None:
 
 
 def draw(path: str) -> None:
-  """Validation loss by wall time of every unchanged recipe's first run."""
+  """Validation loss by wall time of every recipe's first run."""
   from gpt import plots
 
   runs = {}
   for file in sorted(pathlib.Path(OUTPUT.value).glob('*/result.json')):
     row = json.loads(file.read_text())
-    if not row['name'] and row['recipe'] not in runs:
+    label = f'{row["recipe"]} {row["name"]}'.strip()
+    if row['name'] not in ABLATIONS and label not in runs:
       lines = (file.parent / 'metrics.jsonl').read_text().splitlines()
-      runs[row['recipe']] = row['wall_s'], [json.loads(x) for x in lines]
+      runs[label] = row['wall_s'], [json.loads(x) for x in lines]
   if not runs:
     raise UserError(f'no finished run in {OUTPUT.value}: run a --recipe first')
   plots.write_png(path, lambda axes: plots.loss_by_time(axes, runs))
@@ -177,8 +183,13 @@ def main(_):
     return
   if not RECIPE.value:
     raise UserError('--recipe=NAME of a file in configs is needed')
-  if ABLATE.value and RECIPE.value == PEER:
-    raise UserError(f'--ablate changes our options; {PEER} has none of them')
+  changes = CHANGE.value
+  if (ABLATE.value or changes) and RECIPE.value == PEER:
+    raise UserError(
+      f'--ablate and --change are for our options; {PEER} has none of them'
+    )
+  if ABLATE.value and changes:
+    raise UserError('--ablate changes one option at a time: leave out --change')
   if unknown := set(ONLY.value) - set(ABLATIONS):
     raise UserError(
       f'--only={",".join(sorted(unknown))}: the options are '
@@ -193,14 +204,14 @@ def main(_):
     rows.append(run(RECIPE.value, SEEDS.value[0]))
     show(rows)
     for name in ONLY.value or ABLATIONS:
-      changes = ABLATIONS[name]
-      rows.append(run(RECIPE.value, SEEDS.value[0], name, changes))
+      options = [f'{key}={value}' for key, value in ABLATIONS[name].items()]
+      rows.append(run(RECIPE.value, SEEDS.value[0], name, options))
       show(rows[-1:])
   else:
     for seed in SEEDS.value:
-      rows.append(run(RECIPE.value, seed))
+      rows.append(run(RECIPE.value, seed, ' '.join(changes), changes))
       show(rows[-1:])
-  own = [row for row in rows if not row['name']]
+  own = [row for row in rows if row['name'] not in ABLATIONS]
   losses = [row['nats_per_token'] for row in own]
   print(json.dumps({
     'recipe': RECIPE.value, 'seeds': len(own),
@@ -208,7 +219,9 @@ def main(_):
     'nats_per_token': statistics.mean(losses),
     'std': statistics.stdev(losses) if len(losses) > 1 else None,
     'bits_per_byte': statistics.mean(row['bits_per_byte'] for row in own),
-    'ablations': {r['name']: r['nats_per_token'] for r in rows if r['name']},
+    'ablations': {
+      r['name']: r['nats_per_token'] for r in rows if r['name'] in ABLATIONS
+    },
   }))
 
 
