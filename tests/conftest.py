@@ -45,6 +45,18 @@ def trained_workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def reference(tmp_path_factory):
+  """A finished run and what it printed; not to be changed."""
+  from train_process import train
+  from train_runs import ARGS
+
+  workdir = tmp_path_factory.mktemp('reference') / 'run'
+  out, err = train(workdir, *ARGS)
+  assert err == ''
+  return workdir, out
+
+
+@pytest.fixture(scope='session')
 def server(tmp_path_factory):
   """A real server process of a tiny chat model with random weights."""
   from serving_tools import chat_tokenizer, make_random, serving
