@@ -1,0 +1,30 @@
+"""Models to be taken elsewhere, for several test files."""
+
+import numpy as np
+from workdirs import make_run
+
+from gpt.chat import CHAT_TOKENS
+from gpt.sample_text import sample_text
+from gpt.tokenizer import build_tokenizer
+from launch import cli
+
+TEXT = sample_text()[:30_000]
+
+
+def random_weights(seed=0, scale=0.3):
+  rng = np.random.default_rng(seed)
+  return lambda name, shape: rng.normal(0, scale, shape)
+
+
+def train_bpe():
+  return build_tokenizer('hf', [TEXT], 320, CHAT_TOKENS)
+
+
+def make_chat_run(workdir, bpe):
+  """A microgpt model with a chat tokenizer and random weights."""
+  make_run(workdir, bpe, random_weights(), arch='microgpt')
+  return workdir
+
+
+def config():
+  return cli.load_config('configs/default.py')
