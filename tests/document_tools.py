@@ -44,10 +44,16 @@ def conversations(n: int, seed: int = 0) -> list[list[dict]]:
   ]
 
 
+def jsonl(*items) -> str:
+  """One item a line: str as it is, others as JSON."""
+  return ''.join(
+    (x if isinstance(x, str) else json.dumps(x)) + '\n' for x in items
+  )
+
+
 def write_lines(path, items) -> str:
-  """One item a line: str as it is, others as JSON. Returns the path."""
-  lines = [x if isinstance(x, str) else json.dumps(x) for x in items]
-  path.write_text('\n'.join(lines) + '\n', encoding='utf-8', newline='')
+  """A file of jsonl(*items). Returns the path."""
+  path.write_text(jsonl(*items), encoding='utf-8', newline='')
   return str(path)
 
 
@@ -74,6 +80,13 @@ def open_memory(text, format, tokenizer, tmp_path, log=silent, **changes):
     data_config('', format, **changes), memory_source(text), tokenizer,
     tmp_path / 'cache', log,
   )
+
+
+def readable(tokenizer, ids) -> str:
+  """Text of ids, with the names of control tokens; BOS before EOS."""
+  special = reversed(tokenizer.special_tokens.items())
+  named = {id: name for name, id in special}
+  return ''.join(named.get(i) or tokenizer.decode([i]) for i in ids)
 
 
 def batches_of(documents, tokenizer, block_size=16, batch_size=4, seed=0,

@@ -1,0 +1,146 @@
+"""Chat models in whole runs: prepared, trained, resumed and asked."""
+
+import importlib
+import json
+
+import pytest
+from document_tools import (
+  assert_same_params,
+  conversations,
+  train_small,
+  write_lines,
+)
+from workdirs import launch
+
+from gpt import chat
+from gpt.full_pass import full_pass, open_dataset
+from gpt.load import load_model
+from gpt.model import GPTConfig, num_params
+from gpt.tokenizer import load_tokenizer
+
+TALKS = conversations(40)
+CHAT_RUN = {
+  'data.format': 'chat', 'data.loss_on': 'assistant', 'data.skip_long': True,
+  'data.tokenizer': 'sentencepiece', 'data.vocab_size': 420,
+  'model.block_size': 64, 'model.arch': 'microgpt', 'model.dropout': 0.0,
+  'sample.prompt': 'what is rust',
+}
+
+
+@pytest.fixture(scope='module')
+def talks_file(tmp_path_factory):
+  return write_lines(tmp_path_factory.mktemp('talks') / 'talks.jsonl', TALKS)
+
+
+@pytest.mark.parametrize('name, shape, parameters', [
+  ('small', (128, 4, 4, 512), 1_900_544),
+  ('medium', (256, 8, 6, 1024), 7_077_888),
+  ('large', (384, 8, 8, 1024), 17_694_720),
+])
+def test_recipe_is_microgpts(name, shape, parameters):
+  module = importlib.import_module(f'configs.chat_{name}')
+  config = module.get_config()
+  model, opt = config.model, config.opt
+  assert shape == (
+    model.n_embd, model.n_head, model.n_layer, model.block_size
+  )
+  cfg = GPTConfig.from_config(model, config.data.vocab_size, 'cpu')
+  assert num_params(cfg) == parameters
+  assert f'{parameters / 1e6:.2f}M parameters' in module.__doc__
+  assert (model.arch, opt.schedule) == ('microgpt', 'linear_warmup')
+  assert (opt.b1, opt.b2, opt.eps) == (0.85, 0.99, 1e-8)
+  assert opt.clip == 'none'
+  assert config.data.format == 'chat'
+  assert config.data.skip_long == (name != 'small')
+  assert config.data.loss_on == 'assistant'
+
+
+@pytest.mark.slow
+def test_prepared_data_is_what_training_finds(tmp_path):
+  path = write_lines(tmp_path / 'talks.jsonl', TALKS)
+  workdir = tmp_path / 'run'
+  launch(
+    'prepare_data', '--config=configs/smoke.py', '--config.data.format=chat',
+    f'--config.data.path={path}', '--config.data.tokenizer=sentencepiece',
+    '--config.data.vocab_size=420', f'--workdir={workdir}',
+  )
+  (tokens,) = (workdir / 'cache').glob('*.bin')
+  before = tokens.stat().st_mtime_ns, load_tokenizer(workdir).fingerprint
+  train_small(workdir, {
+    'data.format': 'chat', 'data.path': path, 'total_steps': 1,
+    'data.tokenizer': 'sentencepiece', 'data.vocab_size': 420,
+  })
+  (tokens,) = (workdir / 'cache').glob('*.bin')
+  after = tokens.stat().st_mtime_ns, load_tokenizer(workdir).fingerprint
+  assert before == after
+
+
+@pytest.mark.parametrize(
+  'packing', [pytest.param(False, marks=pytest.mark.slow), True]
+)
+def test_killed_and_resumed_equals_uninterrupted(
+  packing, talks_file, tmp_path
+):
+  changes = {**CHAT_RUN, 'data.path': talks_file, 'data.packing': packing}
+  result, said = train_small(tmp_path / 'whole', changes)
+  said = '\n'.join(said)
+  assert 'assistant only: ' in said and 'all tokens: ' in said
+  assert "sample after 'what is rust':\nwhat is rust\n" in said
+  final = result.final['final']
+  assert final['nats_per_token'] == final['assistant_nats_per_token']
+  assert final['assistant_tokens'] < final['all_tokens']
+  train_small(tmp_path / 'parts', changes, crash_at='step 4/6')
+  _, said = train_small(tmp_path / 'parts', changes)
+  assert 'resuming from step 3' in said
+  assert_same_params(tmp_path / 'parts', tmp_path / 'whole')
+  loaded = load_model(tmp_path / 'whole', 'latest')
+  with open_dataset(loaded, tmp_path / 'whole', log=lambda _: None) as (ds, s):
+    values = full_pass(loaded, ds, s)
+  assert values['all_nats_per_token'] == pytest.approx(
+    final['all_nats_per_token'], rel=1e-5
+  )
+
+
+def test_a_run_goes_on_with_its_own_settings(talks_file, tmp_path):
+  """microgpt's --resume DIR --steps N: everything else is the run's."""
+  workdir = tmp_path / 'run'
+  train_small(workdir, {
+    **CHAT_RUN, 'data.path': talks_file, 'total_steps': 2, 'seed': 7,
+    'data.packing': True,
+  })
+  before = json.loads((workdir / 'config.json').read_text())
+  fingerprint = load_tokenizer(workdir).fingerprint
+  out, _ = launch('train', f'--workdir={workdir}', '--additional_steps=2')
+  assert 'resuming from step 2' in out and 'finished at step 4' in out
+  assert 'skip_long: ' in out and 'windows of 64 tokens' in out
+  after = json.loads((workdir / 'config.json').read_text())
+  assert after.pop('total_steps') == 4 and before.pop('total_steps') == 2
+  assert before == after
+  assert load_tokenizer(workdir).fingerprint == fingerprint
+  out, err = launch('evaluate', f'--workdir={workdir}')
+  values = json.loads(out.splitlines()[-1])
+  assert values['assistant_tokens'] < values['all_tokens']
+  assert 'assistant only: ' in out and 'all tokens: ' in out
+  # Another file is judged whole.
+  other = write_lines(tmp_path / 'other.jsonl', TALKS[:3])
+  out, _ = launch('evaluate', f'--workdir={workdir}', f'--data={other}')
+  assert json.loads(out.splitlines()[-1])['split'] == 'all'
+
+
+@pytest.mark.slow
+def test_a_chat_model_asked_for_samples_answers_or_makes_up_a_talk(
+  talks_file, tmp_path
+):
+  workdir = tmp_path / 'run'
+  train_small(
+    workdir, {**CHAT_RUN, 'data.path': talks_file, 'total_steps': 2}
+  )
+  out, err = launch(
+    'generate', f'--workdir={workdir}', '--prompt=hello', '--max_tokens=9'
+  )
+  assert 'python -m launch.chat' in err and '<|' not in out
+  out, _ = launch(
+    'generate', f'--workdir={workdir}', '--temperature=3', '--top_p=1',
+    '--seed=3',
+  )
+  assert chat.USER in out or chat.ASSISTANT in out or chat.END_TURN in out
