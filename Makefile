@@ -17,7 +17,7 @@ METAL_NAMES := attention cache chat chat_data chat_prompt chat_repl chat_runs \
   failures generate_cli import_export info inspect_model interop load losses \
   metal microgpt model muon optimizer plateau products rgpt safetensors \
   sampling schedules sharding sources text_reader token_cache tokenizer \
-  tokenizer_hf train train_resume train_state train_step
+  tokenizer_hf tokenizer_spm train train_resume train_state train_step
 METAL_TESTS ?= $(wildcard $(METAL_NAMES:%=tests/test_%.py))
 
 PYTHON := .venv/bin/python
