@@ -24,7 +24,7 @@ import pytest  # noqa: E402
 
 from gpt import sharding  # noqa: E402
 
-pytest.register_assert_rewrite('train_process')
+pytest.register_assert_rewrite('engine_tools', 'train_process')
 jax.config.update('jax_num_cpu_devices', 4)
 sharding.enable_compilation_cache()  # Or off, where it is not safe.
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -1,17 +1,11 @@
-"""The engine against the full forward pass, token by token.
-
-The reference knows nothing of caches, slots, blocks or buckets: for each token
-it runs the whole window through the model.
-"""
+"""The engine against the full forward pass, token by token."""
 
 import dataclasses
-import threading
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from serving_tools import chat_tokenizer
+from engine_tools import TOKENIZER, Harness, Reference, random_params
 
 from configs import (
   model_deep,
@@ -22,15 +16,12 @@ from configs import (
   model_xl,
   model_xs,
 )
-from gpt import decode, generation, sampling
-from gpt.model import GPT, GPTConfig
+from gpt.model import GPTConfig
 from serving import jobs
-from serving.engine import Engine, Weights
-from serving.metrics import Metrics
+from serving.engine import Weights
 from serving.programs import compile_count
 from serving.schemas import Sampling
 
-TOKENIZER = chat_tokenizer()
 TINY = GPTConfig(
   vocab_size=TOKENIZER.vocab_size, n_embd=32, n_head=4, n_layer=2,
   block_size=32,
@@ -39,72 +30,15 @@ PRESETS = {
   'xs': model_xs, 's': model_s, 'ds': model_ds, 'm': model_m, 'l': model_l,
   'deep': model_deep, 'xl': model_xl,
 }
-
-
-def random_params(cfg, seed=0):
-  """Weights that make choices neither certain nor uniform."""
-  params = GPT(cfg).init(
-    jax.random.key(seed), jnp.zeros((1, 1), jnp.int32)
-  )['params']
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.15, jnp.float32), params
-  )
-
-
-class Harness:
-  """An Engine in this process; gives what a Job's events say."""
-
-  def __init__(self, cfg, slots=4, params=None, lanes=2, shapes=None):
-    self.cfg = cfg
-    self.params = random_params(cfg) if params is None else params
-    self.died = []
-    compile_count()  # From now on.
-    self.metrics = Metrics(lambda: 0)
-    self._closed = threading.Condition()
-    self.engine = Engine(
-      GPT(cfg), Weights(self.params, 'first'), slots, 10_000, self.metrics,
-      self._post, self.died.append, lanes, shapes,
-    )
-    self.engine.start()
-
-  def _post(self, outbox):
-    with self._closed:
-      for job, event in outbox:
-        job.mailbox.put(event)
-      self._closed.notify_all()
-
-  def submit(self, *prompts, **fields):
-    job = jobs.Job(Sampling(**fields))
-    bias_V = generation.ban_bias(TOKENIZER)
-    for id, value in job.sampling.logit_bias.items():
-      bias_V[id] += value
-    job.fill(
-      [np.array(p, np.int32) for p in prompts], bias_V,
-      {TOKENIZER.eos_id, *job.sampling.stop_token_ids}, TOKENIZER,
-    )
-    self.engine.scheduler.reserve()
-    self.engine.submit(job)
-    return job
-
-  def wait(self, job):
-    """The job's events, once it is closed."""
-    with self._closed:
-      done = self._closed.wait_for(
-        lambda: any(isinstance(e, jobs.Closed) for e in job.mailbox), 240
-      )
-    assert done, 'the job did not end'
-    return list(job.mailbox)
-
-  def run(self, *prompts, **fields):
-    """Sampled ids of each choice."""
-    job = self.submit(*prompts, **fields)
-    self.wait(job)
-    return [seq.sampled for seq in job.sequences]
-
-  def close(self):
-    self.engine.stop()
-    assert self.engine.join(30)
+NO_EOS = {TOKENIZER.eos_id: -100.0}
+SETTINGS = {
+  'plain': {},
+  'greedy': {'temperature': 0.0},
+  'top_k': {'top_k': 3, 'top_p': 1.0},
+  'min_p': {'min_p': 0.2, 'top_p': 1.0},
+  'hot': {'temperature': 2.0, 'top_p': 1.0},
+  'penalties': {'repetition': 1.5, 'frequency': 0.7, 'presence': 0.5},
+}
 
 
 @pytest.fixture(scope='module')
@@ -115,62 +49,6 @@ def tiny():
   harness.close()
 
 
-class Reference:
-  """One token at a time, each from a whole forward pass."""
-
-  def __init__(self, cfg, params):
-    self.cfg, self.params = cfg, params
-    self._step = jax.jit(self._draw)
-
-  def _draw(self, params, tokens_1L, last, step, row, in_prompt, counts, bias):
-    """(id, raw log-probabilities) after position `last`."""
-    logits_1V = GPT(self.cfg).apply({'params': params}, tokens_1L)[:, last]
-    uniform = sampling.uniforms(row.seed, step[None], 1)[:, 0]
-    penalised = sampling.penalise(logits_1V, row, in_prompt, counts)
-    id = sampling.sample(penalised, uniform, row, bias)[0]
-    return id, jax.nn.log_softmax(logits_1V[0])
-
-  def step(self, tokens, s, n_sampled=0, seed=0, bias=None):
-    start = decode.window_start(
-      len(tokens), self.cfg.block_size,
-      jobs.stride(s.overflow, self.cfg.block_size),
-    )
-    window, vocab = tokens[start:], self.cfg.vocab_size
-    padded = np.zeros((1, self.cfg.block_size), np.int32)
-    padded[0, : len(window)] = window
-    row = sampling.params(
-      1, seed=seed, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p,
-      min_p=s.min_p, repetition=s.repetition, frequency=s.frequency,
-      presence=s.presence,
-    )
-    prompt = tokens[: len(tokens) - n_sampled]
-    sampled = np.array(tokens[len(prompt) :], int)
-    counts = np.bincount(sampled, minlength=vocab).astype(np.int32)
-    if bias is None:
-      bias = np.zeros(vocab, np.float32)
-    id, logp = self._step(
-      self.params, padded, np.int32(len(window) - 1), np.int32(n_sampled), row,
-      np.isin(np.arange(vocab), prompt)[None], counts[None], bias[None],
-    )
-    return int(id), np.asarray(logp)
-
-  def run(self, prompt, **fields):
-    """Sampled ids, and the log-probability of each."""
-    s = Sampling(**fields)
-    bias = generation.ban_bias(TOKENIZER)
-    for id, value in s.logit_bias.items():
-      bias[id] += value
-    tokens, sampled, logprobs = list(prompt), [], []
-    while len(sampled) < s.max_tokens:
-      id, logp = self.step(tokens, s, len(sampled), s.seed, bias)
-      sampled.append(id)
-      tokens.append(id)
-      logprobs.append(float(logp[id]))
-      if id in (TOKENIZER.eos_id, *s.stop_token_ids):
-        break
-    return sampled, logprobs
-
-
 @pytest.fixture(scope='module')
 def reference(tiny):
   return Reference(TINY, tiny.params)
@@ -178,17 +56,6 @@ def reference(tiny):
 
 def ids(text):
   return TOKENIZER.encode(text).tolist()
-
-
-NO_EOS = {TOKENIZER.eos_id: -100.0}
-SETTINGS = {
-  'plain': {},
-  'greedy': {'temperature': 0.0},
-  'top_k': {'top_k': 3, 'top_p': 1.0},
-  'min_p': {'min_p': 0.2, 'top_p': 1.0},
-  'hot': {'temperature': 2.0, 'top_p': 1.0},
-  'penalties': {'repetition': 1.5, 'frequency': 0.7, 'presence': 0.5},
-}
 
 
 @pytest.mark.parametrize('name', SETTINGS)
