@@ -12,12 +12,12 @@ WORKDIR ?= runs/quickstart
 
 # What runs on the Apple dependency set: everything that touches JAX. All:
 # make test-metal METAL_TESTS=tests
-METAL_NAMES := attention cache chat chat_data chat_prompt chat_repl chat_runs \
+METAL_NAMES := attention chat chat_data chat_prompt chat_repl chat_runs \
   chat_terminal checkpoint cli data dataset decode document_dataset documents \
   evaluate failures generate_cli import_export info inspect_model interop load \
   losses metal microgpt model muon optimizer plateau products rgpt safetensors \
   sampling schedules sharding sources text_reader token_cache tokenizer \
-  tokenizer_hf tokenizer_spm train train_resume train_state train_step
+  tokenizer_hf tokenizer_spm train train_resume train_step
 METAL_TESTS ?= $(wildcard $(METAL_NAMES:%=tests/test_%.py))
 
 PYTHON := .venv/bin/python
