@@ -330,12 +330,14 @@ def out_init(cfg: GPTConfig):
   return nn.initializers.normal(cfg.init_std / np.sqrt(2 * cfg.n_layer))
 
 
-def matmul(x, w, cfg: GPTConfig):
-  """x @ w for float32[in, out] w; the result has the dtype of x."""
-  w = w.astype(x.dtype)
+def matmul(x, w, cfg: GPTConfig, transposed=False):
+  """x @ w for float32[in, out] w, or x @ w.T; it has the dtype of x."""
+  if cfg.dtype == 'mixed' and x.shape[1] > 1:
+    return mixed_product(x, w, transposed)
+  w = (w.T if transposed else w).astype(x.dtype)
   if x.shape[1] == 1:  # XLA:CPU multiplies slowly along an axis of length 1,
     return (x[:, 0] @ w)[:, None]  # and bfloat16 does not pay for few rows.
-  return mixed_product(x, w) if cfg.dtype == 'mixed' else x @ w
+  return x @ w
 
 
 def heads(x_BLE, n: int):
@@ -344,7 +346,7 @@ def heads(x_BLE, n: int):
 
 def lm_logits(x_BLD, lm_head_VD, cfg: GPTConfig):
   """float32[B, L, V] from the residual stream, soft-capped where asked."""
-  logits_BLV = matmul(x_BLD, lm_head_VD.T, cfg)
+  logits_BLV = matmul(x_BLD, lm_head_VD, cfg, transposed=True)
   logits_BLV = logits_BLV.astype(jnp.float32)
   if cfg.logit_softcap:
     logits_BLV = cfg.logit_softcap * jnp.tanh(logits_BLV / cfg.logit_softcap)

@@ -6,6 +6,8 @@ float32 and the contracted axes in their usual places; so the gradients are
 written out here, and what has to be transposed first is copied.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -30,34 +32,37 @@ def row_major(x):
 row_major.defvjp(lambda x: (row_major(x), None), lambda _, dout: (dout,))
 
 
-@jax.custom_vjp
-def mixed_product(x, w):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def mixed_product(x, w, transposed=False):
   """x @ w, and its gradient, with operands rounded to bfloat16.
 
   Args:
     x: float32[..., in].
-    w: float32[in, out].
+    w: float32[in, out], or [out, in] if `transposed`: then x @ w.T.
 
   Returns:
     float32[..., out].
   """
-  return product('...i,io->...o', x, w)
+  return product('...i,oi->...o' if transposed else '...i,io->...o', x, w)
 
 
-def _forward(x, w):
-  return mixed_product(x, w), (x.astype(jnp.bfloat16), w)
+def _forward(x, w, transposed):
+  return mixed_product(x, w, transposed), (x.astype(jnp.bfloat16), w)
 
 
-def _backward(saved, dout):
+def _backward(transposed, saved, dout):
   x, w = saved
   dout = dout.astype(jnp.bfloat16)
-  dx = product('...o,io->...i', dout, w)
+  dx = product('...o,oi->...i' if transposed else '...o,io->...i', dout, w)
   x_ni = x.reshape(-1, x.shape[-1])
   dout_no = dout.reshape(-1, dout.shape[-1])
-  if x_ni.shape[1] <= dout_no.shape[1]:  # The smaller one is copied.
-    return dx, product('in,no->io', row_major(x_ni.T), dout_no)
-  dw_oi = product('on,ni->oi', row_major(dout_no.T), x_ni)
-  return dx, row_major(dw_oi).T
+  # The smaller one is copied, and so the result may lie the other way round.
+  copied = x_ni.shape[1] <= dout_no.shape[1]
+  if copied:
+    dw = product('in,no->io', row_major(x_ni.T), dout_no)
+  else:
+    dw = product('on,ni->oi', row_major(dout_no.T), x_ni)
+  return dx, row_major(dw).T if copied == transposed else dw
 
 
 mixed_product.defvjp(_forward, _backward)

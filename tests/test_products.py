@@ -28,28 +28,32 @@ def rounded(x):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 3), size, size, size)
-@example(1, 1, 64, 64)
-@example(2, 32, 64, 256)
-@example(2, 32, 256, 64)
-def test_value_and_gradient_of_every_shape(batch, n, i, o):
+@given(st.integers(1, 3), size, size, size, st.booleans())
+@example(1, 1, 64, 64, False)
+@example(2, 32, 64, 256, False)
+@example(2, 32, 256, 64, False)
+@example(2, 32, 64, 256, True)
+@example(2, 32, 256, 64, True)
+def test_value_and_gradient_of_every_shape(batch, n, i, o, transposed):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(batch, n, i)).astype(np.float32)
-  w = rng.normal(size=(i, o)).astype(np.float32)
+  w = rng.normal(size=(o, i) if transposed else (i, o)).astype(np.float32)
   dout = rng.normal(size=(batch, n, o)).astype(np.float32)
 
   @jax.jit
   def both(x, w, dout):
-    out, pull = jax.vjp(mixed_product, x, w)
+    out, pull = jax.vjp(lambda x, w: mixed_product(x, w, transposed), x, w)
     return (out, *pull(dout))
 
   out, dx, dw = both(x, w, dout)
   assert {a.dtype for a in (out, dx, dw)} == {np.dtype('float32')}
   x, w, dout = rounded(x), rounded(w), rounded(dout)
+  w = w.T if transposed else w
   close = {'rtol': 1e-4, 'atol': 1e-4}
   np.testing.assert_allclose(out, x @ w, **close)
   np.testing.assert_allclose(dx, dout @ w.T, **close)
-  np.testing.assert_allclose(dw, np.einsum('bni,bno->io', x, dout), **close)
+  want = np.einsum('bni,bno->io', x, dout)
+  np.testing.assert_allclose(dw.T if transposed else dw, want, **close)
 
 
 def models(**options):
