@@ -1,4 +1,4 @@
-"""As shakespeare_char, on byte-fallback BPE of 1,000 tokens.
+"""As speedrun_10min, on byte-fallback BPE of 1,000 tokens.
 
     python -m launch.train --config=configs/shakespeare_bpe.py \
       --workdir=runs/shakespeare_bpe
@@ -6,14 +6,16 @@
 Nats per token of different tokenizers do not compare; bits per byte do.
 """
 
-from configs import shakespeare_char
+from configs import speedrun_10min
 
 
 def get_config():
-  config = shakespeare_char.get_config()
+  config = speedrun_10min.get_config()
   config.data.tokenizer = 'sentencepiece'
   config.data.vocab_size = 1000
   config.model.block_size = 128
-  config.model.dropout = 0.1
-  config.total_steps = 1500
+  config.total_steps = 2500
+  config.opt.decay_fraction = 0.9
+  config.eval.every = 250
+  config.checkpoint.every = 1250
   return config
