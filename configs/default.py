@@ -59,7 +59,8 @@ def get_config() -> ConfigDict:
   model.init_std = 0.0
   # Matmul dtype: 'auto' (bfloat16 on CUDA, else float32), 'float32',
   # 'bfloat16', or 'mixed': operands of the products in bfloat16, their sums and
-  # all between them in float32, for CPUs with bfloat16 instructions.
+  # all between them in float32, for CPUs with bfloat16 instructions. On Metal
+  # all of them are float32.
   # Parameters, norms, softmax and loss are always float32.
   model.dtype = 'auto'
   # 'auto' (fastest tested kernel of the backend), 'plain', 'blocked', 'cudnn'.
@@ -76,7 +77,7 @@ def get_config() -> ConfigDict:
   # linear decay to min_lr over the last decay_fraction. See gpt/schedules.py.
   opt.schedule = 'randy'
   # Steps of linear warmup; the first trains at lr / warmup_steps. 0: none.
-  # Not part of 'randy'.
+  # 'randy' has none.
   opt.warmup_steps = 0
   # Part of total_steps in which 'randy' and 'wsd' decay. 0 <= f <= 1.
   opt.decay_fraction = 0.4

@@ -22,6 +22,9 @@ def resolve_kernel(
   """The kernel for `config.model.attention` on a JAX backend name.
 
   cuDNN's fused attention wants CUDA, bfloat16 and heads of a multiple of 8.
+
+  Args:
+    dtype: of the operands.
   """
   if name == 'auto':
     if backend == 'cpu':
@@ -53,11 +56,12 @@ def attend(q_BLHK, k_BSHK, v_BSHK, mask_BLS):
     float[B, L, H, K] in the dtype of q. The softmax is float32.
   """
   k_BSHK, v_BSHK = repeat_kv(q_BLHK, k_BSHK), repeat_kv(q_BLHK, v_BSHK)
-  scores_BHLS = jnp.einsum('BLHK,BSHK->BHLS', q_BLHK, k_BSHK)
-  scores_BHLS = scores_BHLS.astype(jnp.float32) * q_BLHK.shape[-1] ** -0.5
+  scores_BHLS = einsum_f32('BLHK,BSHK->BHLS', q_BLHK, k_BSHK)
+  scores_BHLS *= q_BLHK.shape[-1] ** -0.5
   scores_BHLS = jnp.where(mask_BLS[:, None], scores_BHLS, MASKED)
   probs_BHLS = jax.nn.softmax(scores_BHLS).astype(v_BSHK.dtype)
-  return jnp.einsum('BHLS,BSHK->BLHK', probs_BHLS, v_BSHK)
+  out_BLHK = einsum_f32('BHLS,BSHK->BLHK', probs_BHLS, v_BSHK)
+  return out_BLHK.astype(q_BLHK.dtype)
 
 
 def attend_cached(q_BLHK, pieces, mask_BLS):

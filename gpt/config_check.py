@@ -10,11 +10,11 @@ from gpt.model import GPTConfig
 
 AT_LEAST_ONE = (
   'batch_size', 'total_steps', 'eval.every', 'eval.windows',
-  'checkpoint.every', 'checkpoint.keep',
+  'checkpoint.every', 'checkpoint.keep', 'sample.max_tokens',
 )
 NOT_NEGATIVE = (
   'seed', 'opt.plateau_patience', 'opt.plateau_max_reductions',
-  'sample.max_tokens', 'sample.temperature', 'sample.top_k',
+  'sample.temperature', 'sample.top_k',
   'parallel.num_cpu_devices', 'parallel.micro_batch_size',
 )
 LOSSES = ('all', 'assistant')
@@ -43,6 +43,7 @@ def check_config(config) -> None:
   check_data(config.data)
   schedules.from_config(config)
   optimizer.create(config)
+  # JAX has not started yet.
   GPTConfig.from_config(config.model, vocab_size=2, backend='cpu')
 
 

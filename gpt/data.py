@@ -7,6 +7,7 @@ workdir already has is kept, and what differs from it is said or refused.
 import copy
 import json
 import pathlib
+import shutil
 
 import numpy as np
 
@@ -30,6 +31,7 @@ __all__ = [
   'TextDataset',
   'create_dataset',
   'describe_unknown',
+  'drop_leftovers',
   'open_corpus',
   'open_data',
   'prepare',
@@ -179,6 +181,8 @@ def prepare(
   sources = find_sources(data_config.path, prefer=before.get('kind', ''))
   if not sources.size:
     raise UserError(f'the text is empty: {sources.description}')
+  if not before:  # Says whose the tokenizer is, should this be cut short.
+    _write_record(workdir, sources, '')
   tokenizer = prepare_tokenizer(
     data_config, workdir, sources, tokenizer, log, special_tokens
   )
@@ -187,19 +191,37 @@ def prepare(
     data_config.cache_dir or workdir / 'cache', log,
     tidy=not data_config.cache_dir,
   )
-  record = {'kind': sources.kind, 'description': sources.description,
-            'text_sha256': corpus.info.text_sha256}
-  if before and before.get('text_sha256') != record['text_sha256']:
+  sha256 = corpus.info.text_sha256
+  if before.get('text_sha256', sha256) not in (sha256, ''):
     log(
       'the text has changed since this run last used it: '
       f'was {before.get("description")}, is {sources.description}'
     )
-  if record != before:
-    text = json.dumps(record, indent=1) + '\n'
-    write_atomic(workdir / DATA_FILE, text.encode())
+  _write_record(workdir, sources, sha256)
   log(f'data: {sources.description}: {describe(corpus)}')
   log(f'tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens')
   return tokenizer, corpus
+
+
+def drop_leftovers(data_config, workdir, tokenizer=None) -> None:
+  """Removes a tokenizer that was made here for another text, or otherwise.
+
+  Args:
+    data_config, workdir, tokenizer: as of `prepare`, which is called next; no
+      run has begun in the workdir.
+  """
+  directory = pathlib.Path(workdir) / 'tokenizer'
+  before = _read_record(pathlib.Path(workdir))
+  if 'text_sha256' not in before:
+    return
+  if find_sources(data_config.path).sha256() == before['text_sha256']:
+    try:
+      saved = load_tokenizer(directory)
+      return _check_same(saved, data_config, tokenizer, directory)
+    except UserError:
+      pass
+  shutil.rmtree(directory, ignore_errors=True)
+  (pathlib.Path(workdir) / DATA_FILE).unlink()
 
 
 def describe(corpus: Corpus | Documents) -> str:
@@ -212,6 +234,15 @@ def describe(corpus: Corpus | Documents) -> str:
   n = len(corpus.doc_starts)
   documents = f', {n:,} documents' if n > 1 else ''
   return f'{size} ({train:,} train, {val:,} val){documents}'
+
+
+def _write_record(workdir, sources, text_sha256: str) -> None:
+  record = {'kind': sources.kind, 'description': sources.description,
+            'text_sha256': text_sha256}
+  if record != _read_record(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=1) + '\n'
+    write_atomic(workdir / DATA_FILE, text.encode())
 
 
 def _read_record(workdir: pathlib.Path) -> dict:

@@ -19,8 +19,9 @@ def not_finite(step: int, what: str, lr: float, workdir) -> UserError:
   return UserError(
     f'{what} is not a finite number at step {step} (lr {float(lr):.3g}). The '
     f'last good checkpoint is in {workdir}/checkpoints. Try a lower '
-    '--config.lr, a warmup (--config.opt.warmup_steps), or '
-    '--config.opt.clip=global_norm, in a new workdir or from that checkpoint'
+    '--config.lr, a warmup (--config.opt.schedule=wsd '
+    '--config.opt.warmup_steps=200), or --config.opt.clip=global_norm, in a '
+    'new workdir or from that checkpoint'
   )
 
 

@@ -99,4 +99,5 @@ def write_rgpt_files(cfg, state, best_loss: float, workdir, log) -> None:
     best, meta = checkpoint.restore_state(path, state)
     names.append('checkpoint_best.bin')
     rgpt_run.write_state(workdir / names[1], best, meta['best_loss'])
-  log(f'wrote {" and ".join(names)} in {workdir}')
+  note = '' if state.ema is None else f' ({rgpt_run.EMA_NOTE})'
+  log(f'wrote {" and ".join(names)} in {workdir}{note}')

@@ -151,7 +151,7 @@ def import_directory(
     'best_loss': math.inf if best is None else best,
     'elapsed_s': 0.0,
   }
-  workdir.mkdir(parents=True, exist_ok=True)
+  run.make(workdir)
   with run.lock(workdir):
     tokenizer.requested_vocab_size = 0  # It was not this run that asked.
     tokenizer.save(workdir / 'tokenizer')

@@ -92,7 +92,9 @@ def load_model(workdir, which: str = BEST, log=warn) -> LoadedModel:
     )
   tokenizer = load_tokenizer(workdir)
   try:
-    cfg = GPTConfig.from_config(config['model'], tokenizer.vocab_size)
+    # Which kernel trained it does not matter here.
+    options = {**config['model'], 'attention': 'auto'}
+    cfg = GPTConfig.from_config(options, tokenizer.vocab_size)
   except UserError as e:
     raise UserError(f'{workdir / run.CONFIG}: {e}') from e
   except (KeyError, TypeError) as e:

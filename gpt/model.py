@@ -121,7 +121,7 @@ class GPTConfig:
   @property
   def matmul_dtype(self) -> str:
     """Of the operands of products."""
-    return 'bfloat16' if self.dtype == 'mixed' else self.dtype
+    return matmul_dtype(self.dtype)
 
   @classmethod
   def from_config(cls, model, vocab_size: int, backend: str | None = None):
@@ -130,7 +130,7 @@ class GPTConfig:
     backend = backend or jax.default_backend()
     fields['dtype'] = resolve_dtype(fields['dtype'], backend)
     fields['attention'] = resolve_kernel(
-      fields['attention'], backend, fields['dtype'],
+      fields['attention'], backend, matmul_dtype(fields['dtype']),
       fields['n_embd'] // max(fields['n_head'], 1),
     )
     return cls(vocab_size=vocab_size, **fields)
@@ -143,12 +143,19 @@ def check_choice(name: str, value: str, allowed) -> None:
     )
 
 
+def matmul_dtype(dtype: str) -> str:
+  return 'bfloat16' if dtype == 'mixed' else dtype
+
+
 def resolve_dtype(name: str, backend: str) -> str:
-  """'auto' is bfloat16 where matrix units have it (CUDA, TPU), else float32."""
+  """'auto' is bfloat16 where matrix units have it (CUDA, TPU), else float32.
+
+  Metal has no bfloat16: everything is float32 there.
+  """
   if name == 'auto':
     fast = ('gpu', 'cuda', 'rocm', 'tpu')
     return 'bfloat16' if backend.lower() in fast else 'float32'
-  return name
+  return 'float32' if backend.lower() == 'metal' else name
 
 
 def rms_norm(x):

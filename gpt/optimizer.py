@@ -12,11 +12,12 @@ from gpt import muon
 from gpt.errors import UserError
 
 
-def create(config, mesh=None) -> optax.GradientTransformation:
+def create(config, mesh=None, mixed=False) -> optax.GradientTransformation:
   """The chain `config.opt` describes; updates are to be scaled by -lr.
 
   Args:
     mesh: devices over which Muon shares its iterations out; None: one.
+    mixed: whether Muon's products are in mixed precision, as the model's.
   """
   opt = config.opt
   if opt.name == 'adamw':
@@ -35,7 +36,7 @@ def create(config, mesh=None) -> optax.GradientTransformation:
         scale=opt.muon_lr / config.lr,
         momentum=opt.muon_momentum,
         steps=opt.muon_steps,
-        mixed=config.model.dtype == 'mixed',
+        mixed=mixed,
         weight_decay=opt.weight_decay,
         mesh=mesh,
       ),

@@ -67,7 +67,7 @@ def import_rgpt(path, config, tokenizer, workdir) -> int:
         f'{workdir} already holds {name}; nothing in it will be overwritten. '
         'Choose a new --workdir'
       )
-  workdir.mkdir(parents=True, exist_ok=True)
+  run.make(workdir)
   with run.lock(workdir):
     tokenizer.save(workdir / 'tokenizer')
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
@@ -85,14 +85,20 @@ def import_rgpt(path, config, tokenizer, workdir) -> int:
   return step
 
 
-def export_rgpt(workdir, which: str, output) -> int:
+EMA_NOTE = (
+  'the weights of training, not their average (opt.ema_decay), which the '
+  'format has no place for'
+)
+
+
+def export_rgpt(workdir, which: str, output) -> tuple[int, list[str]]:
   """Writes a run's best or latest checkpoint as an RGPT0003 file.
 
   Weights and Adam's moments are those of training (an average of the weights,
   opt.ema_decay, has no place in the format).
 
   Returns:
-    The checkpoint's completed steps.
+    The checkpoint's completed steps, and notes on what the file holds.
 
   Raises:
     UserError: no such run, a model that RandyGPT has not, a full disk.
@@ -118,7 +124,7 @@ def export_rgpt(workdir, which: str, output) -> int:
   if BEST_LOSS_BITS in meta:
     best_loss = np.array(meta[BEST_LOSS_BITS], np.uint32).view(np.float32)[()]
   write_state(output, state, best_loss)
-  return int(state.step)
+  return int(state.step), [EMA_NOTE] if config.opt.ema_decay else []
 
 
 def write_state(path, state, best_loss) -> None:

@@ -89,6 +89,17 @@ def is_fixed(key: str, old, new) -> bool:
   )
 
 
+def make(workdir) -> None:
+  """Makes the directory unless it is there; UserError if it cannot be."""
+  try:
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(
+      f'cannot make the directory {workdir} ({e.strerror}): name another '
+      '--workdir'
+    ) from e
+
+
 def check_resumable(workdir, config) -> dict:
   """Refuses to continue a run as something else.
 

@@ -52,7 +52,7 @@ def wsd(lr, min_lr, total_steps, warmup_steps=0, decay_fraction=0.4):
   def schedule(step):
     up = jnp.clip((step + 1) / max(warmup_steps, 1), 0.0, 1.0)
     p = jnp.clip((step - start) / max(total_steps - start, 1e-9), 0.0, 1.0)
-    return jnp.where(step < start, lr * up, lr + (min_lr - lr) * p)
+    return jnp.minimum(lr * up, lr + (min_lr - lr) * p)
 
   return schedule
 
@@ -77,6 +77,11 @@ def from_config(config) -> optax.Schedule:
   if opt.warmup_steps < 0:
     raise UserError(f'opt.warmup_steps {opt.warmup_steps} is negative')
   if name == 'randy':
+    if opt.warmup_steps:
+      raise UserError(
+        f'opt.warmup_steps {opt.warmup_steps}: opt.schedule randy has no '
+        'warmup; set --config.opt.schedule=wsd (or linear_warmup)'
+      )
     return randy(
       config.lr, config.min_lr, config.total_steps, opt.decay_fraction
     )

@@ -1,8 +1,6 @@
 """Where a run starts: from nothing, from where it was, from other weights."""
 
-import json
 import pathlib
-import shutil
 
 import jax
 import numpy as np
@@ -18,28 +16,20 @@ def prepare_data(config, workdir, init_from: str, log):
   """(tokenizer, corpus) of a run that starts or goes on.
 
   What a start that failed has left (a tokenizer of another text, say) is
-  dropped: a run has begun once its config.json is written.
+  dropped: a run has begun once its config.json is written. What
+  launch.prepare_data made of the same text is used.
 
   Args:
     init_from: workdir or RGPT file, or ''; a new run takes the tokenizer of
       the workdir, whose tokens its weights know.
   """
-  if run.read_config(workdir) is None:
-    if _is_ours(workdir / data.DATA_FILE):
-      (workdir / data.DATA_FILE).unlink()
-      shutil.rmtree(workdir / 'tokenizer', ignore_errors=True)
-    if pathlib.Path(init_from or '.nothing').is_dir():
-      if not (workdir / 'tokenizer').exists():
-        load_tokenizer(init_from).save(workdir / 'tokenizer')
-  return data.prepare(config.data, workdir, log=log)
-
-
-def _is_ours(path) -> bool:
-  """Whether a data.json was written by this program."""
-  try:
-    return 'text_sha256' in json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError, TypeError):
-    return False
+  if run.read_config(workdir) is not None:
+    return data.prepare(config.data, workdir, log=log)
+  tokenizer = None
+  if pathlib.Path(init_from or '.nothing').is_dir():
+    tokenizer = load_tokenizer(init_from)
+  data.drop_leftovers(config.data, workdir, tokenizer)
+  return data.prepare(config.data, workdir, tokenizer, log=log)
 
 
 def initial_state(config, model, tx, key, checkpoints, init_from, log):

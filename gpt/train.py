@@ -31,6 +31,7 @@ from gpt import (
 from gpt.checkpoint import BEST, LATEST, Checkpoints
 from gpt.config_check import check_config
 from gpt.console import Console, log_line
+from gpt.errors import UserError
 from gpt.evaluation import Evaluator
 from gpt.model import GPT, GPTConfig, num_params
 from gpt.plateau import Plateau
@@ -76,7 +77,7 @@ def train_and_evaluate(
     sharding.join_hosts()
   leader = jax.process_index() == 0  # The process that writes files.
   changed = run.check_resumable(workdir, config)
-  workdir.mkdir(parents=True, exist_ok=True)
+  run.make(workdir)
   with contextlib.ExitStack() as stack:
     if leader:
       stack.enter_context(run.lock(workdir))
@@ -93,7 +94,13 @@ def train_and_evaluate(
     micro = micro_batch_size(config, mesh)
     rows = sharding.padded_batch_size(config.batch_size, mesh, micro)
     cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
-    model, tx = GPT(cfg), optimizer.create(config, mesh)
+    if cfg.attention == 'cudnn' and jax.default_backend() != 'gpu':
+      raise UserError(
+        'model.attention cudnn needs a CUDA GPU, here is '
+        f'{jax.default_backend()}: set --config.model.attention=auto'
+      )
+    model = GPT(cfg)
+    tx = optimizer.create(config, mesh, mixed=cfg.dtype == 'mixed')
 
     # Start or resume.
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
@@ -114,7 +121,8 @@ def train_and_evaluate(
       )
       if track.stopped:
         log('The run stopped early; --additional_steps=N goes on.')
-      if not metrics.lacks_end(workdir, first):
+      lowered = first > config.total_steps and not track.stopped
+      if lowered or not metrics.lacks_end(workdir, first):
         return Result('nothing', first, track.best_loss, {}, str(workdir))
       log('It was cut short while it wrote its last files: doing that now.')
     last = first if track.stopped else max(first, config.total_steps)
@@ -266,7 +274,10 @@ def train_and_evaluate(
       f' best val {track.best_loss:.4f} at step {track.best_step}'
     )
     if outcome == 'interrupted':
-      log('Run the same command again to go on.')
+      log(
+        f'Go on with: python -m launch.train --workdir={workdir}'
+        if additional_steps else 'Run the same command again to go on.'
+      )
     return Result(outcome, step, track.best_loss, final, str(workdir))
 
 

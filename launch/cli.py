@@ -71,7 +71,12 @@ def config_of_run(saved: dict | None, name: str = 'config') -> ConfigDict:
     return FLAGS[name].value
   # Keys that are newer than the run have their defaults.
   config = load_config(_config_defaults[name])
-  config.update(saved)
+  try:
+    config.update(saved)
+  except (TypeError, ValueError, KeyError) as e:
+    raise UserError(
+      f'the config.json of the run has a value of the wrong type: {e}'
+    ) from e
   config.update_from_flattened_dict(FLAGS[name].override_values)
   return config.lock()
 

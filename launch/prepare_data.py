@@ -10,7 +10,6 @@ median and 90th percentile of the lengths and which block_size suits them.
 """
 
 import contextlib
-import pathlib
 import tempfile
 
 from absl import flags
@@ -29,12 +28,12 @@ REPORT = flags.DEFINE_bool(
 
 def main(_):
   from gpt import data, length_report, run
-  from gpt.config_check import check_data
+  from gpt.config_check import check_config
   from gpt.documents import Documents
 
   saved = run.read_config(WORKDIR.value) if WORKDIR.value else None
   config = cli.config_of_run(saved)
-  check_data(config.data)
+  check_config(config)
   if not (WORKDIR.value or REPORT.value or config.data.cache_dir):
     raise UserError(
       'nothing would be kept: name the --workdir=DIRECTORY of a run or a '
@@ -44,7 +43,7 @@ def main(_):
     workdir = WORKDIR.value or stack.enter_context(
       tempfile.TemporaryDirectory(prefix='rgpt-prepare-')
     )
-    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    run.make(workdir)
     tokenizer, corpus = data.prepare(config.data, workdir)
     data.create_dataset(config, corpus, tokenizer)
     if not REPORT.value:

@@ -122,7 +122,8 @@ def test_preset_is_randygpts(preset, shape, batch_size):
   ('model', 'n_head', 7, 'n_embd 256 is not divisible by n_head 7'),
   ('parallel', 'micro_batch_size', -1, 'parallel.micro_batch_size -1'),
   ('parallel', 'num_cpu_devices', -1, 'parallel.num_cpu_devices -1'),
-  ('sample', 'max_tokens', -1, 'sample.max_tokens -1'),
+  ('opt', 'warmup_steps', 5, 'opt.schedule randy has no warmup'),
+  ('sample', 'max_tokens', 0, 'sample.max_tokens 0 must be at least 1'),
   ('sample', 'top_p', 0.0, 'sample.top_p 0.0'),
 ])
 def test_impossible_value_is_refused_before_anything_starts(

@@ -77,7 +77,8 @@ def test_import_then_export_is_byte_identical(tmp_path, best, special):
   workdir = tmp_path / 'run'
   rgpt_run.import_rgpt(file, config(), CharTokenizer(CHARS), workdir)
   for which in ('best', 'latest'):
-    assert rgpt_run.export_rgpt(workdir, which, tmp_path / which) == 10
+    made = rgpt_run.export_rgpt(workdir, which, tmp_path / which)
+    assert made == (10, [])
     assert (tmp_path / which).read_bytes() == file.read_bytes()
 
 

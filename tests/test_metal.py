@@ -6,6 +6,7 @@ test-metal` runs this file on it; on newer versions the same holds but for
 operations that they spell differently.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -160,6 +161,7 @@ VARIANTS = {
   'remat': {'model.remat': True},
   'global norm, ema': {'opt.clip': 'global_norm', 'opt.ema_decay': 0.99},
   'wsd, no decay': {'opt.schedule': 'wsd', 'opt.weight_decay': 0.0},
+  'mixed, muon': {'model.dtype': 'mixed', 'opt.name': 'muon'},
   'every option': {
     'model.pos': 'rope',
     'model.mlp': 'swiglu',
@@ -279,7 +281,8 @@ def test_generation_compiles_for_metal(variant):
 
 
 def test_bfloat16_would_be_noticed():
-  config, model = tiny(**{'model.dtype': 'bfloat16'})
+  config, model = tiny()
+  model = GPT(dataclasses.replace(model.cfg, dtype='bfloat16'))
   text = lower_for_metal(
     functools.partial(decode.prefill, model),
     abstract_state(config, model).params,

@@ -26,6 +26,10 @@ def test_a_recipe_is_run_once_and_drawn(tmp_path):
   assert '--config.lr=1e-3' in out
   launch(*args, f'--draw={tmp_path}/loss.png')
   assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')
+  path = tmp_path / 'smoke-1' / 'config.json'  # Of an older recipe.
+  path.write_text(path.read_text().replace('"lr": ', '"lr": 1'))
+  _, err = launch(*args, '--recipe=smoke', '--seeds=1', code=2)
+  assert 'smoke-1 was made with lr ' in err
 
 
 @pytest.mark.parametrize('args, message', [
@@ -33,6 +37,7 @@ def test_a_recipe_is_run_once_and_drawn(tmp_path):
   (['--draw=x.png', '--output=nowhere'], 'no finished run in nowhere'),
   (['--recipe=nanogpt_cpu', '--ablate'], 'nanogpt_cpu has none of them'),
   (['--recipe=smoke', '--only=GELU'], 'give both'),
+  (['--recipe=smoke', '--seeds='], 'at least one is needed'),
   (['--recipe=smoke', '--ablate', '--only=Glue'], 'the options are - Muon'),
   (['--recipe=smoke', '--ablate', '--change=lr=1'], 'leave out --change'),
 ])

@@ -21,6 +21,10 @@ def make(name, **changes):
   return schedules.from_config(config)
 
 
+def with_warmup(name, **changes):
+  return make(name, warmup_steps=0 if name == 'randy' else 10, **changes)
+
+
 # Each row: schedule, options, {0-based step: learning rate}.
 TABLE = [
   # RandyGPT: constant to 60 %, half a cosine to min_lr, then min_lr.
@@ -47,6 +51,10 @@ TABLE = [
   ('wsd', {'warmup_steps': 0, 'decay_fraction': 0.2}, {
     0: 1.0, 79: 1.0, 80: 1.0, 90: 0.55, 100: 0.1,
   }),
+  # The warmup goes on into the decay.
+  ('wsd', {'warmup_steps': 10, 'decay_fraction': 1.0}, {
+    0: 0.1, 4: 0.5, 50: 0.55, 100: 0.1,
+  }),
 ]
 
 
@@ -59,17 +67,18 @@ def test_schedule_by_table(name, options, table):
 
 
 @pytest.mark.parametrize('name', ['randy', 'linear_warmup', 'wsd'])
-def test_rate_never_jumps_and_never_leaves_its_bounds(name):
-  schedule = jax.jit(make(name, warmup_steps=10))
+@pytest.mark.parametrize('decay_fraction', [0.4, 0.95, 1.0])
+def test_rate_never_jumps_and_never_leaves_its_bounds(name, decay_fraction):
+  schedule = jax.jit(with_warmup(name, decay_fraction=decay_fraction))
   rates = np.array([float(schedule(np.int32(s))) for s in range(120)])
-  assert rates.max() == pytest.approx(1.0) and rates.min() >= 0.0
+  assert 0.9 < rates.max() < 1 + 1e-6 and rates.min() >= 0.0
   # The steepest is the warmup: a tenth a step.
   assert np.abs(np.diff(rates)).max() < 0.1 + 1e-6
 
 
 @pytest.mark.parametrize('name', ['randy', 'linear_warmup', 'wsd'])
 def test_python_and_traced_steps_agree(name):
-  schedule = make(name, warmup_steps=10)
+  schedule = with_warmup(name)
   for step in (0, 5, 70, 100):
     assert float(schedule(step)) == pytest.approx(
       float(jax.jit(schedule)(np.int32(step))), rel=1e-6

@@ -5,10 +5,19 @@
 
 import json
 import re
+import signal
 
 import numpy as np
 import pytest
-from train_process import latest, snapshot, steps_of, timeless, train
+from train_process import (
+  Training,
+  kill_at,
+  latest,
+  snapshot,
+  steps_of,
+  timeless,
+  train,
+)
 from train_runs import ARGS, SETTINGS, refused, run_here
 
 from configs import smoke
@@ -237,6 +246,60 @@ def test_two_processes_do_not_train_in_one_workdir(tmp_path):
     _, err = train(workdir, *ARGS, code=2)
   assert 'error: another process is training in' in err
   assert [path.name for path in workdir.iterdir()] == ['.lock']
+
+
+def test_workdir_that_cannot_be_made_is_said(tmp_path):
+  file = tmp_path / 'file'
+  file.write_text('mine')
+  for workdir in (file, file / 'run'):
+    assert f'cannot make the directory {workdir}' in refused(workdir)
+
+
+def test_kernel_of_another_machine_is_refused_for_training(tmp_path):
+  text = refused(tmp_path / 'run', {'model.attention': 'cudnn'})
+  assert 'model.attention cudnn needs a CUDA GPU, here is cpu' in text
+
+
+def test_lower_target_than_reached_changes_nothing(tmp_path):
+  run_here(tmp_path, {'total_steps': 4})
+  path = tmp_path / 'metrics.jsonl'
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text(''.join(lines[:-1]))  # As if it had been interrupted.
+  before = snapshot(tmp_path)
+  result, lines = run_here(tmp_path, {'total_steps': 2})
+  assert lines[-1] == 'Already at step 4 (target 2). Nothing to train.'
+  assert result.outcome == 'nothing' and snapshot(tmp_path) == before
+
+
+def test_tokenizer_of_a_failed_start_from_old_weights_is_not_kept(
+  trained_workdir, tmp_path
+):
+  text = tmp_path / 'greek.txt'
+  text.write_text('αβγδεζηθικλμνξοπρστυφχψω, and long enough\n' * 50)
+  workdir = tmp_path / 'run'
+  refused(
+    workdir, {'data.path': str(tmp_path / 'typo.txt')},
+    init_from=str(trained_workdir),
+  )
+  changes = {'data.path': str(text), 'total_steps': 1, 'sample.prompt': 'a'}
+  _, lines = run_here(workdir, changes)
+  assert not any('dropped' in line for line in lines)
+
+
+def test_tokenizer_of_a_killed_start_is_not_kept(tmp_path):
+  texts = {name: tmp_path / name for name in ('first', 'second')}
+  for name, path in texts.items():
+    path.write_text(f'{name} text of {name}, and long enough\n' * 50)
+  workdir = tmp_path / 'run'
+  args = [*ARGS, '--config.total_steps=1', '--config.sample.prompt=x']
+  process = Training(
+    workdir, *args, f'--config.data.path={texts["first"]}',
+    signal_at=kill_at('os.mkdir', '/cache'),
+  )
+  assert process.finish()[0] == -signal.SIGKILL
+  assert (workdir / 'tokenizer').exists()
+  out, _ = train(workdir, *args, f'--config.data.path={texts["second"]}')
+  assert 'dropped' not in out
 
 
 def test_failed_start_leaves_no_tokenizer_behind(tmp_path):

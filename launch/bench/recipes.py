@@ -28,6 +28,7 @@ import time
 from absl import flags
 
 from gpt.errors import UserError
+from gpt.run import differences, read_config
 from launch import cli
 from launch.bench import harness
 
@@ -101,11 +102,14 @@ def command(recipe: str, seed: str, workdir, changes) -> list[str]:
 
 def run(recipe: str, seed: str, name: str = '', changes=()) -> dict:
   """Trains from a cold start unless that was done; the numbers of the run."""
-  label = re.sub(r'\W+', '_', name.replace('- ', 'no ').replace('+', 'and'))
+  label = name.replace('- ', 'no ').replace('+', 'and')
+  label = re.sub(r'[^\w.]+', '_', label)
   label = '-'.join(filter(None, (recipe, label, seed)))
   workdir = pathlib.Path(OUTPUT.value) / label
   result = workdir / 'result.json'
   if result.exists():
+    if recipe != PEER:
+      check_settings(recipe, workdir, changes)
     return json.loads(result.read_text())
   if workdir.exists():  # It would be resumed, and its wall time be wrong.
     raise UserError(
@@ -113,6 +117,7 @@ def run(recipe: str, seed: str, name: str = '', changes=()) -> dict:
     )
   args = command(recipe, seed, workdir, changes)
   print(f'$ {shlex.join(args[1:])}', flush=True)
+  made_from = commit()
   with tempfile.TemporaryDirectory() as cache:
     began = time.perf_counter()
     process = subprocess.run(
@@ -130,10 +135,22 @@ def run(recipe: str, seed: str, name: str = '', changes=()) -> dict:
   }
   row = {
     'recipe': recipe, 'name': name, 'seed': int(seed), 'wall_s': wall,
-    'steps': json.loads(lines[-1])['step'], 'commit': commit(), **numbers,
+    'steps': json.loads(lines[-1])['step'], 'commit': made_from, **numbers,
   }
   result.write_text(json.dumps(row))
   return row
+
+
+def check_settings(recipe: str, workdir, changes) -> None:
+  """Raises UserError if a finished run had another recipe than there is now."""
+  now = cli.load_config(f'configs/{recipe}.py')
+  chosen = {'seed', 'eval.full_at_end'} | {x.split('=')[0] for x in changes}
+  for key, (old, new) in differences(read_config(workdir), now).items():
+    if key not in chosen:
+      raise UserError(
+        f'{workdir} was made with {key} {old!r}, the recipe has {new!r} now: '
+        'remove it to run it anew'
+      )
 
 
 def commit() -> str:
@@ -195,6 +212,8 @@ def main(_):
       f'--only={",".join(sorted(unknown))}: the options are '
       f'{", ".join(ABLATIONS)}'
     )
+  if not any(SEEDS.value):
+    raise UserError('--seeds=1,2,3: at least one is needed')
   if ONLY.value and not ABLATE.value:
     raise UserError('--only chooses options to --ablate: give both')
   print(harness.machine())
