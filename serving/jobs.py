@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt import decode
 from serving.schemas import Sampling
-from serving.text import TextStream
+from serving.text import Stop, TextStream
 
 
 @dataclasses.dataclass
@@ -108,7 +108,7 @@ class Job:
     sampling: what is asked for.
     prompts: int32[n] arrays, none of them empty.
     bias_V: float32[V] added to the logits.
-    stop_ids: ids that end a choice.
+    stop_ids: ids that end a choice. stops: strings that do, as Stops.
     sequences: one for each choice, prompt by prompt.
     scores: prompt number -> PromptScores, where they are wanted.
     weights: the Weights all its choices use, once a slot is held.
@@ -127,6 +127,7 @@ class Job:
     self.scores = {}
     self.bias_V = None
     self.stop_ids = frozenset()
+    self.stops = []
     self.weights = None
     self.cancelled = ''
     self.created = time.perf_counter()
@@ -140,6 +141,7 @@ class Job:
     self.bias_V = bias_V
     self.stop_ids = frozenset(stop_ids)
     n = self.sampling.n
+    self.stops = [Stop(text) for text in self.sampling.stop]
     self.sequences = [
       Sequence(self, j * n + i, tokens, self.sampling.seed + i, tokenizer)
       for j, tokens in enumerate(prompts)
@@ -187,7 +189,7 @@ class Sequence:
     self.scores = None
     self.last_time = None
     self.uniforms, self.drawn = None, 0
-    self._text = TextStream(tokenizer, job.sampling.stop)
+    self._text = TextStream(tokenizer, job.stops)
     self._pending = []
 
   def __len__(self):

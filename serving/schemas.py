@@ -14,6 +14,7 @@ MAX_PROMPTS = 64
 MAX_CHOICES = 8
 MAX_SAMPLES = 50
 MAX_STOPS = 16
+MAX_STOP_LENGTH = 1000
 MAX_TOKENS = 1_000_000
 MAX_TOP_LOGPROBS = 20
 OVERFLOWS = ('slide', 'exact', 'stop', 'error')
@@ -88,6 +89,12 @@ def read_stop(body: dict) -> tuple[str, ...]:
   ):
     raise bad_request(
       f'stop must be a non-empty string or up to {MAX_STOPS} of them.', 'stop'
+    )
+  longest = max(map(len, stops), default=0)
+  if longest > MAX_STOP_LENGTH:
+    raise bad_request(
+      f'stop has a string of {longest} characters; at most {MAX_STOP_LENGTH} '
+      'are allowed.', 'stop',
     )
   return tuple(dict.fromkeys(stops))
 

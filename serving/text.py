@@ -8,20 +8,32 @@ same text whatever their size.
 from gpt.tokenizer import StreamDecoder
 
 
-class StopMatcher:
-  """Finds one string in a stream of characters (Knuth, Morris, Pratt 1977)."""
+class Stop:
+  """A stop string, ready to be found (Knuth, Morris, Pratt 1977).
 
-  def __init__(self, stop: str):
-    self.stop = stop
+  Attributes:
+    fallback: for each length of a match, that of the next shorter one.
+  """
+
+  def __init__(self, text: str):
+    self.text = text
+    self.fallback = [0]
+    k = 0
+    for c in text[1:]:
+      while k and text[k] != c:
+        k = self.fallback[k - 1]
+      k += text[k] == c
+      self.fallback.append(k)
+
+
+class StopMatcher:
+  """Finds a Stop, which any number of them may share, in a stream."""
+
+  def __init__(self, stop: Stop):
+    self.stop = stop.text
     # How long the match is of which all characters so far are the last ones.
     self.matched = 0
-    self._fallback = [0]
-    k = 0
-    for c in stop[1:]:
-      while k and stop[k] != c:
-        k = self._fallback[k - 1]
-      k += stop[k] == c
-      self._fallback.append(k)
+    self._fallback = stop.fallback
 
   def feed(self, c: str) -> bool:
     """Takes one character; whether the string ends with it."""
@@ -33,7 +45,7 @@ class StopMatcher:
 
 
 class TextStream:
-  """Feeds on token ids, gives text; ends at the first stop string.
+  """Feeds on token ids, gives text; ends at the first of `stops` (Stops).
 
   Attributes:
     length: characters decoded so far, shown or not.

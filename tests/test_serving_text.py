@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt.tokenizer import build_tokenizer
-from serving.text import TextStream
+from serving.text import Stop, TextStream
 
 CHARS = build_tokenizer('char', ['abc\n'], 0)
 EMOJI = 'a👩‍👩‍👧 é漢🏳️‍🌈b\n'
@@ -22,7 +22,7 @@ def naive(text, stops):
 
 
 def stream(tokenizer, ids, stops):
-  text, pieces = TextStream(tokenizer, stops), []
+  text, pieces = TextStream(tokenizer, list(map(Stop, stops))), []
   for id in ids:
     pieces.append(text.feed(id))
     if text.stopped:
@@ -43,7 +43,7 @@ def test_pieces_joined_are_the_text_before_the_first_stop(text, stops):
 
 @given(ABC, STOPS)
 def test_what_could_begin_a_stop_string_is_held_back(text, stops):
-  out = TextStream(CHARS, stops)
+  out = TextStream(CHARS, list(map(Stop, stops)))
   shown = ''
   for i, id in enumerate(CHARS.encode(text)):
     shown += out.feed(id)
