@@ -228,6 +228,8 @@ class Engine:
         number = seq.index // job.sampling.n
         if number not in job.scores:
           job.scores[number] = PromptScores(seq.prompt, job, self.block_size)
+          if job.scores[number].done:  # A single token has no pass to wait for.
+            self._post_scores(job, number)
         seq.scores = job.scores[number]
       seq.lane = lane
       lane.take(seq)
@@ -243,9 +245,12 @@ class Engine:
         self._recover(seq.lane, e)
         return
       if seq.scored:
-        event = jobs.Scored(seq.index // seq.job.sampling.n, seq.scores.tokens)
-        self._outbox.append((seq.job, event))
+        self._post_scores(seq.job, seq.index // seq.job.sampling.n)
       return
+
+  def _post_scores(self, job, number: int) -> None:
+    event = jobs.Scored(number, job.scores[number].tokens)
+    self._outbox.append((job, event))
 
   def _decode(self) -> None:
     """One block in every lane, all at the same time."""

@@ -76,9 +76,10 @@ class Lane:
     rows.seed[slot] = seq.seed
     rows.temperature[slot] = s.temperature
     rows.top_k[slot] = s.top_k
-    rows.top_p[slot] = s.top_p
+    # float32 takes what is far smaller for 0, and 0 for nothing or infinity.
+    rows.top_p[slot] = max(s.top_p, 1e-6)
     rows.min_p[slot] = s.min_p
-    rows.repetition[slot] = s.repetition
+    rows.repetition[slot] = max(s.repetition, 1e-6)
     rows.frequency[slot] = s.frequency
     rows.presence[slot] = s.presence
     # Drawn while the prompt is prefilled.

@@ -69,6 +69,16 @@ def choice_logprobs(logits_kV, ids, alternatives: int) -> list:
   )
   out = []
   for logp_V, id in zip(logp_kV, ids):
-    best = np.argsort(-logp_V, kind='stable')[:alternatives].tolist()
-    out.append((float(logp_V[id]), [(i, float(logp_V[i])) for i in best]))
+    best = [(i, float(logp_V[i])) for i in largest(logp_V, alternatives)]
+    out.append((float(logp_V[id]), best))
   return out
+
+
+def largest(values_V, k: int) -> list[int]:
+  """Ids of the k largest, largest first; of equal ones the smallest id."""
+  k = min(k, len(values_V))
+  if not k:
+    return []
+  least = np.partition(values_V, -k)[-k]
+  ids = np.flatnonzero(values_V >= least)
+  return ids[np.argsort(-values_V[ids], kind='stable')[:k]].tolist()

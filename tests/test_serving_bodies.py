@@ -30,7 +30,7 @@ SHARED = {
   'presence_penalty': [-2.1, 2.1, 'a'],
   'logit_bias': [3, [], {'a': 1}, {'-1': 1}, {'9999': 1}, {'2': 101},
                  {'2': 'x'}, {'2': None}, {'2': True}, {'²': 1}],
-  'stop': [3, [''], '', ['a'] * 17, [3], {}],
+  'stop': [3, [''], '', ['a'] * 17, [3], {}, 'a' * 1001, ['b', 'a' * 1001]],
   'stop_token_ids': [3, ['a'], [-1], [10**6], [True], [1.5]],
   'ignore_eos': ['yes', 1],
   'n': [0, 9, '2', 1.5],
@@ -136,7 +136,7 @@ def test_good_bodies_with_unknown_fields_and_nulls(http, path):
 NEUTRAL = {
   'tools': [], 'response_format': {'type': 'text'}, 'best_of': 1, 'n': 1.0,
   'top_k': -1, 'min_p': 1, 'max_tokens': 2.0, 'suffix': '', 'stop': [],
-  'logit_bias': {}, 'seed': -1,
+  'logit_bias': {}, 'seed': -1, 'top_p': 1e-45, 'repetition_penalty': 1e-45,
 }
 
 

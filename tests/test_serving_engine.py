@@ -21,6 +21,7 @@ from serving import jobs
 from serving.engine import Weights
 from serving.programs import compile_count
 from serving.schemas import Sampling
+from serving.scores import choice_logprobs
 
 TINY = GPTConfig(
   vocab_size=TOKENIZER.vocab_size, n_embd=32, n_head=4, n_layer=2,
@@ -163,6 +164,49 @@ def test_prompt_log_probabilities_follow_the_window(tiny, reference, overflow):
     token = scored.tokens[i]
     assert abs(token.logprob - logp[prompt[i]]) < 1e-4, i
     assert abs(token.top[0][1] - logp.max()) < 1e-4
+
+
+@pytest.mark.parametrize('prompt', [ids('H'), [TOKENIZER.bos_id]])
+@pytest.mark.parametrize('max_tokens', [0, 2])
+def test_a_prompt_of_one_token_is_scored_too(tiny, prompt, max_tokens):
+  fields = {'echo': True, 'logprobs': 0, 'n': 2, 'max_tokens': max_tokens}
+  events = tiny.wait(tiny.submit(prompt, [5, 6], **fields))
+  scored = {e.prompt: e.tokens for e in events if isinstance(e, jobs.Scored)}
+  assert [t.id for t in scored[0]] == prompt and scored[0][0].logprob is None
+  assert [t.id for t in scored[1]] == [5, 6]
+  assert sum(isinstance(e, jobs.Scored) for e in events) == 2
+
+
+@pytest.mark.parametrize('k', [0, 1, 3, 7, 8, 20])
+def test_alternatives_are_the_largest_and_of_equals_the_first(k):
+  logits_kV = np.array([
+    [1, 5, 5, 2, 5, 1, 0, 1], [0] * 8, [7, 6, 5, 4, 3, 2, 1, -np.inf],
+  ], np.float32)
+  for row_V, (logprob, top) in zip(
+    logits_kV, choice_logprobs(logits_kV, [3, 3, 3], k)
+  ):
+    wanted = np.argsort(-row_V, kind='stable')[:k].tolist()
+    assert [id for id, _ in top] == wanted
+    logp_V = row_V - np.log(np.exp(row_V).sum())
+    assert logprob == pytest.approx(logp_V[3])
+    assert [x for _, x in top] == pytest.approx(logp_V[wanted].tolist())
+
+
+def test_filters_too_small_for_float32_still_keep_something(tiny):
+  fields = {'seed': 6, 'max_tokens': 12, 'logit_bias': NO_EOS}
+  greedy = tiny.run(ids('Hello'), temperature=0.0, **fields)
+  assert tiny.run(ids('Hello'), top_p=1e-45, **fields) == greedy
+  assert tiny.run(ids('Hello'), repetition=1e-45, **fields) == tiny.run(
+    ids('Hello'), repetition=1e-6, **fields
+  )
+
+
+def test_choices_share_the_tables_of_their_stop_strings(tiny):
+  job = tiny.submit(*[ids('a')] * 3, n=4, stop=('never this',), max_tokens=1)
+  tiny.wait(job)
+  (stop,) = job.stops
+  tables = {id(m._fallback) for s in job.sequences for m in s._text._matchers}
+  assert tables == {id(stop.fallback)}
 
 
 def test_no_request_compiles_anything(tiny):

@@ -259,6 +259,16 @@ def test_echo_scores_the_prompt_as_lm_eval_wants(client):
   assert alone.logprobs.token_logprobs == lp.token_logprobs[:-1]
 
 
+@pytest.mark.parametrize('prompt, first', [('H', 'H'), ('', '<|bos|>')])
+def test_echo_scores_a_prompt_of_one_token_or_none(client, prompt, first):
+  fields = {'echo': True, 'logprobs': 0, 'logit_bias': {'1': -100}}
+  choice = complete(client, prompt=prompt, max_tokens=3, **fields).choices[0]
+  lp = choice.logprobs
+  assert choice.text.startswith(prompt) and lp.tokens[0] == first
+  assert len(lp.tokens) == 4 and lp.token_logprobs[0] is None
+  assert lp.text_offset == [0, *range(len(prompt), len(prompt) + 3)]
+
+
 def test_the_window_is_no_limit_unless_asked(client):
   long = 'The quick brown fox ' * 10
   for overflow in ('slide', 'exact'):
