@@ -75,7 +75,8 @@ DRAIN_TIMEOUT = flags.DEFINE_float(
 )
 ALLOWED_HOSTS = flags.DEFINE_list(
   'allowed_hosts', [],
-  'Names in the Host header; * for any. On a loopback address: localhost.',
+  'Names in the Host header beside localhost; * for any. Without names: only '
+  'localhost on a loopback address, any on others.',
 )
 CORS_ORIGINS = flags.DEFINE_list(
   'cors_origins', [], 'Origins of web pages that may use the API; * for any.'
@@ -134,9 +135,6 @@ def main(_):
       '%s can be reached from other machines, and there is no key: everybody '
       'there may use this server; set RGPT_API_KEY', HOST.value,
     )
-  hosts = tuple(name.lower() for name in ALLOWED_HOSTS.value)
-  if loopback:
-    hosts += ('localhost',)
   sock = bind(HOST.value, PORT.value)  # Before anything that takes time.
 
   import jax
@@ -162,7 +160,7 @@ def main(_):
     body_timeout=BODY_TIMEOUT.value,
     drain_timeout=DRAIN_TIMEOUT.value,
     keys=keys,
-    allowed_hosts=() if '*' in hosts or not loopback and not hosts else hosts,
+    allowed_hosts=access.allowed_hosts(ALLOWED_HOSTS.value, loopback),
     cors_origins=tuple(CORS_ORIGINS.value),
   )
   host, port = sock.getsockname()[:2]

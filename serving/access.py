@@ -13,6 +13,10 @@ PUBLIC = {
 }
 
 
+# Asked for by address or by any name; nothing there is anybody's secret.
+PROBES = ('/health', '/livez', '/version')
+
+
 def is_public(method: str, path: str) -> bool:
   return method in PUBLIC.get(path, ())
 
@@ -65,6 +69,18 @@ def host_name(header: str) -> str:
   if host.startswith('['):
     return host.partition(']')[0] + ']'
   return host.rpartition(':')[0] if ':' in host else host
+
+
+def allowed_hosts(names, loopback: bool) -> tuple[str, ...]:
+  """For `host_allowed`, from the operator's names; '*' allows any.
+
+  Args:
+    loopback: the server listens on a loopback address.
+  """
+  hosts = tuple(name.lower() for name in names)
+  if '*' in hosts or not (hosts or loopback):
+    return ()
+  return (*hosts, 'localhost')
 
 
 def host_allowed(header: str | None, allowed) -> bool:

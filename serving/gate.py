@@ -22,6 +22,7 @@ log = logging.getLogger('rgpt.serve')
 # What is read of a body that is too large, so that the answer is not lost.
 DRAIN_BYTES, DRAIN_SECONDS = 16 << 20, 1.0
 CLIENT_CLOSED_REQUEST = 499
+REQUEST_HEADERS = b'authorization, content-type, x-api-key, x-request-id'
 
 
 @dataclasses.dataclass
@@ -80,7 +81,7 @@ class Gate:
       if self._is_preflight(method, headers):
         await reply(send_out, 204, b'')
         return
-      self._check_origin(method, headers)
+      self._check_origin(method, path, headers)
       key = self._check_key(method, path, headers)
       if not access.is_public(method, path):
         client = self._enter(key or (scope.get('client') or ('',))[0])
@@ -113,10 +114,7 @@ class Gate:
       if headers.get('access-control-request-method'):
         extra += [
           (b'access-control-allow-methods', b'GET, POST'),
-          (
-            b'access-control-allow-headers',
-            b'authorization, content-type, x-api-key, x-request-id',
-          ),
+          (b'access-control-allow-headers', allowed_headers(headers)),
           (b'access-control-max-age', b'600'),
         ]
     return extra
@@ -132,9 +130,10 @@ class Gate:
       and self._origin_allowed(headers.get('origin', ''))
     )
 
-  def _check_origin(self, method, headers) -> None:
+  def _check_origin(self, method, path, headers) -> None:
     allowed = self._options.allowed_hosts
-    if not access.host_allowed(headers.get('host'), allowed):
+    known = access.host_allowed(headers.get('host'), allowed)
+    if not known and path not in access.PROBES:
       raise errors.bad_request(
         'The Host header names another server; --allowed_hosts adds names.',
         code='invalid_host',
@@ -285,6 +284,13 @@ async def reply(send, status: int, body: bytes, headers=()) -> None:
     {'type': 'http.response.start', 'status': status, 'headers': fields}
   )
   await send({'type': 'http.response.body', 'body': body})
+
+
+def allowed_headers(headers) -> bytes:
+  """What a page may send: all it asks for, as clients have their own."""
+  asked = headers.get('access-control-request-headers', '')
+  clean = re.sub(r"[^A-Za-z0-9!#$%&'*+.^_`|~, -]", '', asked)
+  return clean.strip().encode() or REQUEST_HEADERS
 
 
 def request_id(given: str | None) -> str:

@@ -221,11 +221,28 @@ def test_hosts_and_origins(http):
   assert http.get(
     '/v1/models', headers={'host': 'other.example'}
   ).status_code == 400
+  for path in ('/health', '/livez', '/version'):
+    assert http.get(path, headers={'host': '10.0.0.7'}).status_code == 200
+  assert http.get('/', headers={'host': '10.0.0.7'}).status_code == 400
   good = {'origin': 'https://good.example'}
   response = http.get('/v1/models', headers=good)
   assert response.headers['access-control-allow-origin'] == good['origin']
   evil = http.get('/v1/models', headers={'origin': 'https://evil.example'})
   assert 'access-control-allow-origin' not in evil.headers
+
+
+@pytest.mark.parametrize('names, loopback, hosts', [
+  ((), True, ('localhost',)), ((), False, ()), (('*',), True, ()),
+  (('a', '*'), False, ()), (('API.example',), True, ('api.example',
+                                                     'localhost')),
+  (('api.example',), False, ('api.example', 'localhost')),
+])
+def test_localhost_is_allowed_wherever_names_are_asked_for(
+  names, loopback, hosts
+):
+  from serving import access
+
+  assert access.allowed_hosts(names, loopback) == hosts
 
 
 def test_preflights_of_allowed_pages_need_no_key(server):
@@ -236,6 +253,13 @@ def test_preflights_of_allowed_pages_need_no_key(server):
     response = client.options('/v1/completions', headers=ask)
     assert response.status_code == 204
     assert 'authorization' in response.headers['access-control-allow-headers']
+    # OpenAI's client for JavaScript sends headers of its own.
+    asked = 'authorization,x-stainless-os, X-Stainless-Retry-Count'
+    for given in (asked, asked.replace('os', 'o"s<>;:\t')):
+      response = client.options('/v1/completions', headers={
+        **ask, 'access-control-request-headers': given
+      })
+      assert response.headers['access-control-allow-headers'] == asked
     ask['origin'] = 'https://evil.example'
     assert client.options('/v1/completions', headers=ask).status_code == 401
 
