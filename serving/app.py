@@ -80,7 +80,11 @@ def unroutable(scope, error: HTTPException) -> ApiError:
 
 
 def answer(value: dict, status: int = 200, headers=None) -> Response:
-  return Response(dumps(value), status, headers, 'application/json')
+  return encoded(dumps(value), status, headers)
+
+
+def encoded(data: bytes, status: int = 200, headers=None) -> Response:
+  return Response(data, status, headers, 'application/json')
 
 
 class Routes:
@@ -181,8 +185,9 @@ class Routes:
         return EventStream(generation, reply, events, first)
       batches = [batch async for batch in events]
       collected = [event for batch in batches for event in batch]
-      whole = await self.service.in_thread(reply.whole, collected)
-      return answer(whole)
+      return encoded(
+        await generation.in_thread(lambda: dumps(reply.whole(collected)))
+      )
     finally:
       if not left:
         await generation.__aexit__(None, None, None)
@@ -263,16 +268,19 @@ class Routes:
 
   async def tokenize(self, request):
     content = schemas.read_tokenize(parse_json(await request.body()))
-    tokens = await self.service.in_thread(
-      lambda: self.service.tokenizer.encode(content).tolist()
-    )
-    return answer({'tokens': tokens})
+    encode = self.service.tokenizer.encode
+    return encoded(await self.service.in_thread(
+      lambda: dumps({'tokens': encode(content).tolist()})
+    ))
 
   async def detokenize(self, request):
     tokens = schemas.read_detokenize(
       parse_json(await request.body()), self.service.cfg.vocab_size
     )
-    return answer({'content': self.service.tokenizer.decode(tokens)})
+    decode = self.service.tokenizer.decode
+    return encoded(await self.service.in_thread(
+      lambda: dumps({'content': decode(tokens)})
+    ))
 
   # The model and the server.
 

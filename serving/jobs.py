@@ -93,9 +93,13 @@ class Mailbox:
   def __iter__(self):
     return iter(self._events)
 
+  async def wait(self) -> None:
+    """Waits for an event, and leaves it there."""
+    await self._arrived.wait()
+
   async def take(self) -> list:
     """All events that have come; waits for at least one."""
-    await self._arrived.wait()
+    await self.wait()
     self._arrived.clear()
     events, self._events = self._events, []
     return events

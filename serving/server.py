@@ -58,7 +58,6 @@ class Server(uvicorn.Server):
     self._service = service
     self._loop = None
     self._draining = None
-    self._force = asyncio.Event()
 
   async def startup(self, sockets=None) -> None:
     self._loop = asyncio.get_running_loop()
@@ -77,7 +76,7 @@ class Server(uvicorn.Server):
     self._loop.create_task(self._drain())
 
   async def _drain(self) -> None:
-    await self._service.drain(self._force)
+    await self._service.drain()
     self.should_exit = True
 
   def die(self, error) -> None:
@@ -110,8 +109,8 @@ def serve(loaded, workdir, which, options, sock) -> int:
   server = Server(config, service)
   asyncio.run(server.serve([sock]))
   service.engine.stop()
-  if not service.engine.join(2.0):
-    # It compiles, and nothing can stop that.
+  if not (service.engine.join(2.0) and service.close(0.5)):
+    # It compiles, or turns a text into tokens, and nothing can stop that.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(server.code)

@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import logging
+import threading
 import time
 
 import jax
@@ -24,12 +25,10 @@ from serving.programs import compile_count
 
 log = logging.getLogger('rgpt.serve')
 
-# Answers with more log-probabilities than this would not fit in memory.
-MAX_LOGPROBS = 2_000_000
+# Log-probabilities of one answer: more would take memory, and seconds to write.
+MAX_LOGPROBS = 200_000
 # Unread events of a stream beyond which its reader is given up.
 MAX_UNREAD = 4096
-# The share of the window that a chat prompt leaves to the answer, at least.
-REPLY_SHARE = 4
 
 
 class Service:
@@ -112,8 +111,7 @@ class Service:
 
   def chat_prompt(self, messages, max_tokens: int):
     """(int32[n] ids, tokens dropped) of a conversation."""
-    window = self.cfg.block_size
-    room = window - min(max_tokens, window // REPLY_SHARE)
+    room = chat.prompt_room(self.cfg.block_size, max_tokens)
     ids, dropped = chat.build_prompt(messages, self.tokenizer, room)
     return np.array(ids, np.int32), dropped
 
@@ -139,10 +137,12 @@ class Service:
       tokens = s.max_tokens * len(job.sequences)
       if s.echo:
         tokens += job.prompt_tokens * s.n
-      if tokens * (s.logprobs + 1) > MAX_LOGPROBS:
+      values = tokens * (s.logprobs + 1)
+      if values > MAX_LOGPROBS:
         raise bad_request(
-          f'logprobs for up to {tokens} tokens are too many: lower max_tokens '
-          'or logprobs.', 'logprobs',
+          f'logprobs would be up to {values} values, for {tokens} tokens; at '
+          f'most {MAX_LOGPROBS} are allowed: lower max_tokens, n or logprobs.',
+          'logprobs',
         )
 
   def generate(self, request, sampling, prompts, **kwargs) -> 'Generation':
@@ -171,13 +171,23 @@ class Service:
       self.engine.swap(weights)
       return True, f'step {old.step} -> {loaded.step} ({loaded.which})'
 
-  async def drain(self, force: asyncio.Event) -> None:
+  def close(self, timeout: float) -> bool:
+    """Ends the workers; False if one is still busy."""
+    ending = threading.Thread(
+      target=self._workers.shutdown, kwargs={'cancel_futures': True},
+      daemon=True,
+    )
+    ending.start()
+    ending.join(timeout)
+    return not ending.is_alive()
+
+  async def drain(self) -> None:
     """Takes no more requests; waits for the running ones, then ends them."""
     if self.engine.state in (engines.LOADING, engines.READY):
       self.engine.state = engines.DRAINING
     loop = asyncio.get_running_loop()
     deadline = loop.time() + self.options.drain_timeout
-    while self._generations and loop.time() < deadline and not force.is_set():
+    while self._generations and loop.time() < deadline:
       await asyncio.sleep(0.02)
     for generation in list(self._generations):
       generation.fail(errors.unavailable('draining'), 'shutdown')
@@ -224,21 +234,35 @@ class Generation:
     try:
       self._start_timers()
       self._watch = asyncio.create_task(self._watch_disconnect())
-      await service.in_thread(self._fill)
-      if job.cancelled:
-        if job.cancelled in ABORTS:
-          service.metrics.aborted.labels(job.cancelled).inc()
-        raise self._failure()
+      await self.in_thread(self._fill)
       service.check_size(job)
       self._submitted = True
       service.engine.submit(job)
     except BaseException:
+      if job.cancelled in ABORTS:
+        service.metrics.aborted.labels(job.cancelled).inc()
       self._leave()
       raise
     return self
 
   async def __aexit__(self, kind, error, traceback):
     self._leave()
+
+  async def in_thread(self, fn):
+    """fn() on a worker; what ends the request need not wait for that."""
+    done = asyncio.ensure_future(self._service.in_thread(fn))
+    # Whether or not somebody is left to take its error.
+    done.add_done_callback(lambda f: f.cancelled() or f.exception())
+    failed = asyncio.create_task(self.job.mailbox.wait())
+    try:
+      await asyncio.wait({done, failed}, return_when=asyncio.FIRST_COMPLETED)
+      if self.job.cancelled:
+        self.record.finish = self.job.cancelled
+        raise self._failure()
+      return await done
+    finally:
+      done.cancel()
+      failed.cancel()
 
   def _leave(self) -> None:
     service = self._service

@@ -147,10 +147,12 @@ def test_values_that_ask_for_nothing_special(http, field):
 
 
 def test_too_many_log_probabilities_are_refused_not_computed(http):
-  body = {'prompt': 'a', 'max_tokens': 10**6, 'logprobs': 20}
-  response = http.post(COMPLETIONS, json=body)
-  assert response.status_code == 400
-  assert response.json()['error']['param'] == 'logprobs'
+  for count in ({'max_tokens': 10**6}, {'max_tokens': 1200, 'n': 8}):
+    body = {'prompt': 'a', 'logprobs': 20, **count}
+    response = http.post(COMPLETIONS, json=body)
+    assert response.status_code == 400
+    error = response.json()['error']
+    assert error['param'] == 'logprobs' and '200000' in error['message']
 
 
 def test_lone_surrogates_and_odd_characters_are_text_too(http):

@@ -1,5 +1,6 @@
 """How a server process begins, reloads and ends."""
 
+import concurrent.futures
 import json
 import shutil
 import signal
@@ -42,6 +43,21 @@ def break_it(self, messages, max_tokens):
     programs.Programs.broken = True
   return chat_prompt(self, messages, max_tokens)
 Service.chat_prompt = break_it
+sys.argv[0] = 'serve'
+cli.run(serve.main)
+"""
+
+# One whose tokenizer does not come back from some texts.
+STUCK = """
+import sys, threading
+from launch import cli, serve
+from serving.service import Service
+encode = Service.encode
+def get_stuck(self, prompt):
+  if prompt == 'stuck':
+    threading.Event().wait()
+  return encode(self, prompt)
+Service.encode = get_stuck
 sys.argv[0] = 'serve'
 cli.run(serve.main)
 """
@@ -169,6 +185,39 @@ def test_a_broken_engine_is_a_500_then_a_503_and_the_end(workdir):
       assert health.json()['status'] in ('ok', 'failed')
   assert server.wait() == 1
   assert any('secret detail' in (line or '') for line in server.log)
+
+
+def test_requests_before_the_engine_time_out_and_are_drained_too(workdir):
+  def ask(prompt):
+    with server.client(timeout=20) as client:
+      return client.post(PATH, json={'prompt': prompt, 'max_tokens': 2})
+
+  def waiting():
+    return server.metrics()['rgpt_num_requests_waiting']
+
+  server = ServerProcess(
+    workdir, '--queue_timeout=4', '--drain_timeout=0.2',
+    program=('-c', STUCK),
+  )
+  server.wait_ready()
+  assert ask('a').status_code == 200
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    asked = []
+    for count, prompt in enumerate(['stuck', 'stuck', 'a'], 1):
+      asked.append(pool.submit(ask, prompt))
+      wait_until(lambda n=count: waiting() == n)
+    # Both workers are stuck, and nobody else gets to them.
+    for future in asked:
+      assert future.result().status_code == 503
+      message = future.result().json()['error']['message']
+      assert 'No slot was free' in message
+    assert server.is_idle()
+    last = pool.submit(ask, 'a')
+    wait_until(lambda: waiting() == 1)
+    server.signal()
+    assert last.result().json()['error']['code'] == 'draining'
+  assert server.wait(10) == 0
+  assert not any('Traceback' in (line or '') for line in server.log)
 
 
 def newer(workdir, scale, step):

@@ -1,14 +1,19 @@
 """The routes that are not OpenAI's, and what the server says of itself."""
 
+import asyncio
 import json
 import re
 import subprocess
+import threading
+import types
 
 import pytest
 from serving_tools import chat_tokenizer, make_random, serving
 from workdirs import make_parrot
 
+from gpt.model import GPTConfig
 from gpt.tokenizer import build_tokenizer
+from serving import app, stream
 
 EMOJI = 'Hi 👋🏽, wörld! 漢字 and 👩‍👩‍👧 too.'
 
@@ -93,6 +98,50 @@ def test_tokens_there_and_back(http):
     'content': ''
   }
   assert http.post('/detokenize', json={'tokens': [10**6]}).status_code == 400
+
+
+def test_long_answers_are_written_by_a_worker(monkeypatch):
+  loop, writers = threading.current_thread(), []
+
+  def dumps(value):
+    writers.append(threading.current_thread())
+    return stream.dumps(value)
+
+  class Generation:
+    job = None
+
+    async def __aenter__(self):
+      return self
+
+    async def __aexit__(self, *_):
+      pass
+
+    async def events(self):
+      yield []
+
+    in_thread = staticmethod(asyncio.to_thread)
+
+  async def body():
+    return b'{"tokens": [], "content": ""}'
+
+  async def run():
+    request = types.SimpleNamespace(body=body)
+    spec = types.SimpleNamespace(stream=False)
+    reply = types.SimpleNamespace(whole=lambda events: {'events': events})
+    return [
+      await routes.detokenize(request), await routes.tokenize(request),
+      await routes.respond(spec, Generation(), lambda: reply),
+    ]
+
+  monkeypatch.setattr(app, 'dumps', dumps)
+  tokenizer = chat_tokenizer()
+  routes = app.Routes(types.SimpleNamespace(
+    in_thread=asyncio.to_thread, tokenizer=tokenizer,
+    cfg=GPTConfig(tokenizer.vocab_size),
+  ))
+  answers = [json.loads(response.body) for response in asyncio.run(run())]
+  assert answers == [{'content': ''}, {'tokens': []}, {'events': []}]
+  assert len(writers) == 3 and loop not in writers
 
 
 def test_the_server_says_how_it_is(http):
