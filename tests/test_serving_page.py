@@ -221,6 +221,37 @@ def test_errors_are_shown_and_the_page_stays_usable(browser, chat_server):
   assert browser.text('error') == ''
 
 
+def test_a_message_without_an_answer_can_be_sent_again(browser, chat_server):
+  def turns():
+    return browser.run(
+      "return [...document.querySelectorAll('.turn')].map(e => "
+      "[e.classList[1], e.textContent])"
+    )
+
+  def send(text):
+    browser.type('say', text)
+    browser.click('go')
+    wait_until(browser.idle)
+
+  open_page(browser, chat_server)
+  browser.click('tab-chat')
+  set_fields(browser, temperature=7, max_tokens=9, seed=2)
+  send('One')
+  assert 'temperature' in browser.text('error')
+  assert turns() == [['user', 'One']]
+  set_fields(browser, temperature=0.8)
+  browser.click('again')
+  wait_until(browser.idle)
+  assert browser.text('error') == ''
+  assert [role for role, _ in turns()] == ['user', 'assistant']
+  set_fields(browser, temperature=7)
+  send('Two')
+  set_fields(browser, temperature=0.8)
+  send('Three')
+  first, _, third, last = turns()
+  assert (first[1], third[1], last[0]) == ('One', 'Three', 'assistant')
+
+
 def test_markup_from_the_model_stays_text(browser, tmp_path):
   tokenizer = build_tokenizer('char', [MARKUP], 0)
   ids = tokenizer.encode(MARKUP).tolist()
