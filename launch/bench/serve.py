@@ -262,6 +262,21 @@ def ratios(rows) -> dict:
   }
 
 
+def measure(server, workdir, rng) -> dict:
+  """The load runs on a server that is ready."""
+  report = {
+    'workdir': str(workdir), 'slots': SLOTS.value,
+    'max_tokens': MAX_TOKENS.value, 'rss_start_mb': server.rss_mb(),
+  }
+  rows = asyncio.run(run_loops(server.port, rng))
+  show(rows)
+  report |= {'rows': rows, 'rss_end_mb': server.rss_mb(), **ratios(rows)}
+  if SOAK.value:
+    report['soak'] = asyncio.run(soak(server, rng))
+  programs = server.metrics()['rgpt_jit_compilations_total']
+  return {**report, 'programs': programs}
+
+
 def main(_):
   workdir = make_workdir()
   rng = random.Random(0)
@@ -272,25 +287,17 @@ def main(_):
     cold.stop()
     cached = Server(workdir, cache)
     cached.stop()
-    server = Server(workdir, cache, *options)
     print(
       f'{harness.machine()}\nready after {cold.start_s:.1f} s '
       f'({cold.start_cpu_s:.1f} CPU-s) without compilation cache, '
       f'{cached.start_s:.1f} s ({cached.start_cpu_s:.1f} CPU-s) with one'
     )
-    report = {
-      'workdir': str(workdir), 'slots': SLOTS.value,
-      'max_tokens': MAX_TOKENS.value,
-      'start_cold_s': cold.start_s, 'start_cached_s': cached.start_s,
-      'rss_start_mb': server.rss_mb(),
-    }
-    rows = asyncio.run(run_loops(server.port, rng))
-    show(rows)
-    report |= {'rows': rows, 'rss_end_mb': server.rss_mb(), **ratios(rows)}
-    if SOAK.value:
-      report['soak'] = asyncio.run(soak(server, rng))
-    compiled = server.metrics()['rgpt_jit_compilations_total']
-    report |= {'programs': compiled, 'exit_code': server.stop()}
+    report = {'start_cold_s': cold.start_s, 'start_cached_s': cached.start_s}
+    server = Server(workdir, cache, *options)
+    try:
+      report |= measure(server, workdir, rng)
+    finally:
+      report['exit_code'] = server.stop()
   print(json.dumps(report))
 
 
