@@ -205,6 +205,7 @@ class Engine:
     if job.cancelled in ABORTS:  # Not: it has waited too long for a slot.
       self._metrics.aborted.labels(job.cancelled).inc()
     elif not job.cancelled:
+      self._metrics.success.labels(job.sequences[-1].finish).inc()
       self._metrics.e2e.observe(job.ended - job.created)
     self._outbox.append((job, jobs.Closed()))
 
@@ -281,22 +282,23 @@ class Engine:
     logprobs = None
     if logits_kV is not None:
       logprobs = choice_logprobs(logits_kV, ids, seq.job.sampling.logprobs)
-    before = len(seq.sampled)
+    before, counted = len(seq.sampled), seq.counted
     delta = seq.accept(ids, logprobs)
     self._metrics.slides.inc(slid)
+    self._metrics.generation_tokens.inc(seq.counted - counted)
     self._observe(seq, len(seq.sampled) - before, now)
     self._progress(seq, delta)
 
   def _observe(self, seq, tokens: int, now: float) -> None:
-    """Metrics of newly sampled tokens."""
+    """Times of newly sampled tokens."""
     job = seq.job
-    self._metrics.generation_tokens.inc(tokens)
     if job.first is None:
       job.first = now
       self._metrics.ttft.observe(now - job.created)
-    if seq.last_time is not None:
-      gap = (now - seq.last_time) / tokens
-      self._metrics.inter_token.observe(gap, tokens)
+    # There is none before a sequence's first token.
+    gaps = tokens - (len(seq.sampled) == tokens)
+    if gaps:
+      self._metrics.inter_token.observe((now - seq.last_time) / tokens, gaps)
     seq.last_time = now
 
   def _progress(self, seq, delta) -> None:
@@ -304,6 +306,5 @@ class Engine:
     if delta is not None:
       self._outbox.append((seq.job, delta))
     if seq.finish:
-      self._metrics.success.labels(seq.finish).inc()
       self._outbox.append((seq.job, jobs.Finished(seq.index, seq.finish)))
       self._release(seq)

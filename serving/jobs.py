@@ -176,7 +176,8 @@ class Sequence:
     lane, slot: where it is decoded; None until it is admitted.
     finish: None, 'stop' or 'length'.
     scores: PromptScores to be done first, or None.
-    last_time: when its newest tokens came, time.perf_counter().
+    last_time: when its newest tokens came, or the block that gives the first
+      began, time.perf_counter().
     uniforms: float32 random numbers of the steps from `drawn` on, or None.
   """
 
@@ -195,6 +196,7 @@ class Sequence:
     self.uniforms, self.drawn = None, 0
     self._text = TextStream(tokenizer, job.stops)
     self._pending = []
+    self._counts_V, self._tallied = None, 0
 
   def __len__(self):
     return len(self.prompt) + len(self.sampled)
@@ -205,6 +207,15 @@ class Sequence:
     tail = np.array(self.sampled[max(0, start - n) : -1], np.int32)
     head = self.prompt[start:] if self.sampled else self.prompt[start:-1]
     return np.concatenate([head, tail]) if len(tail) else head
+
+  def counts(self, vocab_size: int):
+    """int32[V]: how often each id has been sampled."""
+    if self._counts_V is None:
+      self._counts_V = np.zeros(vocab_size, np.int32)
+    new = np.array(self.sampled[self._tallied :], np.int64)
+    np.add.at(self._counts_V, new, 1)
+    self._tallied = len(self.sampled)
+    return self._counts_V.copy()  # The device may read it later.
 
   @property
   def scored(self) -> bool:

@@ -82,9 +82,6 @@ class Lane:
     rows.repetition[slot] = max(s.repetition, 1e-6)
     rows.frequency[slot] = s.frequency
     rows.presence[slot] = s.presence
-    # Drawn while the prompt is prefilled.
-    seq.drawn = len(seq.sampled)
-    seq.uniforms = self._programs.uniforms(seq.seed, seq.drawn)
     self.active.append(seq)
 
   def release(self, seq) -> None:
@@ -121,12 +118,11 @@ class Lane:
     seq.start = decode.window_start(len(seq), self._cfg.block_size, stride)
     in_prompt_V = np.zeros(vocab, bool)
     in_prompt_V[seq.prompt] = True
-    counts_V = np.bincount(
-      np.array(seq.sampled, np.int64), minlength=vocab
-    ).astype(np.int32)
+    if seq.uniforms is None:  # Drawn while the prompt is prefilled.
+      seq.uniforms = self._programs.uniforms(seq.seed, 0)
     self._state = self._programs.admit(
       job.weights.params, self._state, seq.slot, seq.window(seq.start),
-      in_prompt_V, counts_V, job.bias_V,
+      in_prompt_V, seq.counts(vocab), job.bias_V,
     )
 
   def _decode(self, params, group, fresh: bool) -> list:
@@ -155,6 +151,8 @@ class Lane:
       [rows[slot] for slot in slots], np.int32
     ).T.copy()
     began = time.perf_counter()
+    for seq, _ in group:
+      seq.last_time = seq.last_time or began
     self._state, tokens_bk, logits_bkV = self._programs.block(
       params, self._state, slots_b, last_b, length_b, step_b,
       jax.tree.map(lambda x: x[slots_b], self._sampling), uniform_bk,

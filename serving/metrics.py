@@ -102,10 +102,10 @@ class Metrics:
       'prompt_tokens_total', 'Tokens of admitted prompts.'
     )
     self.generation_tokens = counter(
-      'generation_tokens_total', 'Tokens sampled.'
+      'generation_tokens_total', 'Tokens sampled, as usage counts them.'
     )
     self.success = counter(
-      'request_success_total', 'Choices ended by themselves.',
+      'request_success_total', 'Requests whose choices have all ended.',
       ('finished_reason',),
     )
     self.slides = counter(

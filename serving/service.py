@@ -190,7 +190,9 @@ class Service:
     while self._generations and loop.time() < deadline:
       await asyncio.sleep(0.02)
     for generation in list(self._generations):
-      generation.fail(errors.unavailable('draining'), 'shutdown')
+      error = errors.unavailable('draining')
+      error.reason = None  # It was let in: aborted, not turned away.
+      generation.fail(error, 'shutdown')
     while self._generations and loop.time() < deadline + 1:
       await asyncio.sleep(0.02)
 

@@ -269,6 +269,59 @@ def test_swapped_weights_serve_new_jobs_and_old_ones_finish(tiny, reference):
   tiny.engine.swap(Weights(old_params, 'first'))
 
 
+def test_gaps_between_tokens_and_tokens_of_usage_are_counted():
+  harness = Harness(TINY, lanes=1, shapes=[(4, 4, 32)])
+
+  def read(name):
+    return harness.metrics.registry.get_sample_value(f'rgpt_{name}')
+
+  harness.run(ids('Hello'), max_tokens=10, n=3, logit_bias=NO_EOS)
+  # Four came with the first block, three gaps between them.
+  assert read('inter_token_latency_seconds_count') == 3 * 9
+  assert 0 < read('inter_token_latency_seconds_sum') < 60
+  assert read('generation_tokens_total') == 30
+  harness.run(ids('Hello'), logit_bias={TOKENIZER.eos_id: 100.0})
+  assert read('generation_tokens_total') == 30
+  assert read('inter_token_latency_seconds_count') == 3 * 9
+  harness.close()
+
+
+@pytest.mark.parametrize('broken', ['uniforms', 'admit'])
+def test_a_device_error_before_the_first_block_fails_one_request(
+  monkeypatch, broken
+):
+  harness = Harness(TINY, lanes=1, shapes=[(4, 4, 32)])
+  wanted = harness.run(ids('Hello'), max_tokens=9)
+  works = getattr(harness.engine.programs, broken)
+  failures = [RuntimeError('boom')]
+
+  def fail(*args):
+    if failures:
+      raise failures.pop()
+    return works(*args)
+
+  monkeypatch.setattr(harness.engine.programs, broken, fail)
+  events = harness.wait(harness.submit(ids('Hello'), max_tokens=9))
+  assert [e.error.status for e in events if isinstance(e, jobs.Failed)] == [500]
+  assert harness.run(ids('Hello'), max_tokens=9) == wanted
+  assert harness.engine.state == 'ready' and not harness.died
+  harness.close()
+
+
+def test_a_sequence_counts_what_was_sampled_as_it_grows():
+  job = jobs.Job(Sampling(max_tokens=99))
+  job.fill([np.array([2, 2, 3])], None, (), TOKENIZER)
+  (seq,) = job.sequences
+  assert not seq.counts(8).any()
+  for new in ([2, 5], [], [5, 5, 7]):
+    seq.accept(new)
+    counts = seq.counts(8)
+    assert counts.dtype == np.int32
+    wanted = np.bincount(np.array(seq.sampled, int), minlength=8)
+    assert counts.tolist() == wanted.tolist()
+    counts[:] = -1  # It is a copy.
+
+
 def test_a_failed_step_fails_its_requests_and_the_next_is_served(monkeypatch):
   harness = Harness(TINY, lanes=1, shapes=[(4, 4, 32)])
   wanted = harness.run(ids('Hello'), max_tokens=9)

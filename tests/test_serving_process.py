@@ -1,11 +1,13 @@
 """How a server process begins, reloads and ends."""
 
+import asyncio
 import concurrent.futures
 import json
 import shutil
 import signal
 import socket
 import threading
+import types
 
 import httpx
 import jax
@@ -19,6 +21,8 @@ from serving_tools import (
   sse,
   wait_until,
 )
+
+from serving.service import Service
 
 FOREVER = {
   'prompt': 'a', 'max_tokens': 10**6, 'ignore_eos': True, 'stream': True
@@ -218,6 +222,23 @@ def test_requests_before_the_engine_time_out_and_are_drained_too(workdir):
     assert last.result().json()['error']['code'] == 'draining'
   assert server.wait(10) == 0
   assert not any('Traceback' in (line or '') for line in server.log)
+
+
+def test_what_a_drain_ends_is_aborted_and_not_also_rejected():
+  ended = []
+
+  class Generation:
+    def fail(self, error, cause):
+      ended.append((error.status, error.code, error.reason, cause))
+      service._generations.clear()
+
+  service = types.SimpleNamespace(
+    engine=types.SimpleNamespace(state='ready'), _generations={Generation()},
+    options=types.SimpleNamespace(drain_timeout=0),
+  )
+  asyncio.run(Service.drain(service))
+  assert ended == [(503, 'draining', None, 'shutdown')]
+  assert service.engine.state == 'draining'
 
 
 def newer(workdir, scale, step):
