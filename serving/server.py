@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import functools
 import logging
 import os
 import signal
@@ -12,12 +13,15 @@ import uvicorn
 
 from gpt.errors import UserError
 from serving.app import create_app
+from serving.protocol import Protocol
 from serving.service import Service
 
 log = logging.getLogger('rgpt.serve')
 
 FAILED_EXIT, FORCED_EXIT = 1, 1
 SEND_BUFFER = 128 << 10
+STALLED_SECONDS = 120  # without a byte read, while there are some to be read
+HEAD_BYTES = 64 << 10
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -31,6 +35,10 @@ def bind(host: str, port: int) -> socket.socket:
       sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # What the kernel may hold for a reader that stands still, each.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    if hasattr(socket, 'TCP_USER_TIMEOUT'):  # Linux; connections inherit it.
+      sock.setsockopt(
+        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_SECONDS * 1000
+      )
     sock.bind(address)
     sock.listen(2048)
   except OverflowError as e:
@@ -97,7 +105,9 @@ def serve(loaded, workdir, which, options, sock) -> int:
   )
   config = uvicorn.Config(
     create_app(service),
-    http='h11',
+    http=functools.partial(
+      Protocol, options.body_timeout, options.body_limit + HEAD_BYTES
+    ),
     ws='none',
     lifespan='off',
     log_config=None,

@@ -27,8 +27,9 @@ log = logging.getLogger('rgpt.serve')
 
 # Log-probabilities of one answer: more would take memory, and seconds to write.
 MAX_LOGPROBS = 200_000
-# Unread events of a stream beyond which its reader is given up.
-MAX_UNREAD = 4096
+# Unread events of a stream beyond which its reader is given up, and seconds it
+# then has to read how that ends.
+MAX_UNREAD, LAST_SECONDS = 4096, 5.0
 
 
 class Service:
@@ -53,7 +54,7 @@ class Service:
     self._workdir, self._which = workdir, which
     self._on_death = on_death
     self._bans_V = ban_bias(self.tokenizer)
-    self._generations = set()
+    self._generations = {}  # by their jobs
     self._loop = None
     self._workers = concurrent.futures.ThreadPoolExecutor(
       2, thread_name_prefix='rgpt-text'
@@ -94,8 +95,9 @@ class Service:
   def _deliver(self, outbox) -> None:
     for job, event in outbox:
       job.mailbox.put(event)
-      if len(job.mailbox) > MAX_UNREAD:
-        self.engine.cancel(job, 'slow_reader')
+      generation = self._generations.get(job)
+      if len(job.mailbox) > MAX_UNREAD and generation and not job.cancelled:
+        generation.give_up()
 
   def _engine_died(self, error) -> None:
     """Called by the engine's thread."""
@@ -189,7 +191,7 @@ class Service:
     deadline = loop.time() + self.options.drain_timeout
     while self._generations and loop.time() < deadline:
       await asyncio.sleep(0.02)
-    for generation in list(self._generations):
+    for generation in list(self._generations.values()):
       error = errors.unavailable('draining')
       error.reason = None  # It was let in: aborted, not turned away.
       generation.fail(error, 'shutdown')
@@ -231,7 +233,7 @@ class Generation:
     service, job = self._service, self.job
     service.engine.check_open()
     service.engine.scheduler.reserve()
-    service._generations.add(self)
+    service._generations[job] = self
     self.record.job = job
     try:
       self._start_timers()
@@ -276,7 +278,7 @@ class Generation:
       timer.cancel()
     if self._watch is not None:
       self._watch.cancel()
-    service._generations.discard(self)
+    service._generations.pop(self.job, None)
 
   def _fill(self) -> None:
     """On a worker thread: whatever takes time."""
@@ -323,6 +325,13 @@ class Generation:
     """Ends it from outside: the coroutine gets `error`, slots are freed."""
     self._service.engine.cancel(self.job, cause)
     self.job.mailbox.put(jobs.Failed(error))
+
+  def give_up(self) -> None:
+    """Nobody reads what comes of it."""
+    self._service.engine.cancel(self.job, 'slow_reader')
+    abort = self._request.scope['state']['abort']
+    loop = asyncio.get_running_loop()
+    self._timers.append(loop.call_later(LAST_SECONDS, abort))
 
   def _failure(self) -> Exception:
     for event in self.job.mailbox:

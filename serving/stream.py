@@ -45,6 +45,8 @@ class EventStream:
         await send({'type': 'http.response.body', 'body': end})
     except TimeoutError:
       log.warning('id=%s the stream is not read', scope['rgpt'].id)
+      scope['state']['abort']()
+      await send({'type': 'http.response.body'})  # Returns once it is gone.
     finally:
       await self._generation.__aexit__(None, None, None)
 

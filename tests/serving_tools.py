@@ -11,6 +11,7 @@ import threading
 
 import httpx
 import numpy as np
+import psutil
 from workdirs import ROOT, make_run
 
 from gpt.tokenizer import build_tokenizer
@@ -101,6 +102,12 @@ class ServerProcess:
     names = ('num_requests_running', 'num_requests_waiting', 'slots_busy')
     metrics = self.metrics()
     return not any(metrics[f'rgpt_{name}'] for name in names)
+
+  def has_connection(self, sock) -> bool:
+    """Whether the process keeps its end of a client's socket."""
+    port = sock.getsockname()[1]
+    connections = psutil.Process(self.process.pid).net_connections('tcp')
+    return any(c.raddr and c.raddr.port == port for c in connections)
 
   def signal(self, number=signal.SIGTERM):
     self.process.send_signal(number)

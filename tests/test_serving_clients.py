@@ -111,6 +111,42 @@ def test_a_reader_that_never_reads_is_given_up(server):
       > before, 60,
     )
     wait_until(server.is_idle)
+    wait_until(lambda: not server.has_connection(slow))
+
+
+@pytest.mark.parametrize('rest', [b'GET /livez HTTP/1.1\r\n', b'x' * 70_000])
+@pytest.mark.parametrize('stream', [False, True])
+def test_a_client_that_leaves_having_sent_more_is_seen(server, stream, rest):
+  with connect(server) as sock:
+    sock.sendall(request_bytes({**FOREVER, 'stream': stream}))
+    wait_until(lambda: slots_busy(server) == 1)
+    sock.sendall(rest)
+  wait_until(server.is_idle)
+
+
+def test_more_than_a_request_ahead_of_an_answer_ends_the_connection(server):
+  with connect(server) as sock:
+    sock.sendall(request_bytes(FOREVER))
+    wait_until(lambda: slots_busy(server) == 1)
+    with pytest.raises(ConnectionError):
+      for _ in range(1000):
+        sock.sendall(b'x' * (64 << 10))
+    assert not server.has_connection(sock)
+  wait_until(server.is_idle)
+
+
+def test_answers_on_one_connection_that_come_after_a_wait(server):
+  """Requests read ahead are answered all the same."""
+  with connect(server) as sock:
+    sock.sendall(request_bytes({'prompt': 'a', 'max_tokens': 20_000,
+                                'ignore_eos': True}))
+    wait_until(lambda: slots_busy(server) == 1)
+    for text in ('ab', 'c'):
+      sock.sendall(request_bytes({'content': text}, '/tokenize'))
+    data = b''
+    while data.count(b'"tokens"') < 2:
+      data += sock.recv(1 << 16)
+  assert data.count(b'HTTP/1.1 200 OK') == 3
 
 
 def test_half_requests_and_garbage(server):

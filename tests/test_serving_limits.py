@@ -206,6 +206,48 @@ def test_a_body_that_never_ends_or_never_comes(server):
     assert b'did not arrive' in answer
 
 
+@pytest.mark.parametrize('sent', [
+  b'', b'GET /livez HT', b'GET /livez HTTP/1.1\r\nHost: localhost\r\n',
+  b'GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET',
+  b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{',
+])
+def test_a_head_that_never_comes_ends_the_connection(server, sent):
+  with socket.create_connection(('127.0.0.1', server.port), 30) as sock:
+    sock.sendall(sent)
+    if b'\r\n\r\n' in sent:  # What follows it begins no other.
+      assert sock.recv(1000).startswith(b'HTTP/1.1 ')
+      sock.sendall(b' ')
+    while sock.recv(1000):
+      pass
+
+
+def test_heads_in_pieces_and_answers_that_take_longer_are_no_end(http, server):
+  head = b'GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n'
+  with socket.create_connection(('127.0.0.1', server.port), 30) as sock:
+    for _ in range(2):
+      for piece in (head[:9], head[9:]):
+        sock.sendall(piece)
+      assert sock.recv(1000).startswith(b'HTTP/1.1 200 ')
+  idle(http)
+  body = {**FOREVER, 'stream': False, 'max_tokens': 8000}
+  assert http.post('/v1/completions', json=body).status_code == 200
+  idle(http)
+
+
+def test_connections_of_stalled_readers_end():
+  from serving.server import STALLED_SECONDS, bind
+
+  if not hasattr(socket, 'TCP_USER_TIMEOUT'):
+    pytest.skip('needs TCP_USER_TIMEOUT')
+  with bind('127.0.0.1', 0) as listener:
+    with socket.create_connection(listener.getsockname()):
+      sock, _ = listener.accept()
+      with sock:
+        assert STALLED_SECONDS * 1000 == sock.getsockopt(
+          socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
+        )
+
+
 def test_a_lying_content_length_is_refused_at_once(server):
   with socket.create_connection(('127.0.0.1', server.port), 30) as sock:
     sock.sendall(
@@ -333,6 +375,25 @@ def test_a_request_takes_no_longer_than_it_may(http):
     lines = [line for line in response.iter_lines() if line]
   assert json.loads(lines[-1][6:])['error']['code'] == 'timeout'
   assert '[DONE]' not in ''.join(lines)
+  idle(http)
+
+
+def test_a_stream_that_is_not_read_in_time_ends_with_its_connection(
+  http, server
+):
+  idle(http)
+  body = json.dumps(FOREVER).encode()
+  with socket.socket() as sock:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(('127.0.0.1', server.port))
+    sock.sendall(
+      f'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {KEY}'
+      f'\r\nContent-Length: {len(body)}\r\n\r\n'.encode() + body
+    )
+    wait_until(lambda: 'rgpt_slots_busy 1.0' in http.get('/metrics').text)
+    wait_until(lambda: not server.has_connection(sock))
+  server.wait_for('the stream is not read')
+  assert not any('ASGI' in (line or '') for line in server.log)
   idle(http)
 
 

@@ -233,7 +233,8 @@ def test_what_a_drain_ends_is_aborted_and_not_also_rejected():
       service._generations.clear()
 
   service = types.SimpleNamespace(
-    engine=types.SimpleNamespace(state='ready'), _generations={Generation()},
+    engine=types.SimpleNamespace(state='ready'),
+    _generations={'job': Generation()},
     options=types.SimpleNamespace(drain_timeout=0),
   )
   asyncio.run(Service.drain(service))
