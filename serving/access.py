@@ -11,8 +11,6 @@ PUBLIC = {
   '/version': ('GET', 'HEAD'),
   '/': ('GET', 'HEAD'),
 }
-
-
 # Asked for by address or by any name; nothing there is anybody's secret.
 PROBES = ('/health', '/livez', '/version')
 

@@ -269,18 +269,23 @@ class Routes:
   async def tokenize(self, request):
     content = schemas.read_tokenize(parse_json(await request.body()))
     encode = self.service.tokenizer.encode
-    return encoded(await self.service.in_thread(
-      lambda: dumps({'tokens': encode(content).tolist()})
-    ))
+    return await self.write(lambda: {'tokens': encode(content).tolist()})
 
   async def detokenize(self, request):
     tokens = schemas.read_detokenize(
       parse_json(await request.body()), self.service.cfg.vocab_size
     )
     decode = self.service.tokenizer.decode
-    return encoded(await self.service.in_thread(
-      lambda: dumps({'content': decode(tokens)})
-    ))
+    return await self.write(lambda: {'content': decode(tokens)})
+
+  async def write(self, make) -> Response:
+    """The answer make() gives, from a worker and in time."""
+    seconds = self.service.options.request_timeout
+    try:
+      async with asyncio.timeout(seconds):
+        return encoded(await self.service.in_thread(lambda: dumps(make())))
+    except TimeoutError as e:
+      raise errors.timed_out(seconds) from e
 
   # The model and the server.
 

@@ -14,7 +14,7 @@ class Options:
     max_per_client: requests a client may have in flight; 0: no limit.
     context_overflow: what requests get that do not choose.
     request_timeout: from arrival to the last byte. queue_timeout: to a slot.
-    body_limit: of a request; body_timeout: until it is read.
+    body_limit: of a request; body_timeout: for its head, and for its body.
     drain_timeout: what running requests get after SIGTERM.
     keys: accepted API keys; none: everybody is let in.
     allowed_hosts: names in the Host header; empty: any.

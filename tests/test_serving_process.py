@@ -200,8 +200,8 @@ def test_requests_before_the_engine_time_out_and_are_drained_too(workdir):
     return server.metrics()['rgpt_num_requests_waiting']
 
   server = ServerProcess(
-    workdir, '--queue_timeout=4', '--drain_timeout=0.2',
-    program=('-c', STUCK),
+    workdir, '--queue_timeout=4', '--request_timeout=6',
+    '--drain_timeout=0.2', program=('-c', STUCK),
   )
   server.wait_ready()
   assert ask('a').status_code == 200
@@ -216,6 +216,8 @@ def test_requests_before_the_engine_time_out_and_are_drained_too(workdir):
       message = future.result().json()['error']['message']
       assert 'No slot was free' in message
     assert server.is_idle()
+    with server.client(timeout=20) as client:
+      assert client.post('/tokenize', json={'content': ''}).status_code == 504
     last = pool.submit(ask, 'a')
     wait_until(lambda: waiting() == 1)
     server.signal()

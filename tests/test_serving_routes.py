@@ -14,6 +14,7 @@ from workdirs import make_parrot
 from gpt.model import GPTConfig
 from gpt.tokenizer import build_tokenizer
 from serving import app, stream
+from serving.options import Options
 
 EMOJI = 'Hi 👋🏽, wörld! 漢字 and 👩‍👩‍👧 too.'
 
@@ -137,7 +138,7 @@ def test_long_answers_are_written_by_a_worker(monkeypatch):
   tokenizer = chat_tokenizer()
   routes = app.Routes(types.SimpleNamespace(
     in_thread=asyncio.to_thread, tokenizer=tokenizer,
-    cfg=GPTConfig(tokenizer.vocab_size),
+    cfg=GPTConfig(tokenizer.vocab_size), options=Options('any'),
   ))
   answers = [json.loads(response.body) for response in asyncio.run(run())]
   assert answers == [{'content': ''}, {'tokens': []}, {'events': []}]
