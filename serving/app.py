@@ -131,19 +131,19 @@ class Routes:
     if options.strict_model and name is not None and name not in known:
       raise no_such_model(name)
 
-  def open(self, request, sampling, prompts, stop_ids=None, allowed=()):
+  def open(self, request, spec, prompts, stop_ids=None, allowed=()):
     if stop_ids is None:
       stop_ids = (self.service.tokenizer.eos_id,)
     return self.service.generate(
-      request, sampling, prompts, stop_ids=stop_ids, allowed=allowed
+      request, spec.sampling, prompts, stop_ids=stop_ids, allowed=allowed,
+      stream=spec.stream,
     )
 
   def open_completion(self, request, spec, **kwargs):
     """A Generation for the prompts of a schemas.Completion."""
     encode = self.service.encode
     return self.open(
-      request, spec.sampling, lambda: [encode(p) for p in spec.prompts],
-      **kwargs,
+      request, spec, lambda: [encode(p) for p in spec.prompts], **kwargs
     )
 
   def open_chat(self, request, spec):
@@ -167,7 +167,7 @@ class Routes:
 
     ends = chat.stop_ids(service.tokenizer)
     generation = self.open(
-      request, spec.sampling, prompts, stop_ids=ends, allowed=ends
+      request, spec, prompts, stop_ids=ends, allowed=ends
     )
     return generation, extra
 

@@ -25,7 +25,7 @@ from serving.programs import compile_count
 
 log = logging.getLogger('rgpt.serve')
 
-# Log-probabilities of one answer: more would take memory, and seconds to write.
+# Log-probabilities written at once: more take memory, and the loop's time.
 MAX_LOGPROBS = 200_000
 # Unread events of a stream beyond which its reader is given up, and seconds it
 # then has to read how that ends.
@@ -125,7 +125,7 @@ class Service:
       bias_V[id] += value
     return bias_V
 
-  def check_size(self, job) -> None:
+  def check_size(self, job, stream: bool) -> None:
     """Raises ApiError for what the window or memory cannot take."""
     s, window = job.sampling, self.cfg.block_size
     longest = max(map(len, job.prompts))
@@ -136,7 +136,8 @@ class Service:
         f'{s.max_tokens} to generate)',
       )
     if s.logprobs is not None:
-      tokens = s.max_tokens * len(job.sequences)
+      # Of a stream nothing is kept, but an echo is one piece.
+      tokens = 0 if stream else s.max_tokens * len(job.sequences)
       if s.echo:
         tokens += job.prompt_tokens * s.n
       values = tokens * (s.logprobs + 1)
@@ -207,6 +208,7 @@ class Generation:
     sampling: Sampling.
     prompts: called on a worker thread, gives a list of int32[n] arrays.
     stop_ids: ids that end a choice. allowed: banned ids that may be sampled.
+    stream: what comes of it is passed on at once.
 
   Entering reserves space in the queue and submits the job. `events` yields
   what comes of it, until all choices have ended.
@@ -216,12 +218,13 @@ class Generation:
   """
 
   def __init__(self, service, request, sampling, prompts, *, stop_ids,
-               allowed=()):
+               allowed=(), stream=False):
     self._service = service
     self._request = request
     self._prompts = prompts
     self._stop_ids = stop_ids
     self._allowed = allowed
+    self._stream = stream
     self._timers = []
     self._watch = None
     self._submitted = False
@@ -239,7 +242,7 @@ class Generation:
       self._start_timers()
       self._watch = asyncio.create_task(self._watch_disconnect())
       await self.in_thread(self._fill)
-      service.check_size(job)
+      service.check_size(job, self._stream)
       self._submitted = True
       service.engine.submit(job)
     except BaseException:

@@ -153,6 +153,12 @@ def test_too_many_log_probabilities_are_refused_not_computed(http):
     assert response.status_code == 400
     error = response.json()['error']
     assert error['param'] == 'logprobs' and '200000' in error['message']
+  # A stream is written piece by piece; an echo is one of them.
+  body = {'prompt': 'a', 'logprobs': 20, 'max_tokens': 10**6, 'stream': True,
+          'logit_bias': {'1': 100}}
+  assert http.post(COMPLETIONS, json=body).status_code == 200
+  body |= {'prompt': 'a' * 10_000, 'echo': True}
+  assert http.post(COMPLETIONS, json=body).status_code == 400
 
 
 def test_lone_surrogates_and_odd_characters_are_text_too(http):
