@@ -151,20 +151,24 @@ def group_color(token: str) -> str:
 def loss_by_time(axes, runs: dict) -> None:
   """Validation loss by wall time, logarithmic, a line for each run.
 
+  In bits per byte, so that tokenizers compare: nats per token times the ratio
+  of the two in the run's full pass.
+
   Args:
-    runs: {name: (wall seconds in all, lines of metrics.jsonl)}. What a run
-      spent outside its own clock (start, end) is put before its first point.
+    runs: {name: (wall seconds in all, lines of metrics.jsonl)} of runs that
+      ended with a full pass. What a run spent outside its own clock (start,
+      end) is put before its first point.
   """
   for i, (name, (wall_s, lines)) in enumerate(runs.items()):
     lines = [x for x in lines if x.get('elapsed_s') is not None]
     outside = wall_s - lines[-1]['elapsed_s']
+    full = lines[-1]['full_final_bits_per_byte']
+    bits = full / lines[-1]['full_final_nats_per_token']
     points = [
-      (outside + x['elapsed_s'], x['val_loss'])
+      (outside + x['elapsed_s'], x['val_loss'] * bits)
       for x in lines if x.get('val_loss') is not None
     ]
-    full = lines[-1].get('full_final_nats_per_token')
-    if full is not None:
-      points.append((wall_s, full))
+    points.append((wall_s, full))
     label = f'{name}: {points[-1][1]:.4f} after {wall_s:,.0f} s'
     axes.plot(
       *zip(*points), color=COLORS[i % len(COLORS)], marker='o', markersize=3,
@@ -172,8 +176,8 @@ def loss_by_time(axes, runs: dict) -> None:
     )
   axes.set_xscale('log')
   axes.set_xlabel('seconds from process start, compiling included')
-  axes.set_ylabel('validation loss in nats/character')
-  axes.set_ylim(top=3.0)
+  axes.set_ylabel('validation loss in bits/byte')
+  axes.set_ylim(top=4.3)
   axes.grid(alpha=0.25, which='both')
   axes.legend(frameon=False)
 
