@@ -172,14 +172,15 @@ def loss_by_time(axes, runs: dict) -> None:
     label = f'{name}: {points[-1][1]:.4f} after {wall_s:,.0f} s'
     axes.plot(
       *zip(*points), color=COLORS[i % len(COLORS)], marker='o', markersize=3,
-      linewidth=1.8, label=label,
+      linewidth=1.8, label=label, linestyle='-' if i < len(COLORS) else '--',
     )
   axes.set_xscale('log')
   axes.set_xlabel('seconds from process start, compiling included')
   axes.set_ylabel('validation loss in bits/byte')
   axes.set_ylim(top=4.3)
   axes.grid(alpha=0.25, which='both')
-  axes.legend(frameon=False)
+  axes.figure.set_size_inches(8, 4 + 0.2 * len(runs))
+  axes.figure.legend(frameon=False, loc='outside lower left', fontsize=9)
 
 
 def loss_png(path, runs: dict, title: str = '', dpi: int = 140) -> None:
