@@ -161,7 +161,7 @@ def get_config() -> ConfigDict:
   # What the sample at the end of training goes on from, or of chat models
   # answers. '' starts from BOS.
   sample.prompt = 'ROMEO:'
-  # Its length in tokens, the prompt not counted.
+  # Its length in tokens, the prompt not counted. >= 1.
   sample.max_tokens = 200
   # Divides the logits. 0: the likeliest token each time.
   sample.temperature = 0.8

@@ -75,6 +75,11 @@ def train_and_evaluate(
   sharding.setup_devices(config.parallel.num_cpu_devices)
   if config.parallel.distributed:
     sharding.join_hosts()
+  if config.model.attention == 'cudnn' and jax.default_backend() != 'gpu':
+    raise UserError(
+      'model.attention cudnn needs a CUDA GPU, here is '
+      f'{jax.default_backend()}: set --config.model.attention=auto'
+    )
   leader = jax.process_index() == 0  # The process that writes files.
   changed = run.check_resumable(workdir, config)
   run.make(workdir)
@@ -94,11 +99,6 @@ def train_and_evaluate(
     micro = micro_batch_size(config, mesh)
     rows = sharding.padded_batch_size(config.batch_size, mesh, micro)
     cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
-    if cfg.attention == 'cudnn' and jax.default_backend() != 'gpu':
-      raise UserError(
-        'model.attention cudnn needs a CUDA GPU, here is '
-        f'{jax.default_backend()}: set --config.model.attention=auto'
-      )
     model = GPT(cfg)
     tx = optimizer.create(config, mesh, mixed=cfg.dtype == 'mixed')
 

@@ -5,11 +5,13 @@ import types
 
 import jax
 import numpy as np
+import pytest
 
 from configs import smoke
 from gpt import checkpoint, data, sources
 from gpt.checkpoint import LATEST
 from gpt.document_dataset import DocumentDataset
+from gpt.tokenizer import build_tokenizer
 from gpt.train import train_and_evaluate
 
 
@@ -55,6 +57,20 @@ def write_lines(path, items) -> str:
   """A file of jsonl(*items). Returns the path."""
   path.write_text(jsonl(*items), encoding='utf-8', newline='')
   return str(path)
+
+
+NAMES = names(60)
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return build_tokenizer('char', NAMES, 0)
+
+
+@pytest.fixture(scope='module')
+def documents(tokenizer, tmp_path_factory):
+  text = '\n'.join(NAMES)
+  return open_memory(text, 'lines', tokenizer, tmp_path_factory.mktemp('docs'))
 
 
 def data_config(path, format, **changes):

@@ -3,12 +3,14 @@
 import ast
 import importlib
 import inspect
+import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
 from ml_collections import ConfigDict
+from workdirs import launch
 
 import configs
 from configs import default
@@ -134,6 +136,21 @@ def test_impossible_value_is_refused_before_anything_starts(
   with pytest.raises(UserError) as error:
     check_config(config)
   assert words in str(error.value)
+
+
+def test_a_config_json_of_wrong_types_is_said(tmp_path):
+  saved = {'total_steps': 'many', 'model': {}}
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  _, err = launch('train', f'--workdir={tmp_path}', code=2)
+  assert 'the config.json of the run has a value of the wrong type' in err
+
+
+def test_preparing_data_checks_the_whole_config():
+  _, err = launch(
+    'prepare_data', '--report', '--config.data.path=sample',
+    '--config.model.block_size=0', code=2,
+  )
+  assert 'model.block_size is 0; it must be at least 1' in err
 
 
 def test_misspelt_key_and_wrong_type_fail_at_once_and_make_nothing(tmp_path):

@@ -3,10 +3,11 @@
 import itertools
 import math
 
+import document_tools
 import jax
 import numpy as np
 import pytest
-from document_tools import batches_of, names, open_memory, readable
+from document_tools import NAMES, batches_of, open_memory, readable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,22 +17,11 @@ from gpt.errors import UserError
 from gpt.evaluation import Evaluator
 from gpt.model import GPT, GPTConfig
 from gpt.packing import pack
-from gpt.tokenizer import build_tokenizer
 from gpt.train_step import batch_nats
 
 relaxed = settings(deadline=None, max_examples=60)
-NAMES = names(60)
-
-
-@pytest.fixture(scope='module')
-def tokenizer():
-  return build_tokenizer('char', NAMES, 0)
-
-
-@pytest.fixture(scope='module')
-def documents(tokenizer, tmp_path_factory):
-  text = '\n'.join(NAMES)
-  return open_memory(text, 'lines', tokenizer, tmp_path_factory.mktemp('docs'))
+tokenizer = document_tools.tokenizer
+documents = document_tools.documents
 
 
 def rows_of(tokenizer, batch) -> list[str]:

@@ -3,13 +3,14 @@
 import json
 import math
 
+import document_tools
 import numpy as np
 import pytest
 from document_tools import (
+  NAMES,
   assert_same_params,
   data_config,
   memory_source,
-  names,
   open_memory,
   readable,
   train_small,
@@ -28,18 +29,8 @@ from gpt.text_reader import TextStats
 from gpt.tokenizer import build_tokenizer
 
 relaxed = settings(deadline=None, max_examples=60)
-NAMES = names(60)
-
-
-@pytest.fixture(scope='module')
-def tokenizer():
-  return build_tokenizer('char', NAMES, 0)
-
-
-@pytest.fixture(scope='module')
-def documents(tokenizer, tmp_path_factory):
-  text = '\n'.join(NAMES)
-  return open_memory(text, 'lines', tokenizer, tmp_path_factory.mktemp('docs'))
+tokenizer = document_tools.tokenizer
+documents = document_tools.documents
 
 
 # Reading

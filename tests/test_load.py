@@ -135,6 +135,11 @@ def test_what_is_missing_is_said(copy, change, message):
     load_model(copy)
 
 
+def test_kernel_of_another_machine_does_not_matter(copy):
+  damage_config(copy, attention='cudnn')
+  assert load_model(copy).cfg.attention == 'blocked'
+
+
 def test_which_is_checked(trained_workdir):
   with pytest.raises(UserError, match='--which=worst.*best, latest'):
     load_model(trained_workdir, 'worst')

@@ -4,6 +4,7 @@ Most of it with real processes. `reference` is a run that nothing happened to;
 whatever is done to another, it must end with the same bits.
 """
 
+import json
 import pathlib
 import random
 import re
@@ -89,6 +90,19 @@ def test_run_killed_within_a_save_goes_on_from_the_save_before(
   assert f'resuming from step {step}' in out
   assert_same_run(halfway, reference[0])
   assert latest(halfway)[1]['elapsed_s'] > before
+
+
+def test_interrupted_additional_steps_go_on_to_the_same_target(tmp_path):
+  run_here(tmp_path, {'total_steps': 2})
+  process = Training(tmp_path, *ARGS, '--additional_steps=5000')
+  process.wait_for('steps 2 -> 5002')
+  process.send(signal.SIGINT)
+  code, out, _ = process.finish()
+  assert code == 0 and 'Interrupted at step' in out
+  assert f'Go on with: python -m launch.train --workdir={tmp_path}' in out
+  assert 'Run the same command again' not in out
+  saved = json.loads((tmp_path / 'config.json').read_text())
+  assert saved['total_steps'] == 5002
 
 
 @pytest.mark.slow
@@ -250,5 +264,7 @@ def test_variant_runs_and_resumes_exactly(tmp_path, changes):
   assert metas[0]['plateau'] == metas[1]['plateau']
   assert metas[0]['elapsed_s'] > 0
   assert timeless(parts) == timeless(whole)
+  averaged = any('not their average (opt.ema_decay)' in x for x in lines)
+  assert averaged == ('opt.ema_decay' in changes)
   randygpts = 'model.arch' not in changes and 'model.pos' not in changes
   assert (whole / 'checkpoint.bin').exists() == randygpts
