@@ -19,6 +19,7 @@ from gpt.tokenizer import build_tokenizer
 CHAT_TOKENS = ('<|user|>', '<|assistant|>', '<|end_turn|>')
 LETTERS = string.ascii_letters + string.digits + ' .,:;!?\n'
 READY_SECONDS = 120
+KEY, OTHER_KEY = 'first-key', 'second key'
 
 
 def chat_tokenizer():
@@ -147,6 +148,16 @@ def serving(workdir, *flags, **kwargs):
   finally:
     if server.process.poll() is None:
       server.process.kill()
+
+
+def keyed_serving(path, *flags):
+  """Serves a small chat model to who has KEY, OTHER_KEY or 'third'."""
+  make_random(path / 'run', chat_tokenizer())
+  (path / 'keys').write_text(f'{OTHER_KEY}\n')
+  return serving(
+    path / 'run', *flags, f'--api_key_file={path}/keys',
+    env={'RGPT_API_KEY': f'{KEY},third'},
+  )
 
 
 def wait_until(condition, seconds=30):

@@ -1,4 +1,4 @@
-"""Keys, limits, timeouts and a full queue, on a server with little of each."""
+"""Limits, timeouts and a full queue, on a server with little of each."""
 
 import contextlib
 import json
@@ -7,36 +7,19 @@ import threading
 
 import openai
 import pytest
-from serving_tools import chat_tokenizer, make_random, serving, wait_until
+from serving_tools import KEY, OTHER_KEY, keyed_serving, wait_until
 
 LIMITS = (
   '--slots=1', '--max_queue=1', '--max_per_client=4', '--body_limit=4096',
-  '--body_timeout=0.5', '--queue_timeout=2', '--request_timeout=4',
-  '--strict_model', '--model_name=tiny', '--allowed_hosts=api.example',
-  '--cors_origins=https://good.example', '--context_overflow=error',
+  '--body_timeout=0.5', '--queue_timeout=3', '--request_timeout=6',
+  '--model_name=tiny', '--context_overflow=error',
 )
-KEY, OTHER_KEY = 'first-key', 'second key'
-PUBLIC = [('GET', '/health'), ('GET', '/livez'), ('GET', '/version'),
-          ('GET', '/')]
-PRIVATE = [
-  ('POST', '/'), ('POST', '/v1/completions'), ('POST', '/v1/chat/completions'),
-  ('GET', '/v1/models'), ('GET', '/v1/models/tiny'), ('POST', '/completions'),
-  ('POST', '/chat/completions'), ('GET', '/models'), ('GET', '/models/tiny'),
-  ('POST', '/microgpt/v1/generate'), ('POST', '/microgpt/v1/chat'),
-  ('POST', '/tokenize'), ('POST', '/detokenize'), ('GET', '/metrics'),
-  ('POST', '/reload'), ('GET', '/nothing'), ('DELETE', '/v1/models'),
-]
 
 
 @pytest.fixture(scope='module')
 def server(tmp_path_factory):
   path = tmp_path_factory.mktemp('limits')
-  make_random(path / 'run', chat_tokenizer())
-  (path / 'keys').write_text(f'{OTHER_KEY}\n')
-  with serving(
-    path / 'run', *LIMITS, f'--api_key_file={path}/keys',
-    env={'RGPT_API_KEY': f'{KEY},third'},
-  ) as server:
+  with keyed_serving(path, *LIMITS) as server:
     yield server
 
 
@@ -90,75 +73,6 @@ def queue_up(client):
     lambda: 'requests_waiting 1.0' in client.get('/metrics').text
   )
   return thread, answers
-
-
-@pytest.mark.parametrize('method, path', PUBLIC)
-def test_monitors_and_the_page_need_no_key(server, method, path):
-  with server.client() as client:
-    assert client.request(method, path).status_code == 200
-
-
-@pytest.mark.parametrize('method, path', PRIVATE)
-def test_everything_else_does(server, method, path):
-  with server.client() as client:
-    for headers in (
-      {}, {'authorization': 'Bearer wrong'}, {'x-api-key': 'wrong'},
-      {'authorization': f'Basic {KEY}'}, {'authorization': 'Bearer'},
-      {'authorization': 'Bearer \xff'.encode('latin-1')},
-    ):
-      response = client.request(method, path, headers=headers)
-      assert response.status_code == 401, headers
-      assert response.headers['www-authenticate'] == 'Bearer'
-      error = response.json()['error']
-      if path == '/' or path.startswith('/microgpt'):
-        assert isinstance(error, str)
-      else:
-        assert error['type'] == 'authentication_error'
-
-
-def test_all_keys_and_both_headers_work(server):
-  for headers in (
-    {'authorization': f'Bearer {KEY}'}, {'authorization': 'bearer third'},
-    {'x-api-key': OTHER_KEY}, {'x-api-key': KEY},
-  ):
-    with server.client(headers=headers) as client:
-      assert client.get('/v1/models').status_code == 200
-
-
-def test_keys_are_compared_as_hashes_and_all_of_them(monkeypatch):
-  """Nothing in the time it takes says how much of a key was right."""
-  import hmac
-
-  from serving import access
-
-  seen = []
-  compare = hmac.compare_digest
-  monkeypatch.setattr(
-    hmac, 'compare_digest', lambda a, b: seen.append((a, b)) or compare(a, b)
-  )
-  keys = access.Keys(('first', 'second', 'third'))
-  assert keys.accept('first') and keys.accept('third')
-  assert not keys.accept('firs') and not keys.accept('')
-  assert len(seen) == 12 and all(len(x) == 32 for pair in seen for x in pair)
-
-
-def test_openai_sees_its_own_exceptions(server):
-  with openai.OpenAI(
-    base_url=f'{server.url}/v1', api_key='wrong', max_retries=0
-  ) as client, pytest.raises(openai.AuthenticationError):
-    client.models.list()
-  with openai.OpenAI(
-    base_url=f'{server.url}/v1', api_key=KEY, max_retries=0
-  ) as client, pytest.raises(openai.NotFoundError) as e:
-    client.completions.create(model='gpt-5', prompt='a')
-  assert e.value.code == 'model_not_found'
-
-
-def test_a_strict_server_still_answers_for_no_name_and_both_its_names(http):
-  for model in (None, 'tiny', 'randygpt-1L-4H-32D'):
-    body = {'prompt': 'a', 'max_tokens': 2, 'model': model}
-    answer = http.post('/v1/completions', json=body)
-    assert answer.json()['model'] == 'tiny'
 
 
 def test_the_operators_choice_of_overflow_is_the_default(http):
@@ -223,7 +137,7 @@ def test_a_head_that_never_comes_ends_the_connection(server, sent):
         pass
 
 
-def test_heads_in_pieces_and_answers_that_take_longer_are_no_end(http, server):
+def test_heads_in_pieces_are_no_end(server):
   head = b'GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n'
   with socket.create_connection(('127.0.0.1', server.port), 30) as sock:
     for _ in range(2):
@@ -235,10 +149,6 @@ def test_heads_in_pieces_and_answers_that_take_longer_are_no_end(http, server):
         assert piece, answer
         answer += piece
       assert answer.startswith(b'HTTP/1.1 200 ')
-  idle(http)
-  body = {**FOREVER, 'stream': False, 'max_tokens': 8000}
-  assert http.post('/v1/completions', json=body).status_code == 200
-  idle(http)
 
 
 def test_connections_of_stalled_readers_end():
@@ -262,55 +172,6 @@ def test_a_lying_content_length_is_refused_at_once(server):
       f'X-Api-Key: {KEY}\r\nContent-Length: 99999999999\r\n\r\n'.encode()
     )
     assert b' 413 ' in sock.recv(1000).split(b'\r\n')[0]
-
-
-def test_hosts_and_origins(http):
-  for host in ('api.example', 'API.example:443', 'localhost'):
-    assert http.get('/v1/models', headers={'host': host}).status_code == 200
-  assert http.get(
-    '/v1/models', headers={'host': 'other.example'}
-  ).status_code == 400
-  for path in ('/health', '/livez', '/version'):
-    assert http.get(path, headers={'host': '10.0.0.7'}).status_code == 200
-  assert http.get('/', headers={'host': '10.0.0.7'}).status_code == 400
-  good = {'origin': 'https://good.example'}
-  response = http.get('/v1/models', headers=good)
-  assert response.headers['access-control-allow-origin'] == good['origin']
-  evil = http.get('/v1/models', headers={'origin': 'https://evil.example'})
-  assert 'access-control-allow-origin' not in evil.headers
-
-
-@pytest.mark.parametrize('names, loopback, hosts', [
-  ((), True, ('localhost',)), ((), False, ()), (('*',), True, ()),
-  (('a', '*'), False, ()), (('API.example',), True, ('api.example',
-                                                     'localhost')),
-  (('api.example',), False, ('api.example', 'localhost')),
-])
-def test_localhost_is_allowed_wherever_names_are_asked_for(
-  names, loopback, hosts
-):
-  from serving import access
-
-  assert access.allowed_hosts(names, loopback) == hosts
-
-
-def test_preflights_of_allowed_pages_need_no_key(server):
-  ask = {
-    'access-control-request-method': 'POST', 'origin': 'https://good.example'
-  }
-  with server.client() as client:
-    response = client.options('/v1/completions', headers=ask)
-    assert response.status_code == 204
-    assert 'authorization' in response.headers['access-control-allow-headers']
-    # OpenAI's client for JavaScript sends headers of its own.
-    asked = 'authorization,x-stainless-os, X-Stainless-Retry-Count'
-    for given in (asked, asked.replace('os', 'o"s<>;:\t')):
-      response = client.options('/v1/completions', headers={
-        **ask, 'access-control-request-headers': given
-      })
-      assert response.headers['access-control-allow-headers'] == asked
-    ask['origin'] = 'https://evil.example'
-    assert client.options('/v1/completions', headers=ask).status_code == 401
 
 
 def test_a_full_queue_is_a_503_that_says_when_to_come_back(http, other):
@@ -363,6 +224,7 @@ def test_openai_comes_back_after_a_503(server, http):
 
 
 def test_waiting_too_long_for_a_slot_is_a_503(http, other):
+  """After three seconds: a connection may wait longer than a body may."""
   idle(http)
   with running(http):
     response = other.post('/', json={'prompt': 'a', 'max_tokens': 2})
@@ -406,48 +268,28 @@ def test_a_stream_that_is_not_read_in_time_ends_with_its_connection(
 
 def test_one_client_may_not_have_everything(http, other, server):
   idle(http)
-  sockets = []
-  for _ in range(4):
-    sock = socket.create_connection(('127.0.0.1', server.port), 30)
-    sock.sendall(
-      f'POST /tokenize HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {KEY}\r\n'
-      'Content-Length: 9\r\n\r\n'.encode()
-    )
-    sockets.append(sock)
+  sockets, refusals = [], []
 
   def refused():
-    return http.get('/v1/models').status_code == 429
+    """Whether four bodies that do not come are all a client may send."""
+    for _ in range(4):
+      sock = socket.create_connection(('127.0.0.1', server.port), 30)
+      sock.sendall(
+        f'POST /tokenize HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {KEY}\r\n'
+        'Content-Length: 9\r\n\r\n'.encode()
+      )
+      sockets.append(sock)
+    response = http.get('/v1/models')
+    if response.status_code == 429:
+      refusals.append(response)
+    return bool(refusals)
 
-  wait_until(refused, 0.45)  # Before the four time out.
-  response = http.get('/v1/models')
-  assert response.status_code == 429
+  wait_until(refused)
+  response = refusals[0]
   assert response.headers['retry-after'] == '1'
   assert response.json()['error']['type'] == 'rate_limit_error'
   assert other.get('/v1/models').status_code == 200
   assert http.get('/health').status_code == 200
   for sock in sockets:
     sock.close()
-  wait_until(lambda: not refused())
-
-
-def test_keys_on_the_command_line_and_open_addresses_are_warned_of(tmp_path):
-  from serving_tools import ServerProcess
-
-  for flags, words in (
-    (['--api_key=abc'], 'visible'), (['--host=0.0.0.0'], 'other machines')
-  ):
-    server = ServerProcess(tmp_path / 'none', *flags)
-    server.wait_for(words)
-    assert server.wait() == 2
-
-
-def test_a_key_file_without_keys_is_a_mistake(tmp_path):
-  from workdirs import launch
-
-  (tmp_path / 'keys').write_text('\n \n')
-  _, err = launch(
-    'serve', '--workdir=x', f'--api_key_file={tmp_path}/keys', code=2
-  )
-  assert 'holds no key' in err
-  _, err = launch('serve', '--workdir=x', '--api_key_file=nowhere', code=2)
-  assert 'cannot read' in err
+  wait_until(lambda: http.get('/v1/models').status_code == 200)
