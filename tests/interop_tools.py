@@ -1,6 +1,7 @@
 """Models to be taken elsewhere, for several test files."""
 
 import numpy as np
+import pytest
 from workdirs import make_run
 
 from gpt.chat import CHAT_TOKENS
@@ -16,12 +17,15 @@ def random_weights(seed=0, scale=0.3):
   return lambda name, shape: rng.normal(0, scale, shape)
 
 
-def train_bpe():
+@pytest.fixture(scope='module')
+def bpe():
   return build_tokenizer('hf', [TEXT], 320, CHAT_TOKENS)
 
 
-def make_chat_run(workdir, bpe):
+@pytest.fixture(scope='module')
+def chat_run(tmp_path_factory, bpe):
   """A microgpt model with a chat tokenizer and random weights."""
+  workdir = tmp_path_factory.mktemp('runs') / 'chat'
   make_run(workdir, bpe, random_weights(), arch='microgpt')
   return workdir
 

@@ -2,15 +2,10 @@
 
 import pathlib
 
+import interop_tools
 import numpy as np
 import pytest
-from interop_tools import (
-  TEXT,
-  config,
-  make_chat_run,
-  random_weights,
-  train_bpe,
-)
+from interop_tools import TEXT, config, random_weights
 from ml_collections import ConfigDict
 from workdirs import launch, make_run
 
@@ -26,15 +21,11 @@ from gpt.train import train_and_evaluate
 
 library = pytest.importorskip('safetensors.numpy')
 tokenizers = pytest.importorskip('tokenizers')
+bpe, chat_run = interop_tools.bpe, interop_tools.chat_run
 OPTIONS = {
   'mlp': 'swiglu', 'pos': 'rope', 'n_kv_head': 2, 'qk_norm': True,
   'final_norm': True, 'logit_softcap': 15.0, 'tied_embeddings': True,
 }
-
-
-@pytest.fixture(scope='module')
-def chat_run(tmp_path_factory):
-  return make_chat_run(tmp_path_factory.mktemp('runs') / 'chat', train_bpe())
 
 
 @pytest.fixture

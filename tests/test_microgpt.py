@@ -6,16 +6,11 @@ by a forward pass in numpy.
 
 import json
 
+import interop_tools
 import jax
 import numpy as np
 import pytest
-from interop_tools import (
-  TEXT,
-  config,
-  make_chat_run,
-  random_weights,
-  train_bpe,
-)
+from interop_tools import TEXT, config, random_weights
 from workdirs import make_run
 
 from gpt import generation, interop, run, sampling
@@ -29,16 +24,7 @@ from gpt.tokenizer_hf import HfTokenizer
 
 library = pytest.importorskip('safetensors.numpy')
 tokenizers = pytest.importorskip('tokenizers')
-
-
-@pytest.fixture(scope='module')
-def bpe():
-  return train_bpe()
-
-
-@pytest.fixture(scope='module')
-def chat_run(tmp_path_factory, bpe):
-  return make_chat_run(tmp_path_factory.mktemp('runs') / 'chat', bpe)
+bpe, chat_run = interop_tools.bpe, interop_tools.chat_run
 
 
 def logits(loaded, ids):
