@@ -16,7 +16,8 @@ def get_config() -> ConfigDict:
   config.seed = 42
   # Peak learning rate. > 0.
   config.lr = 1e-4
-  # What the schedule decays to; a plateau does not cut below it. 0 .. lr.
+  # What the schedule decays to (linear_warmup: 0); a plateau does not cut below
+  # it. 0 .. lr.
   config.min_lr = 1e-5
   # Sequences per optimizer step, over all devices and hosts.
   config.batch_size = 64
@@ -57,7 +58,7 @@ def get_config() -> ConfigDict:
   model.zero_init = False
   # Standard deviation of the initial weights. 0: the arch's.
   model.init_std = 0.0
-  # Matmul dtype: 'auto' (bfloat16 on CUDA, else float32), 'float32',
+  # Matmul dtype: 'auto' (bfloat16 on CUDA and TPU, else float32), 'float32',
   # 'bfloat16', or 'mixed': operands of the products in bfloat16, their sums and
   # all between them in float32, for CPUs with bfloat16 instructions. On Metal
   # all of them are float32.

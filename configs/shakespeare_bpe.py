@@ -4,7 +4,7 @@
       --workdir=runs/shakespeare_bpe
 
 Nats per token of different tokenizers do not compare; bits per byte do. 2 cores
-of an AMD EPYC (Zen 5): 3.4 minutes from a cold start, compiling included,
+of an AMD EPYC (Zen 5): 3.3 minutes from a cold start, compiling included,
 5.1M tokens, 2.0531 +- 0.0062 bits/byte (full pass, mean of seeds 1, 2, 3:
 2.0463, 2.0547, 2.0584); characters reach 2.0465 in 8 min 20 s.
 """

@@ -1,4 +1,4 @@
-"""Ten minutes of two CPU cores: the `randy` architecture with a sane recipe.
+"""Seven minutes of two CPU cores: the `randy` architecture with a sane recipe.
 
     python -m launch.train --config=configs/shakespeare_char.py \
       --workdir=runs/shakespeare        (or: make shakespeare)

@@ -84,9 +84,14 @@ class Sources:
 
 
 def cache_home() -> pathlib.Path:
-  """Where downloads are kept: $RGPT_CACHE, else ~/.cache/rgpt."""
-  home = os.environ.get('RGPT_CACHE')
-  return pathlib.Path(home) if home else pathlib.Path.home() / '.cache/rgpt'
+  """Where downloads are kept: $RGPT_CACHE, else ~/.cache/rgpt.
+
+  'off' is for compiled programs (gpt/sharding.py), not for downloads.
+  """
+  home = os.environ.get('RGPT_CACHE', '')
+  if home in ('', 'off'):
+    return pathlib.Path.home() / '.cache/rgpt'
+  return pathlib.Path(home)
 
 
 def split_paths(path) -> list[str]:

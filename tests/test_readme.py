@@ -44,6 +44,36 @@ def test_modules_exist(module):
   assert importlib.util.find_spec(module)
 
 
+def used_flags() -> list[tuple[str, str]]:
+  """(module, flag) of every command of ours in the README and the results."""
+  text = README + (ROOT / 'RESULTS.md').read_text()
+  text = text.replace('\\\n', '')  # One line a command.
+  commands = re.findall(r'(launch(?:\.\w+)+)\b([^\n`|]*)', text)
+  return sorted({
+    (module, flag)
+    for module, arguments in commands
+    for flag in re.findall(r'--([a-z_]+)\b(?![-.])', arguments)
+  })
+
+
+def defined_flags(module: str) -> set[str]:
+  """Flags that a module defines, or one beside it that it imports."""
+  source = (ROOT / f'{module.replace(".", "/")}.py').read_text()
+  flags = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source))
+  if 'define_config_flag(' in source:
+    flags.add('config')
+  imports = re.findall(r'^from (launch\S*) import (.+)', source, re.M)
+  for package, names in imports:
+    for name in set(names.split(', ')) & {'sampling_flags', 'train'}:
+      flags |= defined_flags(f'{package}.{name}')
+  return flags
+
+
+@pytest.mark.parametrize('module, flag', used_flags())
+def test_flags_exist(module, flag):
+  assert flag in defined_flags(module)
+
+
 @pytest.mark.parametrize('key', named(r'--config\.([a-z][\w.]*)='))
 def test_config_keys_exist(key):
   from configs import default

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import os
+import pathlib
 import threading
 
 import data_tools
@@ -171,6 +172,11 @@ def test_shakespeare_from_a_directory_of_data(play_server, tmp_path,
   monkeypatch.setenv('RGPT_DATA', str(tmp_path / 'data'))
   assert read_text('shakespeare')[0] == play_server.body.decode()
   assert play_server.requests == 0
+
+
+def test_switching_off_the_cache_of_programs_moves_no_download(monkeypatch):
+  monkeypatch.setenv('RGPT_CACHE', 'off')
+  assert sources.cache_home() == pathlib.Path.home() / '.cache/rgpt'
 
 
 def test_shakespeare_without_a_place_to_keep_it(play_server, tmp_path,
