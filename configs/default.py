@@ -154,6 +154,7 @@ def get_config() -> ConfigDict:
 
   config.checkpoint = checkpoint = ConfigDict()
   # Steps between saves of the latest state (a best one is saved when found).
+  # 0: only at the end and when stopped.
   checkpoint.every = 250
   # How many of the latest to keep (>= 2, so that a damaged one is no loss).
   checkpoint.keep = 2

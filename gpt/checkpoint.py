@@ -2,6 +2,7 @@
 
     W/checkpoints/latest/STEP/   the newest states (checkpoint.keep of them)
     W/checkpoints/best/STEP/     the state of the lowest validation loss
+    W/checkpoints/replaced/      the best ones by other validation data
 
 Each holds four items: `params` (a dict of arrays, readable without knowing the
 optimizer), `ema` (likewise, where there is one), `rest` (step, optimizer state)
@@ -27,7 +28,7 @@ from gpt.errors import UserError
 from gpt.train_state import TrainState
 
 LATEST, BEST = 'latest', 'best'
-DAMAGED, DELETED = 'damaged', 'deleted'
+DAMAGED, DELETED, REPLACED = 'damaged', 'deleted', 'replaced'
 
 
 class DamagedCheckpoint(Exception):
@@ -167,7 +168,7 @@ class Checkpoints:
       )
     except Exception as e:
       del self._pending[which]
-      self._failed[which] = _reason(e)
+      self._failed[which] = reason(e)
       return False
     return not failed_before
 
@@ -195,7 +196,7 @@ class Checkpoints:
     try:
       self._writers[which].wait_until_finished()
     except Exception as e:
-      self._failed[which] = _reason(e)
+      self._failed[which] = reason(e)
       return
     self._failed.pop(which, None)
     self._saved[which][step] = loss
@@ -226,6 +227,22 @@ class Checkpoints:
       if jax.process_index() == 0:
         _move(self.directory, which, step, DAMAGED)
 
+  def replace_best(self, meta: dict) -> None:
+    """Moves the best checkpoints aside whose `validation` is not that of meta.
+
+    To checkpoints/replaced: their losses do not compare with those to come.
+    """
+    self.wait()
+    for step in sorted(self._saved[BEST]):
+      try:
+        of = read_meta(self.directory / BEST / str(step)).get('validation')
+      except (OSError, ValueError):
+        of = None
+      if of != meta['validation']:
+        del self._saved[BEST][step]
+        if jax.process_index() == 0:
+          _move(self.directory, BEST, step, REPLACED)
+
   def restore_latest(self, target: TrainState, log=print):
     """(state, meta) of the newest whole checkpoint, or None if there is none.
 
@@ -248,7 +265,7 @@ class Checkpoints:
         restored = restore_state(path, target)
       except Exception as e:
         problems.append(
-          f'checkpoint {path} cannot be read ({_reason(e)})'
+          f'checkpoint {path} cannot be read ({reason(e)})'
         )
         continue
       for problem in problems:
@@ -281,7 +298,7 @@ def _move(directory, which: str, step: int, folder: str) -> pathlib.Path:
   return (directory / which / str(step)).rename(target / name)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
   """The operating system's words if there are any, else one short line."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror

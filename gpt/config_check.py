@@ -10,11 +10,11 @@ from gpt.model import GPTConfig
 
 AT_LEAST_ONE = (
   'batch_size', 'total_steps', 'eval.every', 'eval.windows',
-  'checkpoint.every', 'checkpoint.keep', 'sample.max_tokens',
+  'checkpoint.keep', 'sample.max_tokens',
 )
 NOT_NEGATIVE = (
-  'seed', 'opt.plateau_patience', 'opt.plateau_max_reductions',
-  'sample.temperature', 'sample.top_k',
+  'seed', 'checkpoint.every', 'opt.plateau_patience',
+  'opt.plateau_max_reductions', 'sample.temperature', 'sample.top_k',
   'parallel.num_cpu_devices', 'parallel.micro_batch_size',
 )
 LOSSES = ('all', 'assistant')
@@ -67,6 +67,15 @@ def check_data(data_config) -> None:
     'document_separator': format != 'text'
     and data_config.document_separator != 'none',
   }
+  if (
+    format == 'text'
+    and data_config.document_aware
+    and data_config.document_separator == 'none'
+  ):
+    raise UserError(
+      'data.document_aware needs documents: --config.data.document_separator '
+      "says what ends one (blank_line, or a mark such as '<|eos|>')"
+    )
   for key, given in ignored.items():
     if given:
       raise UserError(

@@ -5,12 +5,12 @@ workdir already has is kept, and what differs from it is said or refused.
 """
 
 import copy
-import json
 import pathlib
 import shutil
 
 import numpy as np
 
+from gpt import data_record, run
 from gpt.chat import CHAT_TOKENS
 from gpt.conversations import iter_texts
 from gpt.dataset import SPLITS, Batch, Corpus, TextDataset
@@ -23,7 +23,7 @@ from gpt.sources import Sources, find_sources
 from gpt.text_reader import TextStats, iter_pieces
 from gpt.token_cache import load_or_encode
 from gpt.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
-from gpt.tokenizer_base import META_FILE, write_atomic
+from gpt.tokenizer_base import EOS, META_FILE
 
 __all__ = [
   'Batch',
@@ -32,13 +32,13 @@ __all__ = [
   'create_dataset',
   'describe_unknown',
   'drop_leftovers',
+  'keep_record',
   'open_corpus',
   'open_data',
   'prepare',
   'prepare_tokenizer',
 ]
 
-DATA_FILE = 'data.json'
 FORMATS = ('text', *DOCUMENT_FORMATS)
 
 
@@ -115,7 +115,8 @@ def open_corpus(
   """Encodes `sources` (or finds them encoded) and splits them.
 
   The first 1 - val_fraction of the tokens train, the rest validates. With
-  document_aware the split moves to the nearest start of a document.
+  document_aware the split moves to the nearest start of a document, unless
+  that would take half of a split away.
   """
   if not 0 <= val_fraction <= 1:
     raise UserError(
@@ -125,11 +126,32 @@ def open_corpus(
     sources, tokenizer, document_separator, cache_dir, log, tidy
   )
   _log_reading(info, log)
+  if document_separator != 'none' and info.documents < 2:
+    log(
+      f'data.document_separator {document_separator!r} is not in the text: it '
+      'is one document'
+    )
+  elif document_separator == 'none' and info.stats.eos_marks:
+    log(
+      f'the text has {EOS} {info.stats.eos_marks:,} times, which are letters '
+      f"like others; --config.data.document_separator='{EOS}' ends documents "
+      'there'
+    )
   n_train = int(len(tokens) * (1 - val_fraction))
   inner = doc_starts[1:]
   if document_aware and len(inner) and 0 < val_fraction < 1:
-    n_train = int(inner[np.abs(inner - n_train).argmin()])
-  return Corpus(tokens, doc_starts, n_train, sources.description, info)
+    nearest = int(inner[np.abs(inner - n_train).argmin()])
+    room = min(n_train, len(tokens) - n_train)
+    if 2 * abs(nearest - n_train) <= room:
+      n_train = nearest
+    else:
+      log(
+        'the split into training and validation goes through a document: none '
+        'begins near it'
+      )
+  return Corpus(
+    tokens, doc_starts, n_train, sources.description, info, sources.kind
+  )
 
 
 def _log_reading(info, log) -> None:
@@ -163,7 +185,8 @@ def prepare(
     data_config: `config.data` (path, format, tokenizer, tokenizer_path,
       vocab_size, document_separator, document_aware, val_fraction,
       cache_dir).
-    workdir: of the run; gets tokenizer/, cache/ and data.json.
+    workdir: of the run; gets tokenizer/, cache/ and data.json (that of a run
+      that has begun is left alone until it trains: keep_record).
     tokenizer: used instead if the workdir has none.
     log: called with lines worth telling the user.
     special_tokens: extra control tokens of a tokenizer that is built; those of
@@ -177,12 +200,14 @@ def prepare(
   check_format(data_config.format)
   if data_config.format == 'chat':
     special_tokens = (*CHAT_TOKENS, *special_tokens)
-  before = _read_record(workdir)
+  before = data_record.read(workdir)
   sources = find_sources(data_config.path, prefer=before.get('kind', ''))
   if not sources.size:
     raise UserError(f'the text is empty: {sources.description}')
-  if not before:  # Says whose the tokenizer is, should this be cut short.
-    _write_record(workdir, sources, '')
+  begun = run.read_config(workdir) is not None
+  if not (before or begun):
+    # Says whose the tokenizer is, should this be cut short.
+    data_record.write(workdir, sources.kind, sources.description, '')
   tokenizer = prepare_tokenizer(
     data_config, workdir, sources, tokenizer, log, special_tokens
   )
@@ -197,7 +222,8 @@ def prepare(
       'the text has changed since this run last used it: '
       f'was {before.get("description")}, is {sources.description}'
     )
-  _write_record(workdir, sources, sha256)
+  if not begun:
+    keep_record(workdir, corpus)
   log(f'data: {sources.description}: {describe(corpus)}')
   log(f'tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens')
   return tokenizer, corpus
@@ -211,7 +237,7 @@ def drop_leftovers(data_config, workdir, tokenizer=None) -> None:
       run has begun in the workdir.
   """
   directory = pathlib.Path(workdir) / 'tokenizer'
-  before = _read_record(pathlib.Path(workdir))
+  before = data_record.read(workdir)
   if 'text_sha256' not in before:
     return
   if find_sources(data_config.path).sha256() == before['text_sha256']:
@@ -221,7 +247,7 @@ def drop_leftovers(data_config, workdir, tokenizer=None) -> None:
     except UserError:
       pass
   shutil.rmtree(directory, ignore_errors=True)
-  (pathlib.Path(workdir) / DATA_FILE).unlink()
+  data_record.drop(workdir)
 
 
 def describe(corpus: Corpus | Documents) -> str:
@@ -236,21 +262,11 @@ def describe(corpus: Corpus | Documents) -> str:
   return f'{size} ({train:,} train, {val:,} val){documents}'
 
 
-def _write_record(workdir, sources, text_sha256: str) -> None:
-  record = {'kind': sources.kind, 'description': sources.description,
-            'text_sha256': text_sha256}
-  if record != _read_record(workdir):
-    workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1) + '\n'
-    write_atomic(workdir / DATA_FILE, text.encode())
-
-
-def _read_record(workdir: pathlib.Path) -> dict:
-  try:
-    record = json.loads((workdir / DATA_FILE).read_text(encoding='utf-8'))
-    return record if isinstance(record, dict) else {}
-  except (OSError, ValueError):
-    return {}
+def keep_record(workdir, corpus: Corpus | Documents) -> None:
+  """Writes down that a run uses this text."""
+  data_record.write(
+    workdir, corpus.kind, corpus.description, corpus.info.text_sha256
+  )
 
 
 def prepare_tokenizer(

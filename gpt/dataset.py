@@ -31,6 +31,7 @@ class Corpus:
   doc_starts: int64[n_docs], the index of each document's first token.
   n_train: tokens[:n_train] train, tokens[n_train:] validate.
   description: where the text comes from, in words.
+  kind: of gpt.sources.Sources.
   """
 
   tokens: np.ndarray
@@ -38,6 +39,7 @@ class Corpus:
   n_train: int
   description: str
   info: EncodedInfo | None = None
+  kind: str = 'files'
 
   @property
   def n_val(self) -> int:

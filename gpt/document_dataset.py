@@ -66,6 +66,12 @@ class DocumentDataset:
     for split in splits:
       if not len(self._docs[split]):
         raise UserError(self._nothing_in(split, skip_long))
+      if loss_on == 'assistant' and not self._has_targets(split):
+        raise UserError(
+          f'no conversation of split {split} has a word of the assistant in '
+          f'the first {block_size} tokens: raise --config.model.block_size, or '
+          'set --config.data.loss_on=all'
+        )
     self._lengths = np.minimum(documents.lengths, block_size + 1) - 1
     used = self._docs['train' if len(self._docs['train']) else 'all']
     self.bucket_lengths = bucket_lengths(
@@ -85,6 +91,14 @@ class DocumentDataset:
     self._epoch_kept: tuple[int, np.ndarray] | None = None
     if 'train' in splits:
       log(self._describe_batches())
+
+  def _has_targets(self, split: str) -> bool:
+    """Whether the assistant says anything that is not cut off."""
+    for i in self._docs[split].tolist():
+      ids = self.corpus.read(i)[: self.block_size + 1]
+      if self._assistant(ids[None])[0, 1:].any():
+        return True
+    return False
 
   def _say_what_is_long(self, fits, skip_long, log) -> None:
     n, noun = len(fits), self.corpus.noun

@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 
 from gpt import conversations, lines
-from gpt.chat import END_TURN
+from gpt.chat import END_TURN, USER
 from gpt.dataset import SPLITS, random_uniform
 from gpt.errors import UserError
 from gpt.token_cache import EncodedInfo, load_or_encode
@@ -31,6 +31,7 @@ class Documents:
   opening, closing: the ids in front of a document and in place of its EOS.
   chat: whether they are conversations.
   description: where the text comes from, in words.
+  kind: of gpt.sources.Sources.
   """
 
   tokens: np.ndarray
@@ -42,6 +43,7 @@ class Documents:
   chat: bool
   description: str
   info: EncodedInfo
+  kind: str = 'files'
 
   def __len__(self) -> int:
     return len(self.starts)
@@ -109,7 +111,7 @@ def open_documents(
 ) -> Documents:
   """Encodes `sources` (or finds them encoded) and holds some of them out.
 
-  Conversations that begin with the same user turn are held out together.
+  Conversations with the same first turn of the user are held out together.
 
   Args:
     format: 'lines' or 'chat'.
@@ -130,20 +132,23 @@ def open_documents(
     what = 'conversation with an assistant turn' if chat else 'document'
     raise UserError(f'no {what} in {sources.description}')
   ends = np.append(starts[1:], len(tokens))
-  end_turn = tokenizer.special_tokens.get(END_TURN)
+  special = tokenizer.special_tokens
+  user_turn = [special[USER], special[END_TURN]] if chat else []
   keys = [
-    _key(tokens[a:b], end_turn if chat else None)
+    _key(tokens[a:b], user_turn)
     for a, b in zip(starts.tolist(), ends.tolist())
   ]
   return Documents(
     tokens, starts, ends, hold_out(keys, val_fraction), tokenizer.bos_id,
     tokenizer.bos_id if chat else tokenizer.eos_id, chat, sources.description,
-    info,
+    info, sources.kind,
   )
 
 
-def _key(tokens: np.ndarray, end: int | None) -> bytes:
-  """A hash of the tokens, up to the first `end` if there is one."""
-  if end is not None:
+def _key(tokens: np.ndarray, turn: list[int]) -> bytes:
+  """A hash of the tokens, or of those between the first two ids of `turn`."""
+  if turn:
+    start, end = turn
+    tokens = tokens[int(np.argmax(tokens == start)) :]
     tokens = tokens[: int(np.argmax(tokens == end))]
   return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()

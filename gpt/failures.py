@@ -11,7 +11,8 @@ import jax
 
 from gpt.errors import UserError
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def not_finite(step: int, what: str, lr: float, workdir) -> UserError:
@@ -35,7 +36,10 @@ def not_saved(error: str, workdir) -> UserError:
 
 @contextlib.contextmanager
 def explained(config, workdir):
-  """Turns running out of memory or disk into a UserError with advice."""
+  """Turns running out of memory or disk into a UserError with advice.
+
+  So it does with files that may not be written.
+  """
   try:
     yield
   except (MemoryError, jax.errors.JaxRuntimeError) as e:
@@ -47,6 +51,11 @@ def explained(config, workdir):
       raise UserError(
         f'cannot write to {workdir}: {e.strerror}. Checkpoints on disk are '
         'whole. Free some space and run the same command again'
+      ) from e
+    if e.errno in FORBIDDEN:
+      raise UserError(
+        f'cannot write to {e.filename or workdir}: {e.strerror}. Change its '
+        'permissions or name another --workdir'
       ) from e
     raise
 

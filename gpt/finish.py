@@ -16,7 +16,8 @@ SAMPLES = 'samples.txt'
 def full_evaluation(evaluate, params, mesh, workdir, step: int, log) -> dict:
   """{'final': ..., 'best': ...}: the whole validation split, once.
 
-  'best' is left out if the final weights are the best ones.
+  'best' is left out if the final weights are the best ones, or the best ones
+  cannot be read.
 
   Args:
     evaluate: a gpt.evaluation.Evaluator.
@@ -24,9 +25,11 @@ def full_evaluation(evaluate, params, mesh, workdir, step: int, log) -> dict:
   """
   results = {'final': evaluate(params, 'val', None)}
   best = checkpoint.find(workdir, BEST)
-  if checkpoint.read_meta(best)['step'] != step:
-    best_params = sharding.put_replicated(checkpoint.restore_params(best), mesh)
-    results['best'] = evaluate(best_params, 'val', None)
+  if int(best.name) != step:
+    best_params = read_best(best, checkpoint.restore_params, log)
+    if best_params is not None:
+      best_params = sharding.put_replicated(best_params, mesh)
+      results['best'] = evaluate(best_params, 'val', None)
   for which, values in results.items():
     log(
       f'full validation pass, {which} weights: '
@@ -36,6 +39,20 @@ def full_evaluation(evaluate, params, mesh, workdir, step: int, log) -> dict:
     for line in describe_parts(values):
       log(f'  {line}')
   return results
+
+
+def read_best(path, read, log):
+  """read(path), or None and a warning for a checkpoint that is damaged."""
+  try:
+    return read(path)
+  except MemoryError:
+    raise
+  except Exception as e:
+    log(
+      f'warning: checkpoint {path} cannot be read ({checkpoint.reason(e)}) '
+      'and is left out'
+    )
+    return None
 
 
 def write_sample(config, model, params, tokenizer, workdir, step) -> str:
@@ -96,8 +113,10 @@ def write_rgpt_files(cfg, state, best_loss: float, workdir, log) -> None:
   rgpt_run.write_state(workdir / names[0], state, best_loss)
   path = checkpoint.find(workdir, BEST)
   if path.parent.name == BEST:
-    best, meta = checkpoint.restore_state(path, state)
-    names.append('checkpoint_best.bin')
-    rgpt_run.write_state(workdir / names[1], best, meta['best_loss'])
+    best = read_best(path, lambda p: checkpoint.restore_state(p, state), log)
+    if best is not None:
+      names.append('checkpoint_best.bin')
+      best_state, meta = best
+      rgpt_run.write_state(workdir / names[1], best_state, meta['best_loss'])
   note = '' if state.ema is None else f' ({rgpt_run.EMA_NOTE})'
   log(f'wrote {" and ".join(names)} in {workdir}{note}')

@@ -149,6 +149,7 @@ def import_directory(
   meta = {
     'plateau': dataclasses.asdict(track),
     'best_loss': math.inf if best is None else best,
+    'validation': '',  # Of what data the loss is, is not known here.
     'elapsed_s': 0.0,
   }
   run.make(workdir)

@@ -7,7 +7,6 @@ that a disk has damaged.
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 import sys
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt import checkpoint, run
+from gpt import checkpoint, data_record, run
 from gpt.checkpoint import BEST
 from gpt.errors import UserError
 from gpt.model import GPT, GPTConfig, abstract_params
@@ -84,39 +83,66 @@ def load_model(workdir, which: str = BEST, log=warn) -> LoadedModel:
   """
   workdir = pathlib.Path(workdir)
   paths = checkpoint.candidates(workdir, which)
+  tokenizer = load_tokenizer(workdir)
+  config, cfg = read_configs(workdir, tokenizer.vocab_size)
+  path, (params, meta) = first_readable(
+    paths, lambda path: read_checkpoint(path, cfg), log
+  )
+  data = data_record.read(workdir)
+  return LoadedModel(
+    GPT(cfg), cfg, params, tokenizer, config, data, meta, path
+  )
+
+
+def read_configs(workdir, vocab_size: int) -> tuple[dict, GPTConfig]:
+  """A run's configuration, and the shape of its model on this backend.
+
+  Raises:
+    UserError: there is none; one that is not of this version.
+  """
+  path = pathlib.Path(workdir) / run.CONFIG
   config = run.read_config(workdir)
   if config is None:
     raise UserError(
       f'{workdir} holds checkpoints but no {run.CONFIG}: it is not a whole run '
       'directory. Name another --workdir, or put the file back'
     )
-  tokenizer = load_tokenizer(workdir)
   try:
     # Which kernel trained it does not matter here.
     options = {**config['model'], 'attention': 'auto'}
-    cfg = GPTConfig.from_config(options, tokenizer.vocab_size)
+    return config, GPTConfig.from_config(options, vocab_size)
   except UserError as e:
-    raise UserError(f'{workdir / run.CONFIG}: {e}') from e
+    raise UserError(f'{path}: {e}') from e
   except (KeyError, TypeError) as e:
     raise UserError(
-      f'{workdir / run.CONFIG} is not a config of this version of rgpt: {e}'
+      f'{path} is not a config of this version of rgpt: {e}'
     ) from e
+
+
+def first_readable(paths, read, log=warn):
+  """(path, read(path)) of the first checkpoint for which read does not raise.
+
+  Args:
+    paths: of checkpoint.candidates.
+    log: called with warnings about those before it.
+
+  Raises:
+    UserError: there is none.
+  """
   problems = []
   for path in paths:
     try:
-      params, meta = read_checkpoint(path, cfg)
+      found = read(path)
     except Exception as e:
       text = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
       problems.append(f'checkpoint {path} cannot be used ({text})')
       continue
     for problem in problems:
-      log(f'{problem}; using {path.parent.name} of step {meta["step"]} instead')
-    data = read_data_record(workdir)
-    return LoadedModel(
-      GPT(cfg), cfg, params, tokenizer, config, data, meta, path
-    )
+      log(f'{problem}; using {path.parent.name} of step {path.name} instead')
+    return path, found
   raise UserError(
-    f'no checkpoint in {workdir} can be used:\n  ' + '\n  '.join(problems)
+    f'no checkpoint in {paths[0].parents[2]} can be used:\n  '
+    + '\n  '.join(problems)
   )
 
 
@@ -142,16 +168,6 @@ def read_checkpoint(path, cfg: GPTConfig):
 
 def _kind(x) -> str:
   return f'{np.dtype(x.dtype).name}{list(x.shape)}'
-
-
-def read_data_record(workdir) -> dict:
-  """W/data.json, which training writes; {} where there is none."""
-  try:
-    text = (pathlib.Path(workdir) / 'data.json').read_text(encoding='utf-8')
-    record = json.loads(text)
-  except (OSError, ValueError):
-    return {}
-  return record if isinstance(record, dict) else {}
 
 
 def params_sha256(params) -> str:

@@ -110,6 +110,13 @@ def read(path) -> list[dict]:
   return lines
 
 
+def last_step(workdir) -> int:
+  """The last step that a run has written down; 0 if there is none."""
+  path = pathlib.Path(workdir) / FILE
+  lines = read(path) if path.exists() else []
+  return max((line['step'] for line in lines), default=0)
+
+
 def lacks_end(workdir, step: int) -> bool:
   """Whether a run trained up to `step` and then was killed.
 

@@ -57,6 +57,17 @@ def update(plateau: Plateau, opt, val_loss: float, step: int):
   )
 
 
+def judge_again(plateau: Plateau, val_loss: float, step: int) -> Plateau:
+  """The state where other data validates from now on.
+
+  Args:
+    val_loss: of the weights of `step` on that data.
+  """
+  return dataclasses.replace(
+    plateau, best_loss=val_loss, best_step=step, evals_since_best=0
+  )
+
+
 def lr_scale(plateau: Plateau, opt) -> float:
   """What the peak learning rate is multiplied by: factor ** reductions."""
   return opt.plateau_factor**plateau.reductions

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from gpt import checkpoint, optimizer, rgpt, run, train_state
 from gpt.checkpoint import BEST, LATEST, Checkpoints
 from gpt.errors import UserError
+from gpt.load import first_readable
 from gpt.model import GPT, GPTConfig
 from gpt.plateau import Plateau
 
@@ -58,6 +59,7 @@ def import_rgpt(path, config, tokenizer, workdir) -> int:
       Plateau(best_loss=best_loss, best_step=step) if knows_best else Plateau()
     ),
     'best_loss': best_loss if knows_best else math.inf,
+    'validation': '',  # Of what data the loss is, the file does not say.
     'elapsed_s': 0.0,
     BEST_LOSS_BITS: int(ckpt.best_loss.view(np.uint32)),
   }
@@ -91,24 +93,25 @@ EMA_NOTE = (
 )
 
 
-def export_rgpt(workdir, which: str, output) -> tuple[int, list[str]]:
+def export_rgpt(workdir, which: str, output) -> tuple[str, int, list[str]]:
   """Writes a run's best or latest checkpoint as an RGPT0003 file.
 
   Weights and Adam's moments are those of training (an average of the weights,
   opt.ema_decay, has no place in the format).
 
   Returns:
-    The checkpoint's completed steps, and notes on what the file holds.
+    ('best' or 'latest': what was found, completed steps, notes on what the
+    file holds).
 
   Raises:
     UserError: no such run, a model that RandyGPT has not, a full disk.
   """
-  path = checkpoint.find(workdir, which)
+  paths = checkpoint.candidates(workdir, which)
   saved = run.read_config(workdir)
   if saved is None:
     raise UserError(f'{workdir} holds checkpoints but no {run.CONFIG}')
   config = ConfigDict(saved)
-  params = checkpoint.restore_params(path)
+  _, params = first_readable(paths, checkpoint.restore_params, lambda _: None)
   cfg = GPTConfig.from_config(config.model, params['wte'].shape[0])
   if reasons := rgpt.obstacles(cfg):
     raise UserError(
@@ -116,15 +119,15 @@ def export_rgpt(workdir, which: str, output) -> tuple[int, list[str]]:
       f'{"; ".join(reasons)}'
     )
   target = _abstract_state(config, cfg)
-  try:
-    state, meta = checkpoint.restore_state(path, target)
-  except Exception as e:
-    raise UserError(f'checkpoint {path} cannot be read: {e}') from e
+  path, (state, meta) = first_readable(
+    paths, lambda path: checkpoint.restore_state(path, target)
+  )
   best_loss = np.float32(meta.get('best_loss', math.inf))
   if BEST_LOSS_BITS in meta:
     best_loss = np.array(meta[BEST_LOSS_BITS], np.uint32).view(np.float32)[()]
   write_state(output, state, best_loss)
-  return int(state.step), [EMA_NOTE] if config.opt.ema_decay else []
+  notes = [EMA_NOTE] if config.opt.ema_decay else []
+  return path.parent.name, int(state.step), notes
 
 
 def write_state(path, state, best_loss) -> None:

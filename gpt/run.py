@@ -113,7 +113,7 @@ def check_resumable(workdir, config) -> dict:
   saved = read_config(workdir)
   if saved is None:
     foreign = [name for name in OUTPUTS if (workdir / name).exists()]
-    if foreign:
+    if foreign and not (foreign == ['checkpoints'] and _is_unused(workdir)):
       raise UserError(
         f'{workdir} holds {foreign[0]} but no {CONFIG}: it is not a run of '
         'this program and nothing in it will be overwritten. Choose another '
@@ -132,9 +132,18 @@ def check_resumable(workdir, config) -> dict:
   return changed
 
 
+def _is_unused(workdir: pathlib.Path) -> bool:
+  """No step was trained: a start was cut short before its config.json."""
+  steps = [path.name for path in workdir.glob('checkpoints/*/*')]
+  return all(name.split('.')[0] == '0' for name in steps)
+
+
 @contextlib.contextmanager
-def lock(workdir):
-  """Keeps two processes from training in one workdir."""
+def lock(workdir, log=print):
+  """Keeps two processes from training in one workdir.
+
+  Some file systems of networks have no locks: that is said, and no more.
+  """
   try:
     import fcntl
   except ImportError:  # Windows
@@ -143,11 +152,16 @@ def lock(workdir):
   with open(pathlib.Path(workdir) / '.lock', 'w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
+    except BlockingIOError as e:
       raise UserError(
         f'another process is training in {workdir}; wait for it or choose '
         'another --workdir'
       ) from e
+    except OSError as e:
+      log(
+        f'warning: {workdir} cannot be locked ({e.strerror}): see that no '
+        'other process trains there'
+      )
     yield
 
 

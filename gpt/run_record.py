@@ -8,10 +8,9 @@ import dataclasses
 import pathlib
 import re
 
-from gpt import checkpoint, metrics, run
+from gpt import checkpoint, data_record, metrics, run
 from gpt.errors import UserError
 from gpt.finish import SAMPLES
-from gpt.load import read_data_record
 from gpt.model import GPTConfig, num_params
 from gpt.tokenizer import load_tokenizer
 
@@ -78,7 +77,7 @@ def read_run(workdir) -> RunRecord:
     workdir=workdir,
     lines=metrics.read(path),
     config=config,
-    data=read_data_record(workdir),
+    data=data_record.read(workdir),
     samples=read_samples(workdir / SAMPLES),
     saved={
       which: sorted(step for w, step in saved if w == which)

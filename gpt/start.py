@@ -1,15 +1,30 @@
 """Where a run starts: from nothing, from where it was, from other weights."""
 
+import hashlib
+import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 
-from gpt import checkpoint, data, rgpt, run, train_state
-from gpt.checkpoint import BEST
+from gpt import checkpoint, data, failures, metrics, rgpt, run, train_state
 from gpt.errors import UserError
-from gpt.model import abstract_params
+from gpt.load import first_readable, read_configs
+from gpt.model import GPTConfig, abstract_params
 from gpt.tokenizer import load_tokenizer
+
+# Of the model, what the shapes of its weights do not tell.
+SAME_NETWORK = (
+  'arch', 'n_head', 'mlp', 'pos', 'embed_norm', 'qk_norm', 'final_norm',
+  'logit_softcap',
+)
+# What decides what a validation loss is about, beside the text.
+VALIDATION_KEYS = (
+  'data.format', 'data.val_fraction', 'data.document_separator',
+  'data.document_aware', 'data.skip_long', 'data.loss_on', 'eval.windows',
+  'model.block_size',
+)
 
 
 def prepare_data(config, workdir, init_from: str, log):
@@ -25,9 +40,17 @@ def prepare_data(config, workdir, init_from: str, log):
   """
   if run.read_config(workdir) is not None:
     return data.prepare(config.data, workdir, log=log)
+  if jax.process_index() == 0:
+    shutil.rmtree(pathlib.Path(workdir) / 'checkpoints', ignore_errors=True)
   tokenizer = None
   if pathlib.Path(init_from or '.nothing').is_dir():
     tokenizer = load_tokenizer(init_from)
+    path = config.data.tokenizer_path
+    if path and load_tokenizer(path).fingerprint != tokenizer.fingerprint:
+      raise UserError(
+        f'data.tokenizer_path {path} is not the tokenizer of {init_from}, '
+        'whose weights know no other: leave it out'
+      )
   data.drop_leftovers(config.data, workdir, tokenizer)
   return data.prepare(config.data, workdir, tokenizer, log=log)
 
@@ -35,8 +58,12 @@ def prepare_data(config, workdir, init_from: str, log):
 def initial_state(config, model, tx, key, checkpoints, init_from, log):
   """(host or device TrainState, metadata): restored, imported or fresh.
 
+  Imported weights are kept as the first checkpoint of the run, which knows
+  from then on what it began with.
+
   Raises:
-    UserError: checkpoints that cannot be read; weights that do not fit.
+    UserError: checkpoints that cannot be read, or that are gone; weights that
+      do not fit.
   """
   ema = config.opt.ema_decay > 0
   create = jax.jit(lambda key: train_state.create(model, tx, key, ema=ema))
@@ -47,19 +74,61 @@ def initial_state(config, model, tx, key, checkpoints, init_from, log):
     if init_from:
       log('note: --init_from only starts a run; this one has started already')
     return state, meta
+  workdir = checkpoints.directory.parent
+  check_nothing_lost(workdir, log)
   if init_from:
-    params = load_weights(init_from, model.cfg)
+    params = load_weights(init_from, model.cfg, log)
     log(f'starting from the weights of {init_from}')
-    return train_state.from_params(params, tx, ema=ema), {}
+    state = train_state.from_params(params, tx, ema=ema)
+    checkpoints.save(checkpoint.LATEST, state, {})
+    if not checkpoints.wait():
+      raise failures.not_saved(checkpoints.last_error, workdir)
+    return state, {}
   return create(key), {}
 
 
-def load_weights(source, cfg):
+def check_nothing_lost(workdir, log) -> None:
+  """Refuses to begin again where a run has trained and lost its checkpoints.
+
+  Raises:
+    UserError: the run has got further than to its second checkpoint.
+  """
+  saved = run.read_config(workdir)
+  if saved is None:
+    return
+  done = metrics.last_step(workdir)
+  every = [saved[group]['every'] for group in ('checkpoint', 'eval')]
+  kept = min(filter(None, every))
+  if done > 2 * kept or (pathlib.Path(workdir) / 'checkpoint.bin').exists():
+    raise UserError(
+      f'{workdir} holds a run of {done} steps without its checkpoints: put '
+      f'{workdir}/checkpoints back. To start afresh choose another --workdir '
+      '(--init_from=FILE.bin takes over the weights of an RGPT file)'
+    )
+  log('the run has no checkpoint yet: it begins again')
+
+
+def validation_key(config, corpus) -> str:
+  """Equal for runs whose validation losses (quick ones) compare."""
+  flat = run.flatten(run.plain(config))
+  parts = [corpus.info.text_sha256, *(flat[key] for key in VALIDATION_KEYS)]
+  return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def load_weights(source, cfg, log=print):
   """The parameter tree of a workdir's best checkpoint or of an RGPT file."""
   source = pathlib.Path(source)
   if source.is_dir():
-    params = checkpoint.restore_params(checkpoint.find(source, BEST))
+    check_same_network(source, cfg)
+    _, params = first_readable(
+      checkpoint.candidates(source), checkpoint.restore_params, log
+    )
   else:
+    if reasons := rgpt.obstacles(cfg):
+      raise UserError(
+        f'the weights of {source} do not fit this config: an RGPT file holds '
+        f'another model: {"; ".join(reasons)}'
+      )
     params, _, _ = rgpt.to_params(
       rgpt.read_rgpt(
         source, cfg.n_embd, cfg.n_layer, cfg.block_size,
@@ -78,3 +147,15 @@ def load_weights(source, cfg):
         f'{wanted.get(name, "no such weights")}'
       )
   return params
+
+
+def check_same_network(source, cfg: GPTConfig) -> None:
+  """Raises UserError if the run's weights would mean something else in cfg."""
+  _, theirs = read_configs(source, cfg.vocab_size)
+  for name in SAME_NETWORK:
+    old, new = getattr(theirs, name), getattr(cfg, name)
+    if old != new:
+      raise UserError(
+        f'the weights of {source} do not fit this config: its model.{name} is '
+        f'{old!r}, here it is {new!r}'
+      )

@@ -21,7 +21,8 @@ LITERAL = re.compile(r'<[^<>\s]+>')
 class TextStats:
   """What reading found: bytes read, and repairs made.
 
-  trimmed, skipped: conversations, see gpt/conversations.py.
+  trimmed, skipped: conversations, see gpt/conversations.py. eos_marks: how
+  often EOS stands in a text that has no separator.
   """
 
   bytes: int = 0
@@ -30,6 +31,7 @@ class TextStats:
   invalid_utf8: int = 0
   trimmed: int = 0
   skipped: int = 0
+  eos_marks: int = 0
 
   def repairs(self) -> str:
     """The repairs in words; '' if the text was clean."""
@@ -157,6 +159,8 @@ def iter_pieces(sources, separator: str, stats: TextStats):
     elif separator == 'blank_line':
       pieces = _split_blank(pieces)
     for last in pieces:
+      if separator == 'none' and last:
+        stats.eos_marks += last.count(EOS)
       yield last
 
 

@@ -84,10 +84,10 @@ def train_and_evaluate(
   changed = run.check_resumable(workdir, config)
   run.make(workdir)
   with contextlib.ExitStack() as stack:
-    if leader:
-      stack.enter_context(run.lock(workdir))
-    interrupt = stack.enter_context(run.Interrupt())
     stack.enter_context(failures.explained(config, workdir))
+    if leader:
+      stack.enter_context(run.lock(workdir, log))
+    interrupt = stack.enter_context(run.Interrupt())
 
     # Text -> tokens.
     with sharding.leader_first():
@@ -113,6 +113,7 @@ def train_and_evaluate(
     track = Plateau(**meta.get('plateau', {}))
     if additional_steps:
       config.total_steps = first + additional_steps
+      changed.pop('total_steps', None)
       track = dataclasses.replace(track, stopped=False, evals_since_best=0)
     if first >= config.total_steps or track.stopped:
       log(
@@ -128,6 +129,7 @@ def train_and_evaluate(
     last = first if track.stopped else max(first, config.total_steps)
     if leader:
       run.save_config(workdir, config)
+      data.keep_record(workdir, corpus)
     state = sharding.put_replicated(state, mesh)
     schedule = schedules.from_config(config)
     train_step = jit_train_step(
@@ -148,13 +150,19 @@ def train_and_evaluate(
     if leader:
       finish.keep_samples(workdir, first)
 
-    def save(which, state):
-      step = int(state.step)
-      meta = {
+    validation = start.validation_key(config, corpus)
+
+    def describe():
+      """What a checkpoint says of the run beside its arrays."""
+      return {
         'plateau': dataclasses.asdict(track),
         'best_loss': track.best_loss,
+        'validation': validation,
         'elapsed_s': clock.elapsed(),
       }
+
+    def save(which, state):
+      step, meta = int(state.step), describe()
       if not checkpoints.save(which, state, meta):
         log(
           f'warning: a checkpoint could not be written by step {step} '
@@ -177,6 +185,21 @@ def train_and_evaluate(
 
     try:
       checkpoints.tidy()
+      if (
+        math.isfinite(track.best_loss)
+        and meta.get('validation', validation) != validation
+      ):
+        quick = evaluate(
+          train_state.eval_params(state), 'val', config.eval.windows
+        )
+        log(
+          f'other data validates from now on: step {first} has a loss of '
+          f'{quick["nats_per_token"]:.4f} on it (the best so far, '
+          f'{track.best_loss:.4f}, is kept in checkpoints/replaced)'
+        )
+        track = plateau.judge_again(track, quick['nats_per_token'], first)
+        checkpoints.replace_best(describe())
+        save(BEST, state)
       if first == last and not checkpoints.has(LATEST, last):
         save(LATEST, state)  # Killed after the best, before the latest.
       if first == 0:
@@ -202,7 +225,9 @@ def train_and_evaluate(
         previous = step, values
         console.tick()
         eval_due = step % config.eval.every == 0 or step == last
-        save_due = step % config.checkpoint.every == 0 or step == last
+        save_due = step == last or (
+          config.checkpoint.every and step % config.checkpoint.every == 0
+        )
         stop = interrupt.requested
         if jax.process_count() > 1:
           stop = sharding.any_host(stop, step, eval_due or save_due)

@@ -57,9 +57,7 @@ Ctrl-C stops a reply. A message that begins with / is written //.\
 
 def main(_):
   session = open_session()
-  # Never a crash over an encoding.
-  sys.stdin.reconfigure(errors='replace')
-  sys.stdout.reconfigure(errors='replace')
+  sys.stdin.reconfigure(errors='replace')  # Never a crash over an encoding.
   if ONCE.value:
     text = sys.stdin.read().strip()
     if not text:

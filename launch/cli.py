@@ -81,6 +81,11 @@ def config_of_run(saved: dict | None, name: str = 'config') -> ConfigDict:
   return config.lock()
 
 
+def is_given(key: str, name: str = 'config') -> bool:
+  """Whether the command line has --config.KEY=..."""
+  return key in FLAGS[name].override_values
+
+
 def run(main, allow_args: bool = False) -> None:
   """Parses the flags, calls main(argv) and exits with what it returns.
 
@@ -97,6 +102,9 @@ def run(main, allow_args: bool = False) -> None:
     sys.stdout.flush()  # Here a closed pipe can still be answered.
     return code
 
+  if hasattr(sys.stdout, 'reconfigure'):
+    # Never a crash over what a terminal's encoding lacks.
+    sys.stdout.reconfigure(errors='replace')
   try:
     app.run(call, flags_parser=parse)
   except UserError as e:

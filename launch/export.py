@@ -58,7 +58,7 @@ def write_rgpt(workdir, which, output) -> tuple[str, int, list[str]]:
     )
   if pathlib.Path(output).is_dir():
     raise UserError(f'{output} is a directory; --output must name a file')
-  return which, *export_rgpt(workdir, which, output)
+  return export_rgpt(workdir, which, output)
 
 
 def write_other(workdir, which, output) -> tuple[str, int, list[str]]:

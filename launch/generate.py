@@ -63,7 +63,6 @@ def main(_):
   if not WORKDIR.value:
     raise UserError('--workdir=DIRECTORY of a trained run is needed')
   prompts = read_prompts()
-  sys.stdout.reconfigure(errors='replace')  # Never a crash over an encoding.
 
   # JAX, after the flags are right.
   import jax

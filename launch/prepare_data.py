@@ -44,6 +44,8 @@ def main(_):
       tempfile.TemporaryDirectory(prefix='rgpt-prepare-')
     )
     run.make(workdir)
+    if saved is None:
+      data.drop_leftovers(config.data, workdir)
     tokenizer, corpus = data.prepare(config.data, workdir)
     data.create_dataset(config, corpus, tokenizer)
     if not REPORT.value:

@@ -57,6 +57,11 @@ def use_huge_pages() -> None:
 def main(_):
   if not WORKDIR.value:
     raise UserError('--workdir=DIRECTORY is needed, e.g. --workdir=runs/first')
+  if ADDITIONAL_STEPS.value and cli.is_given('total_steps'):
+    raise UserError(
+      '--additional_steps and --config.total_steps are two targets: give one '
+      'of them'
+    )
   config = cli.config_of_run(run.read_config(WORKDIR.value))
   from gpt.train import train_and_evaluate  # JAX, after the flags are right.
 

@@ -326,6 +326,22 @@ def test_conversations_are_held_out_with_all_that_begin_the_same(tmp_path):
   assert side[True] and side[False] and not side[True] & side[False]
 
 
+def test_a_system_text_of_all_is_not_what_they_begin_with(tmp_path):
+  special = *chat.CHAT_TOKENS, chat.SYSTEM
+  tokenizer = build_tokenizer('char', TEXTS, 0, special)
+  talks = [[system('Be kind.'), *talk] for talk in TALKS]
+  docs = open_memory(jsonl(*talks), 'chat', tokenizer, tmp_path)
+  plain = open_memory(jsonl(*TALKS), 'chat', CHAR, tmp_path)
+  np.testing.assert_array_equal(docs.held_out, plain.held_out)
+  assert docs.held_out.any() and not docs.held_out.all()
+
+
+def test_conversations_of_which_no_answer_is_left_are_refused(tmp_path):
+  docs = open_memory(jsonl(*TALKS), 'chat', CHAR, tmp_path)
+  with pytest.raises(UserError, match='no conversation of split train has a'):
+    batches_of(docs, CHAR, block_size=2, loss_on='assistant')
+
+
 # The report
 
 

@@ -111,7 +111,7 @@ def test_preset_is_randygpts(preset, shape, batch_size):
   (None, 'seed', -1, 'seed -1 must not be negative'),
   ('eval', 'every', 0, 'eval.every 0 must be at least 1'),
   ('eval', 'windows', 0, 'eval.windows 0 must be at least 1'),
-  ('checkpoint', 'every', -5, 'checkpoint.every -5 must be at least 1'),
+  ('checkpoint', 'every', -5, 'checkpoint.every -5 must not be negative'),
   ('checkpoint', 'keep', 0, 'checkpoint.keep 0 must be at least 1'),
   ('opt', 'ema_decay', 1.0, 'opt.ema_decay 1.0 is not in [0, 1)'),
   ('opt', 'schedule', 'cosine', "opt.schedule 'cosine' is not known"),

@@ -207,6 +207,33 @@ def test_aware_works_without_separators(tmp_path):
   assert len(eval_targets(ds, 'val')[0]) == corpus.n_val
 
 
+def test_a_split_is_not_given_away_to_end_at_a_document(tmp_path):
+  """One document and a rest: the rest alone would validate."""
+  tokenizer, corpus = corpus_of(
+    TEXT + '<|eos|>\n', tmp_path, '<|eos|>', aware=True
+  )
+  assert len(corpus.doc_starts) == 2
+  assert corpus.n_train == int(len(corpus.tokens) * 0.9)
+
+
+@pytest.mark.parametrize('separator, text, words', [
+  ('none', 'a<|eos|>b<|eos|>', 'has <|eos|> 100 times, which are letters'),
+  ('<|eos|>', 'ab', "'<|eos|>' is not in the text: it is one document"),
+  ('<|eos|>', 'a<|eos|>b', ''),
+  ('none', 'ab', ''),
+])
+def test_separators_that_do_not_fit_the_text_are_said(
+  separator, text, words, tmp_path
+):
+  said = []
+  data.open_corpus(
+    data_tools.memory_source(text * 50 if separator == 'none' else text),
+    CharTokenizer(text), tmp_path, separator, log=said.append,
+  )
+  said = '\n'.join(said)
+  assert (words in said) if words else not said
+
+
 def test_bytes_of_tokens(tmp_path):
   text = 'ab\u00e9\U0001f642' * 50
   tokenizer, corpus = corpus_of(text, tmp_path)

@@ -136,6 +136,8 @@ def test_killed_and_resumed_equals_uninterrupted(packing, tmp_path):
 
 @pytest.mark.parametrize('changes, message', [
   ({'data.format': 'csv'}, "data.format 'csv' is not known; allowed: text"),
+  ({'data.document_aware': True},
+   'document_aware needs documents: --config.data.document_separator'),
   ({'data.format': 'lines', 'data.document_aware': True},
    'data.document_aware=True means nothing with data.format=lines'),
   ({'data.format': 'lines', 'data.document_separator': 'blank_line'},

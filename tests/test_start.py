@@ -1,0 +1,249 @@
+"""Where runs start: from weights of others, again, on other data, or not."""
+
+import contextlib
+import errno
+import json
+import shutil
+
+import pytest
+from train_process import environment, snapshot, timeless, train
+from train_runs import Crash, refused, run_here
+from workdirs import launch
+
+from gpt import checkpoint, run
+from gpt.checkpoint import BEST, LATEST
+from gpt.tokenizer import build_tokenizer
+
+
+@pytest.fixture
+def copy(reference, tmp_path):
+  """A run of 12 steps that is over, to be spoilt."""
+  return shutil.copytree(reference[0], tmp_path / 'copy')
+
+
+def loss_at_start(workdir) -> float:
+  return timeless(workdir)[0]['val_loss']
+
+
+def best_loss(workdir) -> float:
+  return checkpoint.read_meta(checkpoint.find(workdir, BEST))['best_loss']
+
+
+def damage(path) -> None:
+  for file in path.rglob('*'):
+    if file.is_file() and file.name != 'metadata':
+      file.write_bytes(file.read_bytes()[:10])
+
+
+# --- what is lost
+
+
+@pytest.mark.parametrize('also', [(), ('checkpoint.bin', 'metrics.jsonl')])
+def test_a_run_without_its_checkpoints_does_not_begin_again(copy, also):
+  """Its records and RGPT files would be written over."""
+  shutil.rmtree(copy / 'checkpoints')
+  (copy / (also[0] if also else 'checkpoint_best.bin')).unlink()
+  before = snapshot(copy)
+  text = refused(copy, {'total_steps': 20})
+  assert 'a run of 12 steps without its checkpoints' in text
+  assert f'put {copy}/checkpoints back' in text
+  before.setdefault('.lock', b'')
+  assert snapshot(copy) == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
+  run_here(tmp_path, crash_at='step 0 | val')
+  result, lines = run_here(tmp_path, {'total_steps': 1})
+  assert 'the run has no checkpoint yet: it begins again' in lines
+  assert result.step == 1
+
+
+def test_a_damaged_best_is_left_out_at_the_end(copy):
+  damage(checkpoint.find(copy, BEST))
+  changes = {'lr': 1e-12, 'min_lr': 0.0, 'opt.weight_decay': 0.0,
+             'eval.full_at_end': True}
+  result, lines = run_here(copy, changes, additional_steps=1)
+  assert result.outcome == 'finished' and result.step == 13
+  said = [line for line in lines if 'cannot be read' in line]
+  assert len(said) == 2 and all('is left out' in line for line in said)
+
+
+def test_exports_take_the_latest_for_a_damaged_best(copy, tmp_path):
+  damage(checkpoint.find(copy, BEST))
+  out, err = launch(
+    'export', f'--workdir={copy}', f'--output={tmp_path}/out.bin'
+  )
+  assert 'latest checkpoint, step 12' in out and 'using latest' in err
+
+
+def test_a_stdout_that_cannot_write_the_sample_is_no_end(tmp_path):
+  text = tmp_path / 'greek.txt'
+  text.write_text('αβγδεζηθικλμνξοπρστυφχψω\n' * 100)
+  args = (
+    f'--config.data.path={text}', '--config.total_steps=1',
+    '--config.sample.prompt=α',
+  )
+  out, _ = train(
+    tmp_path / 'run', *args, env=environment(PYTHONIOENCODING='ascii')
+  )
+  assert 'finished at step 1' in out and '?' in out
+
+
+# --- from the weights of others
+
+
+def test_weights_that_started_a_run_are_not_forgotten(reference, tmp_path):
+  old = reference[0]
+  run_here(tmp_path, init_from=str(old), crash_at='step 0 | val')
+  _, lines = run_here(tmp_path, {'total_steps': 1})
+  assert 'resuming from step 0' in lines
+  assert loss_at_start(tmp_path) == pytest.approx(best_loss(old), rel=1e-5)
+
+
+def test_a_start_cut_short_leaves_nothing_behind(
+  reference, tmp_path, monkeypatch
+):
+  def crash(*_):
+    raise Crash
+
+  with monkeypatch.context() as patch:
+    patch.setattr(run, 'save_config', crash)
+    with contextlib.suppress(Crash):
+      run_here(tmp_path, init_from=str(reference[0]))
+  assert (tmp_path / 'checkpoints/latest/0').exists()
+  result, _ = run_here(tmp_path, {'total_steps': 1, 'model.n_embd': 64})
+  assert result.step == 1
+
+
+@pytest.mark.parametrize('changes, words', [
+  ({'model.n_head': 2}, 'its model.n_head is 4, here it is 2'),
+  ({'model.final_norm': True}, 'its model.final_norm is False, here'),
+  ({'model.arch': 'microgpt'}, "its model.arch is 'randy', here"),
+])
+def test_weights_of_another_network_are_refused(
+  reference, tmp_path, changes, words
+):
+  text = refused(tmp_path / 'run', changes, init_from=str(reference[0]))
+  assert 'do not fit this config' in text and words in text
+  if 'model.n_head' not in changes:
+    file = reference[0] / 'checkpoint.bin'
+    text = refused(tmp_path / 'bin', changes, init_from=str(file))
+    assert 'an RGPT file holds another model' in text
+
+
+def test_a_tokenizer_that_the_weights_do_not_know_is_refused(
+  reference, tmp_path
+):
+  build_tokenizer('char', ['xyz'], 0).save(tmp_path / 'other')
+  text = refused(
+    tmp_path / 'run', {'data.tokenizer_path': str(tmp_path / 'other')},
+    init_from=str(reference[0]),
+  )
+  assert 'is not the tokenizer of' in text and 'leave it out' in text
+  assert not (tmp_path / 'run/config.json').exists()
+
+
+def test_a_damaged_best_of_others_is_passed_over(copy, tmp_path):
+  damage(checkpoint.find(copy, BEST))
+  _, lines = run_here(
+    tmp_path / 'run', {'total_steps': 1}, init_from=str(copy)
+  )
+  assert any('using latest of step 12 instead' in line for line in lines)
+
+
+# --- on other data, to other targets
+
+
+def test_another_validation_split_makes_another_best(copy):
+  """Losses on two splits do not compare, whichever is lower."""
+  old = best_loss(copy)
+  changes = {'data.val_fraction': 0.3, 'lr': 1e-12, 'min_lr': 0.0}
+  result, lines = run_here(copy, changes, additional_steps=2)
+  said = [x for x in lines if x.startswith('other data validates from now on')]
+  assert len(said) == 1 and f'{old:.4f}, is kept' in said[0]
+  assert len(list((copy / 'checkpoints/replaced').iterdir())) == 1
+  assert best_loss(copy) == result.best_loss != old
+  assert int(checkpoint.find(copy, BEST).name) >= 12
+  _, lines = run_here(copy, changes, additional_steps=1)
+  assert not any('other data' in line for line in lines)
+
+
+def test_what_a_run_is_about_changes_when_it_trains(copy, tmp_path):
+  before = (copy / 'data.json').read_bytes()
+  text = tmp_path / 'other.txt'
+  text.write_text('another text, and long enough for all of it\n' * 100)
+  changes = {'data.path': str(text)}
+  result, lines = run_here(copy, changes)
+  assert result.outcome == 'nothing'
+  assert any('the text has changed' in line for line in lines)
+  launch('prepare_data', f'--workdir={copy}', f'--config.data.path={text}')
+  assert (copy / 'data.json').read_bytes() == before
+  run_here(copy, changes, additional_steps=1)
+  assert 'other.txt' in json.loads((copy / 'data.json').read_text())[
+    'description'
+  ]
+
+
+def test_prepared_data_of_another_text_is_prepared_again(tmp_path):
+  workdir = tmp_path / 'run'
+  for name in 'ab':
+    text = tmp_path / f'{name}.txt'
+    text.write_text(f'{name} {name} and long enough\n' * 300)
+    out, _ = launch(
+      'prepare_data', f'--workdir={workdir}', f'--config.data.path={text}'
+    )
+  assert 'dropped' not in out
+  _, lines = run_here(
+    workdir, {'data.path': str(text), 'total_steps': 1, 'sample.prompt': 'b'}
+  )
+  assert not any('dropped' in line for line in lines)
+
+
+def test_two_targets_are_one_too_many(tmp_path):
+  _, err = launch(
+    'train', f'--workdir={tmp_path}/run', '--additional_steps=5',
+    '--config.total_steps=9', code=2,
+  )
+  assert '--additional_steps and --config.total_steps are two targets' in err
+  assert not (tmp_path / 'run').exists()
+
+
+def test_additional_steps_change_the_target_without_a_note(tmp_path):
+  run_here(tmp_path, {'total_steps': 2})
+  for _ in range(2):
+    _, lines = run_here(tmp_path, {'total_steps': 2}, additional_steps=1)
+    assert not any('total_steps changed' in line for line in lines)
+
+
+def test_checkpoints_only_at_the_end(tmp_path):
+  changes = {'checkpoint.every': 0, 'total_steps': 5, 'eval.every': 2}
+  run_here(tmp_path, changes)
+  found = checkpoint.list_steps(tmp_path / 'checkpoints')
+  assert [step for which, step in found if which == LATEST] == [5]
+
+
+# --- places that cannot be written to
+
+
+def test_a_place_that_may_not_be_written_to_is_named(tmp_path, monkeypatch):
+  @contextlib.contextmanager
+  def forbidden(workdir, log):
+    raise PermissionError(errno.EACCES, 'Permission denied', f'{workdir}/.lock')
+    yield
+
+  monkeypatch.setattr(run, 'lock', forbidden)
+  text = refused(tmp_path)
+  assert f'cannot write to {tmp_path}/.lock: Permission denied' in text
+  assert 'name another --workdir' in text
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
+  fcntl = pytest.importorskip('fcntl')
+
+  def flock(*_):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(fcntl, 'flock', flock)
+  result, lines = run_here(tmp_path, {'total_steps': 1})
+  assert result.step == 1
+  assert 'cannot be locked (No locks available)' in lines[0]
