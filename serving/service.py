@@ -243,6 +243,7 @@ class Generation:
       self._watch = asyncio.create_task(self._watch_disconnect())
       await self.in_thread(self._fill)
       service.check_size(job, self._stream)
+      service.engine.check_open()  # Or it would wait for an engine that ended.
       self._submitted = True
       service.engine.submit(job)
     except BaseException:

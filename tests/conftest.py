@@ -1,5 +1,7 @@
 """What every test shares: JAX on the CPU, as several devices, and strict.
 
+What a user's environment says to the programs under test is taken away first.
+
 Four fake devices in one process stand for a machine with four accelerators.
 Compiled programs are kept for the session in a temporary directory that the
 processes under test are pointed at too: they compile the same few programs.
@@ -9,6 +11,11 @@ import os
 import signal
 import tempfile
 
+for _name in list(os.environ):
+  if _name.lower() in ('http_proxy', 'https_proxy', 'all_proxy', 'inputrc') or (
+    _name.startswith(('RGPT_API', 'OPENAI_', 'JAX_COORDINATOR', 'JAX_PROCESS_'))
+  ):
+    del os.environ[_name]
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 _COMPILED = tempfile.TemporaryDirectory(prefix='rgpt-test-compiled-')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
@@ -19,11 +26,18 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
   # under test.
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from gpt import sharding  # noqa: E402
 
+# The same examples every time, however long one takes on a busy machine.
+hypothesis.settings.register_profile(
+  'rgpt', deadline=None, derandomize=True,
+  suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile('rgpt')
 pytest.register_assert_rewrite('engine_tools', 'train_process')
 jax.config.update('jax_num_cpu_devices', 4)
 sharding.enable_compilation_cache()  # Or off, where it is not safe.

@@ -85,7 +85,7 @@ class Harness:
 
   def close(self):
     self.engine.stop()
-    assert self.engine.join(30)
+    assert self.engine.join(120)
 
 
 class Reference:

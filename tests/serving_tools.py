@@ -1,6 +1,7 @@
 """A real server process for the tests, and tiny models for it."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -18,7 +19,8 @@ from gpt.tokenizer import build_tokenizer
 
 CHAT_TOKENS = ('<|user|>', '<|assistant|>', '<|end_turn|>')
 LETTERS = string.ascii_letters + string.digits + ' .,:;!?\n'
-READY_SECONDS = 120
+READY_SECONDS = 250
+PATIENCE = 120  # Seconds until something is held to be broken, not slow.
 KEY, OTHER_KEY = 'first-key', 'second key'
 
 
@@ -41,6 +43,8 @@ def make_random(workdir, tokenizer, seed=0, spread=0.15, **model):
 class ServerProcess:
   """`python -m launch.serve` on a free port; warnings are errors.
 
+  As a context it is ended on leaving, whatever happens.
+
   Args:
     workdir: to serve. flags: more arguments.
     env: more environment. program: instead of `-m launch.serve`.
@@ -58,6 +62,14 @@ class ServerProcess:
       env={**os.environ, **(env or {})},
     )
     threading.Thread(target=self._read, daemon=True).start()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    if self.process.poll() is None:
+      self.process.kill()
+    self.process.wait()
 
   def _read(self):
     with self.process.stdout as lines:
@@ -90,8 +102,10 @@ class ServerProcess:
     return self
 
   def client(self, **kwargs):
-    kwargs.setdefault('timeout', 60)
-    return httpx.Client(base_url=self.url, trust_env=False, **kwargs)
+    kwargs.setdefault('timeout', PATIENCE)
+    return httpx.Client(
+      base_url=self.url, trust_env=False, verify=False, **kwargs
+    )
 
   def metrics(self, **kwargs) -> dict:
     """All samples of /metrics: 'name{labels}' -> value."""
@@ -113,9 +127,12 @@ class ServerProcess:
   def signal(self, number=signal.SIGTERM):
     self.process.send_signal(number)
 
-  def wait(self, seconds=30) -> int:
-    """The exit code."""
-    return self.process.wait(seconds)
+  def wait(self, seconds=PATIENCE) -> int:
+    """The exit code, once all is logged."""
+    code = self.process.wait(seconds)
+    with self._line:
+      assert self._line.wait_for(lambda: self.log[-1:] == [None], seconds)
+    return code
 
   def stop(self) -> int:
     if self.process.poll() is None:
@@ -137,17 +154,28 @@ def parse_metrics(text: str) -> dict:
 @contextlib.contextmanager
 def serving(workdir, *flags, **kwargs):
   """A ServerProcess that is ready, and has ended in order afterwards."""
-  server = ServerProcess(workdir, *flags, **kwargs)
-  try:
+  with ServerProcess(workdir, *flags, **kwargs) as server:
     server.wait_ready()
     yield server
     server.code = server.stop()
-    assert server.code == 0, '\n'.join(map(str, server.log))
     text = '\n'.join(map(str, server.log))
-    assert 'Traceback' not in text, text
-  finally:
-    if server.process.poll() is None:
-      server.process.kill()
+    assert server.code == 0 and 'Traceback' not in text, text
+
+
+def post_bytes(path: str, body: dict) -> bytes:
+  """A whole request with KEY."""
+  data = json.dumps(body).encode()
+  head = (
+    f'POST {path} HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {KEY}\r\n'
+    f'Content-Length: {len(data)}\r\n\r\n'
+  )
+  return head.encode() + data
+
+
+def is_idle(http) -> bool:
+  """Whether no slot is busy and no request waits."""
+  text = http.get('/metrics').text
+  return 'rgpt_slots_busy 0.0' in text and 'waiting 0.0' in text
 
 
 def keyed_serving(path, *flags):
@@ -160,13 +188,20 @@ def keyed_serving(path, *flags):
   )
 
 
-def wait_until(condition, seconds=30):
+def wait_until(condition, seconds=PATIENCE):
   """Asks again and again; for what another process will do soon."""
   import time
 
   deadline = time.monotonic() + seconds
   while not condition():
     assert time.monotonic() < deadline, 'it did not happen'
+
+
+def receive(sock, size=1 << 16) -> bytes:
+  """What has arrived; an end of the connection is a failure."""
+  data = sock.recv(size)
+  assert data, 'the connection has ended'
+  return data
 
 
 def sse(response):

@@ -127,7 +127,9 @@ def test_ctrl_c_stops_and_keeps_what_was_printed(trained_workdir):
   )
   out = b''
   while len(out) < 300:
-    out += os.read(process.stdout.fileno(), 65536)
+    piece = os.read(process.stdout.fileno(), 65536)
+    assert piece, process.communicate()
+    out += piece
   process.send_signal(signal.SIGINT)
   rest, err = process.communicate()
   assert process.returncode == 130

@@ -156,9 +156,9 @@ def test_keys_on_the_command_line_and_open_addresses_are_warned_of(tmp_path):
   for flags, words in (
     (['--api_key=abc'], 'visible'), (['--host=0.0.0.0'], 'other machines')
   ):
-    server = ServerProcess(tmp_path / 'none', *flags)
-    server.wait_for(words)
-    assert server.wait() == 2
+    with ServerProcess(tmp_path / 'none', *flags) as server:
+      server.wait_for(words)
+      assert server.wait() == 2
 
 
 def test_a_key_file_without_keys_is_a_mistake(tmp_path):

@@ -194,9 +194,12 @@ def small(body):
   return body
 
 
+UNHURRIED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
 @pytest.mark.parametrize('path', GOOD)
 @settings(max_examples=60, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
+          suppress_health_check=UNHURRIED)
 @given(data=st.data())
 def test_whatever_comes_the_answer_is_one_of_ours(http, path, data):
   body = small(data.draw(bodies(path)))
@@ -211,7 +214,7 @@ def test_whatever_comes_the_answer_is_one_of_ours(http, path, data):
 
 
 @settings(max_examples=60, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
+          suppress_health_check=UNHURRIED)
 @given(content=st.binary(max_size=60), path=st.sampled_from(sorted(GOOD)))
 def test_any_bytes(http, content, path):
   response = http.post(path, content=content)

@@ -1,6 +1,7 @@
 """The engine against the full forward pass, token by token."""
 
 import dataclasses
+import threading
 
 import jax
 import numpy as np
@@ -252,7 +253,7 @@ def test_swapped_weights_serve_new_jobs_and_old_ones_finish(tiny, reference):
   before = compile_count().value
   wanted_old = tiny.run(ids('Hello'), **fields)
   old = tiny.submit(ids('Hello'), **fields)
-  while not old.started:
+  while old.weights is None:
     pass
   tiny.engine.swap(Weights(jax.device_put(new_params), 'second'))
   new = tiny.submit(ids('Hello'), **fields)
@@ -348,15 +349,19 @@ def test_an_engine_beyond_repair_says_so_and_lets_everybody_go(monkeypatch):
   harness = Harness(TINY, lanes=1, shapes=[(4, 4, 32)])
   harness.run(ids('a'), max_tokens=1)
 
+  submitted = threading.Event()
+
   def fail(*_):
+    submitted.wait()
     raise RuntimeError('boom')
 
   monkeypatch.setattr(harness.engine.programs, 'block', fail)
   waiting = [harness.submit(ids('Hello'), n=5) for _ in range(12)]
+  submitted.set()
   for job in waiting:
     events = harness.wait(job)
     assert any(isinstance(e, jobs.Failed) for e in events)
-  assert harness.engine.join(30)
+  assert harness.engine.join(120)
   assert harness.engine.state == 'failed'
   assert 'boom' in str(harness.died[0])
 

@@ -35,7 +35,7 @@ from gpt import checkpoint
 def killed(reference, tmp_path_factory):
   """A run killed while it writes its checkpoint of step 9."""
   workdir = tmp_path_factory.mktemp('killed') / 'run'
-  point = kill_at('os.rename', 'latest/9.orbax-checkpoint-tmp')
+  point = kill_at('os.mkdir', 'latest/9.orbax-checkpoint-tmp/')
   train(workdir, *ARGS, signal_at=point, code=-signal.SIGKILL)
   assert (workdir / 'checkpoints/latest/9.orbax-checkpoint-tmp').exists()
   return workdir
@@ -85,7 +85,7 @@ def test_run_killed_within_a_save_goes_on_from_the_save_before(
   before = latest(halfway)[1]['elapsed_s']
   # That may be a best one of step 8: newer than the latest of step 6.
   _, step = newest_of(halfway)[0].split('/')
-  assert step in '68'
+  assert step in ('6', '8', '10')
   out, _ = train(halfway, *ARGS)
   assert f'resuming from step {step}' in out
   assert_same_run(halfway, reference[0])
@@ -218,7 +218,7 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_good_checkpoint(halfway):
   newest = halfway / 'checkpoints' / newest_of(halfway)[0]
   before = snapshot(newest)
   text = refused(halfway, {'lr': 1e30, 'opt.clip': 'none'})
-  assert re.search(r'not a finite number at step (8|9|10|11) \(lr', text)
+  assert re.search(r'not a finite number at step (8|9|10|11|12) \(lr', text)
   assert re.search(r'lr [\d.]+e\+\d\d', text)
   assert '--config.opt.clip=global_norm' in text
   assert f'last good checkpoint is in {halfway}/checkpoints' in text
