@@ -77,7 +77,7 @@ class Terminal:
     """
     while not re.search(pattern, self.text[self._seen :]):
       self.type('\x03')
-      while select.select([self._fd], [], [], 1)[0]:
+      while select.select([self._fd], [], [], 10)[0]:
         self._read()
     self.wait_for(pattern)
 
@@ -120,9 +120,9 @@ def test_a_terminal_streams_edits_and_remembers(chatter, home):
 
 def test_ctrl_c_stops_the_reply_and_not_the_program(tmp_path):
   run = make_chatter(
-    tmp_path / 'run', end=-100.0, n_layer=8, n_embd=64, block_size=2048
+    tmp_path / 'run', end=-100.0, n_layer=8, n_embd=64, block_size=8192
   )
-  screen = Terminal(f'--workdir={run}', '--max_tokens=1900')
+  screen = Terminal(f'--workdir={run}', '--max_tokens=8000')
   screen.wait_for('> ')
   screen.type('hello\n')
   screen.wait_for(r'hello\n.{8}')
