@@ -94,7 +94,8 @@ def test_run_killed_within_a_save_goes_on_from_the_save_before(
 
 def test_interrupted_additional_steps_go_on_to_the_same_target(tmp_path):
   run_here(tmp_path, {'total_steps': 2})
-  process = Training(tmp_path, *ARGS, '--additional_steps=5000')
+  args = [x for x in ARGS if not x.startswith('--config.total_steps')]
+  process = Training(tmp_path, *args, '--additional_steps=5000')
   process.wait_for('steps 2 -> 5002')
   process.send(signal.SIGINT)
   code, out, _ = process.finish()
