@@ -227,21 +227,32 @@ class Checkpoints:
       if jax.process_index() == 0:
         _move(self.directory, which, step, DAMAGED)
 
-  def replace_best(self, meta: dict) -> None:
-    """Moves the best checkpoints aside whose `validation` is not that of meta.
+  def replace_best(self, state, meta: dict, validation: str) -> bool:
+    """Moves the best checkpoints aside whose meta has another `validation`.
 
     To checkpoints/replaced: their losses do not compare with those to come.
+
+    Args:
+      state, meta: as restored; kept as the latest before, lest the run have no
+        checkpoint until its next best is on disk.
+
+    Returns:
+      False if that could not be written. Then nothing was moved.
     """
-    self.wait()
+    if not self.has(LATEST, int(state.step)):
+      self.save(LATEST, state, meta)
+    if not self.wait():
+      return False
     for step in sorted(self._saved[BEST]):
       try:
         of = read_meta(self.directory / BEST / str(step)).get('validation')
       except (OSError, ValueError):
         of = None
-      if of != meta['validation']:
+      if of != validation:
         del self._saved[BEST][step]
         if jax.process_index() == 0:
           _move(self.directory, BEST, step, REPLACED)
+    return True
 
   def restore_latest(self, target: TrainState, log=print):
     """(state, meta) of the newest whole checkpoint, or None if there is none.

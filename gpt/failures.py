@@ -54,7 +54,7 @@ def explained(config, workdir):
       ) from e
     if e.errno in FORBIDDEN:
       raise UserError(
-        f'cannot write to {e.filename or workdir}: {e.strerror}. Change its '
+        f'no access to {e.filename or workdir}: {e.strerror}. Change its '
         'permissions or name another --workdir'
       ) from e
     raise

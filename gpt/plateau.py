@@ -61,10 +61,11 @@ def judge_again(plateau: Plateau, val_loss: float, step: int) -> Plateau:
   """The state where other data validates from now on.
 
   Args:
-    val_loss: of the weights of `step` on that data.
+    val_loss: of the weights of `step` on that data; nan if it has no targets.
   """
+  best = val_loss if math.isfinite(val_loss) else math.inf
   return dataclasses.replace(
-    plateau, best_loss=val_loss, best_step=step, evals_since_best=0
+    plateau, best_loss=best, best_step=step, evals_since_best=0
   )
 
 

@@ -133,9 +133,13 @@ def check_resumable(workdir, config) -> dict:
 
 
 def _is_unused(workdir: pathlib.Path) -> bool:
-  """No step was trained: a start was cut short before its config.json."""
+  """No step was trained: a start was cut short before its config.json.
+
+  An import, whose weights may be at step 0 too, has no data.json.
+  """
   steps = [path.name for path in workdir.glob('checkpoints/*/*')]
-  return all(name.split('.')[0] == '0' for name in steps)
+  begun = (workdir / 'data.json').exists() or not steps
+  return begun and all(name.split('.')[0] == '0' for name in steps)
 
 
 @contextlib.contextmanager

@@ -91,15 +91,14 @@ def check_nothing_lost(workdir, log) -> None:
   """Refuses to begin again where a run has trained and lost its checkpoints.
 
   Raises:
-    UserError: the run has got further than to its second checkpoint.
+    UserError: the run has trained, and the folder of its checkpoints, which
+      is made before the first step, is gone or was emptied after its end.
   """
-  saved = run.read_config(workdir)
-  if saved is None:
+  if run.read_config(workdir) is None:
     return
   done = metrics.last_step(workdir)
-  every = [saved[group]['every'] for group in ('checkpoint', 'eval')]
-  kept = min(filter(None, every))
-  if done > 2 * kept or (pathlib.Path(workdir) / 'checkpoint.bin').exists():
+  gone = not (workdir / 'checkpoints' / checkpoint.LATEST).is_dir()
+  if done and gone or (workdir / 'checkpoint.bin').exists():
     raise UserError(
       f'{workdir} holds a run of {done} steps without its checkpoints: put '
       f'{workdir}/checkpoints back. To start afresh choose another --workdir '

@@ -197,8 +197,9 @@ def train_and_evaluate(
           f'{quick["nats_per_token"]:.4f} on it (the best so far, '
           f'{track.best_loss:.4f}, is kept in checkpoints/replaced)'
         )
+        if not checkpoints.replace_best(state, meta, validation):
+          raise failures.not_saved(checkpoints.last_error, workdir)
         track = plateau.judge_again(track, quick['nats_per_token'], first)
-        checkpoints.replace_best(describe())
         save(BEST, state)
       if first == last and not checkpoints.has(LATEST, last):
         save(LATEST, state)  # Killed after the best, before the latest.

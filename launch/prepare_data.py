@@ -45,6 +45,7 @@ def main(_):
     )
     run.make(workdir)
     if saved is None:
+      run.check_resumable(workdir, config)  # Not of a run without its config.
       data.drop_leftovers(config.data, workdir)
     tokenizer, corpus = data.prepare(config.data, workdir)
     data.create_dataset(config, corpus, tokenizer)

@@ -243,7 +243,8 @@ class Generation:
       self._watch = asyncio.create_task(self._watch_disconnect())
       await self.in_thread(self._fill)
       service.check_size(job, self._stream)
-      service.engine.check_open()  # Or it would wait for an engine that ended.
+      if service.engine.state == engines.FAILED:  # It would wait for ever.
+        raise errors.unavailable(engines.FAILED)
       self._submitted = True
       service.engine.submit(job)
     except BaseException:

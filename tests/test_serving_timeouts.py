@@ -15,7 +15,7 @@ from serving_tools import (
 )
 
 HASTY = (
-  '--slots=1', '--body_timeout=1', '--queue_timeout=2',
+  '--slots=1', '--body_timeout=1', '--queue_timeout=1',
   '--request_timeout=5',
 )
 FOREVER = {
@@ -75,7 +75,7 @@ def test_a_head_that_never_comes_ends_the_connection(server, sent):
 
 
 def test_waiting_too_long_for_a_slot_is_a_503(http, server):
-  """After two seconds: a connection may wait longer than a body may."""
+  """After a second: a connection may wait longer than a body may."""
   body = {**FOREVER, 'stream': False}
   with socket.create_connection(('127.0.0.1', server.port), 120) as sock:
     sock.sendall(post_bytes('/v1/completions', body))

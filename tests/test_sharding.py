@@ -201,6 +201,7 @@ def test_two_processes_train_what_one_does(tmp_path):
     names = {path.name for path in one.iterdir()}
     assert {path.name for path in two.iterdir()} == names
 
+  args = [x for x in args if not x.startswith('--config.total_steps')]
   out = Pair(two, *args, '--additional_steps=2').finish()
   assert 'resuming from step 4' in out
   assert latest(two)[1]['step'] == 6

@@ -38,14 +38,16 @@ def damage(path) -> None:
 # --- what is lost
 
 
-@pytest.mark.parametrize('also', [(), ('checkpoint.bin', 'metrics.jsonl')])
-def test_a_run_without_its_checkpoints_does_not_begin_again(copy, also):
+@pytest.mark.parametrize('also, steps', [
+  ('checkpoint.bin', 12), ('metrics.jsonl', 0)
+])
+def test_a_run_without_its_checkpoints_does_not_begin_again(copy, also, steps):
   """Its records and RGPT files would be written over."""
   shutil.rmtree(copy / 'checkpoints')
-  (copy / (also[0] if also else 'checkpoint_best.bin')).unlink()
+  (copy / also).unlink()
   before = snapshot(copy)
   text = refused(copy, {'total_steps': 20})
-  assert 'a run of 12 steps without its checkpoints' in text
+  assert f'a run of {steps} steps without its checkpoints' in text
   assert f'put {copy}/checkpoints back' in text
   before.setdefault('.lock', b'')
   assert snapshot(copy) == before
@@ -54,6 +56,17 @@ def test_a_run_without_its_checkpoints_does_not_begin_again(copy, also):
 def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
   run_here(tmp_path, crash_at='step 0 | val')
   result, lines = run_here(tmp_path, {'total_steps': 1})
+  assert 'the run has no checkpoint yet: it begins again' in lines
+  assert result.step == 1
+
+
+def test_a_run_that_could_save_nothing_begins_again(copy):
+  """Its folder of checkpoints is there, and empty: nothing was lost."""
+  for path in copy.glob('checkpoint*.bin'):
+    path.unlink()
+  for path in copy.glob('checkpoints/*/*'):
+    shutil.rmtree(path)
+  result, lines = run_here(copy, {'total_steps': 1})
   assert 'the run has no checkpoint yet: it begins again' in lines
   assert result.step == 1
 
@@ -168,6 +181,27 @@ def test_another_validation_split_makes_another_best(copy):
   assert not any('other data' in line for line in lines)
 
 
+def test_the_best_is_replaced_once_there_is_another_checkpoint(
+  copy, monkeypatch
+):
+  """Killed then, the run is judged again; it has lost nothing."""
+  shutil.rmtree(copy / 'checkpoints/latest')
+  step = int(checkpoint.find(copy, BEST).name)
+
+  def crash(*_):
+    raise Crash
+
+  changes = {'data.val_fraction': 0.3}
+  with monkeypatch.context() as patch, pytest.raises(Crash):
+    patch.setattr(checkpoint, '_move', crash)
+    run_here(copy, changes, additional_steps=1)
+  assert int(checkpoint.find(copy, LATEST).name) == step
+  shutil.rmtree(copy / 'checkpoints/best')
+  _, lines = run_here(copy, changes, additional_steps=1)
+  assert f'resuming from step {step}' in lines
+  assert any(x.startswith('other data validates from now on') for x in lines)
+
+
 def test_what_a_run_is_about_changes_when_it_trains(copy, tmp_path):
   before = (copy / 'data.json').read_bytes()
   text = tmp_path / 'other.txt'
@@ -233,7 +267,7 @@ def test_a_place_that_may_not_be_written_to_is_named(tmp_path, monkeypatch):
 
   monkeypatch.setattr(run, 'lock', forbidden)
   text = refused(tmp_path)
-  assert f'cannot write to {tmp_path}/.lock: Permission denied' in text
+  assert f'no access to {tmp_path}/.lock: Permission denied' in text
   assert 'name another --workdir' in text
 
 
