@@ -66,7 +66,6 @@ def write_sample(config, model, params, tokenizer, workdir, step) -> str:
   start = prompt.read_prompt(
     tokenizer, format, given, block_size, config.sample.max_tokens
   )
-  ends = format != 'text' and len(start.ids) <= block_size
   text = ''.join(
     prompt.complete(
       model, jax.device_get(params), tokenizer, start,
@@ -75,7 +74,7 @@ def write_sample(config, model, params, tokenizer, workdir, step) -> str:
         top_p=config.sample.top_p, top_k=config.sample.top_k,
       ),
       config.sample.max_tokens,
-      'stop' if ends else 'slide',
+      prompt.window_of(start, format, block_size),
     )
   )
   if format == 'chat' and given:
@@ -118,5 +117,5 @@ def write_rgpt_files(cfg, state, best_loss: float, workdir, log) -> None:
       names.append('checkpoint_best.bin')
       best_state, meta = best
       rgpt_run.write_state(workdir / names[1], best_state, meta['best_loss'])
-  note = '' if state.ema is None else f' ({rgpt_run.EMA_NOTE})'
-  log(f'wrote {" and ".join(names)} in {workdir}{note}')
+  notes = '; '.join(rgpt_run.notes_on(state))
+  log(f'wrote {" and ".join(names)} in {workdir}{notes and f" ({notes})"}')

@@ -57,6 +57,11 @@ def open_dataset(loaded, workdir, path: str = '', split: str = '', log=print):
         'warning: the text has changed since this run was trained: it was '
         f'{before.get("description")}, is {corpus.description}'
       )
+    if not (before or path):
+      log(
+        'note: it is not known what this run was trained on; this is '
+        f'{corpus.description}'
+      )
     split = split or ('val' if own or not path else 'all')
     dataset = data.create_dataset(
       config, corpus, loaded.tokenizer,

@@ -20,7 +20,7 @@ from gpt.chat import (
   USER,
   is_chat_tokenizer,
 )
-from gpt.errors import UserError
+from gpt.errors import UserError, explained_writes
 from gpt.interop import (
   Foreign,
   check_vocab_size,
@@ -78,7 +78,7 @@ def write_hf(
   Returns:
     Lines worth telling.
   """
-  directory = make_directory(directory, FILES)
+  directory = make_directory(directory, FILES, CONFIG, {'model_type': 'rgpt'})
   files, notes = {}, []
   try:
     files['tokenizer.json'] = hf_json.equivalent(tokenizer)
@@ -99,12 +99,13 @@ def write_hf(
   files[CONFIG] = _json(model_config(cfg, tokenizer, dtype, run))
   files['generation_config.json'] = _json(generation_config(tokenizer, run))
   files[CARD] = card.replace('{tokenizer_note}', note).encode()
-  for name in TOKENIZER_FILES:
-    (directory / name).unlink(missing_ok=True)
-  shutil.rmtree(directory / OUR_TOKENIZER, ignore_errors=True)
-  tokenizer.save(directory / OUR_TOKENIZER)
-  for name, data in files.items():
-    write_atomic(directory / name, data)
+  with explained_writes(directory):
+    for name in TOKENIZER_FILES:
+      (directory / name).unlink(missing_ok=True)
+    shutil.rmtree(directory / OUR_TOKENIZER, ignore_errors=True)
+    tokenizer.save(directory / OUR_TOKENIZER)
+    for name, data in files.items():
+      write_atomic(directory / name, data)
   tensors = {their_name(k): x for k, x in to_tensors(params).items()}
   safetensors_file.write(
     directory / WEIGHTS, tensors, dtype, {'format': 'pt'}

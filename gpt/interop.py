@@ -21,7 +21,7 @@ import numpy as np
 
 from gpt import hf_json, safetensors_file
 from gpt.chat import CHAT_TOKENS, is_chat_tokenizer
-from gpt.errors import UserError
+from gpt.errors import UserError, explained_writes
 from gpt.model import GPT, GPTConfig, abstract_params
 from gpt.tokenizer import Tokenizer
 from gpt.tokenizer_base import EOS, write_atomic
@@ -213,9 +213,14 @@ def write_microgpt(
   meta |= {name: getattr(cfg, name) for name in META_SHAPE}
   if is_chat_tokenizer(tokenizer):
     meta['special_tokens'] = [name[2:-2] for name in CHAT_TOKENS]
-  directory = make_directory(directory, (WEIGHTS, META, TOKENIZER))
-  write_atomic(directory / TOKENIZER, data)
-  write_atomic(directory / META, (json.dumps(meta, indent=2) + '\n').encode())
+  directory = make_directory(
+    directory, (WEIGHTS, META, TOKENIZER), META, dict.fromkeys(META_SHAPE)
+  )
+  with explained_writes(directory):
+    write_atomic(directory / TOKENIZER, data)
+    write_atomic(
+      directory / META, (json.dumps(meta, indent=2) + '\n').encode()
+    )
   safetensors_file.write(directory / WEIGHTS, to_tensors(params), dtype)
   if tokenizer.eos_id == tokenizer.bos_id:
     return []
@@ -264,18 +269,29 @@ def write_safetensors(path, cfg, params, dtype: str, extra: dict) -> int:
   return safetensors_file.write(path, to_tensors(params), dtype, metadata)
 
 
-def make_directory(directory, names) -> pathlib.Path:
+def make_directory(directory, names, mark: str, keys: dict) -> pathlib.Path:
   """A directory to write `names` into: new, empty, or an earlier export.
+
+  Args:
+    mark: the JSON file by which an export is known.
+    keys: what that holds; None stands for any value.
 
   Raises:
     UserError: it holds anything else, or cannot be made.
   """
   directory = pathlib.Path(directory)
-  try:
+  with explained_writes(directory):
     directory.mkdir(parents=True, exist_ok=True)
-    strange = sorted({p.name for p in directory.iterdir()} - set(names))
-  except OSError as e:
-    raise UserError(f'cannot write to {directory}: {e.strerror or e}') from e
+    found = {p.name for p in directory.iterdir()}
+  strange = sorted(found - set(names))
+  if found and not strange:
+    try:
+      given = read_json(directory / mark)
+    except UserError:
+      given = {}
+    if any(given.get(k) is None or v not in (None, given[k])
+           for k, v in keys.items()):
+      strange = sorted(found)
   if strange:
     raise UserError(
       f'{directory} holds {strange[0]}, which is not of an export: nothing in '

@@ -8,10 +8,17 @@ import pathlib
 import jax
 import numpy as np
 
-from gpt import hf_directory, interop, model_card, optimizer, run
+from gpt import (
+  data_record,
+  hf_directory,
+  interop,
+  model_card,
+  optimizer,
+  run,
+)
 from gpt.chat import is_chat_tokenizer
 from gpt.checkpoint import BEST, LATEST, Checkpoints
-from gpt.errors import UserError
+from gpt.errors import UserError, explained_writes
 from gpt.info import finite
 from gpt.load import load_model
 from gpt.model import GPTConfig
@@ -135,6 +142,8 @@ def import_directory(
   config.update_from_flattened_dict(overrides or {})
   cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
   for name, value in foreign.shape.items():
+    if f'model.{name}' in (overrides or {}) and name in run.FREE_MODEL_KEYS:
+      continue
     if getattr(cfg, name) != value:  # Else 'auto' may stay what it is.
       config.model[name] = value
   config.data.tokenizer = tokenizer.kind
@@ -153,11 +162,15 @@ def import_directory(
     'elapsed_s': 0.0,
   }
   run.make(workdir)
-  with run.lock(workdir):
+  with explained_writes(workdir), run.lock(workdir):
     tokenizer.requested_vocab_size = 0  # It was not this run that asked.
     tokenizer.save(workdir / 'tokenizer')
     save(workdir, state, meta, config, best is not None)
-    run.save_config(workdir, config)  # Last: now it is a run.
+    run.save_config(workdir, config)  # Now it is a run.
+    data = record.get('data') or {}
+    if isinstance(data, dict) and data.get('text_sha256'):
+      keys = ('kind', 'description', 'text_sha256')
+      data_record.write(workdir, *(str(data.get(k, '')) for k in keys))
   return {
     'format': format, 'step': step, 'tokenizer': tokenizer.kind, 'chat': chat,
     'parameters': sum(x.size for x in jax.tree.leaves(foreign.params)),

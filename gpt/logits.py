@@ -33,7 +33,9 @@ def write_logits(loaded, ids_BL, path) -> tuple[int, int, int]:
   Raises:
     UserError: ids of another shape, type or range; a path not writable.
   """
-  cfg = dataclasses.replace(loaded.cfg, dtype='float32')
+  cfg = dataclasses.replace(
+    loaded.cfg, dtype='float32', attention='plain'
+  )
   ids_BL = check_ids(ids_BL, cfg)
   batch, length = ids_BL.shape
   rows = min(batch, max(1, TOKENS_AT_ONCE // length))

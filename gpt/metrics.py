@@ -110,6 +110,13 @@ def read(path) -> list[dict]:
   return lines
 
 
+def end_of(lines: list[dict]) -> dict:
+  """The line of a run's end; {} while it has none, or has gone on since."""
+  last = max((line['step'] for line in lines), default=0)
+  ends = [x for x in lines if 'outcome' in x and x['step'] == last]
+  return ends[-1] if ends else {}
+
+
 def last_step(workdir) -> int:
   """The last step that a run has written down; 0 if there is none."""
   path = pathlib.Path(workdir) / FILE

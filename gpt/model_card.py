@@ -98,7 +98,7 @@ def numbers_of(loaded, workdir) -> dict:
   tokens = loaded.step * config['batch_size'] * loaded.cfg.block_size
   rows = {
     'step': f'{loaded.step:,} of {config["total_steps"]:,}',
-    'tokens seen': metrics.count(tokens) if tokens else '0',
+    'tokens seen': f'{metrics.count(tokens)} at most' if tokens else '0',
     'batch': f'{config["batch_size"]} sequences',
     'optimizer': f'{opt["name"]}, lr {config["lr"]:g}, {opt["schedule"]}',
     'dropout': f'{config["model"]["dropout"]:g}',
@@ -116,16 +116,15 @@ def numbers_of(loaded, workdir) -> dict:
 
 
 def full_pass(workdir, which: str) -> str:
-  """The last full pass that training has written to metrics.jsonl, or ''."""
+  """The full pass at the end of the run, by metrics.jsonl, or ''."""
   path = pathlib.Path(workdir) / 'metrics.jsonl'
-  lines = metrics.read(path) if path.exists() else []
-  for line in reversed(lines):
-    nats = line.get(f'full_{which}_nats_per_token')
-    if nats is not None:
-      bits = line.get(f'full_{which}_bits_per_byte')
-      more = f', {bits:.4f} bits/byte' if bits is not None else ''
-      return f'{nats:.4f} nats/token{more}'
-  return ''
+  end = metrics.end_of(metrics.read(path) if path.exists() else [])
+  nats = end.get(f'full_{which}_nats_per_token')
+  if nats is None:
+    return ''
+  bits = end.get(f'full_{which}_bits_per_byte')
+  more = f', {bits:.4f} bits/byte' if bits is not None else ''
+  return f'{nats:.4f} nats/token{more}'
 
 
 def sample(loaded) -> tuple[str, str]:
@@ -142,8 +141,10 @@ def sample(loaded) -> tuple[str, str]:
   start = prompt.read_prompt(
     tokenizer, config['data']['format'], text, loaded.cfg.block_size, length
   )
+  format = config['data']['format']
   new = prompt.complete(
-    loaded.model, loaded.params, tokenizer, start, params, length
+    loaded.model, loaded.params, tokenizer, start, params, length,
+    prompt.window_of(start, format, loaded.cfg.block_size),
   )
   shown = f'user: {text}\nassistant: ' if chat else text
   return shown, ''.join(new)

@@ -13,10 +13,12 @@ def count_new(loaded, workdir, texts) -> tuple[int, int]:
   Raises:
     UserError: what the run was trained on is not there, or is another by now.
   """
+  if not loaded.data.get('text_sha256'):
+    raise UserError('it is not known what this run was trained on')
   silent = lambda line: None  # noqa: E731
   with open_dataset(loaded, workdir, log=silent) as (dataset, _):
     corpus = dataset.corpus
-    if corpus.info.text_sha256 != loaded.data.get('text_sha256'):
+    if corpus.info.text_sha256 != loaded.data['text_sha256']:
       raise UserError(
         f'{corpus.description} is not what this run was trained on'
       )

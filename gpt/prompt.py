@@ -92,6 +92,12 @@ class Shown:
     return f'{self._text.flush()}\n{self._names[id]} '
 
 
+def window_of(prompt: Prompt, format: str, block_size: int) -> str:
+  """How a sample goes beyond the window: text slides, documents end there."""
+  ends = format != 'text' and len(prompt.ids) <= block_size
+  return 'stop' if ends else 'slide'
+
+
 def complete(
   model, params, tokenizer, prompt: Prompt, s, max_tokens: int,
   window: str = 'slide',

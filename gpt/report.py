@@ -64,7 +64,7 @@ def esc(value) -> str:
 def header(record: RunRecord, name: str) -> str:
   model, target = record.config['model'], record.config['total_steps']
   done = 'finished' if record.step >= target else 'under way or interrupted'
-  state = record.last('outcome') or done
+  state = record.end.get('outcome') or done
   size = ''
   if record.parameters:
     size = f'{metrics.count(record.parameters)} parameters, '
@@ -93,9 +93,9 @@ def tiles(record: RunRecord) -> str:
       f'nats/token at step {step:,}, estimate; perplexity {_exp(loss):.4g}',
     )
   for which in ('best', 'final'):
-    nats = record.last(f'full_{which}_nats_per_token')
+    nats = record.end.get(f'full_{which}_nats_per_token')
     if nats is not None:
-      bits = record.last(f'full_{which}_bits_per_byte')
+      bits = record.end.get(f'full_{which}_bits_per_byte')
       note = f'nats/token, {bits:.4f} bits/byte' if bits else 'nats/token'
       tile(f'full pass, {which} weights', f'{nats:.4f}', note)
       break
@@ -227,7 +227,7 @@ def eval_table(record: RunRecord) -> str:
     for line in rows
   )
   full = [
-    (key.removeprefix('full_').replace('_', ' '), value)
+    (f'step {line["step"]:,}: {key[len("full_") :].replace("_", " ")}', value)
     for line in record.lines
     for key, value in line.items()
     if key.startswith('full_')

@@ -4,6 +4,7 @@ The workdir that an import leaves is one that training could have left after
 iter + 1 steps: resuming it continues with the same moments and Adam step.
 """
 
+import copy
 import dataclasses
 import math
 import pathlib
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from gpt import checkpoint, optimizer, rgpt, run, train_state
 from gpt.checkpoint import BEST, LATEST, Checkpoints
-from gpt.errors import UserError
+from gpt.errors import UserError, explained_writes
 from gpt.load import first_readable
 from gpt.model import GPT, GPTConfig
 from gpt.plateau import Plateau
@@ -70,7 +71,9 @@ def import_rgpt(path, config, tokenizer, workdir) -> int:
         'Choose a new --workdir'
       )
   run.make(workdir)
-  with run.lock(workdir):
+  with explained_writes(workdir), run.lock(workdir):
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.requested_vocab_size = 0  # It was not this run that asked.
     tokenizer.save(workdir / 'tokenizer')
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     saved = checkpoints.save(LATEST, state, meta)
@@ -91,6 +94,18 @@ EMA_NOTE = (
   'the weights of training, not their average (opt.ema_decay), which the '
   'format has no place for'
 )
+MOMENTS_NOTE = (
+  "without the optimizer's state (opt.name), of which the format has only "
+  "Adam's: training goes on from it as at a first step"
+)
+
+
+def notes_on(state) -> list[str]:
+  """What an RGPT file of a TrainState does not hold."""
+  notes = [] if state.ema is None else [EMA_NOTE]
+  if optimizer.adam_state(state.opt_state) is None:
+    notes.append(MOMENTS_NOTE)
+  return notes
 
 
 def export_rgpt(workdir, which: str, output) -> tuple[str, int, list[str]]:
@@ -126,8 +141,7 @@ def export_rgpt(workdir, which: str, output) -> tuple[str, int, list[str]]:
   if BEST_LOSS_BITS in meta:
     best_loss = np.array(meta[BEST_LOSS_BITS], np.uint32).view(np.float32)[()]
   write_state(output, state, best_loss)
-  notes = [EMA_NOTE] if config.opt.ema_decay else []
-  return path.parent.name, int(state.step), notes
+  return path.parent.name, int(state.step), notes_on(state)
 
 
 def write_state(path, state, best_loss) -> None:

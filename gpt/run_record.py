@@ -45,6 +45,11 @@ class RunRecord:
     return values[-1] if values else None
 
   @property
+  def end(self) -> dict:
+    """The line of metrics.jsonl that ends the run; {} where it goes on."""
+    return metrics.end_of(self.lines)
+
+  @property
   def step(self) -> int:
     return max((line['step'] for line in self.lines), default=0)
 

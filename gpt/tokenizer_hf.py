@@ -82,7 +82,8 @@ class HfTokenizer(BaseTokenizer):
     tokenizers = _library()
     try:
       self._tokenizer = tokenizers.Tokenizer.from_str(data.decode('utf-8'))
-      spec = json.loads(data)
+      # As the library writes it: with all that older files leave out.
+      spec = json.loads(self._tokenizer.to_str())
     except Exception as e:  # The library raises bare Exception.
       raise UserError(f'not a Hugging Face tokenizer.json: {e}') from e
     self._tokenizer.encode_special_tokens = True  # As text: never as control.

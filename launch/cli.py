@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 import configs
 from gpt.errors import UserError
+from gpt.run import FREE_MODEL_KEYS, flatten, plain
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # --help lists them under the launcher.
@@ -79,6 +80,27 @@ def config_of_run(saved: dict | None, name: str = 'config') -> ConfigDict:
     ) from e
   config.update_from_flattened_dict(FLAGS[name].override_values)
   return config.lock()
+
+
+def chosen_keys(defaults: str, name: str = 'config') -> dict:
+  """{'lr': 1e-4, ...}: what --config=FILE and overrides set.
+
+  Args:
+    defaults: path of a config; keys of FILE that have its values are not set,
+      nor are those of its model's shape.
+  """
+  given, usual = (
+    flatten(plain(config))
+    for config in (FLAGS[name].value, load_config(defaults))
+  )
+  shape = {
+    k for k in given
+    if k.startswith('model.') and k[len('model.') :] not in FREE_MODEL_KEYS
+  }
+  changed = {
+    k: v for k, v in given.items() if usual.get(k) != v and k not in shape
+  }
+  return changed | dict(FLAGS[name].override_values)
 
 
 def is_given(key: str, name: str = 'config') -> bool:

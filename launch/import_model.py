@@ -8,8 +8,9 @@
 
 Read are microgpt directories (weights.safetensors, meta.json, tokenizer.json;
 extra: hf) and directories that `launch.export --format=hf` wrote. The optimizer
-starts afresh; how the run is to go on training is its config. RandyGPT files:
-launch.import_rgpt.
+starts afresh; how the run is to go on training is its config, in which what
+--config=FILE sets wins over what the model was trained with (its shape does not
+change). RandyGPT files: launch.import_rgpt.
 """
 
 from absl import flags
@@ -34,7 +35,7 @@ def main(_):
 
   done = import_directory(
     INPUT.value, FORMAT.value, CONFIG.value.copy_and_resolve_references(),
-    WORKDIR.value, flags.FLAGS['config'].override_values,
+    WORKDIR.value, cli.chosen_keys('configs/default.py'),
   )
   cfg, workdir = done['cfg'], WORKDIR.value
   print(

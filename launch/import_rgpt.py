@@ -41,8 +41,10 @@ def main(_):
   config = cli.load_config(path)
   from gpt.rgpt_run import import_rgpt  # JAX, after the flags are right.
 
-  tokenizer = find_tokenizer(INPUT.value)
+  tokenizer, text = find_tokenizer(INPUT.value)
   config.data.tokenizer = tokenizer.kind
+  if text:  # It goes on with the text it was trained on.
+    config.data.path = text
   try:
     step = import_rgpt(INPUT.value, config, tokenizer, WORKDIR.value)
   except rgpt.RgptSizeError as e:
@@ -92,15 +94,18 @@ def guess(file: str) -> str:
 
 
 def find_tokenizer(file: str):
-  """The model's tokenizer, from the flags or from beside the file."""
+  """The model's tokenizer and its text, from the flags or beside the file.
+
+  The text is '' where it is not known.
+  """
   from gpt.tokenizer import load_tokenizer
 
   if VOCAB.value and CHARS.value:
     raise UserError('give --vocab or --chars, not both')
   if VOCAB.value:
-    return load_tokenizer(VOCAB.value)
+    return load_tokenizer(VOCAB.value), ''
   if CHARS.value:
-    return characters_of(CHARS.value)
+    return characters_of(CHARS.value), CHARS.value
   wanted = rgpt.read_vocab_size(file)
   beside = pathlib.Path(file).parent
   readers = {'vocab.json': load_tokenizer, 'train.txt': characters_of}
@@ -109,7 +114,8 @@ def find_tokenizer(file: str):
       tokenizer = read(beside / name)
       if tokenizer.vocab_size == wanted:
         print(f'the vocabulary is that of {beside / name}')
-        return tokenizer
+        text = beside / 'train.txt'
+        return tokenizer, str(text) if text.is_file() else ''
   raise UserError(
     f'{file} does not hold its vocabulary of {wanted} tokens: give '
     '--chars=FILE (the text it was trained on) or --vocab=vocab.json'

@@ -14,7 +14,8 @@ import pytest
 from gpt import checkpoint, optimizer, rgpt, rgpt_run
 from gpt.errors import UserError
 from gpt.model import GPT, GPTConfig
-from gpt.tokenizer import load_tokenizer
+from gpt.sample_text import sample_text
+from gpt.tokenizer import build_tokenizer, load_tokenizer
 from gpt.tokenizer_char import CharTokenizer
 from gpt.train import train_and_evaluate
 from launch import cli
@@ -30,10 +31,15 @@ def config(**changes):
   return config
 
 
-def write_file(path, *, best=1.25, iter=9, adam_step=10, seed=0, special=False):
+def write_file(
+  path, *, best=1.25, iter=9, adam_step=10, seed=0, special=False,
+  vocab_size=V,
+):
   """An RGPT0003 file of the smoke model with random content."""
   model = config().model
-  n = rgpt.count_weights(V, model.n_embd, model.n_layer, model.block_size)
+  n = rgpt.count_weights(
+    vocab_size, model.n_embd, model.n_layer, model.block_size
+  )
   rng = np.random.default_rng(seed)
   if special:
     body = rng.integers(0, 2**32, 3 * n, dtype=np.uint32).astype('<u4')
@@ -41,7 +47,9 @@ def write_file(path, *, best=1.25, iter=9, adam_step=10, seed=0, special=False):
     body = rng.normal(0, 0.02, 3 * n).astype('<f4')
     body[2 * n :] = np.abs(body[2 * n :])
   best = struct.pack('<f', best) if isinstance(best, float) else best
-  header = struct.pack('<8sIII', b'RGPT0003', V, iter, adam_step)
+  header = struct.pack(
+    '<8sIII', b'RGPT0003', vocab_size, iter, adam_step
+  )
   path.write_bytes(header + best + body.tobytes())
   return path
 
@@ -145,6 +153,22 @@ def test_export_then_import_gives_the_same_logits(imported, tmp_path):
   assert np.std(logits[0]) > 0
 
 
+def test_a_tokenizer_trained_elsewhere_is_the_runs_own(tmp_path):
+  """Its run did not ask for a size, and may go on with any."""
+  tokenizer = build_tokenizer('sentencepiece', [sample_text()[:20_000]], 360)
+  assert tokenizer.requested_vocab_size == 360
+  file, workdir = tmp_path / 'in.bin', tmp_path / 'run'
+  write_file(file, vocab_size=tokenizer.vocab_size)
+  changes = {'data.tokenizer': 'sentencepiece', 'data.path': 'sample'}
+  rgpt_run.import_rgpt(file, config(**changes), tokenizer, workdir)
+  changes |= {'total_steps': 11, 'eval.windows': 2, 'sample.max_tokens': 1}
+  changes['parallel.num_cpu_devices'] = 4
+  result = train_and_evaluate(
+    config(**changes), workdir, log=lambda *a, **k: None
+  )
+  assert result.step == 11 and tokenizer.requested_vocab_size == 360
+
+
 def test_a_workdir_in_use_is_left_alone(imported, tmp_path):
   before = sorted(p for p in imported.rglob('*'))
   file = write_file(tmp_path / 'other.bin', seed=1)
@@ -233,6 +257,8 @@ def test_preset_and_vocabulary_are_found_out(preset_file):
   assert done.returncode == 0, done.stderr
   assert 'the size of in.bin is that of --preset=xs' in done.stdout
   assert 'the vocabulary is that of train.txt' in done.stdout
+  saved = json.loads((preset_file / 'run/config.json').read_text())
+  assert saved['data']['path'] == 'train.txt'
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Models taken elsewhere and brought back: names, shapes, numbers, ids."""
 
 import pathlib
+import shutil
 
 import interop_tools
 import numpy as np
@@ -9,7 +10,7 @@ from interop_tools import TEXT, config, random_weights
 from ml_collections import ConfigDict
 from workdirs import launch, make_run
 
-from gpt import hf_directory, interop, model_card, run
+from gpt import data_record, hf_directory, interop, model_card, run
 from gpt.chat import CHAT_TOKENS
 from gpt.errors import UserError
 from gpt.hf_json import equivalent, vocabulary
@@ -176,6 +177,15 @@ def test_only_an_earlier_export_is_written_over(
 ):
   for _ in range(2):
     export(chat_run, 'best', 'microgpt', tmp_path / 'out', 'f32')
+  mine = tmp_path / 'mine'
+  mine.mkdir()
+  for name, text in (
+    ('README.md', 'mine'), ('config.json', '{"model_type": "llama"}')
+  ):
+    (mine / name).write_text(text)
+    with pytest.raises(UserError, match='nothing in it will be overwritten'):
+      export(chat_run, 'best', 'hf', mine, 'f32')
+    assert (mine / name).read_text() == text
   (tmp_path / 'README.md').write_text('mine')
   for format in ('microgpt', 'hf'):
     with pytest.raises(UserError, match='nothing in it will be overwritten'):
@@ -185,6 +195,22 @@ def test_only_an_earlier_export_is_written_over(
     export(chat_run, 'best', 'hf', chat_run, 'f32')
   with pytest.raises(UserError, match='already holds config.json'):
     import_directory(tmp_path / 'out', 'auto', config(), chat_run)
+
+
+def test_an_import_knows_its_text_and_takes_what_the_config_sets(
+  no_sample, chat_run, tmp_path
+):
+  record = {'kind': 'files', 'description': 'talks', 'text_sha256': 'abc'}
+  source = shutil.copytree(chat_run, tmp_path / 'source')
+  data_record.write(source, *record.values())
+  export(source, 'best', 'hf', tmp_path / 'hf', 'f32')
+  import_directory(
+    tmp_path / 'hf', 'auto', config(), tmp_path / 'run',
+    {'model.dropout': 0.3, 'lr': 0.5},
+  )
+  assert data_record.read(tmp_path / 'run') == record
+  saved = run.read_config(tmp_path / 'run')
+  assert (saved['model']['dropout'], saved['lr']) == (0.3, 0.5)
 
 
 @pytest.mark.slow

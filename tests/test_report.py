@@ -90,6 +90,16 @@ def test_the_page_is_whole_and_needs_no_network(workdir):
   assert page.tags.count('svg') == 5
 
 
+def test_an_end_that_a_run_has_gone_beyond_counts_no_more(workdir):
+  text = report.report(workdir)
+  assert 'full pass, final weights' in text and '1.2345' in text
+  with (workdir / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 41, "loss": 1.0}\n')
+  text = report.report(workdir)
+  assert 'full pass, final weights' not in text
+  assert 'step 40: final nats per token' in text  # In the table of all.
+
+
 def test_text_from_outside_is_escaped(workdir):
   page = Page(report.report(workdir))
   words = ''.join(page.words)

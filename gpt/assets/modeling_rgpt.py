@@ -102,6 +102,8 @@ class RgptForCausalLM(PreTrainedModel, GenerationMixin):
   main_input_name = 'input_ids'
   _no_split_modules = ['RgptBlock']
   _supports_cache_class = True
+  # The loss is a mean over the batch: Trainer scales it by itself.
+  accepts_loss_kwargs = False
 
   def __init__(self, config):
     super().__init__(config)
