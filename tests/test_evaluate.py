@@ -189,7 +189,10 @@ def test_a_changed_text_is_noticed(tmp_path):
   )
   lines = []
   assert evaluate(tmp_path / 'run', log=lines.append)[1] == 'val'
-  assert not lines
+  assert lines == [
+    f'note: it is not known what this run was trained on; this is {file}'
+  ]
+  lines.clear()
   (tmp_path / 'run' / 'data.json').write_text(
     '{"description": "what it was", "text_sha256": "0"}'
   )
