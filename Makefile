@@ -16,8 +16,8 @@ METAL_NAMES := attention chat chat_data chat_prompt chat_repl chat_runs \
   chat_terminal checkpoint cli data dataset decode document_dataset documents \
   dropout evaluate failures generate_cli import_export info inspect_model \
   interop load losses metal microgpt model muon optimizer plateau products rgpt \
-  safetensors sampling schedules sharding sources text_reader token_cache \
-  tokenizer tokenizer_hf tokenizer_spm train train_resume train_step
+  safetensors sampling schedules sharding sources start text_reader \
+  token_cache tokenizer tokenizer_hf tokenizer_spm train train_resume train_step
 METAL_TESTS ?= $(wildcard $(METAL_NAMES:%=tests/test_%.py))
 
 PYTHON := .venv/bin/python
