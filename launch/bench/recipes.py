@@ -66,6 +66,7 @@ ABLATIONS = {
   'decay over 40 %': {'opt.decay_fraction': 0.4},
   'decay over 90 %': {'opt.decay_fraction': 0.9},
   'dropout 0.05': {'model.dropout': 0.05},
+  'ReLU': {'model.mlp': 'relu'},
   'GELU': {'model.mlp': 'gelu'},
   'SwiGLU': {'model.mlp': 'swiglu'},
   'one key/value head': {'model.n_kv_head': 1},
