@@ -29,7 +29,6 @@ def describe(loaded: LoadedModel, workdir) -> dict:
     [steps]}), versions, config (the run's, all of it).
   """
   tokenizer, meta = loaded.tokenizer, loaded.meta
-  steps = checkpoint.list_steps(loaded.path.parent.parent)
   return {
     'workdir': str(workdir),
     'name': loaded.name,
@@ -49,10 +48,7 @@ def describe(loaded: LoadedModel, workdir) -> dict:
       'fingerprint': tokenizer.fingerprint,
     },
     'data': {'path': loaded.config['data']['path'], **loaded.data},
-    'checkpoints': {
-      which: sorted(step for w, step in steps if w == which)
-      for which in (checkpoint.BEST, checkpoint.LATEST)
-    },
+    'checkpoints': checkpoint.steps_by_kind(loaded.path.parent.parent),
     'versions': versions(),
     'config': loaded.config,
   }

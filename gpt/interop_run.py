@@ -1,8 +1,6 @@
 """A run becomes files for other programs, and their files become a run."""
 
-import dataclasses
 import json
-import math
 import pathlib
 
 import jax
@@ -13,16 +11,15 @@ from gpt import (
   hf_directory,
   interop,
   model_card,
+  new_run,
   optimizer,
   run,
 )
 from gpt.chat import is_chat_tokenizer
-from gpt.checkpoint import BEST, LATEST, Checkpoints
 from gpt.errors import UserError, explained_writes
 from gpt.info import finite
 from gpt.load import load_model
 from gpt.model import GPTConfig
-from gpt.plateau import Plateau
 from gpt.train_state import from_params
 
 FORMATS = ('microgpt', 'hf')
@@ -124,12 +121,7 @@ def import_directory(
   if format == 'auto':
     format = detect(directory)
   workdir = pathlib.Path(workdir)
-  for name in (run.CONFIG, 'checkpoints', 'tokenizer'):
-    if (workdir / name).exists():
-      raise UserError(
-        f'{workdir} already holds {name}; nothing in it will be overwritten. '
-        'Choose a new --workdir'
-      )
+  new_run.check_free(workdir)
   read = {'microgpt': interop.read_microgpt, 'hf': hf_directory.read_hf}
   foreign = read[format](directory)
   record, tokenizer = foreign.extra, foreign.tokenizer
@@ -153,44 +145,17 @@ def import_directory(
   )
   step = int(record.get('step') or 0)
   state = jax.device_get(state.replace(step=np.asarray(step, np.int32)))
-  best = record.get('best_loss')
-  track = Plateau() if best is None else Plateau(best, step)
-  meta = {
-    'plateau': dataclasses.asdict(track),
-    'best_loss': math.inf if best is None else best,
-    'validation': '',  # Of what data the loss is, is not known here.
-    'elapsed_s': 0.0,
-  }
-  run.make(workdir)
-  with explained_writes(workdir), run.lock(workdir):
-    tokenizer.requested_vocab_size = 0  # It was not this run that asked.
-    tokenizer.save(workdir / 'tokenizer')
-    save(workdir, state, meta, config, best is not None)
-    run.save_config(workdir, config)  # Now it is a run.
-    data = record.get('data') or {}
-    if isinstance(data, dict) and data.get('text_sha256'):
-      keys = ('kind', 'description', 'text_sha256')
+  new_run.create(workdir, config, tokenizer, state, record.get('best_loss'))
+  data = record.get('data') or {}
+  if isinstance(data, dict) and data.get('text_sha256'):
+    keys = ('kind', 'description', 'text_sha256')
+    with explained_writes(workdir):
       data_record.write(workdir, *(str(data.get(k, '')) for k in keys))
   return {
     'format': format, 'step': step, 'tokenizer': tokenizer.kind, 'chat': chat,
     'parameters': sum(x.size for x in jax.tree.leaves(foreign.params)),
     'cfg': GPTConfig.from_config(config.model, tokenizer.vocab_size),
   }
-
-
-def save(workdir, state, meta: dict, config, best: bool) -> None:
-  """The checkpoints of an import; raises UserError if they cannot be kept."""
-  checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-  saved = checkpoints.save(LATEST, state, meta)
-  if best:
-    saved = checkpoints.save(BEST, state, meta) and saved
-  saved = checkpoints.wait() and saved
-  checkpoints.close()
-  if not saved:
-    raise UserError(
-      f'cannot write to {workdir}: {checkpoints.last_error}. Free some space '
-      'and choose a new --workdir'
-    )
 
 
 def take(config, saved: dict) -> None:

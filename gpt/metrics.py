@@ -110,17 +110,21 @@ def read(path) -> list[dict]:
   return lines
 
 
+def read_run(workdir) -> list[dict]:
+  """The lines of a run; [] where nothing has been trained."""
+  path = pathlib.Path(workdir) / FILE
+  return read(path) if path.exists() else []
+
+
 def end_of(lines: list[dict]) -> dict:
   """The line of a run's end; {} while it has none, or has gone on since."""
-  last = max((line['step'] for line in lines), default=0)
+  last = last_step(lines)
   ends = [x for x in lines if 'outcome' in x and x['step'] == last]
   return ends[-1] if ends else {}
 
 
-def last_step(workdir) -> int:
+def last_step(lines: list[dict]) -> int:
   """The last step that a run has written down; 0 if there is none."""
-  path = pathlib.Path(workdir) / FILE
-  lines = read(path) if path.exists() else []
   return max((line['step'] for line in lines), default=0)
 
 
@@ -129,8 +133,7 @@ def lacks_end(workdir, step: int) -> bool:
 
   Then it has lines but not the last one. (An imported run has none.)
   """
-  path = pathlib.Path(workdir) / FILE
-  lines = read(path) if path.exists() else []
+  lines = read_run(workdir)
   return bool(lines) and not any(
     line['step'] == step and 'outcome' in line for line in lines
   )

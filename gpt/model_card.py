@@ -1,6 +1,5 @@
 """The README.md of an exported model: what it is, how good, what it writes."""
 
-import pathlib
 import re
 
 import jax
@@ -117,8 +116,7 @@ def numbers_of(loaded, workdir) -> dict:
 
 def full_pass(workdir, which: str) -> str:
   """The full pass at the end of the run, by metrics.jsonl, or ''."""
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
-  end = metrics.end_of(metrics.read(path) if path.exists() else [])
+  end = metrics.end_of(metrics.read_run(workdir))
   nats = end.get(f'full_{which}_nats_per_token')
   if nats is None:
     return ''

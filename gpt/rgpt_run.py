@@ -4,21 +4,17 @@ The workdir that an import leaves is one that training could have left after
 iter + 1 steps: resuming it continues with the same moments and Adam step.
 """
 
-import copy
-import dataclasses
 import math
-import pathlib
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gpt import checkpoint, optimizer, rgpt, run, train_state
-from gpt.checkpoint import BEST, LATEST, Checkpoints
-from gpt.errors import UserError, explained_writes
-from gpt.load import first_readable
+from gpt import checkpoint, new_run, optimizer, rgpt, train_state
+from gpt.errors import UserError
+from gpt.load import first_readable, read_configs
 from gpt.model import GPT, GPTConfig
-from gpt.plateau import Plateau
+from gpt.tokenizer import load_tokenizer
 
 MAX_STEP = 2**31 - 1
 # Bits of a file's best loss: JSON has no NaN payloads, and numbers there are
@@ -44,7 +40,6 @@ def import_rgpt(path, config, tokenizer, workdir) -> int:
   Raises:
     UserError: a bad file or one of another shape, or a workdir in use.
   """
-  workdir = pathlib.Path(workdir)
   cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
   if reasons := rgpt.obstacles(cfg):
     raise UserError(f'an RGPT file holds another model: {"; ".join(reasons)}')
@@ -52,42 +47,14 @@ def import_rgpt(path, config, tokenizer, workdir) -> int:
     path, cfg.n_embd, cfg.n_layer, cfg.block_size, cfg.vocab_size
   )
   state = _state_of(ckpt, config, path)
-  step = int(state.step)
+  new_run.check_free(workdir)
   best_loss = float(ckpt.best_loss)
-  knows_best = math.isfinite(best_loss)
-  meta = {
-    'plateau': dataclasses.asdict(
-      Plateau(best_loss=best_loss, best_step=step) if knows_best else Plateau()
-    ),
-    'best_loss': best_loss if knows_best else math.inf,
-    'validation': '',  # Of what data the loss is, the file does not say.
-    'elapsed_s': 0.0,
-    BEST_LOSS_BITS: int(ckpt.best_loss.view(np.uint32)),
-  }
-  for name in (run.CONFIG, 'checkpoints', 'tokenizer'):
-    if (workdir / name).exists():
-      raise UserError(
-        f'{workdir} already holds {name}; nothing in it will be overwritten. '
-        'Choose a new --workdir'
-      )
-  run.make(workdir)
-  with explained_writes(workdir), run.lock(workdir):
-    tokenizer = copy.copy(tokenizer)
-    tokenizer.requested_vocab_size = 0  # It was not this run that asked.
-    tokenizer.save(workdir / 'tokenizer')
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    saved = checkpoints.save(LATEST, state, meta)
-    if knows_best:
-      saved = checkpoints.save(BEST, state, meta) and saved
-    saved = checkpoints.wait() and saved
-    checkpoints.close()
-    if not saved:
-      raise UserError(
-        f'cannot write to {workdir}: {checkpoints.last_error}. Free some '
-        'space and choose a new --workdir'
-      )
-    run.save_config(workdir, config)  # Last: now it is a run.
-  return step
+  new_run.create(
+    workdir, config, tokenizer, state,
+    best_loss if math.isfinite(best_loss) else None,
+    **{BEST_LOSS_BITS: int(ckpt.best_loss.view(np.uint32))},
+  )
+  return int(state.step)
 
 
 EMA_NOTE = (
@@ -122,17 +89,13 @@ def export_rgpt(workdir, which: str, output) -> tuple[str, int, list[str]]:
     UserError: no such run, a model that RandyGPT has not, a full disk.
   """
   paths = checkpoint.candidates(workdir, which)
-  saved = run.read_config(workdir)
-  if saved is None:
-    raise UserError(f'{workdir} holds checkpoints but no {run.CONFIG}')
-  config = ConfigDict(saved)
-  _, params = first_readable(paths, checkpoint.restore_params, lambda _: None)
-  cfg = GPTConfig.from_config(config.model, params['wte'].shape[0])
+  saved, cfg = read_configs(workdir, load_tokenizer(workdir).vocab_size)
   if reasons := rgpt.obstacles(cfg):
     raise UserError(
       f'the model of {workdir} cannot be written as an RGPT file: '
       f'{"; ".join(reasons)}'
     )
+  config = ConfigDict(saved)
   target = _abstract_state(config, cfg)
   path, (state, meta) = first_readable(
     paths, lambda path: checkpoint.restore_state(path, target)

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import threading
 
+from gpt import data_record
 from gpt.errors import UserError
 from gpt.tokenizer_base import write_atomic
 
@@ -138,7 +139,7 @@ def _is_unused(workdir: pathlib.Path) -> bool:
   An import, whose weights may be at step 0 too, has no data.json.
   """
   steps = [path.name for path in workdir.glob('checkpoints/*/*')]
-  begun = (workdir / 'data.json').exists() or not steps
+  begun = (workdir / data_record.FILE).exists() or not steps
   return begun and all(name.split('.')[0] == '0' for name in steps)
 
 

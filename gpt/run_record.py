@@ -51,7 +51,7 @@ class RunRecord:
 
   @property
   def step(self) -> int:
-    return max((line['step'] for line in self.lines), default=0)
+    return metrics.last_step(self.lines)
 
 
 def read_run(workdir) -> RunRecord:
@@ -67,12 +67,11 @@ def read_run(workdir) -> RunRecord:
       f'{workdir} is no run: it has no {run.CONFIG}. Name the --workdir of '
       'launch.train'
     )
-  path = workdir / 'metrics.jsonl'
+  path = workdir / metrics.FILE
   if not path.exists():
     raise UserError(
-      f'{workdir} has no metrics.jsonl: nothing has been trained there yet'
+      f'{workdir} has no {metrics.FILE}: nothing has been trained there yet'
     )
-  saved = checkpoint.list_steps(workdir / 'checkpoints')
   parameters = vocab_size = None
   if (workdir / 'tokenizer').is_dir():
     vocab_size = load_tokenizer(workdir).vocab_size
@@ -84,10 +83,7 @@ def read_run(workdir) -> RunRecord:
     config=config,
     data=data_record.read(workdir),
     samples=read_samples(workdir / SAMPLES),
-    saved={
-      which: sorted(step for w, step in saved if w == which)
-      for which in (checkpoint.BEST, checkpoint.LATEST)
-    },
+    saved=checkpoint.steps_by_kind(workdir / 'checkpoints'),
     parameters=parameters,
     vocab_size=vocab_size,
   )

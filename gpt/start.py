@@ -96,7 +96,7 @@ def check_nothing_lost(workdir, log) -> None:
   """
   if run.read_config(workdir) is None:
     return
-  done = metrics.last_step(workdir)
+  done = metrics.last_step(metrics.read_run(workdir))
   gone = not (workdir / 'checkpoints' / checkpoint.LATEST).is_dir()
   if done and gone or (workdir / 'checkpoint.bin').exists():
     raise UserError(

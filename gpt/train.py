@@ -28,7 +28,8 @@ from gpt import (
   start,
   train_state,
 )
-from gpt.checkpoint import BEST, LATEST, Checkpoints
+from gpt.checkpoint import BEST, LATEST
+from gpt.checkpoint_writer import Checkpoints
 from gpt.config_check import check_config
 from gpt.console import Console, log_line
 from gpt.errors import UserError

@@ -1,111 +1,23 @@
-"""Flags, the config flag and errors without tracebacks, for every launcher.
+"""Flags and errors without tracebacks, for every launcher.
 
 A mistake on the command line is answered with one or two lines that name what
-was given and the closest thing that exists, and exit code 2. ml_collections
-leaves most of these as tracebacks, or finds them only at import, so the
-overrides (`--config.lr=1e-5`) are checked here first, against the keys and
-types of the config file, and handed over in one canonical form.
+was given and the closest thing that exists, and exit code 2.
 """
 
-import difflib
-import importlib.util
 import os
-import pathlib
 import re
 import sys
-import traceback
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
 
-import configs
 from gpt.errors import UserError
-from gpt.run import FREE_MODEL_KEYS, flatten, plain
+from launch import config_flag
+from launch.suggest import closest, did_you_mean
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # --help lists them under the launcher.
 # Of the shell: 2 for misuse, 128 + signal for SIGINT and SIGPIPE.
 USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
-
-# Flag name -> default path, keys of the file in use, whether one was named;
-# and the arguments config_flags gets to see.
-_config_defaults: dict[str, str | None] = {}
-_config_keys: dict[str, dict] = {}
-_config_named: dict[str, bool] = {}
-_config_argv: list[str] = []
-
-
-def define_config_flag(default: str | None = None, name: str = 'config'):
-  """Defines `--config=FILE.py[:argument]` and its overrides.
-
-  Args:
-    default: path of the config used when none is given; None: one must be.
-    name: the flag's name.
-
-  Returns:
-    A flag holder; its value is a locked, typed ConfigDict. Paths that do not
-    exist in the working directory are looked up beside the configs package.
-  """
-  _config_defaults[name] = default
-  return config_flags.DEFINE_config_file(
-    name,
-    None,
-    f'Config file, and --{name}.KEY=VALUE for any key in it.'
-    + (f' Default: {default}.' if default else ''),
-    lock_config=True,
-    sys_argv=_config_argv,
-  )
-
-
-def config_of_run(saved: dict | None, name: str = 'config') -> ConfigDict:
-  """The config of a command about a run that may exist already.
-
-  Args:
-    saved: the run's own configuration (nested dicts), or None.
-    name: a config flag with a default.
-
-  Returns:
-    Locked: the run's configuration where there is one and no --config was
-    given, else the flag's; with the overrides of the command line.
-  """
-  if saved is None or _config_named[name]:
-    return FLAGS[name].value
-  # Keys that are newer than the run have their defaults.
-  config = load_config(_config_defaults[name])
-  try:
-    config.update(saved)
-  except (TypeError, ValueError, KeyError) as e:
-    raise UserError(
-      f'the config.json of the run has a value of the wrong type: {e}'
-    ) from e
-  config.update_from_flattened_dict(FLAGS[name].override_values)
-  return config.lock()
-
-
-def chosen_keys(defaults: str, name: str = 'config') -> dict:
-  """{'lr': 1e-4, ...}: what --config=FILE and overrides set.
-
-  Args:
-    defaults: path of a config; keys of FILE that have its values are not set,
-      nor are those of its model's shape.
-  """
-  given, usual = (
-    flatten(plain(config))
-    for config in (FLAGS[name].value, load_config(defaults))
-  )
-  shape = {
-    k for k in given
-    if k.startswith('model.') and k[len('model.') :] not in FREE_MODEL_KEYS
-  }
-  changed = {
-    k: v for k, v in given.items() if usual.get(k) != v and k not in shape
-  }
-  return changed | dict(FLAGS[name].override_values)
-
-
-def is_given(key: str, name: str = 'config') -> bool:
-  """Whether the command line has --config.KEY=..."""
-  return key in FLAGS[name].override_values
 
 
 def run(main, allow_args: bool = False) -> None:
@@ -158,11 +70,8 @@ def parse_flags(argv, allow_args: bool = False) -> list[str]:
   Raises UserError for anything wrong with the flags.
   """
   try:
-    rest = FLAGS.read_flags_from_files(list(argv[1:]), force_gnu=False)
-    for name, default in _config_defaults.items():
-      rest = _canonical_config_args(rest, name, default)
-    _config_argv[:] = [argv[0], *rest]
-    words = FLAGS([argv[0], *rest])
+    args = FLAGS.read_flags_from_files(list(argv[1:]), force_gnu=False)
+    words = FLAGS([argv[0], *config_flag.canonical(argv[0], args)])
   except flags.UnrecognizedFlagError as e:
     raise UserError(_unknown_flag(e.flagname)) from e
   except flags.Error as e:
@@ -175,222 +84,14 @@ def parse_flags(argv, allow_args: bool = False) -> list[str]:
   return words
 
 
-def load_config(path: str) -> ConfigDict:
-  """The ConfigDict of `FILE.py` or `FILE.py:argument`.
-
-  Raises UserError if there is no such file or its get_config() fails.
-  """
-  path, _, argument = str(path).partition(':')
-  file = find_config(path)
-  spec = importlib.util.spec_from_file_location('_rgpt_config', file)
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-    get_config = module.get_config
-    config = get_config(argument) if argument else get_config()
-  except UserError:
-    raise
-  except Exception as e:
-    here = [
-      f'line {frame.lineno}: '
-      for frame in traceback.extract_tb(e.__traceback__)
-      if os.path.abspath(frame.filename) == os.path.abspath(file)
-    ]
-    line = here[-1] if here else ''
-    text = ' '.join(str(e).split())
-    raise UserError(
-      f'config file {path} failed: {line}{type(e).__name__}: {text}'
-    ) from e
-  if not isinstance(config, ConfigDict):
-    raise UserError(
-      f'config file {path}: get_config() returned '
-      f'{type(config).__name__}, not a ConfigDict'
-    )
-  return config
-
-
-def find_config(path: str) -> str:
-  """`path` as it is, or relative to the directory that holds `configs`."""
-  package = pathlib.Path(configs.__file__).parent
-  for candidate in (path, package.parent / path):
-    if os.path.isfile(candidate):
-      return str(candidate)
-  found = sorted(
-    f'{package.name}/{file.name}'
-    for file in package.glob('*.py')
-    if file.name != '__init__.py'
-  )
-  wanted = f'{package.name}/{pathlib.Path(path).stem}.py'
-  close = difflib.get_close_matches(wanted, found, 1)
-  hint = f' Did you mean {close[0]}?' if close else ''
-  raise UserError(
-    f'no config file {path!r}.{hint}\n  there are: {", ".join(found)}'
-  )
-
-
-def flatten_config(config, prefix: str = '') -> dict:
-  """{'lr': 1e-4, 'model.n_embd': 256, ...}: every leaf by its dotted name."""
-  flat = {}
-  for key in config:
-    value = config[key]
-    if isinstance(value, ConfigDict):
-      flat |= flatten_config(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
-def closest(name: str, names, limit: int = 3) -> list[str]:
-  """The names most like `name`; a right last part in the wrong group counts."""
-
-  def ratio(a, b):
-    return difflib.SequenceMatcher(None, a, b).ratio()
-
-  def score(other):
-    last, other_last = name.split('.')[-1], other.split('.')[-1]
-    return max(ratio(name, other), 0.95 * ratio(last, other_last))
-
-  scored = sorted(((score(n), n) for n in names), key=lambda x: (-x[0], x[1]))
-  best = scored[0][0] if scored else 0.0
-  return [n for s, n in scored[:limit] if s >= max(0.6, 0.9 * best)]
-
-
-def _canonical_config_args(args, name: str, default: str | None) -> list[str]:
-  """Checked arguments: `--config=FILE --config.KEY=VALUE ...`, then the rest.
-
-  config_flags wants the file before its overrides; people write any order.
-  """
-  path = _find_config_path(args, name)
-  _config_named[name] = path is not None
-  path = path or default
-  if path is None:
-    if any(re.match(rf'--?(no)?{name}\.', word) for word in args):
-      raise UserError(f'--{name}.KEY=VALUE needs --{name}=FILE beside it')
-    return list(args)
-  config = load_config(path)
-  keys = flatten_config(config)
-  if default is not None and path != default:
-    _check_keys(keys, flatten_config(load_config(default)), path, default)
-  _config_keys[name] = keys
-  file, colon, argument = path.partition(':')
-  checked = [f'--{name}={find_config(file)}{colon}{argument}']
-  others = []
-  queue = list(args)
-  while queue:
-    word = queue.pop(0)
-    if word == '--':
-      others += [word, *queue]
-      break
-    flag, equals, value = word.partition('=')
-    if flag in (f'-{name}', f'--{name}'):
-      if not equals:
-        queue.pop(0)
-      continue
-    match = re.fullmatch(rf'--?(no)?{re.escape(name)}\.(.*)', flag)
-    if not match:
-      others.append(word)
-      continue
-    negated, key = match.groups()
-    _check_key(name, key, keys, path)
-    if isinstance(keys[key], bool) and not equals:
-      value = 'false' if negated else 'true'
-    elif negated:
-      raise UserError(f'{word}: only a switch can be negated with "no"')
-    elif not equals:
-      if not queue:
-        raise UserError(f'{word} needs a value: {word}=...')
-      value = queue.pop(0)
-    value = _check_value(f'--{name}.{key}', value, keys[key])
-    checked.append(f'--{name}.{key}={value}')
-  return checked + others
-
-
-def _find_config_path(args, name: str) -> str | None:
-  """The last FILE given as --config=FILE or --config FILE."""
-  path = None
-  for i, word in enumerate(args):
-    if word == '--':
-      break
-    flag, equals, value = word.partition('=')
-    if flag in (f'-{name}', f'--{name}'):
-      path = value if equals else (args[i + 1] if i + 1 < len(args) else '')
-      if not path or path.startswith('--'):
-        raise UserError(f'--{name} needs a file: --{name}=configs/FILE.py')
-  return path
-
-
-def _check_keys(keys, known, path: str, default: str) -> None:
-  """A config file sets keys of the default one, all of them and no others."""
-  for key in keys:
-    if key not in known:
-      hint = _did_you_mean(closest(key, known))
-      raise UserError(f'config file {path} sets an unknown key {key!r}{hint}')
-  absent = sorted(known.keys() - keys.keys())
-  if absent:
-    raise UserError(
-      f'config file {path} lacks {", ".join(absent[:4])}: start from '
-      f'get_config() of {default}'
-    )
-
-
-def _check_key(name: str, key: str, keys, path: str) -> None:
-  if key in keys:
-    return
-  group = [k for k in keys if k.startswith(f'{key}.')]
-  if group:
-    raise UserError(
-      f'--{name}.{key} is a group; set its keys one by one: '
-      + ', '.join(f'--{name}.{k}' for k in group)
-    )
-  near = [f'--{name}.{k}' for k in closest(key, keys)]
-  raise UserError(
-    f'no config key {key!r} in {path}{_did_you_mean(near)}'
-    + ('' if near else f'\n  keys: {", ".join(keys)}')
-  )
-
-
-def _check_value(flag: str, text: str, default) -> str:
-  """`text` if it is a value of the type of `default`; else UserError."""
-
-  def refuse(expected):
-    raise UserError(f'{flag}={text}: expected {expected} (it is {default!r})')
-
-  if isinstance(default, bool):
-    value = {'t': 'true', '1': 'true', 'f': 'false', '0': 'false'}
-    value = value.get(text.lower(), text.lower())
-    return value if value in ('true', 'false') else refuse('true or false')
-  if isinstance(default, int):
-    try:
-      return str(int(text))
-    except ValueError:
-      integer = re.fullmatch(r'\d+(\.\d*)?e\d+|\d+\.0*', text.lower())
-      if integer and float(text).is_integer() and float(text) < 1e15:
-        refuse(f'an integer; write {int(float(text))}')
-      refuse('an integer')
-  if isinstance(default, float):
-    try:
-      if float(text) == float(text):
-        return text
-    except ValueError:
-      pass
-    refuse('a number')
-  return text
-
-
 def _unknown_flag(name: str) -> str:
-  own = {'help'}
+  own = {'help'} | config_flag.overrides()
   for module, defined in FLAGS.flags_by_module_dict().items():
     if not module.startswith('absl.'):
       own |= {flag.name for flag in defined}
-  for config, keys in _config_keys.items():
-    own |= {f'{config}.{key}' for key in keys}
   near = [f'--{n}' for n in closest(name, sorted(own))]
-  hint = _did_you_mean(near) or '; --help lists the flags'
+  hint = did_you_mean(near) or '; --help lists the flags'
   return f'unknown flag --{name}{hint}'
-
-
-def _did_you_mean(names) -> str:
-  return f'; did you mean {" or ".join(names)}?' if names else ''
 
 
 def _readable(message: str) -> str:

@@ -16,14 +16,14 @@ change). RandyGPT files: launch.import_rgpt.
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli
+from launch import cli, config_flag
 
 INPUT = flags.DEFINE_string('input', None, 'Directory of the model.')
 FORMAT = flags.DEFINE_enum(
   'format', 'auto', ['auto', 'microgpt', 'hf'],
   'What the directory is; auto: told from its files.',
 )
-CONFIG = cli.define_config_flag('configs/default.py')
+CONFIG = config_flag.define('configs/default.py')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the new run.')
 
 
@@ -35,7 +35,7 @@ def main(_):
 
   done = import_directory(
     INPUT.value, FORMAT.value, CONFIG.value.copy_and_resolve_references(),
-    WORKDIR.value, cli.chosen_keys('configs/default.py'),
+    WORKDIR.value, config_flag.chosen_keys('configs/default.py'),
   )
   cfg, workdir = done['cfg'], WORKDIR.value
   print(

@@ -17,7 +17,7 @@ from absl import flags
 import configs
 from gpt import rgpt
 from gpt.errors import UserError
-from launch import cli
+from launch import cli, config_flag
 
 INPUT = flags.DEFINE_string('input', None, 'RGPT file to read.')
 PRESET = flags.DEFINE_string(
@@ -38,7 +38,7 @@ def main(_):
     raise UserError('--input=FILE.bin and --workdir=DIRECTORY are needed')
   rgpt.read_vocab_size(INPUT.value)  # Is it an RGPT file at all?
   path = preset_path(PRESET.value) if PRESET.value else guess(INPUT.value)
-  config = cli.load_config(path)
+  config = config_flag.load_config(path)
   from gpt.rgpt_run import import_rgpt  # JAX, after the flags are right.
 
   tokenizer, text = find_tokenizer(INPUT.value)
@@ -67,7 +67,7 @@ def presets() -> dict[str, tuple[int, int]]:
   """Name -> (n_embd, n_layer) of every configs/model_NAME.py."""
   shapes = {}
   for file in sorted(pathlib.Path(configs.__file__).parent.glob('model_*.py')):
-    model = cli.load_config(str(file)).model
+    model = config_flag.load_config(str(file)).model
     shapes[file.stem.removeprefix('model_')] = (model.n_embd, model.n_layer)
   return shapes
 

@@ -15,9 +15,9 @@ import tempfile
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli
+from launch import cli, config_flag
 
-cli.define_config_flag('configs/model_l.py')
+config_flag.define('configs/model_l.py')
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of the run that will train on the data.'
 )
@@ -32,7 +32,7 @@ def main(_):
   from gpt.documents import Documents
 
   saved = run.read_config(WORKDIR.value) if WORKDIR.value else None
-  config = cli.config_of_run(saved)
+  config = config_flag.of_run(saved)
   check_config(config)
   if not (WORKDIR.value or REPORT.value or config.data.cache_dir):
     raise UserError(

@@ -12,7 +12,7 @@ import pathlib
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli
+from launch import cli, config_flag
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 OUTPUT = flags.DEFINE_string(
@@ -29,7 +29,7 @@ def main(_):
   from gpt import report, run  # JAX, after the flags are right.
   from gpt.tokenizer_base import write_atomic
 
-  defaults = run.plain(cli.load_config('configs/default.py'))
+  defaults = run.plain(config_flag.load_config('configs/default.py'))
   page = report.report(WORKDIR.value, defaults)
   output = OUTPUT.value or pathlib.Path(WORKDIR.value) / 'report.html'
   try:

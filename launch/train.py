@@ -15,10 +15,10 @@ from absl import flags
 
 from gpt import run
 from gpt.errors import UserError
-from launch import cli
+from launch import cli, config_flag
 
 DEFAULT_CONFIG = 'configs/model_l.py'
-cli.define_config_flag(DEFAULT_CONFIG)
+config_flag.define(DEFAULT_CONFIG)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 INIT_FROM = flags.DEFINE_string(
   'init_from', '', 'Workdir or RGPT file whose weights (only) start a new run.'
@@ -57,12 +57,12 @@ def use_huge_pages() -> None:
 def main(_):
   if not WORKDIR.value:
     raise UserError('--workdir=DIRECTORY is needed, e.g. --workdir=runs/first')
-  if ADDITIONAL_STEPS.value and cli.is_given('total_steps'):
+  if ADDITIONAL_STEPS.value and config_flag.is_given('total_steps'):
     raise UserError(
       '--additional_steps and --config.total_steps are two targets: give one '
       'of them'
     )
-  config = cli.config_of_run(run.read_config(WORKDIR.value))
+  config = config_flag.of_run(run.read_config(WORKDIR.value))
   from gpt.train import train_and_evaluate  # JAX, after the flags are right.
 
   train_and_evaluate(

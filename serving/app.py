@@ -1,11 +1,7 @@
 """The routes: which path does what, and nothing else."""
 
 import asyncio
-import base64
-import hashlib
 import importlib.metadata
-import pathlib
-import re
 
 import jax
 from starlette.exceptions import HTTPException
@@ -19,10 +15,9 @@ from serving import errors, metrics, schemas
 from serving.errors import ApiError, bad_request, not_found
 from serving.fields import parse_json
 from serving.gate import Gate
+from serving.page import read_page
 from serving.replies import ChatReply, CompletionReply
 from serving.stream import EventStream, dumps
-
-PAGE = pathlib.Path(__file__).parent / 'static' / 'index.html'
 
 
 def create_app(service) -> Gate:
@@ -371,27 +366,6 @@ def no_such_model(name: str) -> ApiError:
     f'The model {name[:80]!r} does not exist; GET /v1/models lists what does.',
     'model', 'model_not_found',
   )
-
-
-def read_page() -> tuple[bytes, str]:
-  """The page and a policy under which only its own script and style run."""
-  page = PAGE.read_bytes()
-
-  def allowed(tag: str) -> str:
-    inside = re.findall(rf'<{tag}>(.*?)</{tag}>'.encode(), page, re.DOTALL)
-    hashes = (
-      base64.b64encode(hashlib.sha256(text).digest()).decode()
-      for text in inside
-    )
-    return ' '.join(f"'sha256-{h}'" for h in hashes)
-
-  policy = (
-    "default-src 'none'; "
-    f'script-src {allowed("script")}; style-src {allowed("style")}; '
-    "connect-src 'self'; img-src data:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
-  )
-  return page, policy
 
 
 def package_version() -> str:

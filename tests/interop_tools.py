@@ -7,7 +7,7 @@ from workdirs import make_run
 from gpt.chat import CHAT_TOKENS
 from gpt.sample_text import sample_text
 from gpt.tokenizer import build_tokenizer
-from launch import cli
+from launch import config_flag
 
 TEXT = sample_text()[:30_000]
 
@@ -31,4 +31,4 @@ def chat_run(tmp_path_factory, bpe):
 
 
 def config():
-  return cli.load_config('configs/default.py')
+  return config_flag.load_config('configs/default.py')

@@ -21,6 +21,7 @@ CHAT_TOKENS = ('<|user|>', '<|assistant|>', '<|end_turn|>')
 LETTERS = string.ascii_letters + string.digits + ' .,:;!?\n'
 READY_SECONDS = 250
 PATIENCE = 120  # Seconds until something is held to be broken, not slow.
+COMPLETIONS = '/v1/completions'
 KEY, OTHER_KEY = 'first-key', 'second key'
 
 
@@ -114,9 +115,8 @@ class ServerProcess:
 
   def is_idle(self) -> bool:
     """Nothing runs, waits or holds a slot."""
-    names = ('num_requests_running', 'num_requests_waiting', 'slots_busy')
-    metrics = self.metrics()
-    return not any(metrics[f'rgpt_{name}'] for name in names)
+    with self.client() as client:
+      return is_idle(client)
 
   def has_connection(self, sock) -> bool:
     """Whether the process keeps its end of a client's socket."""
@@ -162,20 +162,21 @@ def serving(workdir, *flags, **kwargs):
     assert server.code == 0 and 'Traceback' not in text, text
 
 
-def post_bytes(path: str, body: dict) -> bytes:
-  """A whole request with KEY."""
+def request_bytes(body: dict, path: str = COMPLETIONS) -> bytes:
+  """A whole request, with KEY."""
   data = json.dumps(body).encode()
   head = (
     f'POST {path} HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {KEY}\r\n'
-    f'Content-Length: {len(data)}\r\n\r\n'
+    f'Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n'
   )
   return head.encode() + data
 
 
 def is_idle(http) -> bool:
-  """Whether no slot is busy and no request waits."""
-  text = http.get('/metrics').text
-  return 'rgpt_slots_busy 0.0' in text and 'waiting 0.0' in text
+  """Nothing runs, waits or holds a slot."""
+  names = ('num_requests_running', 'num_requests_waiting', 'slots_busy')
+  metrics = parse_metrics(http.get('/metrics').text)
+  return not any(metrics[f'rgpt_{name}'] for name in names)
 
 
 def keyed_serving(path, *flags):
@@ -186,6 +187,12 @@ def keyed_serving(path, *flags):
     path / 'run', *flags, f'--api_key_file={path}/keys',
     env={'RGPT_API_KEY': f'{KEY},third'},
   )
+
+
+def keyed_client(server):
+  """For a fixture `http`: a client that has KEY."""
+  with server.client(headers={'authorization': f'Bearer {KEY}'}) as client:
+    yield client
 
 
 def wait_until(condition, seconds=PATIENCE):

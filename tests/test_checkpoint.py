@@ -13,7 +13,8 @@ import pytest
 
 from configs import smoke
 from gpt import checkpoint, optimizer, train_state
-from gpt.checkpoint import BEST, LATEST, Checkpoints
+from gpt.checkpoint import BEST, LATEST
+from gpt.checkpoint_writer import Checkpoints
 from gpt.errors import UserError
 from gpt.model import GPT, GPTConfig
 

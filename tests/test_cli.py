@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from launch import cli
+from launch import suggest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -25,9 +25,9 @@ import time
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli
+from launch import cli, config_flag
 
-_CONFIG = cli.define_config_flag(DEFAULT)
+_CONFIG = config_flag.define(DEFAULT)
 _COUNT = flags.DEFINE_integer('max_tokens', 3, 'Tokens.')
 _RATE = flags.DEFINE_float('temperature', 0.8, 'Temperature.')
 _LOUD = flags.DEFINE_bool('stream', True, 'Stream.')
@@ -56,7 +56,7 @@ def main(argv):
     return 7
   config = _CONFIG.value
   if do == 'resume':
-    config = cli.config_of_run({'lr': 0.5, 'model': {'n_embd': 7}})
+    config = config_flag.of_run({'lr': 0.5, 'model': {'n_embd': 7}})
   print(config and config.to_json(sort_keys=True), _COUNT.value, argv[1:])
 
 
@@ -305,7 +305,7 @@ def test_a_run_goes_on_with_its_own_config(tree):
 
 def test_closest_prefers_the_right_last_part():
   names = ['lr', 'min_lr', 'opt.muon_lr', 'model.n_embd', 'model.n_head']
-  assert cli.closest('n_embd', names) == ['model.n_embd']
-  assert cli.closest('opt.lr', names)[0] == 'lr'
-  assert cli.closest('xyz', names) == []
-  assert cli.closest('xyz', []) == []
+  assert suggest.closest('n_embd', names) == ['model.n_embd']
+  assert suggest.closest('opt.lr', names)[0] == 'lr'
+  assert suggest.closest('xyz', names) == []
+  assert suggest.closest('xyz', []) == []

@@ -16,7 +16,7 @@ import configs
 from configs import default
 from gpt.config_check import check_config
 from gpt.errors import UserError
-from launch.cli import flatten_config
+from gpt.run import flatten
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG_FILES = sorted(
@@ -47,13 +47,13 @@ def test_every_key_of_the_default_has_a_comment_above_it():
     if not lines[node.lineno - 2].strip().startswith('#'):
       undocumented.append(targets[0])
   assert undocumented == []
-  assert keys == len(flatten_config(default.get_config()))
+  assert keys == len(flatten(default.get_config().to_dict()))
 
 
 @pytest.mark.parametrize('name', CONFIG_FILES)
 def test_config_file_sets_known_keys_to_usable_values_of_their_type(name):
-  known = flatten_config(default.get_config())
-  given = flatten_config(load(name).get_config())
+  known = flatten(default.get_config().to_dict())
+  given = flatten(load(name).get_config().to_dict())
   assert given.keys() == known.keys()
   assert {k: type(v) for k, v in given.items()} == {
     k: type(v) for k, v in known.items()

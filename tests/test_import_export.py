@@ -18,7 +18,7 @@ from gpt.sample_text import sample_text
 from gpt.tokenizer import build_tokenizer, load_tokenizer
 from gpt.tokenizer_char import CharTokenizer
 from gpt.train import train_and_evaluate
-from launch import cli
+from launch import config_flag
 
 ROOT = pathlib.Path(__file__).parents[1]
 CHARS = 'abcdefgh \n'
@@ -26,7 +26,7 @@ V = 2 + len(CHARS)
 
 
 def config(**changes):
-  config = cli.load_config('configs/smoke.py')
+  config = config_flag.load_config('configs/smoke.py')
   config.update_from_flattened_dict(changes)
   return config
 

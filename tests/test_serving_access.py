@@ -2,7 +2,13 @@
 
 import openai
 import pytest
-from serving_tools import KEY, OTHER_KEY, ServerProcess, keyed_serving
+from serving_tools import (
+  KEY,
+  OTHER_KEY,
+  ServerProcess,
+  keyed_client,
+  keyed_serving,
+)
 from workdirs import launch
 
 FLAGS = (
@@ -28,10 +34,7 @@ def server(tmp_path_factory):
     yield server
 
 
-@pytest.fixture(scope='module')
-def http(server):
-  with server.client(headers={'authorization': f'Bearer {KEY}'}) as client:
-    yield client
+http = pytest.fixture(keyed_client, scope='module')
 
 
 @pytest.mark.parametrize('method, path', PUBLIC)

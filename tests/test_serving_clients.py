@@ -7,19 +7,15 @@ import socket
 import threading
 
 import pytest
-from serving_tools import PATIENCE, receive, wait_until
+from serving_tools import (
+  COMPLETIONS,
+  PATIENCE,
+  receive,
+  request_bytes,
+  wait_until,
+)
 
 FOREVER = {'prompt': 'a', 'max_tokens': 10**6, 'ignore_eos': True}
-PATH = '/v1/completions'
-
-
-def request_bytes(body, path=PATH, port=0):
-  data = json.dumps(body).encode()
-  head = (
-    f'POST {path} HTTP/1.1\r\nHost: localhost:{port}\r\n'
-    f'Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n'
-  )
-  return head.encode() + data
 
 
 def connect(server, buffer=None):
@@ -34,7 +30,7 @@ def connect(server, buffer=None):
 def ask(server, **fields):
   body = {'prompt': 'Hello', 'max_tokens': 3, 'seed': 1, **fields}
   with server.client() as client:
-    response = client.post(PATH, json=body)
+    response = client.post(COMPLETIONS, json=body)
   assert response.status_code == 200, response.text
   return response.json()['choices'][0]['text']
 
@@ -197,7 +193,7 @@ def test_sixty_four_clients_at_once(server):
     }
     with server.client() as client:
       start.wait()
-      response = client.post(PATH, json=body)
+      response = client.post(COMPLETIONS, json=body)
     assert response.status_code == 200, response.text
     if not body['stream']:
       return response.json()['choices'][0]['text']

@@ -11,9 +11,10 @@ from serving_tools import (
   KEY,
   OTHER_KEY,
   is_idle,
+  keyed_client,
   keyed_serving,
   parse_metrics,
-  post_bytes,
+  request_bytes,
   wait_until,
 )
 
@@ -34,10 +35,7 @@ def server(tmp_path_factory):
     yield server
 
 
-@pytest.fixture(scope='module')
-def http(server):
-  with server.client(headers={'authorization': f'Bearer {KEY}'}) as client:
-    yield client
+http = pytest.fixture(keyed_client, scope='module')
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +54,7 @@ def idle_before(http):
 def running(server, http):
   """A request that holds the only slot until it is left."""
   with socket.create_connection(('127.0.0.1', server.port), 120) as sock:
-    sock.sendall(post_bytes('/v1/completions', FOREVER))
+    sock.sendall(request_bytes(FOREVER))
     wait_until(lambda: 'rgpt_slots_busy 1.0' in http.get('/metrics').text)
     yield
 

@@ -268,7 +268,8 @@ def test_what_a_drain_ends_is_aborted_and_not_also_rejected():
 
 def newer(workdir, scale, step):
   """A better checkpoint of the same model, as training would leave it."""
-  from gpt.checkpoint import BEST, Checkpoints
+  from gpt.checkpoint import BEST
+  from gpt.checkpoint_writer import Checkpoints
   from gpt.load import load_model
   from gpt.train_state import TrainState
 

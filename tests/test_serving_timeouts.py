@@ -8,9 +8,10 @@ import pytest
 from serving_tools import (
   KEY,
   is_idle,
+  keyed_client,
   keyed_serving,
-  post_bytes,
   receive,
+  request_bytes,
   wait_until,
 )
 
@@ -30,10 +31,7 @@ def server(tmp_path_factory):
     yield server
 
 
-@pytest.fixture(scope='module')
-def http(server):
-  with server.client(headers={'authorization': f'Bearer {KEY}'}) as client:
-    yield client
+http = pytest.fixture(keyed_client, scope='module')
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +76,7 @@ def test_waiting_too_long_for_a_slot_is_a_503(http, server):
   """After a second: a connection may wait longer than a body may."""
   body = {**FOREVER, 'stream': False}
   with socket.create_connection(('127.0.0.1', server.port), 120) as sock:
-    sock.sendall(post_bytes('/v1/completions', body))
+    sock.sendall(request_bytes(body))
     wait_until(lambda: 'rgpt_slots_busy 1.0' in http.get('/metrics').text)
     response = http.post('/', json={'prompt': 'a', 'max_tokens': 2})
   assert response.status_code == 503
@@ -102,7 +100,7 @@ def test_a_stream_that_is_not_read_in_time_ends_with_its_connection(server):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.settimeout(120)
     sock.connect(('127.0.0.1', server.port))
-    sock.sendall(post_bytes('/v1/completions', FOREVER))
+    sock.sendall(request_bytes(FOREVER))
     assert receive(sock, 1)
     wait_until(lambda: not server.has_connection(sock))
   server.wait_for('the stream is not read')

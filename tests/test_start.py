@@ -10,7 +10,7 @@ from train_process import environment, snapshot, timeless, train
 from train_runs import Crash, refused, run_here
 from workdirs import launch
 
-from gpt import checkpoint, run
+from gpt import checkpoint, checkpoint_writer, run
 from gpt.checkpoint import BEST, LATEST
 from gpt.tokenizer import build_tokenizer
 
@@ -193,7 +193,7 @@ def test_the_best_is_replaced_once_there_is_another_checkpoint(
 
   changes = {'data.val_fraction': 0.3}
   with monkeypatch.context() as patch, pytest.raises(Crash):
-    patch.setattr(checkpoint, '_move', crash)
+    patch.setattr(checkpoint_writer, '_move', crash)
     run_here(copy, changes, additional_steps=1)
   assert int(checkpoint.find(copy, LATEST).name) == step
   shutil.rmtree(copy / 'checkpoints/best')

@@ -18,7 +18,7 @@ from gpt.interop_run import export, import_directory
 from gpt.load import load_model, params_sha256
 from gpt.sample_text import sample_text
 from gpt.tokenizer import build_tokenizer
-from launch import cli
+from launch import config_flag
 
 pytestmark = [
   pytest.mark.slow,
@@ -258,7 +258,7 @@ def test_trained_there_and_brought_back(exported, tmp_path):
       p -= 0.01 * p.grad
   model.eval().save_pretrained(tmp_path / 'saved')
   load_tokenizer(directory).save_pretrained(tmp_path / 'saved')
-  config = cli.load_config('configs/default.py')
+  config = config_flag.load_config('configs/default.py')
   import_directory(tmp_path / 'saved', 'auto', config, tmp_path / 'run')
   back = load_model(tmp_path / 'run')
   assert params_sha256(back.params) != params_sha256(loaded.params)

@@ -9,7 +9,8 @@ import numpy as np
 
 from configs import smoke
 from gpt import run
-from gpt.checkpoint import BEST, LATEST, Checkpoints
+from gpt.checkpoint import BEST, LATEST
+from gpt.checkpoint_writer import Checkpoints
 from gpt.model import GPTConfig, abstract_params
 from gpt.train_state import TrainState
 

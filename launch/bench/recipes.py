@@ -27,9 +27,10 @@ import time
 
 from absl import flags
 
+from gpt import metrics
 from gpt.errors import UserError
 from gpt.run import differences, read_config
-from launch import cli
+from launch import cli, config_flag
 from launch.bench import harness
 
 RECIPE = flags.DEFINE_string('recipe', '', 'A file of configs, or nanogpt_cpu.')
@@ -128,15 +129,14 @@ def run(recipe: str, seed: str, name: str = '', changes=()) -> dict:
     wall = time.perf_counter() - began
   if process.returncode:
     raise UserError(f'the run has failed:\n{process.stdout}')
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  end = metrics.read_run(workdir)[-1]
   numbers = {
     key.removeprefix('full_final_'): value
-    for key, value in json.loads(lines[-1]).items()
-    if key.startswith('full_final_')
+    for key, value in end.items() if key.startswith('full_final_')
   }
   row = {
     'recipe': recipe, 'name': name, 'seed': int(seed), 'wall_s': wall,
-    'steps': json.loads(lines[-1])['step'], 'commit': made_from, **numbers,
+    'steps': end['step'], 'commit': made_from, **numbers,
   }
   result.write_text(json.dumps(row))
   return row
@@ -144,7 +144,7 @@ def run(recipe: str, seed: str, name: str = '', changes=()) -> dict:
 
 def check_settings(recipe: str, workdir, changes) -> None:
   """Raises UserError if a finished run had another recipe than there is now."""
-  now = cli.load_config(f'configs/{recipe}.py')
+  now = config_flag.load_config(f'configs/{recipe}.py')
   chosen = {'seed', 'eval.full_at_end'} | {x.split('=')[0] for x in changes}
   for key, (old, new) in differences(read_config(workdir), now).items():
     if key not in chosen:
@@ -187,8 +187,7 @@ def draw(path: str) -> None:
     row = json.loads(file.read_text())
     label = f'{row["recipe"]} {row["name"]}'.strip()
     if row['name'] not in ABLATIONS and label not in runs:
-      lines = (file.parent / 'metrics.jsonl').read_text().splitlines()
-      runs[label] = row['wall_s'], [json.loads(x) for x in lines]
+      runs[label] = row['wall_s'], metrics.read_run(file.parent)
   if not runs:
     raise UserError(f'no finished run in {OUTPUT.value}: run a --recipe first')
   plots.write_png(path, lambda axes: plots.loss_by_time(axes, runs))
