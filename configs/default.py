@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   config = ConfigDict()
 
-  # Seeds initial weights, data order, dropout and samples. Any int >= 0.
+  # Seeds initial weights, data order, dropout and samples. 0 to 2^32 - 1.
   config.seed = 42
   # Peak learning rate. > 0.
   config.lr = 1e-4
@@ -112,7 +112,8 @@ def get_config() -> ConfigDict:
 
   config.data = data = ConfigDict()
   # Files or globs, comma separated; or 'shakespeare', 'sample' (built in), or
-  # 'auto': train.txt if there, else shakespeare if at hand, else sample.
+  # 'auto': train.txt if there, else shakespeare (downloaded
+  # where there is a network), else sample.
   data.path = 'auto'
   # 'text' (plain UTF-8), 'lines' (one document per line) or 'chat' (JSON Lines
   # of conversations, see gpt/conversations.py).
@@ -156,7 +157,7 @@ def get_config() -> ConfigDict:
   # Steps between saves of the latest state (a best one is saved when found).
   # 0: only at the end and when stopped.
   checkpoint.every = 250
-  # How many of the latest to keep (>= 2, so that a damaged one is no loss).
+  # How many of the latest to keep (>= 1; with 2 a damaged one is no loss).
   checkpoint.keep = 2
 
   config.sample = sample = ConfigDict()

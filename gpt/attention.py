@@ -19,18 +19,27 @@ MASKED = -1e9
 def resolve_kernel(
   name: str, backend: str, dtype: str = 'float32', head_dim: int = 0
 ) -> str:
-  """The kernel for `config.model.attention` on a JAX backend name.
-
-  cuDNN's fused attention wants CUDA, bfloat16 and heads of a multiple of 8.
+  """The kernel for `config.model.attention` on a backend.
 
   Args:
+    backend: of gpt.backend.name.
     dtype: of the operands.
+
+  Raises:
+    UserError: an unknown name; one that cannot work with these operands.
   """
+  fits = dtype == 'bfloat16' and head_dim % 8 == 0 and head_dim <= 128
   if name == 'auto':
     if backend == 'cpu':
       return 'blocked'
-    fits = dtype == 'bfloat16' and head_dim % 8 == 0 and head_dim <= 128
-    return 'cudnn' if backend in ('gpu', 'cuda') and fits else 'plain'
+    return 'cudnn' if backend == 'cuda' and fits else 'plain'
+  if name == 'cudnn' and 'cuda' in backend and not (fits and backend == 'cuda'):
+    raise UserError(
+      'model.attention cudnn wants a GPU of compute capability 8.0, bfloat16 '
+      'and heads of a multiple of 8, at most 128; here the device is '
+      f'{backend}, the dtype {dtype}, the head dimension {head_dim}: set '
+      '--config.model.attention=auto'
+    )
   if name not in KERNELS:
     raise UserError(
       f'model.attention {name!r} is not known; allowed: auto, '

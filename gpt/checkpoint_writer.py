@@ -179,7 +179,7 @@ class Checkpoints:
   def set_aside(self, which: str, step: int) -> None:
     """Moves a checkpoint to checkpoints/damaged, unless it is the only one."""
     self.wait()
-    if step in self._saved[which] and len(self._saved[which]) > 1:
+    if step in self._saved[which] and sum(map(len, self._saved.values())) > 1:
       del self._saved[which][step]
       if jax.process_index() == 0:
         _move(self.directory, which, step, DAMAGED)

@@ -4,9 +4,12 @@ It exists so that a mistake costs seconds and not a run: what is checked here
 would otherwise show up at the first save, or as a run that learns nothing.
 """
 
+import math
+
 from gpt import data, optimizer, schedules
 from gpt.errors import UserError
 from gpt.model import GPTConfig
+from gpt.run import flatten
 
 AT_LEAST_ONE = (
   'batch_size', 'total_steps', 'eval.every', 'eval.windows',
@@ -32,6 +35,12 @@ def check_config(config) -> None:
   for key in NOT_NEGATIVE:
     if not _value(config, key) >= 0:
       raise UserError(f'{key} {_value(config, key)} must not be negative')
+  for key, value in flatten(config.to_dict()).items():
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not finite and (key, value) != ('opt.clip_value', math.inf):
+      raise UserError(f'{key} {value} is not a finite number')
+  if config.seed >= 2**32:
+    raise UserError(f'seed {config.seed} must be below 2^32')
   if not 0 <= config.opt.ema_decay < 1:
     raise UserError(f'opt.ema_decay {config.opt.ema_decay} is not in [0, 1)')
   if not 0 < config.opt.plateau_factor <= 1:

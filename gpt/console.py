@@ -8,14 +8,13 @@ import math
 import sys
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from gpt.metrics import Clock, count, duration
 from gpt.plateau import Plateau
 
 
-def log_line(text: str, flush: bool = False) -> None:
+def log_line(text: str) -> None:
   """Prints above the progress bar; only the first process of a run does."""
   if jax.process_index() == 0:
     tqdm.write(text, file=sys.stdout)
@@ -36,7 +35,8 @@ class Console:
       config: ConfigDict of the run.
       log: prints a line.
       first: completed steps at the start.
-      losses: of the steps since the last eval that an earlier process made.
+      losses: [(mean, targets)] of the steps since the last eval that an
+        earlier process made.
     """
     self._config, self._log, self._clock = config, log, clock
     self._bar = None
@@ -55,7 +55,7 @@ class Console:
 
   def add(self, metrics: dict, timed: bool) -> None:
     """A step has finished; `timed`: the clock has run during it."""
-    self._losses.append(metrics['loss'])
+    self._losses.append((metrics['loss'], metrics['tokens']))
     self._lr = metrics['lr']
     if timed:
       self._steps += 1
@@ -78,8 +78,9 @@ class Console:
       'patience': track.evals_since_best,
       'elapsed_s': self._clock.elapsed(),
     }
-    if self._losses:
-      values['train_loss'] = float(np.mean(self._losses))
+    targets = sum(n for _, n in self._losses)
+    if targets:
+      values['train_loss'] = sum(x * n for x, n in self._losses) / targets
     seconds = self._clock.lap()
     if self._steps and seconds > 0:
       values['ms_per_step'] = 1e3 * seconds / self._steps

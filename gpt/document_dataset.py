@@ -94,11 +94,13 @@ class DocumentDataset:
 
   def _has_targets(self, split: str) -> bool:
     """Whether the assistant says anything that is not cut off."""
-    for i in self._docs[split].tolist():
-      ids = self.corpus.read(i)[: self.block_size + 1]
-      if self._assistant(ids[None])[0, 1:].any():
-        return True
-    return False
+    return any(map(self._has_target, self._docs[split].tolist()))
+
+  def _has_target(self, i: int) -> bool:
+    if self.loss_on == 'all':
+      return True
+    ids = self.corpus.read(i)[: self.block_size + 1]
+    return bool(self._assistant(ids[None])[0, 1:].any())
 
   def _say_what_is_long(self, fits, skip_long, log) -> None:
     n, noun = len(fits), self.corpus.noun
@@ -229,7 +231,7 @@ class DocumentDataset:
     Args:
       split: 'val', 'train' or 'all'.
       windows: None for every document once; a number for that many random
-        ones, the same every time and for every seed.
+        ones with targets, the same every time and for every seed.
       batch_size: rows per batch, default the training batch size. The last
         batch is filled up with rows of weight 0.
     """
@@ -237,7 +239,8 @@ class DocumentDataset:
     docs = self._docs[split]
     if windows is not None:
       draws = random_uniform(0, SPLITS.index(split), EVAL_STREAM, len(docs))
-      docs = docs[np.argsort(draws)[:windows]]
+      drawn = filter(self._has_target, docs[np.argsort(draws)].tolist())
+      docs = np.array(list(itertools.islice(drawn, windows)), np.int64)
     docs = docs[np.argsort(self._lengths[docs], kind='stable')]
     for first in range(0, len(docs), batch_size):
       part = docs[first : first + batch_size]

@@ -62,4 +62,5 @@ def dropout(x_BLD, rate: float, seeds_Bx2, site: int):
   bits_BLD = x >> 16
   scale = 65536 / (65536 - threshold)
   keep_BLD = bits_BLD >= threshold
-  return x_BLD * jnp.where(keep_BLD, scale, 0.0).astype(x_BLD.dtype)
+  kept_BLD = x_BLD.astype(jnp.float32) * jnp.where(keep_BLD, scale, 0.0)
+  return kept_BLD.astype(x_BLD.dtype)

@@ -6,9 +6,11 @@ lines that say what to change, and not in a traceback of a library.
 
 import contextlib
 import errno
+import pathlib
 
 import jax
 
+from gpt.checkpoint import list_steps
 from gpt.errors import UserError
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -17,12 +19,17 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 def not_finite(step: int, what: str, lr: float, workdir) -> UserError:
   """The error for a loss or parameters that are not numbers any more."""
+  directory = pathlib.Path(workdir) / 'checkpoints'
+  if list_steps(directory):
+    kept = f'The last good checkpoint is in {directory}'
+    where = 'in a new workdir or from that checkpoint'
+  else:
+    kept = 'Nothing had been saved yet'
+    where = 'in the same workdir'
   return UserError(
-    f'{what} is not a finite number at step {step} (lr {float(lr):.3g}). The '
-    f'last good checkpoint is in {workdir}/checkpoints. Try a lower '
-    '--config.lr, a warmup (--config.opt.schedule=wsd '
-    '--config.opt.warmup_steps=200), or --config.opt.clip=global_norm, in a '
-    'new workdir or from that checkpoint'
+    f'{what} is not a finite number at step {step} (lr {float(lr):.3g}). '
+    f'{kept}. Try a lower --config.lr, a warmup (--config.opt.schedule=wsd '
+    f'--config.opt.warmup_steps=200), or --config.opt.clip=global_norm, {where}'
   )
 
 

@@ -182,14 +182,20 @@ def chat_template(names: dict) -> str:
   roles = {'user': f'"{names[USER]}"', 'assistant': f'"{names[ASSISTANT]}"'}
   if SYSTEM in names:
     roles['system'] = f'"{names[SYSTEM]}"'
-    head, turns = '', 'messages'
+    head, alone, turns = '', '', 'messages'
   else:
-    # As in gpt.chat: without a token of its own it opens the first user turn.
+    # As in gpt.chat: without a token of its own it opens the first user turn,
+    # or is one where none follows; an empty one is none.
     head = (
-      '{% if messages[0]["role"] == "system" %}'
+      '{% set system = "" %}{% set turns = messages %}'
+      '{% if messages[0]["role"] == "system" %}{% set turns = messages[1:] %}'
+      '{% if messages[0]["content"] %}'
       '{% set system = messages[0]["content"] + "\\n\\n" %}'
-      '{% set turns = messages[1:] %}'
-      '{% else %}{% set system = "" %}{% set turns = messages %}{% endif %}'
+      '{% endif %}{% endif %}'
+    )
+    alone = (
+      '{% if system and (not turns or turns[0]["role"] != "user") %}{{ "'
+      + names[USER] + '" + system + "' + names[END_TURN] + '" }}{% endif %}'
     )
     roles['user'] += ' + (system if loop.first else "")'
     turns = 'turns'
@@ -199,7 +205,9 @@ def chat_template(names: dict) -> str:
     for i, (role, opening) in enumerate(roles.items())
   )
   return (
-    head + '{{ "' + names[BOS] + '" }}{% for m in ' + turns + ' %}' + branches
+    head + '{{ "' + names[BOS] + '" }}' + alone
+    + '{% for m in ' + turns + ' if m["content"] or m["role"] != "system" %}'
+    + branches
     + '{% endif %}{% endfor %}{% if add_generation_prompt %}{{ "'
     + names[ASSISTANT] + '" }}{% endif %}'
   )
@@ -213,6 +221,10 @@ def read_hf(directory) -> Foreign:
   """
   directory = pathlib.Path(directory)
   config = read_json(directory / CONFIG)
+  if isinstance(config.get('model'), dict) and 'model_type' not in config:
+    raise UserError(
+      f'{directory} is a run already: name it as --workdir of other commands'
+    )
   if config.get('model_type') != 'rgpt':
     raise UserError(
       f'{directory} holds a model of type {config.get("model_type")!r}: only '

@@ -25,7 +25,7 @@ class MetricsLog:
   ):
     """`active=False`: a log that keeps nothing, of the other processes."""
     self._file = self._tensorboard = None
-    # Losses of the steps since the last eval, of an earlier process.
+    # (loss, tokens) of the steps since the last eval, of an earlier process.
     self.recent_losses = []
     if not active:
       return
@@ -41,8 +41,8 @@ class MetricsLog:
     for line in kept:
       if 'val_loss' in line:
         self.recent_losses = []
-      elif 'loss' in line:
-        self.recent_losses.append(line['loss'])
+      elif line.get('loss') is not None:
+        self.recent_losses.append((line['loss'], line.get('tokens', 1.0)))
     temporary = path.with_suffix('.tmp')
     temporary.write_text(
       ''.join(json.dumps(line) + '\n' for line in kept), encoding='utf-8'

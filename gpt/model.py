@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt import backend as backends
 from gpt.attention import (
   attend_cached,
   causal_self_attention,
@@ -79,7 +80,7 @@ class GPTConfig:
       fill('init_std', init_std)
     if self.arch == 'microgpt':
       fill('embed_norm', True)
-    check_choice('mlp', self.mlp, MLPS)
+    check_choice('mlp', self.mlp, ('auto', *MLPS))
     check_choice('pos', self.pos, ('learned', 'rope'))
     check_choice('dtype', self.dtype, DTYPES)
     for name in ('vocab_size', 'n_embd', 'n_head', 'n_layer', 'block_size'):
@@ -127,7 +128,7 @@ class GPTConfig:
   def from_config(cls, model, vocab_size: int, backend: str | None = None):
     """From `config.model` (ConfigDict or dict) for one backend's defaults."""
     fields = dict(model)
-    backend = backend or jax.default_backend()
+    backend = backend or backends.name()
     fields['dtype'] = resolve_dtype(fields['dtype'], backend)
     fields['attention'] = resolve_kernel(
       fields['attention'], backend, matmul_dtype(fields['dtype']),
@@ -148,13 +149,16 @@ def matmul_dtype(dtype: str) -> str:
 
 
 def resolve_dtype(name: str, backend: str) -> str:
-  """'auto' is bfloat16 where matrix units have it (CUDA, TPU), else float32.
+  """'auto' is bfloat16 where matrix units have it (GPUs, TPU), else float32.
 
   Metal has no bfloat16: everything is float32 there.
+
+  Args:
+    backend: of gpt.backend.name.
   """
+  check_choice('dtype', name, ('auto', *DTYPES))
   if name == 'auto':
-    fast = ('gpu', 'cuda', 'rocm', 'tpu')
-    return 'bfloat16' if backend.lower() in fast else 'float32'
+    return 'bfloat16' if backend in ('cuda', 'rocm', 'tpu') else 'float32'
   return 'float32' if backend.lower() == 'metal' else name
 
 
@@ -292,14 +296,16 @@ class GPT(nn.Module):
     wte = self.param(
       'wte', nn.initializers.normal(std), (cfg.vocab_size, cfg.n_embd)
     )
-    x_BLD = wte.astype(cfg.activation_dtype)[tokens_BL]
+    # float32 until here: the gradients of a row add up over all its tokens.
+    x_BLD = wte[tokens_BL]
     if learned:
       wpe_std = std * ARCHS[cfg.arch][2]
       wpe = self.param(
         'wpe', nn.initializers.normal(wpe_std), (cfg.block_size, cfg.n_embd)
-      ).astype(cfg.activation_dtype)
+      )
       length = tokens_BL.shape[1]
       x_BLD += wpe[None, :length] if positions_BL is None else wpe[positions_BL]
+    x_BLD = x_BLD.astype(cfg.activation_dtype)
     if positions_BL is None:
       positions_BL = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None]
     if cfg.embed_norm:

@@ -30,7 +30,10 @@ class MuonState(NamedTuple):
 
 
 def orthogonalise(x_NRC, steps: int, mixed: bool = False):
-  """float32[N, R, C], R <= C: singular values between about 0.7 and 1.2."""
+  """float32[N, R, C], R <= C, with singular values moved to about 1.
+
+  Five steps bring nearly all of them between 0.7 and 1.2; tiny ones less far.
+  """
   einsum = product if mixed else jnp.einsum
   norm_N11 = jnp.sqrt(jnp.sum(x_NRC * x_NRC, axis=(1, 2), keepdims=True))
   x_NRC = x_NRC / (norm_N11 + 1e-7)

@@ -76,12 +76,15 @@ def clipping(opt) -> optax.GradientTransformation:
   )
 
 
+def is_adam(x) -> bool:
+  return isinstance(x, optax.ScaleByAdamState)
+
+
 def adam_state(opt_state):
   """The ScaleByAdamState (count, mu, nu) of all parameters, or None.
 
   Under Muon there is one, but not for the matrices of the blocks: None.
   """
-  is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
   found = [
     x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)
   ]
@@ -92,7 +95,6 @@ def adam_state(opt_state):
 
 def with_adam_state(opt_state, mu, nu, count: int):
   """The same optax state with Adam's moments and step replaced."""
-  is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
   new = optax.ScaleByAdamState(np.asarray(count, np.int32), mu, nu)
   return jax.tree.map(
     lambda x: new if is_adam(x) else x, opt_state, is_leaf=is_adam

@@ -6,7 +6,6 @@ a core, because many XLA:CPU operations run on a single thread.
 
 import contextlib
 import functools
-import logging
 import os
 import warnings
 
@@ -42,8 +41,6 @@ def setup_devices(num_cpu_devices: int = 0) -> None:
   already started it is left as it is, with a warning if another number of CPU
   devices was asked for.
   """
-  # Not news: "Unable to initialize backend 'tpu'".
-  logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
   if num_cpu_devices < 0:
     raise UserError(f'parallel.num_cpu_devices {num_cpu_devices} is negative')
   enable_compilation_cache()

@@ -149,16 +149,17 @@ def iter_pieces(sources, separator: str, stats: TextStats):
     )
   last: str | None = ''  # the piece before; None after the end of a document
   for source in sources.items:
-    if separator == 'none' and last and not last.endswith('\n'):
-      yield '\n'
-    elif separator != 'none' and last:
-      yield None
+    # Between two files, neither of them empty.
+    joined = not last or (separator == 'none' and last.endswith('\n'))
     pieces = iter_blocks(iter_text(source, stats), literal)
     if literal:
       pieces = _split_literal(pieces, literal)
     elif separator == 'blank_line':
       pieces = _split_blank(pieces)
     for last in pieces:
+      if not joined:
+        joined = True
+        yield '\n' if separator == 'none' else None
       if separator == 'none' and last:
         stats.eos_marks += last.count(EOS)
       yield last

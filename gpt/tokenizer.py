@@ -169,6 +169,8 @@ def load_tokenizer(path) -> Tokenizer:
     return read_vocab_json(path)
   try:
     return SentencePieceTokenizer(path.read_bytes())
+  except OSError as e:
+    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
   except UserError as e:
     raise UserError(f'{path}: {e}') from e
 

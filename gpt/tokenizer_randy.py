@@ -166,6 +166,8 @@ def read_vocab_json(path, special_tokens=()) -> RandyTokenizer:
   path = pathlib.Path(path)
   try:
     data = json.loads(path.read_text(encoding='utf-8'))
+  except OSError as e:
+    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
   except (UnicodeDecodeError, json.JSONDecodeError) as e:
     raise UserError(f'{path} is not a JSON file: {e}') from e
   try:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from gpt import (
+  backend,
   data,
   failures,
   finish,
@@ -76,10 +77,10 @@ def train_and_evaluate(
   sharding.setup_devices(config.parallel.num_cpu_devices)
   if config.parallel.distributed:
     sharding.join_hosts()
-  if config.model.attention == 'cudnn' and jax.default_backend() != 'gpu':
+  if config.model.attention == 'cudnn' and 'cuda' not in backend.name():
     raise UserError(
       'model.attention cudnn needs a CUDA GPU, here is '
-      f'{jax.default_backend()}: set --config.model.attention=auto'
+      f'{backend.name()}: set --config.model.attention=auto'
     )
   leader = jax.process_index() == 0  # The process that writes files.
   changed = run.check_resumable(workdir, config)
@@ -113,6 +114,7 @@ def train_and_evaluate(
     first = int(state.step)
     track = Plateau(**meta.get('plateau', {}))
     if additional_steps:
+      config = config.copy_and_resolve_references()  # The caller has his.
       config.total_steps = first + additional_steps
       changed.pop('total_steps', None)
       track = dataclasses.replace(track, stopped=False, evals_since_best=0)
@@ -178,9 +180,10 @@ def train_and_evaluate(
         # Of the parameters that gave this loss.
         checkpoints.set_aside(LATEST, step - 1)
         raise failures.not_finite(step, 'loss', values['lr'], workdir)
+      loss = values['loss'] if values['tokens'] else math.nan
       metrics_log.write(
-        step, loss=values['loss'], lr=values['lr'],
-        grad_norm=values['grad_norm'],
+        step, loss=loss, lr=values['lr'], grad_norm=values['grad_norm'],
+        tokens=values['tokens'],
       )
       console.add(values, timed=step > first + 1)
 
@@ -255,12 +258,13 @@ def train_and_evaluate(
           state = state.replace(lr_scale=sharding.put_replicated(scale, mesh))
           if message:
             log(message)
-          if track.best_step == step:
-            save(BEST, state)
+          # Before the checkpoint from which another process may go on.
           if config.eval.sample and leader:
             finish.write_sample(
               config, model, params, tokenizer, workdir, step
             )
+          if track.best_step == step:
+            save(BEST, state)
         if save_due or stop or track.stopped:
           save(LATEST, state)
         if stop or track.stopped:
@@ -296,10 +300,11 @@ def train_and_evaluate(
         )
         log(f'sample after {prompt!r}:\n{prompt}{text}')
       metrics_log.write_end(step, outcome, final, clock.elapsed())
-    log(
-      f'{outcome} at step {step} after {metrics.duration(clock.elapsed())};'
-      f' best val {track.best_loss:.4f} at step {track.best_step}'
-    )
+    best = ''
+    if track.best_step >= 0:
+      best = f'; best val {track.best_loss:.4f} at step {track.best_step}'
+    duration = metrics.duration(clock.elapsed())
+    log(f'{outcome} at step {step} after {duration}{best}')
     if outcome == 'interrupted':
       log(
         f'Go on with: python -m launch.train --workdir={workdir}'

@@ -4,6 +4,7 @@ A mistake on the command line is answered with one or two lines that name what
 was given and the closest thing that exists, and exit code 2.
 """
 
+import logging
 import os
 import re
 import sys
@@ -23,19 +24,25 @@ USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 def run(main, allow_args: bool = False) -> None:
   """Parses the flags, calls main(argv) and exits with what it returns.
 
-  UserError: `error: ...` on stderr, exit code 2. Ctrl-C: 130. A reader that
-  went away (`| head`): 141, in silence. Anything else is a bug of ours and
-  keeps its traceback. Unless `allow_args`, words that are not flags are errors.
+  --help: 0. UserError: `error: ...` on stderr, exit code 2. Ctrl-C: 130. A
+  reader that went away (`| head`): 141, in silence. Anything else is a bug of
+  ours and keeps its traceback. Unless `allow_args`, words that are not flags
+  are errors.
   """
 
   def parse(argv):
-    return parse_flags(argv, allow_args)
+    try:
+      return parse_flags(argv, allow_args)
+    except SystemExit:  # --help was asked for; absl calls that a failure.
+      sys.exit(0)
 
   def call(argv):
     code = main(argv)
     sys.stdout.flush()  # Here a closed pipe can still be answered.
     return code
 
+  # Not news, but absl shows it: "Unable to initialize backend 'tpu'".
+  logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
   if hasattr(sys.stdout, 'reconfigure'):
     # Never a crash over what a terminal's encoding lacks.
     sys.stdout.reconfigure(errors='replace')

@@ -3,7 +3,7 @@
     python -m launch.import_model --input=chat-model --workdir=runs/chat
     python -m launch.generate --workdir=runs/chat
     python -m launch.train --workdir=runs/chat --config.data.path=more.jsonl
-    python -m launch.import_model --input=names --workdir=runs/names \
+    python -m launch.import_model --input=names --workdir=runs/names \\
       --config.data.format=text --config.lr=1e-4
 
 Read are microgpt directories (weights.safetensors, meta.json, tokenizer.json;

@@ -1,6 +1,6 @@
 """Encodes training data ahead of training, and tells how long it is.
 
-    python -m launch.prepare_data --config=configs/chat_small.py \
+    python -m launch.prepare_data --config=configs/chat_small.py \\
       --config.data.path=conversations.jsonl --workdir=runs/chat_small
     python -m launch.prepare_data --config=... --report
 

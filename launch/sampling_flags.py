@@ -3,7 +3,8 @@
 from absl import flags
 
 TEMPERATURE = flags.DEFINE_float(
-  'temperature', 0.8, 'Higher is more surprising; 0 takes the likeliest.'
+  'temperature', 0.8,
+  'Higher is more surprising; 0 or less takes the likeliest.'
 )
 TOP_P = flags.DEFINE_float(
   'top_p', 0.9,
@@ -11,7 +12,7 @@ TOP_P = flags.DEFINE_float(
   'default 1, temperature alone.',
 )
 TOP_K = flags.DEFINE_integer(
-  'top_k', 0, 'Sample from this many likeliest tokens. 0: off.'
+  'top_k', 0, 'Sample from this many likeliest tokens. 0 or less: off.'
 )
 MIN_P = flags.DEFINE_float(
   'min_p', 0.0, 'Drop tokens less likely than this times the likeliest.'

@@ -85,25 +85,30 @@ CORS_ORIGINS = flags.DEFINE_list(
 
 def read_keys() -> tuple[str, ...]:
   """From the environment, the key file and the flag."""
-  keys = os.environ.get('RGPT_API_KEY', '').split(',')
+  given = {}  # where from -> texts
+  if os.environ.get('RGPT_API_KEY'):
+    given['RGPT_API_KEY'] = os.environ['RGPT_API_KEY'].split(',')
   if API_KEY_FILE.value:
     try:
-      text = pathlib.Path(API_KEY_FILE.value).read_text(encoding='utf-8')
+      text = pathlib.Path(API_KEY_FILE.value).read_text(encoding='utf-8-sig')
     except (OSError, UnicodeDecodeError) as e:
       raise UserError(
         f'cannot read --api_key_file={API_KEY_FILE.value}: {e}'
       ) from e
-    found = [key for key in text.split('\n') if key.strip()]
-    if not found:
-      raise UserError(f'--api_key_file={API_KEY_FILE.value} holds no key')
-    keys += found
+    given[f'--api_key_file={API_KEY_FILE.value}'] = text.split('\n')
   if API_KEY.value:
     logging.getLogger('rgpt.serve').warning(
       '--api_key is visible to everybody on this machine (ps); '
       'RGPT_API_KEY or --api_key_file is not'
     )
-    keys.append(API_KEY.value)
-  return tuple(key.strip() for key in keys if key.strip())
+    given['--api_key'] = [API_KEY.value]
+  keys = []
+  for where, texts in given.items():
+    found = [text.strip() for text in texts if text.strip()]
+    if not found:  # Else the server would be open without a word.
+      raise UserError(f'{where} holds no key')
+    keys += found
+  return tuple(keys)
 
 
 def set_up_log() -> logging.Logger:
@@ -140,10 +145,9 @@ def main(_):
   import jax
 
   from gpt.load import load_model
-  from gpt.sharding import enable_compilation_cache, setup_devices
+  from gpt.sharding import setup_devices
 
   setup_devices(1)
-  enable_compilation_cache()
   workdir = pathlib.Path(WORKDIR.value)
   loaded = load_model(workdir, WHICH.value)
   slots = SLOTS.value or (4 if jax.default_backend() == 'cpu' else 32)

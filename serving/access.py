@@ -27,20 +27,23 @@ class Keys:
   """
 
   def __init__(self, keys):
-    self._digests = [digest(key) for key in keys]
+    self._digests = [
+      digest(key.encode('utf-8', 'surrogateescape')) for key in keys
+    ]
 
   def __bool__(self):
     return bool(self._digests)
 
   def accept(self, key: str) -> bool:
-    given, found = digest(key), False
+    """Whether a key from a header, whose bytes are its characters, is one."""
+    given, found = digest(key.encode('latin-1')), False
     for known in self._digests:
       found |= hmac.compare_digest(given, known)
     return found
 
 
-def digest(key: str) -> bytes:
-  return hashlib.sha256(key.encode('utf-8', 'surrogateescape')).digest()
+def digest(key: bytes) -> bytes:
+  return hashlib.sha256(key).digest()
 
 
 def given_key(headers: dict) -> str | None:
@@ -79,6 +82,20 @@ def allowed_hosts(names, loopback: bool) -> tuple[str, ...]:
   if '*' in hosts or not (hosts or loopback):
     return ()
   return (*hosts, 'localhost')
+
+
+def is_cross_site(headers: dict) -> bool:
+  """Whether a page of another site has a browser send this request.
+
+  Browsers say so, but not to plain http on an address that is not loopback.
+  There the Origin, which they always send, must be the host that is asked.
+  """
+  if 'sec-fetch-site' in headers:
+    return headers['sec-fetch-site'] == 'cross-site'
+  if 'origin' not in headers:
+    return False
+  host = headers['origin'].rpartition('//')[2]
+  return host.lower() != headers.get('host', '').strip().lower()
 
 
 def host_allowed(header: str | None, allowed) -> bool:

@@ -126,12 +126,12 @@ class Routes:
     if options.strict_model and name is not None and name not in known:
       raise no_such_model(name)
 
-  def open(self, request, spec, prompts, stop_ids=None, allowed=()):
+  def open(self, request, spec, prompts, stop_ids=None, **kwargs):
     if stop_ids is None:
       stop_ids = (self.service.tokenizer.eos_id,)
     return self.service.generate(
-      request, spec.sampling, prompts, stop_ids=stop_ids, allowed=allowed,
-      stream=spec.stream,
+      request, spec.sampling, prompts, stop_ids=stop_ids, stream=spec.stream,
+      **kwargs,
     )
 
   def open_completion(self, request, spec, **kwargs):
@@ -157,12 +157,17 @@ class Routes:
         )
       except UserError as e:
         raise bad_request(f'messages: {e}', 'messages') from e
+      if dropped and spec.sampling.overflow == 'error':
+        raise errors.context_length(
+          service.cfg.block_size,
+          f'your messages have {len(ids) + dropped}', 'messages',
+        )
       extra['tokens_dropped'] = dropped
       return [ids]
 
     ends = chat.stop_ids(service.tokenizer)
     generation = self.open(
-      request, spec, prompts, stop_ids=ends, allowed=ends
+      request, spec, prompts, stop_ids=ends, allowed=ends, param='messages'
     )
     return generation, extra
 
@@ -323,9 +328,9 @@ class Routes:
 
   async def reload(self, request):
     self.service.engine.check_open()
-    reloaded, reason = await self.service.reload()
+    status, reloaded, reason = await self.service.reload()
     return answer({
-      'status': 'ok',
+      'status': status,
       'model': self.service.options.model_name,
       'reloaded': reloaded,
       'reason': reason,

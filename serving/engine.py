@@ -68,6 +68,7 @@ class Engine:
     ]
     self.scheduler = Scheduler(slots, max_queue)
     self.state = LOADING
+    self._lock = threading.Lock()  # of the state
     self.weights = weights
     self._metrics = metrics
     self._post = post
@@ -93,6 +94,12 @@ class Engine:
     """Raises ApiError (503) unless new requests are taken."""
     if self.state != READY:
       raise errors.unavailable(self.state)
+
+  def close(self) -> None:
+    """Takes no more requests; what runs goes on."""
+    with self._lock:
+      if self.state in (LOADING, READY):
+        self.state = DRAINING
 
   def submit(self, job) -> None:
     """Queues a filled job for which `scheduler.reserve` was called."""
@@ -129,8 +136,10 @@ class Engine:
       programs = self.programs.compile(self.weights.params)
       for lane in self.lanes:
         lane.warm_up(self.weights.params)
-      if self.state == LOADING:
-        self.state = READY
+      with self._lock:
+        opening = self.state == LOADING
+        self.state = READY if opening else self.state
+      if opening:
         seconds = time.perf_counter() - began
         log.info('ready: %d programs in %.1f s', programs, seconds)
       while not self._stopping:
@@ -220,6 +229,8 @@ class Engine:
       if seq is None:
         return
       job = seq.job
+      seq.lane = lane
+      lane.take(seq)
       if job.weights is None:
         job.weights = self.weights
         self._metrics.queue_time.observe(job.started - job.created)
@@ -232,8 +243,6 @@ class Engine:
           if job.scores[number].done:  # A single token has no pass to wait for.
             self._post_scores(job, number)
         seq.scores = job.scores[number]
-      seq.lane = lane
-      lane.take(seq)
 
   def _score(self) -> None:
     """One pass over a prompt for one of those that want its scores."""

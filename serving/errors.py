@@ -68,11 +68,11 @@ def unsupported(param: str, message: str) -> ApiError:
   return bad_request(message, param, 'unsupported_parameter')
 
 
-def context_length(window: int, given: str) -> ApiError:
+def context_length(window: int, given: str, param: str) -> ApiError:
   """`given` says what was asked for, e.g. 'the prompt has 300 tokens'."""
   return bad_request(
     f"This model's maximum context length is {window} tokens; {given}.",
-    'prompt',
+    param,
     'context_length_exceeded',
   )
 

@@ -37,6 +37,7 @@ class Record:
   status: int = 0
   job: object = None
   finish: str = '-'
+  waits_to_send: bool = False  # the body, for "100 Continue"
 
 
 class Gate:
@@ -65,6 +66,7 @@ class Gate:
     record = scope['rgpt'] = Record(
       request_id(headers.get('x-request-id')), method, path,
       time.perf_counter(), self._template(path) or 'unmatched',
+      waits_to_send='expect' in headers,
     )
     extra = self._response_headers(record, headers)
 
@@ -88,7 +90,8 @@ class Gate:
       body = Body(receive, headers, self._options)
       await self._app(scope, body.receive, send_out)
     except ClientGone:
-      record.status = CLIENT_CLOSED_REQUEST
+      refused = scope['state'].get('refused')  # See serving/protocol.py.
+      record.status = 400 if refused else CLIENT_CLOSED_REQUEST
     except ApiError as e:
       await self._answer(e, record, send_out, receive)
     except Exception as e:
@@ -138,10 +141,9 @@ class Gate:
         'The Host header names another server; --allowed_hosts adds names.',
         code='invalid_host',
       )
-    # Browsers say so where a page of another site sends a request.
     if (
       method not in ('GET', 'HEAD', 'OPTIONS')
-      and headers.get('sec-fetch-site') == 'cross-site'
+      and access.is_cross_site(headers)
       and not self._origin_allowed(headers.get('origin', ''))
     ):
       raise ApiError(
@@ -187,7 +189,7 @@ class Gate:
     if error.status in (408, 413):
       # What is left of the body would be taken for the next request.
       headers.append(('Connection', 'close'))
-    if error.status == 413:
+    if error.status == 413 and not record.waits_to_send:
       await drain(receive)
     await reply(
       send, error.status, json.dumps(error.body_for(record.path)).encode(),

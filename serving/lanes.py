@@ -72,6 +72,7 @@ class Lane:
   def take(self, seq) -> None:
     """Gives a sequence a slot; its cache is filled by the next `step`."""
     slot = seq.slot = self._free.pop()
+    self.active.append(seq)
     s, rows = seq.job.sampling, self._sampling
     rows.seed[slot] = seq.seed
     rows.temperature[slot] = s.temperature
@@ -82,7 +83,6 @@ class Lane:
     rows.repetition[slot] = max(s.repetition, 1e-6)
     rows.frequency[slot] = s.frequency
     rows.presence[slot] = s.presence
-    self.active.append(seq)
 
   def release(self, seq) -> None:
     """Takes the slot from a sequence that has ended or is not wanted."""

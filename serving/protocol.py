@@ -1,8 +1,14 @@
 """HTTP on a connection: uvicorn's, but no client may keep one for nothing."""
 
+import json
+import secrets
+
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from serving.errors import bad_request
+
+INVALID = bad_request('The request is not valid HTTP.')
 # Request sent, answer not: uvicorn stops reading once more arrives.
 ANSWERING = (h11.DONE, h11.MIGHT_SWITCH_PROTOCOL)
 
@@ -40,6 +46,32 @@ class Protocol(H11Protocol):
     else:
       self._stop_timer()
       self._read_on()
+
+  def send_400_response(self, msg: str) -> None:
+    """uvicorn's, in our shape; a request may be under way already.
+
+    Its scope['state']['refused'] is true then.
+    """
+    cycle = self.cycle
+    if cycle is not None and not cycle.response_complete:
+      cycle.scope['state']['refused'] = cycle.disconnected = True
+      cycle.message_event.set()
+    if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+      headers = [
+        ('content-type', 'application/json'), ('connection', 'close'),
+        ('x-request-id', secrets.token_hex(8)),
+        ('x-content-type-options', 'nosniff'),
+      ]
+      body = json.dumps(INVALID.body()).encode()
+      for event in (
+        h11.Response(status_code=INVALID.status, headers=headers),
+        h11.Data(data=body), h11.EndOfMessage(),
+      ):
+        self.transport.write(self.conn.send(event))
+    self.transport.close()
+
+  def _should_upgrade(self) -> bool:
+    return False  # And no word about it: such requests are answered as HTTP.
 
   def _await_head(self) -> None:
     if self._head_timer is None:

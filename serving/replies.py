@@ -32,7 +32,8 @@ class Reply:
       **(extra or {}),
     }
     self._opened = set()
-    self._echo = {}  # prompt number -> (text, tokens)
+    self._echo = {}  # prompt number -> tokens
+    self._prompts = {}  # prompt number -> text
 
   def usage(self) -> dict:
     prompt, completion = self.job.prompt_tokens, self.job.completion_tokens
@@ -128,13 +129,19 @@ class CompletionReply(Reply):
     s = self.job.sampling
     if not s.echo:
       return text, tokens
-    prompt = self.tokenizer.decode(self.job.prompts[index // s.n])
+    prompt = self._prompt_text(index // s.n)
     shift = len(prompt)
     shifted = [
       jobs.Token(t.id, t.start + shift, t.end + shift, t.logprob, t.top)
       for t in tokens
     ]
     return prompt + text, self._echo.get(index // s.n, []) + shifted
+
+  def _prompt_text(self, number: int) -> str:
+    if number not in self._prompts:
+      tokens = self.job.prompts[number]
+      self._prompts[number] = self.tokenizer.decode(tokens)
+    return self._prompts[number]
 
   def _choice(self, index, text, tokens, reason) -> dict:
     return {

@@ -41,6 +41,8 @@ def bind(host: str, port: int) -> socket.socket:
       )
     sock.bind(address)
     sock.listen(2048)
+  except UnicodeError as e:  # Of the encoding of names; not an OSError.
+    raise UserError(f'--host={host} is not the name of a host') from e
   except OverflowError as e:
     raise UserError(f'--port={port} is not a port: 0 to 65535') from e
   except OSError as e:

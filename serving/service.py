@@ -125,8 +125,12 @@ class Service:
       bias_V[id] += value
     return bias_V
 
-  def check_size(self, job, stream: bool) -> None:
-    """Raises ApiError for what the window or memory cannot take."""
+  def check_size(self, job, stream: bool, param: str) -> None:
+    """Raises ApiError for what the window or memory cannot take.
+
+    Args:
+      param: the field that holds what the prompts are made of.
+    """
     s, window = job.sampling, self.cfg.block_size
     longest = max(map(len, job.prompts))
     if s.overflow == 'error' and longest + s.max_tokens > window:
@@ -134,6 +138,7 @@ class Service:
         window,
         f'you asked for {longest + s.max_tokens} ({longest} in the prompt, '
         f'{s.max_tokens} to generate)',
+        param,
       )
     if s.logprobs is not None:
       # Of a stream nothing is kept, but an echo is one piece.
@@ -152,8 +157,8 @@ class Service:
     """See Generation."""
     return Generation(self, request, sampling, prompts, **kwargs)
 
-  async def reload(self) -> tuple[bool, str]:
-    """(whether newer weights are in use, why or why not)."""
+  async def reload(self) -> tuple[str, bool, str]:
+    """('ok' or 'error', whether newer weights are in use, why or why not)."""
     async with self._reloading:
       try:
         loaded = await self.in_thread(
@@ -161,18 +166,22 @@ class Service:
         )
       except Exception as e:
         log.warning('reload failed: %s', e)
-        return False, f'{type(e).__name__}: cannot read the new weights'
+        reason = f'{type(e).__name__}: cannot read the new weights'
+        return 'error', False, reason
       old = self.loaded
       if loaded.cfg != old.cfg:
-        return False, 'the model has another shape: restart the server'
+        reason = 'the model has another shape: restart the server'
+        return 'error', False, reason
       if loaded.tokenizer.fingerprint != old.tokenizer.fingerprint:
-        return False, 'the tokenizer has changed: restart the server'
+        reason = 'the tokenizer has changed: restart the server'
+        return 'error', False, reason
       weights = await self.in_thread(weights_of, loaded)
       if weights.fingerprint == self.engine.weights.fingerprint:
-        return False, f'step {loaded.step} is in use already'
+        return 'ok', False, f'step {loaded.step} is in use already'
       self.loaded = dataclasses.replace(loaded, params=None)
       self.engine.swap(weights)
-      return True, f'step {old.step} -> {loaded.step} ({loaded.which})'
+      reason = f'step {old.step} -> {loaded.step} ({loaded.which})'
+      return 'ok', True, reason
 
   def close(self, timeout: float) -> bool:
     """Ends the workers; False if one is still busy."""
@@ -186,8 +195,7 @@ class Service:
 
   async def drain(self) -> None:
     """Takes no more requests; waits for the running ones, then ends them."""
-    if self.engine.state in (engines.LOADING, engines.READY):
-      self.engine.state = engines.DRAINING
+    self.engine.close()
     loop = asyncio.get_running_loop()
     deadline = loop.time() + self.options.drain_timeout
     while self._generations and loop.time() < deadline:
@@ -209,6 +217,7 @@ class Generation:
     prompts: called on a worker thread, gives a list of int32[n] arrays.
     stop_ids: ids that end a choice. allowed: banned ids that may be sampled.
     stream: what comes of it is passed on at once.
+    param: the field that the prompts come from, for errors.
 
   Entering reserves space in the queue and submits the job. `events` yields
   what comes of it, until all choices have ended.
@@ -218,13 +227,14 @@ class Generation:
   """
 
   def __init__(self, service, request, sampling, prompts, *, stop_ids,
-               allowed=(), stream=False):
+               allowed=(), stream=False, param='prompt'):
     self._service = service
     self._request = request
     self._prompts = prompts
     self._stop_ids = stop_ids
     self._allowed = allowed
     self._stream = stream
+    self._param = param
     self._timers = []
     self._watch = None
     self._submitted = False
@@ -242,7 +252,7 @@ class Generation:
       self._start_timers()
       self._watch = asyncio.create_task(self._watch_disconnect())
       await self.in_thread(self._fill)
-      service.check_size(job, self._stream)
+      service.check_size(job, self._stream, self._param)
       if service.engine.state == engines.FAILED:  # It would wait for ever.
         raise errors.unavailable(engines.FAILED)
       self._submitted = True

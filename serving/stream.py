@@ -53,18 +53,24 @@ class EventStream:
   async def _write_events(self, request_id: str, send) -> bytes:
     """Streams everything; gives the last event."""
 
-    async def write(chunks):
-      if chunks:
-        data = b''.join(map(event, chunks))
+    async def write(make, *args):
+
+      def encoded():
+        return b''.join(map(event, make(*args)))
+
+      # An echo may be as long as a request: not on the event loop.
+      echo = self._generation.job.sampling.echo
+      data = await self._generation.in_thread(encoded) if echo else encoded()
+      if data:
         await send(
           {'type': 'http.response.body', 'body': data, 'more_body': True}
         )
 
     try:
-      await write(self._reply.chunks(self._first))
+      await write(self._reply.chunks, self._first)
       async for batch in self._events:
-        await write(self._reply.chunks(batch))
-      await write(self._reply.last_chunks())
+        await write(self._reply.chunks, batch)
+      await write(self._reply.last_chunks)
       return b'data: [DONE]\n\n'
     except ApiError as e:
       return event(e.body())

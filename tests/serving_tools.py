@@ -180,12 +180,13 @@ def is_idle(http) -> bool:
 
 
 def keyed_serving(path, *flags):
-  """Serves a small chat model to who has KEY, OTHER_KEY or 'third'."""
+  """Serves a small chat model to who has KEY, OTHER_KEY or 'schlüssel'."""
   make_random(path / 'run', chat_tokenizer())
-  (path / 'keys').write_text(f'{OTHER_KEY}\n')
+  # As a Windows editor writes it.
+  (path / 'keys').write_text(f'\ufeff{OTHER_KEY}\r\n', encoding='utf-8')
   return serving(
     path / 'run', *flags, f'--api_key_file={path}/keys',
-    env={'RGPT_API_KEY': f'{KEY},third'},
+    env={'RGPT_API_KEY': f'{KEY}, schlüssel'},
   )
 
 

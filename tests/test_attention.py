@@ -123,7 +123,19 @@ def test_unknown_kernel_is_refused():
     resolve_kernel('fast', 'cpu')
 
 
-@pytest.mark.parametrize('backend', ['cpu', 'gpu', 'METAL', 'mps'])
+@pytest.mark.parametrize(
+  'backend', ['cpu', 'cuda', 'old cuda', 'rocm', 'metal', 'mps']
+)
 def test_auto_kernel_exists(backend):
   assert resolve_kernel('auto', backend) in KERNELS
   assert resolve_kernel('plain', backend) == 'plain'
+
+
+def test_cudnn_where_it_cannot_work_is_refused():
+  assert resolve_kernel('cudnn', 'cuda', 'bfloat16', 64) == 'cudnn'
+  for given in (
+    ('cuda', 'float32', 64), ('cuda', 'bfloat16', 10),
+    ('old cuda', 'bfloat16', 64),
+  ):
+    with pytest.raises(UserError, match='cudnn wants a GPU of compute'):
+      resolve_kernel('cudnn', *given)

@@ -1,5 +1,6 @@
 """Conversations: read with errors that help, cleaned, weighted, held out."""
 
+import json
 import re
 
 import jax
@@ -363,3 +364,24 @@ def test_report_recommends_a_block_size(tmp_path):
   assert rows[-2:] == [('64', '58', '58.0'), ('128', '100', '100.0')]
   _, err = launch('prepare_data', *args, code=2)
   assert 'nothing would be kept' in err
+
+
+def test_quick_evals_take_conversations_that_have_targets(tmp_path):
+  """Where the window cuts most of them off before the assistant's turn."""
+  words = [f'{i:07b}'.replace('0', 'e').replace('1', 's') for i in range(120)]
+  talks = [
+    [user(word + ('r' * 40 if i % 8 else '')), assistant('as')]
+    for i, word in enumerate(words)
+  ]
+  text = '\n'.join(map(json.dumps, talks))
+  documents = open_memory(text, 'chat', CHAR, tmp_path, val_fraction=0.3)
+  dataset = batches_of(documents, CHAR, loss_on='assistant')
+  for windows in (1, 2, 4):
+    batches = list(dataset.eval_batches('val', windows))
+    rows = sum(int((b['weights'].sum(-1) > 0).sum()) for b in batches)
+    assert rows == windows
+  all_of_them = batches_of(documents, CHAR)
+  assert sum(
+    int((b['weights'].sum(-1) > 0).sum())
+    for b in all_of_them.eval_batches('val', 4)
+  ) == 4

@@ -285,3 +285,24 @@ def test_write_that_cannot_start_is_reported(tmp_path, monkeypatch):
 def test_keeping_none_is_refused(tmp_path):
   with pytest.raises(UserError, match='checkpoint.keep is 0'):
     Checkpoints(tmp_path, keep=0)
+
+
+@pytest.mark.parametrize('read', [
+  checkpoint.restore_params,
+  lambda path: checkpoint.restore_state(path, make_state()),
+])
+def test_arrays_that_are_not_what_was_written_are_found_out(tmp_path, read):
+  """By our checksums, where Orbax itself sees nothing wrong."""
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(LATEST, make_state(), {})
+  assert checkpoints.wait()
+  checkpoints.close()
+  path = checkpoint.find(tmp_path, LATEST)
+  read(path)
+  meta = path / 'meta' / 'metadata'
+  values = json.loads(meta.read_text())
+  for name in ('checksum', 'weights_checksum'):
+    values[name] ^= 1
+  meta.write_text(json.dumps(values))
+  with pytest.raises(checkpoint.DamagedCheckpoint):
+    read(path)

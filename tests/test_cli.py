@@ -261,6 +261,13 @@ def test_exit_code_of_main_is_kept(tree):
   assert go(tree, DO='code').returncode == 7
 
 
+def test_help_is_no_failure(tree):
+  for flag in ('--help', '--helpfull', '-help'):
+    done = go(tree, flag)
+    assert done.returncode == 0, flag
+    assert '--max_tokens' in done.stdout
+
+
 def test_ctrl_c_is_quiet(tree):
   process = subprocess.Popen(
     [sys.executable, 'go.py'],

@@ -379,3 +379,25 @@ def test_options_reach_the_decode_block():
     tokens = tokens + (new or [])
   wanted = forward(tokens[:-1], model).argmax(-1)[2:]
   assert tokens[3:] == wanted.tolist()
+
+
+@pytest.mark.parametrize('window', ['slide', 'stop'])
+def test_reading_only_what_is_filled_changes_no_token(window):
+  """Past several buckets, and past the window."""
+  cfg = GPTConfig(
+    vocab_size=19, n_embd=16, n_head=2, n_layer=1, block_size=80
+  )
+  model = GPT(cfg)
+  params = init(model)
+  s = sampling.params(2, temperature=1.0, top_p=1.0, seed=[1, 2])
+
+  def texts(growing):
+    out = {0: [], 1: []}
+    for row, new in generation.generate(
+      model, params, [[1, 2, 3], list(range(1, 19)) * 2], s, 100,
+      window=window, growing=growing,
+    ):
+      out[row] += new or []
+    return out
+
+  assert texts(True) == texts(False)

@@ -28,8 +28,8 @@ def kept(rate=0.5, step=0, rows=(0,), site=0, seed=0, width=WIDTH):
 @pytest.mark.parametrize('width', [3, 52, 256])
 def test_rate_is_what_was_asked_for(rate, width):
   keep = kept(rate, rows=range(16), width=width)
-  # The rate may be rounded to 1/256; five standard errors on top.
-  error = 5 * np.sqrt(rate * (1 - rate) / keep.size) + 1 / 512
+  # The rate is rounded to 2^-16; five standard errors on top.
+  error = 5 * np.sqrt(rate * (1 - rate) / keep.size) + 2**-17
   assert abs(1 - keep.mean() - rate) < error
 
 

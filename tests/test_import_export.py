@@ -81,7 +81,9 @@ def imported(tmp_path):
   ids=['number', 'inf', 'any bits', 'any bits, NaN'],
 )
 def test_import_then_export_is_byte_identical(tmp_path, best, special):
-  file = write_file(tmp_path / 'in.bin', best=best, special=special)
+  file = write_file(
+    tmp_path / 'in.bin', best=best, special=special, adam_step=7
+  )
   workdir = tmp_path / 'run'
   rgpt_run.import_rgpt(file, config(), CharTokenizer(CHARS), workdir)
   for which in ('best', 'latest'):

@@ -88,6 +88,11 @@ def test_other_peoples_models_are_refused(tmp_path):
     import_directory(tmp_path, 'auto', config(), tmp_path / 'run')
 
 
+def test_a_run_is_no_export(trained_workdir, tmp_path):
+  with pytest.raises(UserError, match='is a run already'):
+    import_directory(trained_workdir, 'hf', config(), tmp_path / 'run')
+
+
 def test_the_card_tells_data_config_numbers_and_a_sample(
   trained_workdir, tmp_path
 ):

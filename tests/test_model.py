@@ -7,6 +7,7 @@ shares no code with the model.
 import dataclasses
 import importlib
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 import configs
-from gpt import losses
+from gpt import backend, losses
+from gpt import model as model_module
 from gpt.attention import KERNELS
 from gpt.dropout import row_seeds
 from gpt.errors import UserError
@@ -330,7 +332,7 @@ def test_rms_norm_is_float32_inside_and_keeps_the_dtype():
   ({'dropout': 1.0}, 'model.dropout 1.0 is not in [0, 1)'),
   ({'dropout': -0.1}, 'model.dropout -0.1 is not in [0, 1)'),
   ({'arch': 'llama'}, "model.arch 'llama' is not known; allowed: randy, micro"),
-  ({'mlp': 'relu3'}, "model.mlp 'relu3' is not known; allowed: relu2, relu"),
+  ({'mlp': 'relu3'}, "model.mlp 'relu3' is not known; allowed: auto, rel"),
   ({'pos': 'alibi'}, "model.pos 'alibi' is not known"),
   ({'dtype': 'float16'}, "model.dtype 'float16' is not known"),
   ({'pos': 'rope', 'n_embd': 12, 'n_head': 4}, 'head dimension 3 is odd'),
@@ -348,10 +350,70 @@ def test_bad_options_are_refused_by_name_and_number(fields, words):
 @pytest.mark.parametrize('backend, dtype', [
   ('cpu', 'float32'),
   ('METAL', 'float32'),
-  ('gpu', 'bfloat16'),
   ('cuda', 'bfloat16'),
+  ('old cuda', 'float32'),
+  ('rocm', 'bfloat16'),
+  ('tpu', 'bfloat16'),
 ])
 def test_auto_is_resolved_from_the_backend(backend, dtype):
   cfg = GPTConfig.from_config(load('default').model, CHARS, backend)
   assert cfg.dtype == dtype
   assert cfg.attention in KERNELS
+
+
+@pytest.mark.parametrize('platform, capability, name', [
+  ('cpu', None, 'cpu'), ('METAL', None, 'metal'), ('gpu', '9.0', 'cuda'),
+  ('gpu', '8.0', 'cuda'), ('gpu', '7.5', 'old cuda'), ('gpu', 'gfx90a', 'rocm'),
+])
+def test_gpus_are_told_apart(monkeypatch, platform, capability, name):
+  device = types.SimpleNamespace(compute_capability=capability)
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+  monkeypatch.setattr(jax, 'local_devices', lambda: [device])
+  assert backend.name() == name
+
+
+def test_bfloat16_gradients_are_those_of_float32():
+  """Every tensor's, above all of rows that thousands of tokens share."""
+  fields = {**TINY, 'block_size': 64, 'n_embd': 32, 'vocab_size': 5}
+  tokens = np.random.default_rng(0).integers(0, 5, (256, 65)).astype(np.int32)
+  tokens[:, 1::2] = (tokens[:, :-1:2] + 1) % 5  # Something to be learnt.
+  params = init(GPTConfig(**fields))
+  positions = np.broadcast_to(np.arange(64, dtype=np.int32), (256, 64))
+
+  def gradients(dtype):
+    model = GPT(GPTConfig(**{**fields, 'dtype': dtype}))
+
+    def mean(params):
+      logits = model.apply(
+        {'params': params}, tokens[:, :-1], positions_BL=positions
+      )
+      logp = jax.nn.log_softmax(logits.astype(jnp.float32))
+      return -jnp.mean(jnp.take_along_axis(logp, tokens[:, 1:, None], -1))
+
+    return jax.jit(jax.grad(mean))(params)
+
+  wanted, got = gradients('float32'), gradients('bfloat16')
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(got)
+  ):
+    error = np.linalg.norm(a - b) / np.linalg.norm(a)
+    assert error < 0.02, (path, error)
+
+
+def test_every_dropout_of_the_network_has_its_own_mask(monkeypatch):
+  sites = []
+  plain = model_module.dropout
+
+  def spy(x, rate, seeds, site):
+    sites.append(site)
+    return plain(x, rate, seeds, site)
+
+  monkeypatch.setattr(model_module, 'dropout', spy)
+  cfg = GPTConfig(**{**TINY, 'n_layer': 3, 'dropout': 0.5})
+  params = init(cfg)
+  sites.clear()
+  seeds = row_seeds(jax.random.key(0), jnp.arange(1, dtype=jnp.uint32))
+  GPT(cfg).apply(
+    {'params': params}, jnp.zeros((1, 6), jnp.int32), seeds_Bx2=seeds
+  )
+  assert len(sites) == 6 and len(set(sites)) == 6

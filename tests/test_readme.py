@@ -60,7 +60,7 @@ def defined_flags(module: str) -> set[str]:
   """Flags that a module defines, or one beside it that it imports."""
   source = (ROOT / f'{module.replace(".", "/")}.py').read_text()
   flags = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source))
-  if 'define_config_flag(' in source:
+  if 'config_flag.define(' in source:
     flags.add('config')
   imports = re.findall(r'^from (launch\S*) import (.+)', source, re.M)
   for package, names in imports:

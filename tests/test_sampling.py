@@ -1,7 +1,7 @@
 """Logits -> token, against a plain numpy reading of the rules.
 
 The reference works in float64 on one row with sets and loops; the thing tested
-sorts as little as it can, in float32, for all rows at once.
+finds thresholds by bisection, in float32, for all rows at once.
 """
 
 import jax
@@ -58,11 +58,11 @@ FILTERS = {
   'none': {},
   'top_k': dict(top_k=5),
   'top_k of one': dict(top_k=1),
-  'top_k over the fast candidates': dict(top_k=150),
+  'large top_k': dict(top_k=150),
   'top_k over the vocabulary': dict(top_k=10_000),
   'top_p': dict(top_p=0.5),
   'tiny top_p keeps the best': dict(top_p=1e-6),
-  'top_p over the fast candidates': dict(top_p=0.995),
+  'large top_p': dict(top_p=0.995),
   'min_p': dict(min_p=0.05),
   'all': dict(top_k=30, top_p=0.9, min_p=0.02),
   'all, many candidates': dict(top_k=200, top_p=0.99, min_p=1e-4),
@@ -124,7 +124,7 @@ def test_ties_are_kept_whatever_their_ids():
 
 
 def test_filters_of_a_row_do_not_depend_on_the_other_rows():
-  """A row that needs the full sort changes nothing for one that does not."""
+  """What one row filters by changes nothing for another."""
   probs_BV = np.stack([random_probs(LARGE, seed) for seed in range(6)])
   k_B, p_B = [5, 0, 200, 0, 0, 64], [0.9, 0.7, 0.9, 1.0, 0.9999, 1.0]
   s = sampling.params(6, top_k=k_B, top_p=p_B)

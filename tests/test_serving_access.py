@@ -62,12 +62,13 @@ def test_everything_else_does(server, method, path):
 
 
 def test_all_keys_and_both_headers_work(server):
-  for headers in (
-    {'authorization': f'Bearer {KEY}'}, {'authorization': 'bearer third'},
-    {'x-api-key': OTHER_KEY}, {'x-api-key': KEY},
-  ):
-    with server.client(headers=headers) as client:
-      assert client.get('/v1/models').status_code == 200
+  for key in (KEY, OTHER_KEY, 'schlüssel'):
+    for name, value in (
+      ('authorization', f'Bearer {key}'), ('authorization', f'bearer {key}'),
+      ('x-api-key', key),
+    ):
+      with server.client(headers={name: value.encode()}) as client:
+        assert client.get('/v1/models').status_code == 200, (name, value)
 
 
 def test_keys_are_compared_as_hashes_and_all_of_them(monkeypatch):
@@ -122,6 +123,29 @@ def test_hosts_and_origins(http):
   assert 'access-control-allow-origin' not in evil.headers
 
 
+def test_pages_of_other_sites_may_not_send_requests(server, http):
+  own = f'http://127.0.0.1:{server.port}'
+
+  def send(**headers):
+    headers = {k.replace('_', '-'): v for k, v in headers.items()}
+    return http.post('/tokenize', json={'content': 'a'}, headers=headers)
+
+  # Browsers name the kind of site to https and loopback addresses alone.
+  for headers in (
+    {}, {'origin': own}, {'origin': 'https://good.example'},
+    {'origin': 'https://api.example', 'sec_fetch_site': 'same-origin'},
+    {'origin': own.upper()},
+  ):
+    assert send(**headers).status_code == 200, headers
+  for headers in (
+    {'origin': 'https://evil.example'}, {'origin': 'null'},
+    {'origin': own + '0'}, {'origin': own, 'sec_fetch_site': 'cross-site'},
+  ):
+    response = send(**headers)
+    assert response.status_code == 403, headers
+    assert response.json()['error']['code'] == 'cross_site'
+
+
 @pytest.mark.parametrize('names, loopback, hosts', [
   ((), True, ('localhost',)), ((), False, ()), (('*',), True, ()),
   (('a', '*'), False, ()), (('API.example',), True, ('api.example',
@@ -162,6 +186,19 @@ def test_keys_on_the_command_line_and_open_addresses_are_warned_of(tmp_path):
     with ServerProcess(tmp_path / 'none', *flags) as server:
       server.wait_for(words)
       assert server.wait() == 2
+
+
+def test_a_source_of_keys_that_has_none_is_a_mistake(monkeypatch):
+  _, err = launch('serve', '--workdir=x', '--api_key= ', code=2)
+  assert '--api_key holds no key' in err
+  monkeypatch.setenv('RGPT_API_KEY', ' ,')
+  _, err = launch('serve', '--workdir=x', code=2)
+  assert 'RGPT_API_KEY holds no key' in err
+
+
+def test_a_host_that_cannot_be_one(monkeypatch):
+  _, err = launch('serve', '--workdir=x', '--host=a..b', code=2)
+  assert '--host=a..b' in err and 'Traceback' not in err
 
 
 def test_a_key_file_without_keys_is_a_mistake(tmp_path):

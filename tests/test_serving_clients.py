@@ -156,6 +156,8 @@ def test_half_requests_and_garbage(server):
     b'POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n',
     b'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n'
     b'Transfer-Encoding: chunked\r\n\r\nzz\r\n',
+    b'POST /nothing HTTP/1.1\r\nHost: localhost\r\n'
+    b'Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n',
   ):
     with connect(server) as sock:
       sock.sendall(data)
@@ -164,7 +166,23 @@ def test_half_requests_and_garbage(server):
       while piece := sock.recv(4096):
         answer += piece
       assert not answer or answer.startswith(b'HTTP/1.1 '), answer
-      assert b' 500 ' not in answer.split(b'\r\n')[0]
+      head, _, body = answer.partition(b'\r\n\r\n')
+      assert b' 500 ' not in head.split(b'\r\n')[0]
+      if b' 400 ' in head.split(b'\r\n')[0]:
+        assert b'x-request-id' in head
+        start, end = body.index(b'{'), body.rindex(b'}') + 1
+        error = json.loads(body[start:end])['error']
+        if not data.startswith(b'POST / '):  # RandyGPT's errors are text.
+          assert error['type'] == 'invalid_request_error'
+
+
+def test_offers_of_other_protocols_are_passed_over(server):
+  with server.client() as client:
+    for protocol in ('websocket', 'h2c'):
+      headers = {'connection': 'Upgrade', 'upgrade': protocol}
+      response = client.get('/health', headers=headers)
+      assert response.json() == {'status': 'ok'}
+  assert not [line for line in server.log if 'pgrade' in line]
 
 
 def test_requests_on_one_connection_are_answered_in_order(server):

@@ -10,6 +10,7 @@ import pytest
 from serving_tools import (
   KEY,
   OTHER_KEY,
+  PATIENCE,
   is_idle,
   keyed_client,
   keyed_serving,
@@ -90,7 +91,22 @@ def test_the_operators_choice_of_overflow_is_the_default(http):
   ).status_code == 200
 
 
-def test_bodies_beyond_the_limit(http):
+def test_a_chat_that_is_too_long_is_not_cut_where_that_is_refused(http):
+  ask = {'messages': [{'role': 'user', 'content': 'a' * 100}], 'max_tokens': 2}
+  for body in (ask, {**ask, 'messages': [{'role': 'user', 'content': 'a'}],
+                     'max_tokens': 30}):
+    response = http.post('/v1/chat/completions', json=body)
+    assert response.status_code == 400
+    error = response.json()['error']
+    assert error['code'] == 'context_length_exceeded'
+    assert error['param'] == 'messages'
+  response = http.post(
+    '/v1/chat/completions', json={**ask, 'context_overflow': 'slide'}
+  )
+  assert response.json()['tokens_dropped'] > 0
+
+
+def test_bodies_beyond_the_limit(server, http):
   big = {'prompt': 'a' * 5000}
   for path in ('/v1/completions', '/', '/tokenize'):
     response = http.post(path, json=big)
@@ -107,6 +123,14 @@ def test_bodies_beyond_the_limit(http):
   assert response.status_code == 413
   # The connection is not used for what is left of the body.
   assert response.headers['connection'] == 'close'
+  # A body that is announced only is not asked for.
+  head = request_bytes({}).split(b'\r\n\r\n')[0].replace(
+    b'Content-Length: 2', b'Content-Length: 5000\r\nExpect: 100-continue'
+  )
+  with socket.create_connection(('127.0.0.1', server.port), PATIENCE) as sock:
+    sock.sendall(head + b'\r\n\r\n')
+    with sock.makefile('rb') as file:
+      assert b' 413 ' in file.readline()
   fits = json.dumps({'content': 'a' * 4000}).encode()
   assert http.post('/tokenize', content=fits).status_code == 200
 

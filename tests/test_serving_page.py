@@ -4,6 +4,7 @@ Skipped, with the reason, where there is no Chromium to drive.
 """
 
 import base64
+import json
 import re
 import shutil
 import socket
@@ -221,6 +222,45 @@ def test_errors_are_shown_and_the_page_stays_usable(browser, chat_server):
   assert browser.text('error') == ''
 
 
+def test_what_was_written_since_is_not_thrown_away(browser, chat_server):
+  open_page(browser, chat_server)
+  set_fields(browser, max_tokens=5, seed=1)
+  browser.type('text', 'Once')
+  browser.click('go')
+  wait_until(lambda: 'finished' in browser.text('status'))
+  offered = "return !document.getElementById('again').disabled"
+  assert browser.run(offered)
+  first = browser.text('text')
+  browser.type('text', ' and then')
+  assert not browser.run(offered)
+  browser.clear('text')
+  browser.type('text', 'Something else')
+  assert not browser.run(offered)
+  browser.clear('text')
+  browser.type('text', first)
+  assert browser.run(offered)
+  set_fields(browser, seed=1)
+  browser.click('again')
+  wait_until(browser.idle)
+  assert browser.text('text') == first
+
+
+def test_the_curl_command_works_as_it_is_shown(browser, chat_server):
+  open_page(browser, chat_server)
+  set_fields(browser, max_tokens=5, seed=1)
+  browser.type('text', "a  b'c")
+  browser.run('navigator.clipboard.writeText = () => Promise.reject()')
+  browser.click('curl')
+  # What a selection of it copies.
+  command = browser.run("return document.getElementById('status').innerText")
+  assert r"a  b'\''c" in command
+  if shutil.which('curl'):
+    out = subprocess.run(
+      ['sh', '-c', command], capture_output=True, text=True, check=True
+    ).stdout
+    assert json.loads(out)['usage']['completion_tokens'] == 5
+
+
 def test_a_message_without_an_answer_can_be_sent_again(browser, chat_server):
   def turns():
     return browser.run(
@@ -270,6 +310,7 @@ def test_markup_from_the_model_stays_text(browser, tmp_path):
     assert browser.run("return document.querySelectorAll('img').length") == 0
     scripts = browser.run("return document.querySelectorAll('script').length")
     assert scripts == 1
+  wait_until(lambda: browser.text('state') == 'not reachable')
 
 
 @pytest.mark.slow

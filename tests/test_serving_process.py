@@ -257,7 +257,7 @@ def test_what_a_drain_ends_is_aborted_and_not_also_rejected():
       service._generations.clear()
 
   service = types.SimpleNamespace(
-    engine=types.SimpleNamespace(state='ready'),
+    engine=types.SimpleNamespace(state='ready', close=lambda: None),
     _generations={'job': Generation()},
     options=types.SimpleNamespace(drain_timeout=0),
   )
@@ -323,7 +323,8 @@ def test_reload_under_load_mixes_nothing_and_compiles_nothing(
       if file.is_file():
         file.write_bytes(b'')
     broken = client.post('/reload').json()
-    assert broken['reloaded'] is False and 'cannot read' in broken['reason']
+    assert broken['status'] == 'error' and not broken['reloaded']
+    assert 'cannot read' in broken['reason']
     again = ask(ignore_eos=True, max_tokens=5000, prompt='a')
     assert again['choices'] == new['choices']
     assert server.metrics()['rgpt_jit_compilations_total'] == compiled
@@ -337,5 +338,6 @@ def test_another_model_is_not_loaded_into_this_one(workdir, tmp_path):
     shutil.rmtree(run)
     make_random(run, chat_tokenizer(), n_layer=2)
     answer = client.post('/reload').json()
-    assert not answer['reloaded'] and 'restart' in answer['reason']
+    assert answer['status'] == 'error' and not answer['reloaded']
+    assert 'restart' in answer['reason']
     assert client.post('/', json={'prompt': 'a'}).status_code == 200

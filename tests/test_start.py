@@ -4,13 +4,15 @@ import contextlib
 import errno
 import json
 import shutil
+import types
 
 import pytest
 from train_process import environment, snapshot, timeless, train
 from train_runs import Crash, refused, run_here
 from workdirs import launch
 
-from gpt import checkpoint, checkpoint_writer, run
+from configs import smoke
+from gpt import checkpoint, checkpoint_writer, run, start
 from gpt.checkpoint import BEST, LATEST
 from gpt.tokenizer import build_tokenizer
 
@@ -281,3 +283,16 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
   result, lines = run_here(tmp_path, {'total_steps': 1})
   assert result.step == 1
   assert 'cannot be locked (No locks available)' in lines[0]
+
+
+def test_validation_losses_compare_only_on_the_same_text():
+  def key(sha256, **changes):
+    config = smoke.get_config()
+    config.update_from_flattened_dict(changes)
+    corpus = types.SimpleNamespace(
+      info=types.SimpleNamespace(text_sha256=sha256)
+    )
+    return start.validation_key(config, corpus)
+
+  assert key('a') == key('a', lr=1e-9) != key('b')
+  assert key('a') != key('a', **{'eval.windows': 1})

@@ -101,6 +101,14 @@ def test_blank_lines_end_documents():
   assert documents_of('blank_line', 'a\n\n', '\nb\n\nc') == ['a\n', 'b\n', 'c']
 
 
+@pytest.mark.parametrize('separator', ['none', 'blank_line', '<|eos|>'])
+def test_empty_files_are_no_documents(separator):
+  """Nor do they change what is read of the files around them."""
+  whole = documents_of(separator, 'one', 'two')
+  for texts in (('one', '', 'two'), ('', 'one', '', '', 'two', '')):
+    assert documents_of(separator, *texts) == whole
+
+
 def test_without_separator_there_is_one_document():
   assert documents_of('none', 'a<|eos|>b\n\nc') == ['a<|eos|>b\n\nc']
 

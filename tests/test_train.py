@@ -21,8 +21,12 @@ from train_process import (
 from train_runs import ARGS, SETTINGS, refused, run_here
 
 from configs import smoke
-from gpt import checkpoint, metrics, run
+from gpt import checkpoint, full_pass, metrics, run, sharding
 from gpt.checkpoint import BEST, LATEST
+from gpt.console import Console
+from gpt.evaluation import Evaluator
+from gpt.load import load_model
+from gpt.plateau import Plateau
 
 # --- a run that nothing happens to
 
@@ -315,3 +319,62 @@ def test_failed_start_leaves_no_tokenizer_behind(tmp_path):
   assert not any('dropped' in line for line in lines)
   vocabulary = (workdir / 'tokenizer/tokenizer.json').read_text()
   assert 'q' in vocabulary
+
+
+# --- what only a whole run shows
+
+
+def test_a_plateau_cuts_the_rate_that_is_trained_with(tmp_path):
+  """Every eval is worse than the one before: a rate of 3 diverges at once."""
+  changes = {
+    'lr': 3.0, 'min_lr': 1.0, 'opt.schedule': 'wsd', 'opt.decay_fraction': 0.0,
+    'eval.every': 1, 'total_steps': 8, 'checkpoint.every': 0,
+  }
+  result, _ = run_here(tmp_path, changes)
+  lines = metrics.read(tmp_path / metrics.FILE)
+  rates = {x['step']: x['lr'] for x in lines if 'lr' in x}
+  patience = {x['step']: x['best_val_loss'] for x in lines if 'patience' in x}
+  expected = 3.0
+  for step in range(1, 9):
+    assert rates[step] == pytest.approx(max(expected, 1.0)), (step, rates)
+    if step > 1 and patience[step] == patience[step - 1]:  # No new best.
+      expected /= 2
+  assert min(rates.values()) == 1.0
+  assert result.outcome == 'finished'
+
+
+def test_what_is_measured_is_the_average_of_the_weights(tmp_path):
+  changes = {'opt.ema_decay': 0.99, 'eval.full_at_end': True, 'total_steps': 6}
+  result, _ = run_here(tmp_path, changes)
+  path = checkpoint.find(tmp_path, LATEST)
+  loaded = load_model(tmp_path, 'latest')
+  with full_pass.open_dataset(loaded, tmp_path, log=lambda _: None) as (
+    dataset, split
+  ):
+    evaluate = Evaluator(loaded.model, sharding.create_mesh(1), dataset)
+    average = evaluate(checkpoint.restore_params(path), split, None)
+    params = checkpoint._restore_item(path, 'params', None)
+    raw = evaluate(params, split, None)
+    windows = loaded.config['eval']['windows']
+    quick = evaluate(loaded.params, split, windows)['nats_per_token']
+  final = result.final['final']['nats_per_token']
+  assert average['nats_per_token'] == pytest.approx(final, rel=1e-6)
+  assert abs(raw['nats_per_token'] - final) > 1e-3
+  (line,) = [
+    x for x in metrics.read(tmp_path / metrics.FILE)
+    if x['step'] == 6 and 'val_loss' in x
+  ]
+  assert line['val_loss'] == pytest.approx(quick, rel=1e-6)
+
+
+def test_the_training_loss_is_the_mean_over_targets():
+  console = Console(
+    smoke.get_config(), lambda _: None, metrics.Clock(), 0, [(2.0, 10.0)]
+  )
+  for loss, tokens in ((4.0, 30.0), (0.0, 0.0)):
+    console.add({'loss': loss, 'lr': 0.1, 'tokens': tokens}, timed=True)
+  quick = {'nats_per_token': 1.0, 'ppl': 1.0, 'bits_per_byte': 1.0}
+  values = console.report(3, quick, Plateau())
+  assert values['train_loss'] == pytest.approx(3.5)
+  console.add({'loss': 0.0, 'lr': 0.1, 'tokens': 0.0}, timed=True)
+  assert 'train_loss' not in console.report(4, quick, Plateau())

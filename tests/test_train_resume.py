@@ -26,9 +26,10 @@ from train_process import (
   timeless,
   train,
 )
-from train_runs import ARGS, refused, run_here
+from train_runs import ARGS, Crash, refused, run_here
 
-from gpt import checkpoint
+from gpt import checkpoint, finish
+from gpt.run_record import read_samples
 
 
 @pytest.fixture(scope='module')
@@ -77,6 +78,25 @@ def test_killed_and_resumed_equals_uninterrupted(reference, tmp_path):
   assert 'Already at step 12 (target 12). Nothing to train.' in out
   assert 'cut short while it wrote its last files' in out
   assert_same_run(workdir, reference[0])
+
+
+def test_a_sample_that_a_kill_prevented_is_written_in_the_end(
+  tmp_path, monkeypatch
+):
+  changes = {'eval.sample': True, 'checkpoint.every': 0}
+  write = finish.write_sample
+
+  def crash(config, model, params, tokenizer, workdir, step):
+    if step == 4:
+      raise Crash
+    return write(config, model, params, tokenizer, workdir, step)
+
+  with monkeypatch.context() as patch, pytest.raises(Crash):
+    patch.setattr(finish, 'write_sample', crash)
+    run_here(tmp_path, changes)
+  run_here(tmp_path, changes)
+  steps = [step for step, _ in read_samples(tmp_path / finish.SAMPLES)]
+  assert steps == [2, 4, 6, 8, 10, 12]
 
 
 def test_run_killed_within_a_save_goes_on_from_the_save_before(
@@ -170,6 +190,7 @@ def test_huge_pages_keep_the_process_and_its_signals(tmp_path):
   process.send(signal.SIGINT)
   code, out, _ = process.finish()
   assert code == 0 and 'Interrupted at step' in out
+  assert 'best val inf' not in out  # There may have been no eval yet.
 
 
 # --- damage
@@ -235,6 +256,7 @@ def test_last_update_can_be_the_one_that_goes_wrong(tmp_path):
   """What is left of the weights then is not saved."""
   text = refused(tmp_path, {'lr': 1e30, 'opt.clip': 'none', 'total_steps': 1})
   assert 'validation loss is not a finite number at step 1' in text
+  assert 'Nothing had been saved yet' in text
   assert not list(tmp_path.glob('checkpoints/*/[0-9]*'))
 
 

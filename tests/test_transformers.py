@@ -218,13 +218,29 @@ def test_chat_prompts_are_ours(tmp_path, monkeypatch, kind):
     {'role': 'assistant', 'content': 'A "thing"'},
     {'role': 'user', 'content': 'of\nwhat'},
   ]
+  special = list(tokenizer.special_tokens.values())
   ids, _ = build_prompt(chat, tokenizer, 1000)
   assert theirs.apply_chat_template(
     chat, add_generation_prompt=True, return_dict=False
   ) == ids
-  system = [{'role': 'system', 'content': 'Be brief.'}, *chat]
-  text = theirs.apply_chat_template(system, tokenize=False)
-  assert text.count('Be brief.\n\nWhat is it?') == 1
+  for turns in (chat, chat[1:], []):
+    for text in ('Be brief.', ''):
+      talk = [{'role': 'system', 'content': text}, *turns]
+      if not text and not turns:
+        continue  # No message at all.
+      ids, _ = build_prompt(talk, tokenizer, 1000)
+      rendered = theirs.apply_chat_template(
+        talk, tokenize=False, add_generation_prompt=True
+      )
+      names = theirs.convert_ids_to_tokens
+      ours = tokenizer.decode([i for i in ids if i not in special])
+      shown = rendered
+      for i in special:
+        shown = shown.replace(names(i), '')
+      assert shown == ours, talk
+      assert [rendered.count(names(i)) for i in special] == [
+        ids.count(i) for i in special
+      ]
 
 
 def test_a_position_past_the_context_is_explained(exported):

@@ -22,7 +22,9 @@ from launch.bench import harness
 from launch.bench.shapes import model_config
 
 PRESET = flags.DEFINE_string('preset', 'l', 'A size preset or a shape.')
-VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 2000, 'Vocabulary.')
+VOCAB_SIZE = flags.DEFINE_integer(
+  'vocab_size', 2000, 'Vocabulary.', lower_bound=3
+)
 BATCH = flags.DEFINE_list('batch', ['1', '8', '32'], 'Numbers of streams.')
 TOKENS = flags.DEFINE_integer(
   'tokens', 0, 'New tokens of each stream; 0: to the end of the window.'
@@ -31,7 +33,9 @@ TOP_P = flags.DEFINE_float('top_p', 0.9, 'top-p of ours.')
 DTYPE = flags.DEFINE_enum(
   'dtype', 'auto', ['auto', 'float32', 'bfloat16'], 'Matmul dtype of ours.'
 )
-ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds of each contestant.')
+ROUNDS = flags.DEFINE_integer(
+  'rounds', 5, 'Rounds of each contestant.', lower_bound=1
+)
 PEER = flags.DEFINE_list('peer', ['c', 'torch'], 'Beside whom: c, torch.')
 WORKER = harness.define_worker_flag()
 
@@ -117,10 +121,11 @@ def main(_):
   if WORKER.value:
     harness.serve(WORKER.value, build)
     return
-  try:
-    batches = [int(b) for b in BATCH.value]
-  except ValueError as e:
-    raise UserError(f'--batch={BATCH.value}: numbers are wanted: 1,8,32') from e
+  batches = harness.positive('batch', BATCH.value)
+  if unknown := set(PEER.value) - {'c', 'torch'}:
+    raise UserError(
+      f'--peer={",".join(sorted(unknown))} is not known; allowed: c, torch'
+    )
   names = [f'ours B={b}' for b in batches]
   if 'c' in PEER.value:
     names += [f'C threads={t}' for t in sorted({1, sharding.num_cores()})]

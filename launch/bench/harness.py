@@ -137,7 +137,7 @@ def report(title, rows, ours, extra=(), apart=(), pair=()) -> None:
     rows: summaries of the contestants.
     ours: how the names of our contestants begin.
     extra: further columns.
-    apart: rows that are shown and not compared with.
+    apart: rows that are shown and not compared with; may be all of ours.
     pair: names of two of those that are compared with each other.
   """
   print(f'\n{title}\n{machine()}')
@@ -152,8 +152,10 @@ def report(title, rows, ours, extra=(), apart=(), pair=()) -> None:
   ]
   mine = [r for r in rows if r['name'].startswith(ours) and r not in apart]
   speed = lambda r: r['tokens_per_s']  # noqa: E731
-  line = {'title': title, 'rows': best, 'ours': max(map(speed, mine))}
-  if peers:
+  line = {'title': title, 'rows': best}
+  if mine:
+    line['ours'] = max(map(speed, mine))
+  if mine and peers:
     peer = max(peers, key=speed)
     line |= {
       'peer': speed(peer), 'peer_name': peer['name'],
@@ -187,6 +189,19 @@ def machine() -> str:
   except OSError:
     pass
   return f'{model}, {num_cores()} cores, Python {platform.python_version()}'
+
+
+def positive(flag: str, texts, kind=int) -> list:
+  """The numbers of a list flag. Raises UserError unless all are above 0."""
+  try:
+    numbers = [kind(text) for text in texts]
+  except ValueError:
+    numbers = []
+  if not numbers or min(numbers) <= 0:
+    raise UserError(
+      f'--{flag}={",".join(texts)}: numbers above 0 are wanted, as in 1,4'
+    )
+  return numbers
 
 
 def define_worker_flag():

@@ -14,10 +14,12 @@ import re
 import tempfile
 
 import jax
+from absl import flags
 
 from launch import cli
 from launch.bench import harness, train
 
+flags.adopt_module_key_flags(train)
 STEPS = 3
 # First match wins; XLA:CPU names a fused operation after its parts.
 KINDS = (

@@ -128,7 +128,8 @@ def run(recipe: str, seed: str, name: str = '', changes=()) -> dict:
     )
     wall = time.perf_counter() - began
   if process.returncode:
-    raise UserError(f'the run has failed:\n{process.stdout}')
+    said = process.stdout.strip()
+    raise UserError('the run has failed (see above)' + (said and f':\n{said}'))
   end = metrics.read_run(workdir)[-1]
   numbers = {
     key.removeprefix('full_final_'): value

@@ -28,37 +28,54 @@ import time
 
 from absl import flags
 
+from gpt.errors import UserError
 from launch import cli
 from launch.bench import harness, load
 
 WORKDIR = flags.DEFINE_string('workdir', '', 'Run to serve; made if absent.')
 PRESET = flags.DEFINE_string('preset', 's', 'Size preset of a run to be made.')
-SLOTS = flags.DEFINE_integer('slots', 16, 'Slots of the server.')
+SLOTS = flags.DEFINE_integer('slots', 16, 'Slots of the server.', lower_bound=1)
 CLIENTS = flags.DEFINE_list('clients', ['1', '4', '16', '64'], 'Closed loop.')
 SHARES = flags.DEFINE_list('shares', ['0.5', '0.8'], 'Open loop: load.')
-SECONDS = flags.DEFINE_float('seconds', 5.0, 'Length of a turn.')
-ROUNDS = flags.DEFINE_integer('rounds', 3, 'Turns of each number of clients.')
-PROMPT = flags.DEFINE_integer('prompt', 16, 'Characters of a prompt.')
-MAX_TOKENS = flags.DEFINE_integer('max_tokens', 128, 'Tokens of an answer.')
+SECONDS = flags.DEFINE_float(
+  'seconds', 5.0, 'Length of a turn.', lower_bound=0.1
+)
+ROUNDS = flags.DEFINE_integer(
+  'rounds', 3, 'Turns of each number of clients.', lower_bound=1
+)
+PROMPT = flags.DEFINE_integer(
+  'prompt', 16, 'Characters of a prompt.', lower_bound=0
+)
+MAX_TOKENS = flags.DEFINE_integer(
+  'max_tokens', 128, 'Tokens of an answer.', lower_bound=1
+)
 SOAK = flags.DEFINE_float('soak', 0.0, 'Seconds of mixed load with aborts.')
 # What may come back under abuse: answers, mistakes, a full queue.
 EXPECTED = (200, 400, 503)
 
 
+def client_counts() -> list[int]:
+  """Of --clients; raises UserError."""
+  return harness.positive('clients', CLIENTS.value)
+
+
 def make_workdir() -> pathlib.Path:
-  """A run of the preset, trained for one step unless it exists."""
+  """A run of the preset, trained for one step unless it was."""
   workdir = pathlib.Path(WORKDIR.value or f'runs/bench-{PRESET.value}')
-  if not (workdir / 'config.json').exists():
-    subprocess.run(
-      [
-        sys.executable, '-m', 'launch.train', f'--workdir={workdir}',
-        f'--config=configs/model_{PRESET.value}.py', '--config.total_steps=1',
-        '--config.batch_size=1', '--config.data.path=sample',
-        '--config.eval.full_at_end=false', '--config.eval.windows=1',
-        '--config.sample.max_tokens=1',
-      ],
-      check=True, stdout=subprocess.DEVNULL,
-    )
+  if WORKDIR.value and (workdir / 'config.json').exists():
+    return workdir
+  done = subprocess.run(
+    [
+      sys.executable, '-m', 'launch.train', f'--workdir={workdir}',
+      f'--config=configs/model_{PRESET.value}.py', '--config.total_steps=1',
+      '--config.batch_size=1', '--config.data.path=sample',
+      '--config.eval.full_at_end=false', '--config.eval.windows=1',
+      '--config.sample.max_tokens=1',
+    ],
+    stdout=subprocess.DEVNULL,
+  )
+  if done.returncode:
+    raise UserError(f'{workdir} could not be made (see above)')
   return workdir
 
 
@@ -80,7 +97,7 @@ class Server:
     found = re.search(r':(\d+)$', line.strip())
     if not found:
       self._log.seek(0)
-      raise RuntimeError(self._log.read().decode())
+      raise UserError(f'no server:\n{self._log.read().decode()}')
     self.port = int(found[1])
     while not self._is_ready():
       time.sleep(0.02)
@@ -189,11 +206,11 @@ def median_of(turns: list[dict]) -> dict:
   return out
 
 
-async def run_loops(port, rng) -> dict:
+async def run_loops(port, shares, rng) -> dict:
   """Closed loops in turns, then open loops."""
   make, rows = body_maker(rng), {}
   await load.closed_loop(port, 2, 1.0, make)  # Sockets, caches, threads.
-  clients = [int(n) for n in CLIENTS.value]
+  clients = client_counts()
   turns = {n: [] for n in clients}
   for _ in range(ROUNDS.value):
     for n in clients:
@@ -202,8 +219,8 @@ async def run_loops(port, rng) -> dict:
   for n in clients:
     rows[f'closed {n}'] = median_of(turns[n])
   best = max(row['requests_per_s'] for row in rows.values())
-  for share in SHARES.value:
-    rate = best * float(share)
+  for share in shares:
+    rate = best * share
     results = await load.open_loop(port, rate, SECONDS.value, make, rng)
     rows[f'open {rate:.0f}/s'] = summary(results)
   return rows
@@ -262,13 +279,13 @@ def ratios(rows) -> dict:
   }
 
 
-def measure(server, workdir, rng) -> dict:
+def measure(server, workdir, shares, rng) -> dict:
   """The load runs on a server that is ready."""
   report = {
     'workdir': str(workdir), 'slots': SLOTS.value,
     'max_tokens': MAX_TOKENS.value, 'rss_start_mb': server.rss_mb(),
   }
-  rows = asyncio.run(run_loops(server.port, rng))
+  rows = asyncio.run(run_loops(server.port, shares, rng))
   show(rows)
   report |= {'rows': rows, 'rss_end_mb': server.rss_mb(), **ratios(rows)}
   if SOAK.value:
@@ -278,9 +295,10 @@ def measure(server, workdir, rng) -> dict:
 
 
 def main(_):
+  queue = 2 * max(client_counts())
+  shares = harness.positive('shares', SHARES.value, float)
   workdir = make_workdir()
   rng = random.Random(0)
-  queue = 2 * max(int(n) for n in CLIENTS.value)
   options = (f'--slots={SLOTS.value}', f'--max_queue={queue}')
   with tempfile.TemporaryDirectory() as cache:
     cold = Server(workdir, cache)
@@ -295,7 +313,7 @@ def main(_):
     report = {'start_cold_s': cold.start_s, 'start_cached_s': cached.start_s}
     server = Server(workdir, cache, *options)
     try:
-      report |= measure(server, workdir, rng)
+      report |= measure(server, workdir, shares, rng)
     finally:
       report['exit_code'] = server.stop()
   print(json.dumps(report))

@@ -1,7 +1,7 @@
 """Training throughput, ours beside PyTorch's: whole optimizer steps.
 
     python -m launch.bench.train --preset=l --batch_size=16
-    python -m launch.bench.train --preset=nanogpt_cpu --batch_size=12 \
+    python -m launch.bench.train --preset=nanogpt_cpu --batch_size=12 \\
       --dropout=0
 
 Both train the same architecture with AdamW, element-wise clipping and dropout
@@ -21,14 +21,22 @@ MIXED, AUTOCAST = 'ours mixed', 'torch compile bf16'
 PEAK_TFLOPS = {'H200': 989.0, 'H100': 989.0, 'A100': 312.0}  # dense bf16
 
 PRESET = flags.DEFINE_string('preset', 'l', 'A size preset or a shape.')
-BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Sequences a step.')
-VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 67, 'Vocabulary.')
+BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size', 16, 'Sequences a step.', lower_bound=1
+)
+VOCAB_SIZE = flags.DEFINE_integer(
+  'vocab_size', 67, 'Vocabulary.', lower_bound=3
+)
 DROPOUT = flags.DEFINE_float('dropout', 0.1, 'Drop probability.')
 DTYPE = flags.DEFINE_enum(
   'dtype', 'auto', ['auto', 'float32', 'bfloat16', 'mixed'], 'Matmul dtype.'
 )
-STEPS = flags.DEFINE_integer('steps', 0, 'Steps a round; 0: about a second.')
-ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds of each contestant.')
+STEPS = flags.DEFINE_integer(
+  'steps', 0, 'Steps a round; 0: about a second.', lower_bound=0
+)
+ROUNDS = flags.DEFINE_integer(
+  'rounds', 5, 'Rounds of each contestant.', lower_bound=1
+)
 PEER = flags.DEFINE_enum('peer', 'torch', ['torch', 'none'], 'Beside whom.')
 MICRO = flags.DEFINE_integer(
   'micro_batch_size', 0, 'parallel.micro_batch_size of ours.'
@@ -143,7 +151,7 @@ def build_torch(config, variant):
   from launch.bench.peers.torch_gpt import TorchTrainer
 
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  backend = 'gpu' if device == 'cuda' else 'cpu'
+  backend = device if device == 'cuda' else 'cpu'
   bf16 = 'bf16' in variant or (
     resolve_dtype(config.model.dtype, backend) != 'float32'
   )
