@@ -35,7 +35,6 @@ def generate(
   window: str = 'slide',
   block_steps: int = 8,
   growing: bool = False,
-  devices=None,
 ):
   """Completions of token prompts, as they come.
 
@@ -52,8 +51,6 @@ def generate(
     block_steps: tokens a dispatch (decode.BLOCK_STEPS); the text is the same.
     growing: compile a program for every bucket and read no more of the cache
       than is filled: for generations so long that it pays.
-    devices: the rows are shared out over these; default: the first CPU
-      devices, one for each row, or the one accelerator.
 
   Yields:
     (row, list of new tokens), then (row, None) once a row has ended.
@@ -74,7 +71,7 @@ def generate(
   sampled = [0] * rows
   groups = [
     _Group(model, jax.device_put(params, device), members, device)
-    for members, device in _share_out(rows, devices)
+    for members, device in share_out(rows)
   ]
   while any(group.active for group in groups):
     running = []
@@ -118,11 +115,10 @@ def generate(
           yield r, None
 
 
-def _share_out(rows: int, devices):
-  """[(rows, device)]: consecutive rows for each device."""
-  if devices is None:
-    devices = jax.local_devices()
-    devices = devices if devices[0].platform == 'cpu' else devices[:1]
+def share_out(rows: int):
+  """[(rows, device)]: a share for each CPU device; all for one accelerator."""
+  devices = jax.local_devices()
+  devices = devices if devices[0].platform == 'cpu' else devices[:1]
   share = -(-rows // min(rows, len(devices)))
   return [
     (list(range(i, min(i + share, rows))), device)

@@ -2,10 +2,13 @@
 
     python -m launch.bench.decode --preset=l --vocab_size=2000 --batch=1,8,32
     python -m launch.bench.decode --preset=l --tokens=1024     (past the window)
+    python -m launch.bench.decode --peer=c,products            (what bounds it)
 
 Every contestant starts from a prompt of one token and samples to the end of
 the window (temperature 1; ours with top-p 0.9 besides). The C loop
 (peers/decode.c) decodes one stream; the better of 1 and 2 threads counts.
+`products` are the weight products of our steps and nothing else: no attention,
+no cache, no sampling.
 """
 
 import os
@@ -36,16 +39,18 @@ DTYPE = flags.DEFINE_enum(
 ROUNDS = flags.DEFINE_integer(
   'rounds', 5, 'Rounds of each contestant.', lower_bound=1
 )
-PEER = flags.DEFINE_list('peer', ['c', 'torch'], 'Beside whom: c, torch.')
+PEER = flags.DEFINE_list(
+  'peer', ['c', 'torch'], 'Beside whom: c, torch, products.'
+)
 WORKER = harness.define_worker_flag()
 
 
-def build_ours(batch: int):
+def make_model():
+  """(GPT, its initial parameters as numpy arrays)."""
   import jax
   import jax.numpy as jnp
 
   sharding.setup_devices()
-  from gpt import generation, sampling
   from gpt.model import GPT, GPTConfig
 
   config = model_config(PRESET.value)
@@ -53,8 +58,17 @@ def build_ours(batch: int):
   cfg = GPTConfig.from_config(config, VOCAB_SIZE.value)
   model = GPT(cfg)
   init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 1), jnp.int32)))
-  params = jax.device_get(init(jax.random.key(0))['params'])
-  params = jax.tree.map(jnp.asarray, params)
+  return model, jax.device_get(init(jax.random.key(0))['params'])
+
+
+def build_ours(batch: int):
+  import jax
+
+  from gpt import generation, sampling
+
+  model, params = make_model()
+  cfg = model.cfg
+  params = jax.tree.map(jax.numpy.asarray, params)
   tokens = TOKENS.value or cfg.block_size
   s = sampling.params(
     batch, seed=range(batch), temperature=1.0, top_p=TOP_P.value
@@ -66,6 +80,42 @@ def build_ours(batch: int):
       model, params, prompts, s, tokens, block_steps=16, growing=True
     )
     return sum(len(new or ()) for _, new in stream)
+
+  run()
+  return run, {'device': jax.devices()[0].device_kind}
+
+
+def build_products(batch: int):
+  import jax
+  import jax.numpy as jnp
+
+  from gpt.generation import share_out
+
+  model, params = make_model()
+  steps = 16
+
+  def blocks(params, x):
+    def step(x, _):
+      for i in range(model.cfg.n_layer):
+        p = params[f'block_{i}']
+        x += 1e-3 * ((x @ p['wq'] + x @ p['wk'] + x @ p['wv']) @ p['wo'])
+        x += 1e-3 * (jax.nn.relu(x @ p['fc1']) @ p['fc2'])
+      logits = x @ params['lm_head'].T
+      return x + 1e-6 * jnp.sum(logits, -1, keepdims=True), None
+
+    return jax.lax.scan(step, x, None, length=steps)[0]
+
+  program = jax.jit(blocks)
+  given = [
+    jax.device_put((params, jnp.ones((len(rows), model.cfg.n_embd))), device)
+    for rows, device in share_out(batch)
+  ]
+
+  def run():
+    rounds = -(-model.cfg.block_size // steps)
+    for _ in range(rounds):
+      jax.block_until_ready([program(*args) for args in given])
+    return rounds * steps * batch
 
   run()
   return run, {'device': jax.devices()[0].device_kind}
@@ -113,7 +163,10 @@ def build_c(threads: int):
 
 def build(name: str):
   kind, _, number = name.split(' ', 1)[0], '', name.rsplit('=', 1)[-1]
-  builder = {'ours': build_ours, 'torch': build_torch, 'C': build_c}[kind]
+  builder = {
+    'ours': build_ours, 'torch': build_torch, 'C': build_c,
+    'products': build_products,
+  }[kind]
   return builder(int(number))
 
 
@@ -122,15 +175,18 @@ def main(_):
     harness.serve(WORKER.value, build)
     return
   batches = harness.positive('batch', BATCH.value)
-  if unknown := set(PEER.value) - {'c', 'torch'}:
+  if unknown := set(PEER.value) - {'c', 'torch', 'products'}:
     raise UserError(
-      f'--peer={",".join(sorted(unknown))} is not known; allowed: c, torch'
+      f'--peer={",".join(sorted(unknown))} is not known; allowed: c, torch, '
+      'products'
     )
   names = [f'ours B={b}' for b in batches]
   if 'c' in PEER.value:
     names += [f'C threads={t}' for t in sorted({1, sharding.num_cores()})]
   if 'torch' in PEER.value:
     names += [f'torch B={b}' for b in batches]
+  if 'products' in PEER.value:
+    names += [f'products B={b}' for b in batches]
   rows = harness.compare(names, 'launch.bench.decode', ROUNDS.value)
   c = [r['tokens_per_s'] for r in rows if r['name'].startswith('C')]
   for row in rows:
@@ -142,7 +198,9 @@ def main(_):
   )
   # Only single streams compare with the C loop's; x_c says how the rest do.
   apart = [
-    r for r in rows if not r['name'].startswith('C') and 'B=1' != r['name'][-3:]
+    r for r in rows
+    if r['name'].startswith('products')
+    or not r['name'].startswith('C') and 'B=1' != r['name'][-3:]
   ]
   harness.report(title, rows, 'ours', ['x_c'], apart=apart)
 
