@@ -7,7 +7,7 @@ changed text is said, and that a model knows what it was trained on.
 import json
 import pathlib
 
-from gpt.tokenizer_base import write_atomic
+from gpt.atomic import write_atomic
 
 FILE = 'data.json'
 

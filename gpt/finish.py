@@ -6,9 +6,9 @@ import re
 import jax
 
 from gpt import checkpoint, prompt, rgpt, rgpt_run, sampling, sharding
+from gpt.atomic import write_atomic
 from gpt.checkpoint import BEST
 from gpt.evaluation import describe_parts
-from gpt.tokenizer_base import write_atomic
 
 SAMPLES = 'samples.txt'
 

@@ -13,6 +13,7 @@ import pathlib
 import shutil
 
 from gpt import hf_json, safetensors_file
+from gpt.atomic import write_atomic
 from gpt.chat import (
   ASSISTANT,
   END_TURN,
@@ -31,7 +32,7 @@ from gpt.interop import (
 )
 from gpt.model import GPTConfig
 from gpt.tokenizer import load_tokenizer
-from gpt.tokenizer_base import BOS, EOS, write_atomic
+from gpt.tokenizer_base import BOS, EOS
 
 CODE = ('configuration_rgpt.py', 'modeling_rgpt.py')
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'

@@ -20,11 +20,12 @@ import jax
 import numpy as np
 
 from gpt import hf_json, safetensors_file
+from gpt.atomic import write_atomic
 from gpt.chat import CHAT_TOKENS, is_chat_tokenizer
 from gpt.errors import UserError, explained_writes
 from gpt.model import GPT, GPTConfig, abstract_params
 from gpt.tokenizer import Tokenizer
-from gpt.tokenizer_base import EOS, write_atomic
+from gpt.tokenizer_base import EOS
 from gpt.tokenizer_hf import our_name, read_hf_json, their_name
 
 LEAVES = {

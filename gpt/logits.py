@@ -1,14 +1,12 @@
 """Raw logits of given token ids, to compare with another implementation."""
 
-import contextlib
 import dataclasses
-import os
 import pathlib
-import tempfile
 
 import jax
 import numpy as np
 
+from gpt.atomic import replacing
 from gpt.errors import UserError
 from gpt.model import GPT
 
@@ -44,32 +42,21 @@ def write_logits(loaded, ids_BL, path) -> tuple[int, int, int]:
   shape = batch, length, cfg.vocab_size
   path = pathlib.Path(path)
   try:
-    with temporary_beside(path) as temporary:
-      out = np.lib.format.open_memmap(temporary, 'w+', np.float32, shape)
-      with jax.default_matmul_precision('highest'):
-        for i in range(0, batch, rows):
-          part = ids_BL[i : i + rows]
-          padded = np.zeros((rows, length), np.int32)
-          padded[: len(part)] = part
-          out[i : i + rows] = forward(variables, padded)[: len(part)]
-      out.flush()
-      del out
-      os.replace(temporary, path)
+    with (
+      replacing(path) as file, jax.default_matmul_precision('highest')
+    ):
+      np.lib.format.write_array_header_1_0(
+        file, {'descr': '<f4', 'fortran_order': False, 'shape': shape}
+      )
+      for i in range(0, batch, rows):
+        part = ids_BL[i : i + rows]
+        padded = np.zeros((rows, length), np.int32)
+        padded[: len(part)] = part
+        out = np.asarray(forward(variables, padded)[: len(part)], '<f4')
+        file.write(out.tobytes())
   except OSError as e:
     raise UserError(f'cannot write {path}: {e.strerror}') from e
   return shape
-
-
-@contextlib.contextmanager
-def temporary_beside(path):
-  """Name of a new file in the same directory; removed if it is still there."""
-  fd, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.tmp-')
-  os.close(fd)
-  try:
-    os.chmod(name, 0o644)
-    yield name
-  finally:
-    pathlib.Path(name).unlink(missing_ok=True)
 
 
 def check_ids(ids, cfg) -> np.ndarray:

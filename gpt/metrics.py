@@ -2,10 +2,10 @@
 
 import json
 import math
-import os
 import pathlib
 import time
 
+from gpt.atomic import write_atomic
 from gpt.errors import UserError
 
 FILE = 'metrics.jsonl'
@@ -43,11 +43,8 @@ class MetricsLog:
         self.recent_losses = []
       elif line.get('loss') is not None:
         self.recent_losses.append((line['loss'], line.get('tokens', 1.0)))
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(
-      ''.join(json.dumps(line) + '\n' for line in kept), encoding='utf-8'
-    )
-    os.replace(temporary, path)
+    text = ''.join(json.dumps(line) + '\n' for line in kept)
+    write_atomic(path, text.encode())
 
   def write(self, step: int, **values) -> None:
     """Adds a line; numbers become floats."""

@@ -12,13 +12,13 @@ Axis letters: V vocabulary, T trained context, D model width, L layers.
 
 import dataclasses
 import os
-import pathlib
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from gpt.atomic import replacing
 from gpt.errors import UserError
 
 HEADER = struct.Struct('<8sIIIf')
@@ -167,23 +167,15 @@ def infer_shape(path, block_size: int = 256) -> list[tuple[int, int]]:
 def write_rgpt(path, ckpt: RgptCheckpoint) -> None:
   """Writes an RGPT0003 file, all of it or none.
 
-  The bytes go to a temporary file in the same directory, are fsynced and
-  renamed over `path`. Without moments, zeros and Adam step 0 are written: the
+  Without moments, zeros and Adam step 0 are written: the
   state of a fresh optimizer. Raises UserError for content that is not an RGPT
   file's, and when the file system refuses (an older file stays).
   """
-  temporary = f'{path}.{os.getpid()}.tmp'
   try:
-    with open(temporary, 'wb') as f:
+    with replacing(path) as file:
       for chunk in _encode(ckpt):
-        f.write(chunk)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(temporary, path)
-  except BaseException as e:
-    pathlib.Path(temporary).unlink(missing_ok=True)
-    if not isinstance(e, OSError):
-      raise
+        file.write(chunk)
+  except OSError as e:
     raise UserError(
       f'cannot write {path}: {e.strerror or e}; a file that was there before '
       'is unchanged'

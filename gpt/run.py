@@ -8,8 +8,8 @@ import signal
 import threading
 
 from gpt import data_record
+from gpt.atomic import write_atomic
 from gpt.errors import UserError
-from gpt.tokenizer_base import write_atomic
 
 CONFIG = 'config.json'
 # What a run writes after its config.json.

@@ -14,8 +14,8 @@ import struct
 import ml_dtypes
 import numpy as np
 
+from gpt.atomic import write_atomic
 from gpt.errors import UserError
-from gpt.tokenizer_base import write_atomic
 
 # What is written, by the name on the command line.
 DTYPES = {

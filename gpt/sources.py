@@ -13,9 +13,9 @@ import pathlib
 import urllib.error
 import urllib.request
 
+from gpt.atomic import write_atomic
 from gpt.errors import UserError
 from gpt.sample_text import sample_text
-from gpt.tokenizer_base import write_atomic
 
 SHAKESPEARE_URL = (
   'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/'

@@ -14,20 +14,18 @@ import json
 import os
 import pathlib
 import sys
-import tempfile
 import time
 import zlib
 
 import numpy as np
 import tqdm
 
+from gpt.atomic import remove_leftovers, replacing, write_atomic
 from gpt.errors import UserError
 from gpt.sources import Sources
 from gpt.text_reader import MAX_LINE_CHARS, TextStats, iter_pieces
-from gpt.tokenizer_base import write_atomic
 
 FORMAT = 1
-STALE_TMP_S = 24 * 3600
 # Below this many bytes encoding is over before a bar could be read.
 BAR_BYTES = 4 << 20
 
@@ -180,33 +178,24 @@ def _encode_file(
   show_bar = sys.stderr.isatty()
   if size >= BAR_BYTES and not show_bar:
     log(f'encoding {size / 1e6:,.1f} MB of text; this is kept for next time')
-  fd, tmp = tempfile.mkstemp(dir=base.parent, prefix='.tokens.tmp-')
-  try:
-    bar = tqdm.tqdm(
-      total=size, unit='B', unit_scale=True, desc='encoding', leave=False,
-      disable=size < BAR_BYTES or not show_bar,
-    )
-    with os.fdopen(fd, 'wb') as f, bar:
-      if encode is None:
-        pieces = iter_pieces(sources, separator, stats)
-        encoded = encode_pieces(pieces, tokenizer, unknown)
-      else:
-        encoded = encode(sources, tokenizer, stats, unknown)
-      for ids_N, n_chars in encoded:
-        data = ids_N.astype(dtype).tobytes()
-        f.write(data)
-        crc = zlib.crc32(data, crc)
-        n_tokens += len(ids_N)
-        chars += n_chars
-        ends += not n_chars
-        bar.update(stats.bytes - bar.n)
-      f.flush()
-      os.fsync(f.fileno())
-    os.chmod(tmp, 0o644)
-    os.replace(tmp, base.with_suffix('.bin'))
-  except BaseException:
-    pathlib.Path(tmp).unlink(missing_ok=True)
-    raise
+  bar = tqdm.tqdm(
+    total=size, unit='B', unit_scale=True, desc='encoding', leave=False,
+    disable=size < BAR_BYTES or not show_bar,
+  )
+  with bar, replacing(base.with_suffix('.bin')) as file:
+    if encode is None:
+      pieces = iter_pieces(sources, separator, stats)
+      encoded = encode_pieces(pieces, tokenizer, unknown)
+    else:
+      encoded = encode(sources, tokenizer, stats, unknown)
+    for ids_N, n_chars in encoded:
+      data = ids_N.astype(dtype).tobytes()
+      file.write(data)
+      crc = zlib.crc32(data, crc)
+      n_tokens += len(ids_N)
+      chars += n_chars
+      ends += not n_chars
+      bar.update(stats.bytes - bar.n)
   info = EncodedInfo(
     n_tokens=n_tokens, dtype=dtype.str, crc32=crc, chars=chars,
     documents=ends + 1, unknown=unknown, stats=stats, **ids,
@@ -224,12 +213,7 @@ def _encode_file(
 
 def _remove_leftovers(directory: pathlib.Path, keep: pathlib.Path | None):
   """Old temporary files; with `keep` also every other token file."""
-  for path in directory.glob('.tokens.tmp-*'):
-    try:
-      if time.time() - path.stat().st_mtime > STALE_TMP_S:
-        path.unlink()
-    except OSError:
-      pass  # another process was faster
+  remove_leftovers(directory)
   if keep:
     for path in directory.glob('tokens-*.*'):
       if path.stem != keep.name:

@@ -7,33 +7,16 @@ at a time, so a streamed text always equals the text decoded at once.
 
 import hashlib
 import json
-import os
 import pathlib
-import tempfile
 
 import numpy as np
 
+from gpt.atomic import write_atomic
 from gpt.errors import UserError
 
 BOS = '<|bos|>'
 EOS = '<|eos|>'
 META_FILE = 'tokenizer.json'
-
-
-def write_atomic(path, data: bytes) -> None:
-  """Writes `data` to `path`: temporary file beside it, fsync, rename."""
-  path = pathlib.Path(path)
-  fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.tmp-')
-  try:
-    with os.fdopen(fd, 'wb') as f:
-      f.write(data)
-      f.flush()
-      os.fsync(f.fileno())
-    os.chmod(tmp, 0o644)
-    os.replace(tmp, path)
-  except BaseException:
-    pathlib.Path(tmp).unlink(missing_ok=True)
-    raise
 
 
 def iter_lines(text: str):

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from gpt import (
+  atomic,
   backend,
   data,
   failures,
@@ -89,6 +90,7 @@ def train_and_evaluate(
     stack.enter_context(failures.explained(config, workdir))
     if leader:
       stack.enter_context(run.lock(workdir, log))
+      atomic.remove_leftovers(workdir)
     interrupt = stack.enter_context(run.Interrupt())
 
     # Text -> tokens.

@@ -27,7 +27,7 @@ def main(_):
   if not WORKDIR.value:
     raise UserError('--workdir=DIRECTORY of a run is needed')
   from gpt import report, run  # JAX, after the flags are right.
-  from gpt.tokenizer_base import write_atomic
+  from gpt.atomic import write_atomic
 
   defaults = run.plain(config_flag.load_config('configs/default.py'))
   page = report.report(WORKDIR.value, defaults)
