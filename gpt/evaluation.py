@@ -6,7 +6,6 @@ program: quickly on a fixed set of windows, or every target of a split once.
 
 import math
 
-import jax
 import numpy as np
 
 from gpt import losses, sharding
@@ -61,7 +60,9 @@ class Evaluator:
     total = np.zeros(3)
     for batch in dataset.eval_batches(split, windows, self._rows):
       batch = sharding.pad_rows(batch, self._rows)
-      batch = sharding.put_batch(self._own_rows(batch), self._mesh)
+      own = sharding.host_rows(self._rows)
+      batch = {name: x[own] for name, x in batch.items()}
+      batch = sharding.put_batch(batch, self._mesh)
       total += np.asarray(self._step(params, batch, self._bytes_V), np.float64)
     nats, tokens, n_bytes = total
     mean = nats / tokens if tokens else math.nan
@@ -71,12 +72,6 @@ class Evaluator:
       'bits_per_byte': losses.bits_per_byte(nats, n_bytes),
       'tokens': int(tokens),
     }
-
-  def _own_rows(self, batch: dict) -> dict:
-    """This host's share of a batch."""
-    share = self._rows // jax.process_count()
-    first = share * jax.process_index()
-    return {name: x[first : first + share] for name, x in batch.items()}
 
 
 def describe_parts(values: dict) -> list[str]:

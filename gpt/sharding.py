@@ -117,6 +117,13 @@ def create_mesh(batch_size: int, devices=None) -> Mesh:
   return Mesh(np.array(devices), (DATA,))
 
 
+def host_rows(rows: int) -> slice:
+  """This host's share of the rows of a global batch."""
+  share = rows // jax.process_count()
+  first = share * jax.process_index()
+  return slice(first, first + share)
+
+
 def padded_batch_size(batch_size: int, mesh: Mesh, micro: int = 1) -> int:
   """The next multiple of devices x micro-batch; extra rows weigh nothing."""
   unit = mesh.size * micro

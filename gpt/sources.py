@@ -142,9 +142,8 @@ def _files(patterns: list[str]) -> Sources:
       if glob.has_magic(pattern):
         what = 'matches no file'
       raise UserError(
-        f'data.path: {pattern} {what} (looked from {os.getcwd()}). Give text '
-        'files or globs such as data/*.txt, or one of shakespeare, sample, '
-        'auto'
+        f'the text {pattern} {what} (looked from {os.getcwd()}). Give files '
+        'or globs such as data/*.txt, or one of shakespeare, sample, auto'
       )
     paths.update(dict.fromkeys(found))
   items = tuple(Source(p, pathlib.Path(p)) for p in paths)

@@ -330,10 +330,9 @@ def micro_batch_size(config, mesh) -> int:
 
 def local_rows(dataset, step: int, batch_size: int, padded: int) -> dict:
   """This host's share of the global batch of `padded` rows."""
-  share = padded // jax.process_count()
-  first = share * jax.process_index()
-  rows = slice(min(first, batch_size), min(first + share, batch_size))
-  return sharding.pad_rows(dataset.batch_at(step, rows), share)
+  own = sharding.host_rows(padded)
+  rows = slice(min(own.start, batch_size), min(own.stop, batch_size))
+  return sharding.pad_rows(dataset.batch_at(step, rows), own.stop - own.start)
 
 
 def announce(config, cfg, tokenizer, mesh, micro, first, changed, log) -> None:
