@@ -10,14 +10,15 @@ SHELL := bash
 ARGS ?=
 WORKDIR ?= runs/quickstart
 
-# What runs on the Apple dependency set: all but serving and reports. All:
+# What runs on the Apple dependency set: what touches JAX, but for serving and
+# reports. All:
 # make test-metal METAL_TESTS=tests
 METAL_NAMES := attention chat chat_data chat_prompt chat_repl chat_runs \
-  chat_terminal checkpoint cli data dataset decode document_dataset documents \
-  dropout evaluate failures generate_cli import_export info inspect_model \
-  interop load losses metal microgpt model muon optimizer plateau products rgpt \
-  safetensors sampling schedules sharding sources start text_reader \
-  token_cache tokenizer tokenizer_hf tokenizer_spm train train_resume train_step
+  checkpoint data dataset decode document_dataset documents dropout evaluate \
+  generate_cli import_export info inspect_model interop load losses metal \
+  microgpt model muon optimizer products rgpt safetensors sampling schedules \
+  sharding sources start token_cache tokenizer tokenizer_hf tokenizer_spm \
+  train train_resume train_step
 METAL_TESTS ?= $(wildcard $(METAL_NAMES:%=tests/test_%.py))
 
 PYTHON := .venv/bin/python
