@@ -57,10 +57,9 @@ class Evaluator:
     }
 
   def _measure(self, dataset, params, split: str, windows: int | None) -> dict:
-    total = np.zeros(3)
+    total, own = np.zeros(3), sharding.host_rows(self._rows)
     for batch in dataset.eval_batches(split, windows, self._rows):
       batch = sharding.pad_rows(batch, self._rows)
-      own = sharding.host_rows(self._rows)
       batch = {name: x[own] for name, x in batch.items()}
       batch = sharding.put_batch(batch, self._mesh)
       total += np.asarray(self._step(params, batch, self._bytes_V), np.float64)

@@ -69,7 +69,10 @@ def unsupported(param: str, message: str) -> ApiError:
 
 
 def context_length(window: int, given: str, param: str) -> ApiError:
-  """`given` says what was asked for, e.g. 'the prompt has 300 tokens'."""
+  """`given` says what was asked for, e.g. 'the prompt has 300 tokens'.
+
+  `param` is the field that is too long.
+  """
   return bad_request(
     f"This model's maximum context length is {window} tokens; {given}.",
     param,
