@@ -11,15 +11,11 @@ ARGS ?=
 WORKDIR ?= runs/quickstart
 
 # What runs on the Apple dependency set: what touches JAX, but for serving and
-# reports. All:
-# make test-metal METAL_TESTS=tests
-METAL_NAMES := attention chat chat_data chat_prompt chat_repl chat_runs \
-  checkpoint data dataset decode document_dataset documents dropout evaluate \
-  generate_cli import_export info inspect_model interop load losses metal \
-  microgpt model muon optimizer products rgpt safetensors sampling schedules \
-  sharding sources start token_cache tokenizer tokenizer_hf tokenizer_spm \
-  train train_resume train_step
-METAL_TESTS ?= $(wildcard $(METAL_NAMES:%=tests/test_%.py))
+# reports. All: make test-metal METAL_TESTS=tests
+METAL_TESTS ?= $(addprefix tests/,model tokenizers data training decoding runs \
+  formats launch/test_generate_cli.py launch/test_chat_repl.py \
+  test_chat_runs.py test_devices.py test_metal.py test_start.py test_train.py \
+  test_train_resume.py)
 
 PYTHON := .venv/bin/python
 METAL_PYTHON := .venv-metal/bin/python

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
 
   config.model = model = ConfigDict()
   # 'randy' (squared ReLU, N(0, 0.02) init) or 'microgpt' (RMSNorm after the
-  # embedding, ReLU, N(0, 0.08) init). See gpt/model.py.
+  # embedding, ReLU, N(0, 0.08) init). See gpt/model/transformer.py.
   model.arch = 'randy'
   # Width D of the residual stream. The MLP is 4 D wide.
   model.n_embd = 256
@@ -75,7 +75,8 @@ def get_config() -> ConfigDict:
   opt.name = 'adamw'
   # 'randy': constant for (1 - decay_fraction) of total_steps, then cosine to
   # min_lr. 'linear_warmup': warmup, then linear to 0. 'wsd': warmup, stable,
-  # linear decay to min_lr over the last decay_fraction. See gpt/schedules.py.
+  # linear decay to min_lr over the last decay_fraction. See
+  # gpt/training/schedules.py.
   opt.schedule = 'randy'
   # Steps of linear warmup; the first trains at lr / warmup_steps. 0: none.
   # 'randy' has none.
@@ -116,7 +117,7 @@ def get_config() -> ConfigDict:
   # where there is a network), else sample.
   data.path = 'auto'
   # 'text' (plain UTF-8), 'lines' (one document per line) or 'chat' (JSON Lines
-  # of conversations, see gpt/conversations.py).
+  # of conversations, see gpt/data/conversations.py).
   data.format = 'text'
   # 'char', 'sentencepiece' (byte-fallback BPE), 'hf' (byte-level BPE in Hugging
   # Face's format, as microgpt has it; extra: hf) or 'randygpt' (a vocab.json).

@@ -1,6 +1,6 @@
 """Seconds, for tests: 2 layers x 32, 32 tokens of context, 20 steps.
 
-    python -m launch.train --config=configs/smoke.py --workdir=runs/smoke
+python -m launch.train --config=configs/smoke.py --workdir=runs/smoke
 """
 
 from configs import default

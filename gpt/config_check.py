@@ -6,19 +6,29 @@ would otherwise show up at the first save, or as a run that learns nothing.
 
 import math
 
-from gpt import data, optimizer, schedules
+from gpt.data import prepare
 from gpt.errors import UserError
 from gpt.model import GPTConfig
-from gpt.run import flatten
+from gpt.runs.workdir import flatten
+from gpt.training import optimizer, schedules
 
 AT_LEAST_ONE = (
-  'batch_size', 'total_steps', 'eval.every', 'eval.windows',
-  'checkpoint.keep', 'sample.max_tokens',
+  'batch_size',
+  'total_steps',
+  'eval.every',
+  'eval.windows',
+  'checkpoint.keep',
+  'sample.max_tokens',
 )
 NOT_NEGATIVE = (
-  'seed', 'checkpoint.every', 'opt.plateau_patience',
-  'opt.plateau_max_reductions', 'sample.temperature', 'sample.top_k',
-  'parallel.num_cpu_devices', 'parallel.micro_batch_size',
+  'seed',
+  'checkpoint.every',
+  'opt.plateau_patience',
+  'opt.plateau_max_reductions',
+  'sample.temperature',
+  'sample.top_k',
+  'parallel.num_cpu_devices',
+  'parallel.micro_batch_size',
 )
 LOSSES = ('all', 'assistant')
 
@@ -59,7 +69,7 @@ def check_config(config) -> None:
 def check_data(data_config) -> None:
   """Raises UserError for keys of config.data that do not go together."""
   format, loss_on = data_config.format, data_config.loss_on
-  data.check_format(format)
+  prepare.check_format(format)
   if loss_on not in LOSSES:
     raise UserError(
       f'data.loss_on {loss_on!r} is not known; allowed: {", ".join(LOSSES)}'

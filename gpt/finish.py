@@ -5,10 +5,13 @@ import re
 
 import jax
 
-from gpt import checkpoint, prompt, rgpt, rgpt_run, sampling, sharding
-from gpt.atomic import write_atomic
-from gpt.checkpoint import BEST
-from gpt.evaluation import describe_parts
+from gpt import devices
+from gpt.decoding import prompt, sampling
+from gpt.files import write_atomic
+from gpt.formats import randygpt, randygpt_run
+from gpt.runs import checkpoint
+from gpt.runs.checkpoint import BEST
+from gpt.training.evaluation import describe_parts
 
 SAMPLES = 'samples.txt'
 
@@ -20,7 +23,7 @@ def full_evaluation(evaluate, params, mesh, workdir, step: int, log) -> dict:
   cannot be read.
 
   Args:
-    evaluate: a gpt.evaluation.Evaluator.
+    evaluate: a gpt.training.evaluation.Evaluator.
     params: the final weights (on the mesh), of `step`.
   """
   results = {'final': evaluate(params, 'val', None)}
@@ -28,7 +31,7 @@ def full_evaluation(evaluate, params, mesh, workdir, step: int, log) -> dict:
   if int(best.name) != step:
     best_params = read_best(best, checkpoint.restore_params, log)
     if best_params is not None:
-      best_params = sharding.put_replicated(best_params, mesh)
+      best_params = devices.put_replicated(best_params, mesh)
       results['best'] = evaluate(best_params, 'val', None)
   for which, values in results.items():
     log(
@@ -68,10 +71,16 @@ def write_sample(config, model, params, tokenizer, workdir, step) -> str:
   )
   text = ''.join(
     prompt.complete(
-      model, jax.device_get(params), tokenizer, start,
+      model,
+      jax.device_get(params),
+      tokenizer,
+      start,
       sampling.params(
-        1, seed=config.seed, temperature=config.sample.temperature,
-        top_p=config.sample.top_p, top_k=config.sample.top_k,
+        1,
+        seed=config.seed,
+        temperature=config.sample.temperature,
+        top_p=config.sample.top_p,
+        top_k=config.sample.top_k,
       ),
       config.sample.max_tokens,
       prompt.window_of(start, format, block_size),
@@ -106,16 +115,18 @@ def write_rgpt_files(cfg, state, best_loss: float, workdir, log) -> None:
     state: the latest TrainState, on host or device.
     best_loss: nats/token; inf before any eval.
   """
-  if rgpt.obstacles(cfg):
+  if randygpt.obstacles(cfg):
     return
   state, names = jax.device_get(state), ['checkpoint.bin']
-  rgpt_run.write_state(workdir / names[0], state, best_loss)
+  randygpt_run.write_state(workdir / names[0], state, best_loss)
   path = checkpoint.find(workdir, BEST)
   if path.parent.name == BEST:
     best = read_best(path, lambda p: checkpoint.restore_state(p, state), log)
     if best is not None:
       names.append('checkpoint_best.bin')
       best_state, meta = best
-      rgpt_run.write_state(workdir / names[1], best_state, meta['best_loss'])
-  notes = '; '.join(rgpt_run.notes_on(state))
+      randygpt_run.write_state(
+        workdir / names[1], best_state, meta['best_loss']
+      )
+  notes = '; '.join(randygpt_run.notes_on(state))
   log(f'wrote {" and ".join(names)} in {workdir}{notes and f" ({notes})"}')

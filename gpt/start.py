@@ -8,21 +8,36 @@ import shutil
 import jax
 import numpy as np
 
-from gpt import checkpoint, data, failures, metrics, rgpt, run, train_state
+from gpt.data import prepare
 from gpt.errors import UserError
-from gpt.load import first_readable, read_configs
+from gpt.formats import randygpt
 from gpt.model import GPTConfig, abstract_params
-from gpt.tokenizer import load_tokenizer
+from gpt.runs import checkpoint, failures, metrics
+from gpt.runs import workdir as run
+from gpt.runs.load import first_readable, read_configs
+from gpt.tokenizers import load_tokenizer
+from gpt.training import state as train_state
 
 # Of the model, what the shapes of its weights do not tell.
 SAME_NETWORK = (
-  'arch', 'n_head', 'mlp', 'pos', 'embed_norm', 'qk_norm', 'final_norm',
+  'arch',
+  'n_head',
+  'mlp',
+  'pos',
+  'embed_norm',
+  'qk_norm',
+  'final_norm',
   'logit_softcap',
 )
 # What decides what a validation loss is about, beside the text.
 VALIDATION_KEYS = (
-  'data.format', 'data.val_fraction', 'data.document_separator',
-  'data.document_aware', 'data.skip_long', 'data.loss_on', 'eval.windows',
+  'data.format',
+  'data.val_fraction',
+  'data.document_separator',
+  'data.document_aware',
+  'data.skip_long',
+  'data.loss_on',
+  'eval.windows',
   'model.block_size',
 )
 
@@ -39,7 +54,7 @@ def prepare_data(config, workdir, init_from: str, log):
       the workdir, whose tokens its weights know.
   """
   if run.read_config(workdir) is not None:
-    return data.prepare(config.data, workdir, log=log)
+    return prepare.prepare(config.data, workdir, log=log)
   if jax.process_index() == 0:
     shutil.rmtree(pathlib.Path(workdir) / 'checkpoints', ignore_errors=True)
   tokenizer = None
@@ -51,8 +66,8 @@ def prepare_data(config, workdir, init_from: str, log):
         f'data.tokenizer_path {path} is not the tokenizer of {init_from}, '
         'whose weights know no other: leave it out'
       )
-  data.drop_leftovers(config.data, workdir, tokenizer)
-  return data.prepare(config.data, workdir, tokenizer, log=log)
+  prepare.drop_leftovers(config.data, workdir, tokenizer)
+  return prepare.prepare(config.data, workdir, tokenizer, log=log)
 
 
 def initial_state(config, model, tx, key, checkpoints, init_from, log):
@@ -123,14 +138,17 @@ def load_weights(source, cfg, log=print):
       checkpoint.candidates(source), checkpoint.restore_params, log
     )
   else:
-    if reasons := rgpt.obstacles(cfg):
+    if reasons := randygpt.obstacles(cfg):
       raise UserError(
         f'the weights of {source} do not fit this config: an RGPT file holds '
         f'another model: {"; ".join(reasons)}'
       )
-    params, _, _ = rgpt.to_params(
-      rgpt.read_rgpt(
-        source, cfg.n_embd, cfg.n_layer, cfg.block_size,
+    params, _, _ = randygpt.to_params(
+      randygpt.read_rgpt(
+        source,
+        cfg.n_embd,
+        cfg.n_layer,
+        cfg.block_size,
         expected_vocab_size=cfg.vocab_size,
       )
     )

@@ -14,32 +14,23 @@ import pathlib
 import jax
 import numpy as np
 
-from gpt import (
-  atomic,
-  backend,
-  data,
-  failures,
-  finish,
-  metrics,
-  optimizer,
-  plateau,
-  rgpt,
-  run,
-  schedules,
-  sharding,
-  start,
-  train_state,
-)
-from gpt.checkpoint import BEST, LATEST
-from gpt.checkpoint_writer import Checkpoints
+from gpt import devices, files, finish, start
 from gpt.config_check import check_config
-from gpt.console import Console, log_line
+from gpt.data import prepare
 from gpt.errors import UserError
-from gpt.evaluation import Evaluator
+from gpt.formats import randygpt
 from gpt.model import GPT, GPTConfig, num_params
-from gpt.plateau import Plateau
-from gpt.profiling import Profiler
-from gpt.train_step import jit_train_step
+from gpt.runs import failures, metrics
+from gpt.runs import workdir as run
+from gpt.runs.checkpoint import BEST, LATEST
+from gpt.runs.checkpoint_writer import Checkpoints
+from gpt.runs.console import Console, log_line
+from gpt.training import optimizer, plateau, schedules
+from gpt.training import state as train_state
+from gpt.training.evaluation import Evaluator
+from gpt.training.plateau import Plateau
+from gpt.training.profiling import Profiler
+from gpt.training.step import jit_train_step
 
 # Tokens a CPU device works on at once: activations stay in its L2 cache.
 CPU_MICRO_TOKENS = 512
@@ -57,8 +48,13 @@ class Result:
 
 
 def train_and_evaluate(
-  config, workdir, *, init_from='', additional_steps=0, profile=False,
-  log=log_line
+  config,
+  workdir,
+  *,
+  init_from='',
+  additional_steps=0,
+  profile=False,
+  log=log_line,
 ) -> Result:
   """Trains until `config.total_steps`, resuming whatever the workdir holds.
 
@@ -75,13 +71,13 @@ def train_and_evaluate(
   """
   workdir = pathlib.Path(workdir)
   check_config(config)
-  sharding.setup_devices(config.parallel.num_cpu_devices)
+  devices.setup_devices(config.parallel.num_cpu_devices)
   if config.parallel.distributed:
-    sharding.join_hosts()
-  if config.model.attention == 'cudnn' and 'cuda' not in backend.name():
+    devices.join_hosts()
+  if config.model.attention == 'cudnn' and 'cuda' not in devices.backend_name():
     raise UserError(
       'model.attention cudnn needs a CUDA GPU, here is '
-      f'{backend.name()}: set --config.model.attention=auto'
+      f'{devices.backend_name()}: set --config.model.attention=auto'
     )
   leader = jax.process_index() == 0  # The process that writes files.
   changed = run.check_resumable(workdir, config)
@@ -90,18 +86,18 @@ def train_and_evaluate(
     stack.enter_context(failures.explained(config, workdir))
     if leader:
       stack.enter_context(run.lock(workdir, log))
-      atomic.remove_leftovers(workdir)
+      files.remove_leftovers(workdir)
     interrupt = stack.enter_context(run.Interrupt())
 
     # Text -> tokens.
-    with sharding.leader_first():
+    with devices.leader_first():
       tokenizer, corpus = start.prepare_data(config, workdir, init_from, log)
-    dataset = data.create_dataset(config, corpus, tokenizer, log=log)
+    dataset = prepare.create_dataset(config, corpus, tokenizer, log=log)
 
     # Devices, model, optimizer.
-    mesh = sharding.create_mesh(config.batch_size)
+    mesh = devices.create_mesh(config.batch_size)
     micro = micro_batch_size(config, mesh)
-    rows = sharding.padded_batch_size(config.batch_size, mesh, micro)
+    rows = devices.padded_batch_size(config.batch_size, mesh, micro)
     cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
     model = GPT(cfg)
     tx = optimizer.create(config, mesh, mixed=cfg.dtype == 'mixed')
@@ -134,12 +130,17 @@ def train_and_evaluate(
     last = first if track.stopped else max(first, config.total_steps)
     if leader:
       run.save_config(workdir, config)
-      data.keep_record(workdir, corpus)
-    state = sharding.put_replicated(state, mesh)
+      prepare.keep_record(workdir, corpus)
+    state = devices.put_replicated(state, mesh)
     schedule = schedules.from_config(config)
     train_step = jit_train_step(
-      model, tx, schedule, mesh, micro_batch_size=micro,
-      ema_decay=config.opt.ema_decay, min_lr=config.min_lr,
+      model,
+      tx,
+      schedule,
+      mesh,
+      micro_batch_size=micro,
+      ema_decay=config.opt.ema_decay,
+      min_lr=config.min_lr,
     )
     evaluate = Evaluator(model, mesh, dataset)
     announce(config, cfg, tokenizer, mesh, micro, first, changed, log)
@@ -184,7 +185,10 @@ def train_and_evaluate(
         raise failures.not_finite(step, 'loss', values['lr'], workdir)
       loss = values['loss'] if values['tokens'] else math.nan
       metrics_log.write(
-        step, loss=loss, lr=values['lr'], grad_norm=values['grad_norm'],
+        step,
+        loss=loss,
+        lr=values['lr'],
+        grad_norm=values['grad_norm'],
         tokens=values['tokens'],
       )
       console.add(values, timed=step > first + 1)
@@ -215,13 +219,15 @@ def train_and_evaluate(
         )
         log(f'step 0 | val {quick["nats_per_token"]:.4f} before training')
         metrics_log.write(
-          0, val_loss=quick['nats_per_token'], val_ppl=quick['ppl'],
+          0,
+          val_loss=quick['nats_per_token'],
+          val_ppl=quick['ppl'],
           val_bits_per_byte=quick['bits_per_byte'],
         )
       previous = None
       for step in range(first + 1, last + 1):
         batch = local_rows(dataset, step - 1, config.batch_size, rows)
-        batch = sharding.put_batch(batch, mesh)
+        batch = devices.put_batch(batch, mesh)
         if profiler:
           profiler.before(step)
         state, values = train_step(state, batch, dropout_key)
@@ -237,7 +243,7 @@ def train_and_evaluate(
         )
         stop = interrupt.requested
         if jax.process_count() > 1:
-          stop = sharding.any_host(stop, step, eval_due or save_due)
+          stop = devices.any_host(stop, step, eval_due or save_due)
         if not (eval_due or save_due or stop or step == first + 1):
           continue
 
@@ -257,14 +263,12 @@ def train_and_evaluate(
           )
           metrics_log.write(step, **console.report(step, quick, track))
           scale = np.float32(plateau.lr_scale(track, config.opt))
-          state = state.replace(lr_scale=sharding.put_replicated(scale, mesh))
+          state = state.replace(lr_scale=devices.put_replicated(scale, mesh))
           if message:
             log(message)
           # Before the checkpoint from which another process may go on.
           if config.eval.sample and leader:
-            finish.write_sample(
-              config, model, params, tokenizer, workdir, step
-            )
+            finish.write_sample(config, model, params, tokenizer, workdir, step)
           if track.best_step == step:
             save(BEST, state)
         if save_due or stop or track.stopped:
@@ -310,7 +314,8 @@ def train_and_evaluate(
     if outcome == 'interrupted':
       log(
         f'Go on with: python -m launch.train --workdir={workdir}'
-        if additional_steps else 'Run the same command again to go on.'
+        if additional_steps
+        else 'Run the same command again to go on.'
       )
     return Result(outcome, step, track.best_loss, final, str(workdir))
 
@@ -330,9 +335,9 @@ def micro_batch_size(config, mesh) -> int:
 
 def local_rows(dataset, step: int, batch_size: int, padded: int) -> dict:
   """This host's share of the global batch of `padded` rows."""
-  own = sharding.host_rows(padded)
+  own = devices.host_rows(padded)
   rows = slice(min(own.start, batch_size), min(own.stop, batch_size))
-  return sharding.pad_rows(dataset.batch_at(step, rows), own.stop - own.start)
+  return devices.pad_rows(dataset.batch_at(step, rows), own.stop - own.start)
 
 
 def announce(config, cfg, tokenizer, mesh, micro, first, changed, log) -> None:
@@ -349,7 +354,7 @@ def announce(config, cfg, tokenizer, mesh, micro, first, changed, log) -> None:
     f'({device.device_kind}), {cfg.dtype}, attention {cfg.attention}, '
     f'{micro} sequences at once'
   )
-  for reason in rgpt.obstacles(cfg):
+  for reason in randygpt.obstacles(cfg):
     log(f'note: no RGPT files (checkpoint.bin) will be written: {reason}')
   if first:
     for key, (old, new) in changed.items():

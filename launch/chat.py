@@ -27,15 +27,15 @@ WORKDIR = flags.DEFINE_string(
   'workdir', DEFAULT_MODEL, 'Directory of a run that was trained to chat.'
 )
 WHICH = flags.DEFINE_enum(
-  'which', 'best', ['best', 'latest'],
+  'which',
+  'best',
+  ['best', 'latest'],
   'The checkpoint of the lowest validation loss, or the newest.',
 )
 SYSTEM = flags.DEFINE_string(
   'system', '', 'A text that stands before the conversation.'
 )
-MAX_TOKENS = flags.DEFINE_integer(
-  'max_tokens', 256, 'Most tokens of a reply.'
-)
+MAX_TOKENS = flags.DEFINE_integer('max_tokens', 256, 'Most tokens of a reply.')
 SEED = flags.DEFINE_integer(
   'seed', 42, 'The same seed gives the same conversation.'
 )
@@ -81,21 +81,25 @@ def open_session():
     )
 
   # JAX, after the flags are right.
-  from gpt import chat, sharding
-  from gpt.chat_session import ChatSession
-  from gpt.load import load_model
+  from gpt import devices
+  from gpt.decoding.chat_session import ChatSession
+  from gpt.runs.load import load_model
+  from gpt.tokenizers import chat_format
 
-  sharding.setup_devices(1)
+  devices.setup_devices(1)
   loaded = load_model(directory, WHICH.value)
-  if not chat.is_chat_tokenizer(loaded.tokenizer):
+  if not chat_format.is_chat_tokenizer(loaded.tokenizer):
     raise UserError(
       f'{directory} was not trained to chat (its tokenizer has no '
-      f'{chat.USER}). It can continue a text:\n'
+      f'{chat_format.USER}). It can continue a text:\n'
       f'  python -m launch.generate --workdir={directory}\n'
       f'A chat model is trained with\n  {train}DIRECTORY'
     )
   session = ChatSession(
-    loaded, seed=SEED.value, max_tokens=MAX_TOKENS.value, system=SYSTEM.value,
+    loaded,
+    seed=SEED.value,
+    max_tokens=MAX_TOKENS.value,
+    system=SYSTEM.value,
     **sampling_flags.options(),
   )
   say(f'{loaded.name}, {loaded.which} checkpoint, step {loaded.step}')
@@ -104,7 +108,7 @@ def open_session():
 
 def answer(session, text: str, should_stop=lambda: False) -> None:
   """Streams the reply to a message, then says what was unusual about it."""
-  from gpt.data import describe_unknown
+  from gpt.data.prepare import describe_unknown
 
   tokenizer = session.tokenizer
   if unknown := tokenizer.count_unknown(text):
@@ -140,8 +144,7 @@ def notices(session) -> list[str]:
 def printable(text: str) -> str:
   """Without control characters: they are orders to a terminal."""
   return ''.join(
-    c for c in text
-    if c in '\n\t' or not (ord(c) < 32 or 127 <= ord(c) < 160)
+    c for c in text if c in '\n\t' or not (ord(c) < 32 or 127 <= ord(c) < 160)
   )
 
 

@@ -116,7 +116,8 @@ def _readable(message: str) -> str:
     r'could not convert string to float.*', 'expected a number', message
   )
   return re.sub(
-    r"\('Non-boolean argument to boolean flag'.*", 'expected true or false',
+    r"\('Non-boolean argument to boolean flag'.*",
+    'expected true or false',
     message,
   )
 

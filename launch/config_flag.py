@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 import configs
 from gpt.errors import UserError
-from gpt.run import FREE_MODEL_KEYS, flatten, plain
+from gpt.runs.workdir import FREE_MODEL_KEYS, flatten, plain
 from launch.suggest import closest, did_you_mean
 
 FLAGS = flags.FLAGS
@@ -90,7 +90,8 @@ def chosen_keys(defaults: str, name: str = 'config') -> dict:
     for config in (FLAGS[name].value, load_config(defaults))
   )
   shape = {
-    k for k in given
+    k
+    for k in given
     if k.startswith('model.') and k[len('model.') :] not in FREE_MODEL_KEYS
   }
   changed = {

@@ -20,16 +20,21 @@ from launch import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a trained run.')
 WHICH = flags.DEFINE_enum(
-  'which', 'best', ['best', 'latest'],
+  'which',
+  'best',
+  ['best', 'latest'],
   'The checkpoint of the lowest validation loss, or the newest.',
 )
 DATA = flags.DEFINE_string(
-  'data', '',
+  'data',
+  '',
   "Files or globs, comma separated, of the run's data.format. Empty: the run's "
   'own.',
 )
 SPLIT = flags.DEFINE_enum(
-  'split', None, ['val', 'train', 'all'],
+  'split',
+  None,
+  ['val', 'train', 'all'],
   "Part of the text, as the run splits it. Default: val for the run's own "
   'text, all for any other.',
 )
@@ -56,8 +61,8 @@ def loss() -> None:
   """A full pass; a table and a line of JSON."""
   from tqdm import tqdm
 
-  from gpt.evaluation import describe_parts
-  from gpt.full_pass import full_pass, open_dataset
+  from gpt.runs.evaluate import full_pass, open_dataset
+  from gpt.training.evaluation import describe_parts
 
   loaded = load(num_cpu_devices=0)
   with open_dataset(
@@ -80,18 +85,23 @@ def loss() -> None:
   for line in describe_parts(values):
     print(f'  {line}')
   print()
-  print_json({
-    **values,
-    'pass': 'full', 'split': split, 'data': text,
-    'dropped_characters': sum(info.unknown.values()), **described(loaded),
-  })
+  print_json(
+    {
+      **values,
+      'pass': 'full',
+      'split': split,
+      'data': text,
+      'dropped_characters': sum(info.unknown.values()),
+      **described(loaded),
+    }
+  )
 
 
 def logits() -> None:
   """Token ids from a file, their logits to another."""
   import numpy as np
 
-  from gpt.logits import write_logits
+  from gpt.decoding.logits import write_logits
 
   try:
     ids_BL = np.load(IDS.value, allow_pickle=False)
@@ -103,34 +113,39 @@ def logits() -> None:
   loaded = load(num_cpu_devices=1)
   batch, length, vocab = write_logits(loaded, ids_BL, LOGITS_OUT.value)
   print(f'wrote float32[{batch}, {length}, {vocab}] to {LOGITS_OUT.value}')
-  print_json({
-    'logits_out': LOGITS_OUT.value, 'shape': [batch, length, vocab],
-    **described(loaded),
-  })
+  print_json(
+    {
+      'logits_out': LOGITS_OUT.value,
+      'shape': [batch, length, vocab],
+      **described(loaded),
+    }
+  )
 
 
 def load(num_cpu_devices: int):
   """The run's model, on all devices or on one."""
-  from gpt import sharding
-  from gpt.load import load_model
+  from gpt import devices
+  from gpt.runs.load import load_model
 
-  sharding.setup_devices(num_cpu_devices)
+  devices.setup_devices(num_cpu_devices)
   return load_model(WORKDIR.value, WHICH.value)
 
 
 def described(loaded) -> dict:
   """What the last line says of the model."""
-  return {
-    'workdir': WORKDIR.value, 'which': loaded.which, 'step': loaded.step
-  }
+  return {'workdir': WORKDIR.value, 'which': loaded.which, 'step': loaded.step}
 
 
 def print_json(values: dict) -> None:
   """One line; JSON has no inf or nan: null."""
-  print(json.dumps({
-    k: None if isinstance(v, float) and not math.isfinite(v) else v
-    for k, v in values.items()
-  }))
+  print(
+    json.dumps(
+      {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v
+        for k, v in values.items()
+      }
+    )
+  )
 
 
 def log_line(text: str) -> None:

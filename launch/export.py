@@ -21,16 +21,22 @@ from launch import cli
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 OUTPUT = flags.DEFINE_string('output', None, 'File or directory to write.')
 FORMAT = flags.DEFINE_enum(
-  'format', 'rgpt', ['rgpt', 'safetensors', 'microgpt', 'hf'],
+  'format',
+  'rgpt',
+  ['rgpt', 'safetensors', 'microgpt', 'hf'],
   'What to write.',
 )
 DTYPE = flags.DEFINE_enum(
-  'dtype', 'f32', ['f32', 'f16', 'bf16'],
+  'dtype',
+  'f32',
+  ['f32', 'f16', 'bf16'],
   'Type of the weights (not of rgpt). Half precision halves the file; what it '
   'does to the logits is printed.',
 )
 WHICH = flags.DEFINE_enum(
-  'which', 'best', ['best', 'latest'],
+  'which',
+  'best',
+  ['best', 'latest'],
   'The checkpoint with the lowest validation loss, or the newest.',
 )
 
@@ -49,7 +55,9 @@ def main(_):
 
 
 def write_rgpt(workdir, which, output) -> tuple[str, int, list[str]]:
-  from gpt.rgpt_run import export_rgpt  # JAX, after the flags are right.
+  from gpt.formats.randygpt_run import (
+    export_rgpt,  # JAX, after the flags are right.
+  )
 
   if DTYPE.value != 'f32':
     raise UserError(
@@ -62,7 +70,7 @@ def write_rgpt(workdir, which, output) -> tuple[str, int, list[str]]:
 
 
 def write_other(workdir, which, output) -> tuple[str, int, list[str]]:
-  from gpt.interop_run import export
+  from gpt.formats.convert import export
 
   return export(workdir, which, FORMAT.value, output, DTYPE.value)
 

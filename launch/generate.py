@@ -24,32 +24,41 @@ from launch import cli, sampling_flags
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a trained run.')
 WHICH = flags.DEFINE_enum(
-  'which', 'best', ['best', 'latest'],
+  'which',
+  'best',
+  ['best', 'latest'],
   'The checkpoint of the lowest validation loss, or the newest.',
 )
 PROMPT = flags.DEFINE_multi_string(
-  'prompt', None,
+  'prompt',
+  None,
   'Text to continue; may be given several times. Empty: start from BOS.',
 )
 PROMPT_FILE = flags.DEFINE_string(
-  'prompt_file', None,
+  'prompt_file',
+  None,
   'File with a text to continue, to its last line end; - is stdin.',
 )
 SHOW_PROMPT = flags.DEFINE_bool(
   'show_prompt', False, 'Print the prompt before its completion.'
 )
 MAX_TOKENS = flags.DEFINE_integer(
-  'max_tokens', 200,
+  'max_tokens',
+  200,
   'Most tokens of a completion. Documents: default the context.',
 )
 NUM_SAMPLES = flags.DEFINE_integer(
-  'num_samples', 1, 'Completions of each prompt; number i uses seed + i.',
+  'num_samples',
+  1,
+  'Completions of each prompt; number i uses seed + i.',
   lower_bound=1,
 )
 SEED = flags.DEFINE_integer('seed', 42, 'The same seed gives the same text.')
 flags.adopt_module_key_flags(sampling_flags)
 WINDOW = flags.DEFINE_enum(
-  'window', 'slide', ['slide', 'exact', 'stop'],
+  'window',
+  'slide',
+  ['slide', 'exact', 'stop'],
   'When the context is full: drop its older half, drop one token at a time '
   '(slow), or stop (default for documents and chat).',
 )
@@ -67,13 +76,14 @@ def main(_):
   # JAX, after the flags are right.
   import jax
 
-  from gpt import generation, sharding
-  from gpt.load import load_model
-  from gpt.prompt import Shown, read_prompt
+  from gpt import devices
+  from gpt.decoding import generation
+  from gpt.decoding.prompt import Shown, read_prompt
+  from gpt.runs.load import load_model
 
   n = NUM_SAMPLES.value
   samples = [sampling_params([SEED.value + i]) for i in range(n)]
-  sharding.setup_devices(1)
+  devices.setup_devices(1)
   loaded = load_model(WORKDIR.value, WHICH.value)
   format, T = loaded.config['data']['format'], loaded.cfg.block_size
   window = WINDOW.value
@@ -94,12 +104,15 @@ def main(_):
   )
   print(
     f'{loaded.name}, {loaded.which} checkpoint, step {loaded.step}',
-    file=sys.stderr, flush=True,
+    file=sys.stderr,
+    flush=True,
   )
   if format == 'chat':
     print(
       'This is a chat model; to talk with it: python -m launch.chat '
-      f'--workdir={WORKDIR.value}', file=sys.stderr, flush=True,
+      f'--workdir={WORKDIR.value}',
+      file=sys.stderr,
+      flush=True,
     )
 
   clock = Clock(started)
@@ -115,8 +128,14 @@ def main(_):
       last = ''
       shown = Shown(loaded.tokenizer, start.names)
       for _, new in generation.generate(
-        loaded.model, params, [start.ids], s, limit,
-        bias_V=start.bias_V, stop_ids=start.stop_ids, window=window,
+        loaded.model,
+        params,
+        [start.ids],
+        s,
+        limit,
+        bias_V=start.bias_V,
+        stop_ids=start.stop_ids,
+        window=window,
       ):
         ctrl_c.check()
         clock.tick(len(new or ()))
@@ -132,8 +151,8 @@ def write_documents(
   loaded, params, start, n, limit, window, clock, ctrl_c
 ) -> None:
   """n documents, one a line and many at once; then how many are new."""
-  from gpt import generation
-  from gpt.novelty import count_new
+  from gpt.decoding import generation
+  from gpt.runs.novelty import count_new
 
   made = []
   for first in range(0, n, ROWS):
@@ -141,9 +160,14 @@ def write_documents(
     ids: list[list[int]] = [[] for _ in seeds]
     ended = set()
     for row, new in generation.generate(
-      loaded.model, params, [start.ids] * len(seeds),
+      loaded.model,
+      params,
+      [start.ids] * len(seeds),
       sampling_params(seeds, top_p=1.0),
-      limit, bias_V=start.bias_V, stop_ids=start.stop_ids, window=window,
+      limit,
+      bias_V=start.bias_V,
+      stop_ids=start.stop_ids,
+      window=window,
     ):
       ctrl_c.check()
       clock.tick(len(new or ()))
@@ -166,7 +190,7 @@ def write_documents(
 
 def sampling_params(seeds, top_p=None):
   """The flags as sampling.params, a row for each seed."""
-  from gpt import sampling
+  from gpt.decoding import sampling
 
   options = sampling_flags.options()
   if top_p is not None and not flags.FLAGS['top_p'].present:
@@ -211,7 +235,7 @@ def read_prompts() -> list[str]:
 
 def warn_of_unknown(tokenizer, prompt: str) -> None:
   """Says which characters of a prompt the model does not know."""
-  from gpt.data import describe_unknown
+  from gpt.data.prepare import describe_unknown
 
   if unknown := tokenizer.count_unknown(prompt):
     nothing = sum(unknown.values()) == len(prompt)

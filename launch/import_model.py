@@ -20,7 +20,9 @@ from launch import cli, config_flag
 
 INPUT = flags.DEFINE_string('input', None, 'Directory of the model.')
 FORMAT = flags.DEFINE_enum(
-  'format', 'auto', ['auto', 'microgpt', 'hf'],
+  'format',
+  'auto',
+  ['auto', 'microgpt', 'hf'],
   'What the directory is; auto: told from its files.',
 )
 CONFIG = config_flag.define('configs/default.py')
@@ -30,12 +32,15 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the new run.')
 def main(_):
   if not INPUT.value or not WORKDIR.value:
     raise UserError('--input=DIRECTORY and --workdir=DIRECTORY are needed')
-  from gpt.interop_run import import_directory  # JAX, after the flags.
-  from gpt.metrics import count
+  from gpt.formats.convert import import_directory  # JAX, after the flags.
+  from gpt.runs.metrics import count
 
   done = import_directory(
-    INPUT.value, FORMAT.value, CONFIG.value.copy_and_resolve_references(),
-    WORKDIR.value, config_flag.chosen_keys('configs/default.py'),
+    INPUT.value,
+    FORMAT.value,
+    CONFIG.value.copy_and_resolve_references(),
+    WORKDIR.value,
+    config_flag.chosen_keys('configs/default.py'),
   )
   cfg, workdir = done['cfg'], WORKDIR.value
   print(

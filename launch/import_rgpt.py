@@ -15,13 +15,14 @@ import re
 from absl import flags
 
 import configs
-from gpt import rgpt
 from gpt.errors import UserError
+from gpt.formats import randygpt
 from launch import cli, config_flag
 
 INPUT = flags.DEFINE_string('input', None, 'RGPT file to read.')
 PRESET = flags.DEFINE_string(
-  'preset', '',
+  'preset',
+  '',
   'xs, s, ds, m, l, deep or xl, or the path of a config file with the shape.',
 )
 VOCAB = flags.DEFINE_string(
@@ -36,10 +37,12 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the new run.')
 def main(_):
   if not INPUT.value or not WORKDIR.value:
     raise UserError('--input=FILE.bin and --workdir=DIRECTORY are needed')
-  rgpt.read_vocab_size(INPUT.value)  # Is it an RGPT file at all?
+  randygpt.read_vocab_size(INPUT.value)  # Is it an RGPT file at all?
   path = preset_path(PRESET.value) if PRESET.value else guess(INPUT.value)
   config = config_flag.load_config(path)
-  from gpt.rgpt_run import import_rgpt  # JAX, after the flags are right.
+  from gpt.formats.randygpt_run import (
+    import_rgpt,  # JAX, after the flags are right.
+  )
 
   tokenizer, text = find_tokenizer(INPUT.value)
   config.data.tokenizer = tokenizer.kind
@@ -47,7 +50,7 @@ def main(_):
     config.data.path = text
   try:
     step = import_rgpt(INPUT.value, config, tokenizer, WORKDIR.value)
-  except rgpt.RgptSizeError as e:
+  except randygpt.RgptSizeError as e:
     raise UserError(f'{e}{suggestion(e.fits)}') from e
   print(
     f'imported {INPUT.value} ({path}, {tokenizer.kind} vocabulary of '
@@ -80,7 +83,7 @@ def suggestion(fits) -> str:
 
 def guess(file: str) -> str:
   """The config file of the only preset that has the file's size."""
-  fits = rgpt.infer_shape(file)
+  fits = randygpt.infer_shape(file)
   names = [name for name, shape in presets().items() if shape in fits]
   if len(names) == 1:
     print(f'the size of {file} is that of --preset={names[0]}')
@@ -98,7 +101,7 @@ def find_tokenizer(file: str):
 
   The text is '' where it is not known.
   """
-  from gpt.tokenizer import load_tokenizer
+  from gpt.tokenizers import load_tokenizer
 
   if VOCAB.value and CHARS.value:
     raise UserError('give --vocab or --chars, not both')
@@ -106,7 +109,7 @@ def find_tokenizer(file: str):
     return load_tokenizer(VOCAB.value), ''
   if CHARS.value:
     return characters_of(CHARS.value), CHARS.value
-  wanted = rgpt.read_vocab_size(file)
+  wanted = randygpt.read_vocab_size(file)
   beside = pathlib.Path(file).parent
   readers = {'vocab.json': load_tokenizer, 'train.txt': characters_of}
   for name, read in readers.items():
@@ -124,7 +127,7 @@ def find_tokenizer(file: str):
 
 def characters_of(file):
   """The character tokenizer of a text file."""
-  from gpt.tokenizer_char import build_char
+  from gpt.tokenizers.char import build_char
 
   try:
     with open(file, encoding='utf-8', errors='replace', newline='') as f:

@@ -27,9 +27,10 @@ REPORT = flags.DEFINE_bool(
 
 
 def main(_):
-  from gpt import data, length_report, run
   from gpt.config_check import check_config
-  from gpt.documents import Documents
+  from gpt.data import length_report, prepare
+  from gpt.data.documents import Documents
+  from gpt.runs import workdir as run
 
   saved = run.read_config(WORKDIR.value) if WORKDIR.value else None
   config = config_flag.of_run(saved)
@@ -46,9 +47,9 @@ def main(_):
     run.make(workdir)
     if saved is None:
       run.check_resumable(workdir, config)  # Not of a run without its config.
-      data.drop_leftovers(config.data, workdir)
-    tokenizer, corpus = data.prepare(config.data, workdir)
-    data.create_dataset(config, corpus, tokenizer)
+      prepare.drop_leftovers(config.data, workdir)
+    tokenizer, corpus = prepare.prepare(config.data, workdir)
+    prepare.create_dataset(config, corpus, tokenizer)
     if not REPORT.value:
       return
     print()

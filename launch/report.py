@@ -26,11 +26,12 @@ PNG = flags.DEFINE_string(
 def main(_):
   if not WORKDIR.value:
     raise UserError('--workdir=DIRECTORY of a run is needed')
-  from gpt import report, run  # JAX, after the flags are right.
-  from gpt.atomic import write_atomic
+  from gpt.files import write_atomic
+  from gpt.reports import html
+  from gpt.runs import workdir  # JAX, after the flags are right.
 
-  defaults = run.plain(config_flag.load_config('configs/default.py'))
-  page = report.report(WORKDIR.value, defaults)
+  defaults = workdir.plain(config_flag.load_config('configs/default.py'))
+  page = html.report(WORKDIR.value, defaults)
   output = OUTPUT.value or pathlib.Path(WORKDIR.value) / 'report.html'
   try:
     write_atomic(output, page.encode('utf-8', 'replace'))
@@ -38,8 +39,8 @@ def main(_):
     raise UserError(f'cannot write {output}: {e.strerror or e}') from e
   print(f'wrote {output} ({len(page):,} characters)')
   if PNG.value:
-    from gpt import plots
-    from gpt.run_record import read_run
+    from gpt.reports import plots
+    from gpt.runs.record import read_run
 
     name = pathlib.Path(WORKDIR.value).resolve().name
     lines = read_run(WORKDIR.value).lines

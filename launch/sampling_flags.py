@@ -3,11 +3,13 @@
 from absl import flags
 
 TEMPERATURE = flags.DEFINE_float(
-  'temperature', 0.8,
-  'Higher is more surprising; 0 or less takes the likeliest.'
+  'temperature',
+  0.8,
+  'Higher is more surprising; 0 or less takes the likeliest.',
 )
 TOP_P = flags.DEFINE_float(
-  'top_p', 0.9,
+  'top_p',
+  0.9,
   'Sample from the likeliest tokens of this total probability. Documents: '
   'default 1, temperature alone.',
 )
@@ -25,7 +27,9 @@ REPETITION_PENALTY = flags.DEFINE_float(
 def options() -> dict:
   """What was asked for, as keywords of sampling.params."""
   return {
-    'temperature': TEMPERATURE.value, 'top_p': TOP_P.value,
-    'top_k': TOP_K.value, 'min_p': MIN_P.value,
+    'temperature': TEMPERATURE.value,
+    'top_p': TOP_P.value,
+    'top_k': TOP_K.value,
+    'min_p': MIN_P.value,
     'repetition': REPETITION_PENALTY.value,
   }

@@ -18,26 +18,38 @@ from launch import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run to serve.')
 WHICH = flags.DEFINE_enum(
-  'which', 'best', ['best', 'latest'],
+  'which',
+  'best',
+  ['best', 'latest'],
   'The checkpoint: lowest validation loss, or newest.',
 )
 HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
 PORT = flags.DEFINE_integer(
-  'port', 8080, 'Port to listen on; 0 takes a free one.', lower_bound=0,
+  'port',
+  8080,
+  'Port to listen on; 0 takes a free one.',
+  lower_bound=0,
   upper_bound=65535,
 )
 SLOTS = flags.DEFINE_integer(
-  'slots', 0, 'Texts generated at once. 0: 4 on a CPU, 32 on a GPU.',
-  lower_bound=0, upper_bound=1024,
+  'slots',
+  0,
+  'Texts generated at once. 0: 4 on a CPU, 32 on a GPU.',
+  lower_bound=0,
+  upper_bound=1024,
 )
 MAX_QUEUE = flags.DEFINE_integer(
-  'max_queue', 64, 'Requests that may wait for a slot; more get a 503.',
+  'max_queue',
+  64,
+  'Requests that may wait for a slot; more get a 503.',
   lower_bound=0,
 )
 MAX_PER_CLIENT = flags.DEFINE_integer(
-  'max_per_client', 0,
+  'max_per_client',
+  0,
   'Requests one client (key, or address) may have in flight; more get a 429. '
-  '0: any number.', lower_bound=0,
+  '0: any number.',
+  lower_bound=0,
 )
 MODEL_NAME = flags.DEFINE_string(
   'model_name', '', "The model's name; by default that of the workdir."
@@ -46,12 +58,16 @@ STRICT_MODEL = flags.DEFINE_bool(
   'strict_model', False, 'Answer requests for any other model with a 404.'
 )
 CONTEXT_OVERFLOW = flags.DEFINE_enum(
-  'context_overflow', 'slide', ['slide', 'exact', 'stop', 'error'],
+  'context_overflow',
+  'slide',
+  ['slide', 'exact', 'stop', 'error'],
   "At the context's end: move the window by half, by one token (RandyGPT's "
   'way), end the text, or refuse.',
 )
 API_KEY = flags.DEFINE_string(
-  'api_key', '', 'A key clients must send. Visible in the process list: prefer '
+  'api_key',
+  '',
+  'A key clients must send. Visible in the process list: prefer '
   'RGPT_API_KEY or --api_key_file.',
 )
 API_KEY_FILE = flags.DEFINE_string(
@@ -70,11 +86,14 @@ BODY_TIMEOUT = flags.DEFINE_float(
   'body_timeout', 30.0, 'Seconds to send a request.', lower_bound=0.001
 )
 DRAIN_TIMEOUT = flags.DEFINE_float(
-  'drain_timeout', 10.0, 'Seconds running requests get after SIGTERM.',
+  'drain_timeout',
+  10.0,
+  'Seconds running requests get after SIGTERM.',
   lower_bound=0.0,
 )
 ALLOWED_HOSTS = flags.DEFINE_list(
-  'allowed_hosts', [],
+  'allowed_hosts',
+  [],
   'Names in the Host header beside localhost; * for any. Without names: only '
   'localhost on a loopback address, any on others.',
 )
@@ -129,7 +148,7 @@ def main(_):
   if not WORKDIR.value:
     raise UserError('--workdir=DIRECTORY is needed, e.g. --workdir=runs/first')
   log = set_up_log()
-  from serving import access
+  from serving.http import access
   from serving.options import Options
   from serving.server import bind, serve
 
@@ -138,14 +157,15 @@ def main(_):
   if not loopback and not keys:
     log.warning(
       '%s can be reached from other machines, and there is no key: everybody '
-      'there may use this server; set RGPT_API_KEY', HOST.value,
+      'there may use this server; set RGPT_API_KEY',
+      HOST.value,
     )
   sock = bind(HOST.value, PORT.value)  # Before anything that takes time.
 
   import jax
 
-  from gpt.load import load_model
-  from gpt.sharding import setup_devices
+  from gpt.devices import setup_devices
+  from gpt.runs.load import load_model
 
   setup_devices(1)
   workdir = pathlib.Path(WORKDIR.value)
@@ -171,7 +191,8 @@ def main(_):
   host = f'[{host}]' if ':' in host else host
   print(
     f'{loaded.name} ({loaded.which}, step {loaded.step}) on '
-    f'http://{host}:{port}', flush=True,
+    f'http://{host}:{port}',
+    flush=True,
   )
   return serve(loaded, workdir, WHICH.value, options, sock)
 

@@ -1,7 +1,7 @@
 """Text on stdin -> a JSON list of token ids, or back.
 
-    python -m launch.tokenize --tokenizer=runs/l < text.txt > ids.json
-    python -m launch.tokenize --tokenizer=runs/l --decode < ids.json
+python -m launch.tokenize --tokenizer=runs/l < text.txt > ids.json
+python -m launch.tokenize --tokenizer=runs/l --decode < ids.json
 """
 
 import json
@@ -9,9 +9,9 @@ import sys
 
 from absl import flags
 
-from gpt.data import describe_unknown
+from gpt.data.prepare import describe_unknown
 from gpt.errors import UserError
-from gpt.tokenizer import load_tokenizer
+from gpt.tokenizers import load_tokenizer
 from launch import cli
 
 TOKENIZER = flags.DEFINE_string(
@@ -40,8 +40,10 @@ def main(_):
   try:
     data.decode('utf-8')
   except UnicodeDecodeError as e:
-    print(f'warning: stdin is not UTF-8 ({e}); invalid parts became U+FFFD',
-          file=sys.stderr)
+    print(
+      f'warning: stdin is not UTF-8 ({e}); invalid parts became U+FFFD',
+      file=sys.stderr,
+    )
   if unknown := tokenizer.count_unknown(text):
     print(f'warning: {describe_unknown(unknown)}', file=sys.stderr)
   print(json.dumps(tokenizer.encode(text).tolist()))

@@ -13,8 +13,8 @@ import sys
 
 from absl import flags
 
-from gpt import run
 from gpt.errors import UserError
+from gpt.runs import workdir
 from launch import cli, config_flag
 
 DEFAULT_CONFIG = 'configs/model_l.py'
@@ -24,7 +24,9 @@ INIT_FROM = flags.DEFINE_string(
   'init_from', '', 'Workdir or RGPT file whose weights (only) start a new run.'
 )
 ADDITIONAL_STEPS = flags.DEFINE_integer(
-  'additional_steps', 0, 'Train this many more steps than are done.',
+  'additional_steps',
+  0,
+  'Train this many more steps than are done.',
   lower_bound=0,
 )
 
@@ -62,7 +64,7 @@ def main(_):
       '--additional_steps and --config.total_steps are two targets: give one '
       'of them'
     )
-  config = config_flag.of_run(run.read_config(WORKDIR.value))
+  config = config_flag.of_run(workdir.read_config(WORKDIR.value))
   from gpt.train import train_and_evaluate  # JAX, after the flags are right.
 
   train_and_evaluate(

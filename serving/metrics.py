@@ -14,13 +14,35 @@ from prometheus_client.exposition import generate_latest
 
 CONTENT_TYPE = 'text/plain; version=0.0.4; charset=utf-8'
 BUCKETS = (
-  0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5,
-  1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0,
+  0.0005,
+  0.001,
+  0.002,
+  0.004,
+  0.008,
+  0.016,
+  0.032,
+  0.064,
+  0.125,
+  0.25,
+  0.5,
+  1.0,
+  2.0,
+  4.0,
+  8.0,
+  16.0,
+  32.0,
+  64.0,
 )
 FINISH_REASONS = ('stop', 'length')
 REJECTIONS = (
-  'queue_full', 'queue_timeout', 'client_limit', 'auth', 'body_too_large',
-  'loading', 'draining', 'failed',
+  'queue_full',
+  'queue_timeout',
+  'client_limit',
+  'auth',
+  'body_too_large',
+  'loading',
+  'draining',
+  'failed',
 )
 ABORTS = ('disconnect', 'timeout', 'slow_reader', 'shutdown', 'error')
 METHODS = ('GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
@@ -95,8 +117,10 @@ class Metrics:
     self.slots_total = gauge('slots_total', 'Sequences decoded at once.')
     self.slots_busy = gauge('slots_busy', 'Slots in use.')
     Reading(
-      'jit_compilations_total', 'Programs compiled by this process.',
-      compilations, self.registry,
+      'jit_compilations_total',
+      'Programs compiled by this process.',
+      compilations,
+      self.registry,
     )
     self.prompt_tokens = counter(
       'prompt_tokens_total', 'Tokens of admitted prompts.'
@@ -105,7 +129,8 @@ class Metrics:
       'generation_tokens_total', 'Tokens sampled, as usage counts them.'
     )
     self.success = counter(
-      'request_success_total', 'Requests whose choices have all ended.',
+      'request_success_total',
+      'Requests whose choices have all ended.',
       ('finished_reason',),
     )
     self.slides = counter(
@@ -118,7 +143,8 @@ class Metrics:
       'aborted_total', 'Requests that were cut short.', ('cause',)
     )
     self.http = counter(
-      'http_requests_total', 'Responses by route template.',
+      'http_requests_total',
+      'Responses by route template.',
       ('route', 'method', 'status'),
     )
     self.ttft = histogram(

@@ -12,8 +12,8 @@ import sys
 import uvicorn
 
 from gpt.errors import UserError
-from serving.app import create_app
-from serving.protocol import Protocol
+from serving.http.app import create_app
+from serving.http.protocol import Protocol
 from serving.service import Service
 
 log = logging.getLogger('rgpt.serve')

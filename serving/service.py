@@ -15,13 +15,15 @@ import time
 import jax
 import numpy as np
 
-from gpt import chat, load
-from gpt.generation import ban_bias
-from serving import engine as engines
-from serving import errors, jobs
-from serving.errors import ApiError, ClientGone, bad_request
+from gpt.decoding.generation import ban_bias
+from gpt.runs import load
+from gpt.tokenizers import chat_format
+from serving.engine import engine as engines
+from serving.engine import jobs
+from serving.engine.programs import compile_count
+from serving.http import errors
+from serving.http.errors import ApiError, ClientGone, bad_request
 from serving.metrics import ABORTS, Metrics
-from serving.programs import compile_count
 
 log = logging.getLogger('rgpt.serve')
 
@@ -47,7 +49,7 @@ class Service:
     self.tokenizer = loaded.tokenizer
     self.cfg = loaded.cfg
     self.created = int(time.time())
-    self.is_chat = chat.is_chat_tokenizer(self.tokenizer)
+    self.is_chat = chat_format.is_chat_tokenizer(self.tokenizer)
     compilations = compile_count()
     self.metrics = Metrics(lambda: compilations.value)
     self.metrics.slots_total.set(options.slots)
@@ -61,8 +63,13 @@ class Service:
     )
     self._reloading = asyncio.Lock()
     self.engine = engines.Engine(
-      loaded.model, weights_of(loaded), options.slots, options.max_queue,
-      self.metrics, self._post, self._engine_died,
+      loaded.model,
+      weights_of(loaded),
+      options.slots,
+      options.max_queue,
+      self.metrics,
+      self._post,
+      self._engine_died,
     )
 
   def start(self) -> None:
@@ -113,8 +120,8 @@ class Service:
 
   def chat_prompt(self, messages, max_tokens: int):
     """(int32[n] ids, tokens dropped) of a conversation."""
-    room = chat.prompt_room(self.cfg.block_size, max_tokens)
-    ids, dropped = chat.build_prompt(messages, self.tokenizer, room)
+    room = chat_format.prompt_room(self.cfg.block_size, max_tokens)
+    ids, dropped = chat_format.build_prompt(messages, self.tokenizer, room)
     return np.array(ids, np.int32), dropped
 
   def biases(self, sampling, allowed=()):
@@ -186,7 +193,8 @@ class Service:
   def close(self, timeout: float) -> bool:
     """Ends the workers; False if one is still busy."""
     ending = threading.Thread(
-      target=self._workers.shutdown, kwargs={'cancel_futures': True},
+      target=self._workers.shutdown,
+      kwargs={'cancel_futures': True},
       daemon=True,
     )
     ending.start()
@@ -226,8 +234,18 @@ class Generation:
     ApiError: full, too long, timed out, failed. ClientGone: the client left.
   """
 
-  def __init__(self, service, request, sampling, prompts, *, stop_ids,
-               allowed=(), stream=False, param='prompt'):
+  def __init__(
+    self,
+    service,
+    request,
+    sampling,
+    prompts,
+    *,
+    stop_ids,
+    allowed=(),
+    stream=False,
+    param='prompt',
+  ):
     self._service = service
     self._request = request
     self._prompts = prompts

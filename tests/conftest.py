@@ -30,17 +30,21 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from gpt import sharding  # noqa: E402
+from gpt import devices  # noqa: E402
 
 # The same examples every time, however long one takes on a busy machine.
 hypothesis.settings.register_profile(
-  'rgpt', deadline=None, derandomize=True,
+  'rgpt',
+  deadline=None,
+  derandomize=True,
   suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile('rgpt')
-pytest.register_assert_rewrite('engine_tools', 'train_process')
+pytest.register_assert_rewrite(
+  'tests.support.engine_tools', 'tests.support.train_process'
+)
 jax.config.update('jax_num_cpu_devices', 4)
-sharding.enable_compilation_cache()  # Or off, where it is not safe.
+devices.enable_compilation_cache()  # Or off, where it is not safe.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
@@ -61,8 +65,8 @@ def trained_workdir(tmp_path_factory):
 @pytest.fixture(scope='session')
 def reference(tmp_path_factory):
   """A finished run and what it printed; not to be changed."""
-  from train_process import train
-  from train_runs import ARGS
+  from tests.support.train_process import train
+  from tests.support.train_runs import ARGS
 
   workdir = tmp_path_factory.mktemp('reference') / 'run'
   out, err = train(workdir, *ARGS)
@@ -73,7 +77,7 @@ def reference(tmp_path_factory):
 @pytest.fixture(scope='session')
 def server(tmp_path_factory):
   """A real server process of a tiny chat model with random weights."""
-  from serving_tools import chat_tokenizer, make_random, serving
+  from tests.support.serving_tools import chat_tokenizer, make_random, serving
 
   workdir = tmp_path_factory.mktemp('server') / 'random'
   make_random(workdir, chat_tokenizer())

@@ -4,25 +4,29 @@ import importlib
 import json
 
 import pytest
-from document_tools import (
+
+from gpt.model import GPTConfig, num_params
+from gpt.runs.evaluate import full_pass, open_dataset
+from gpt.runs.load import load_model
+from gpt.tokenizers import chat_format, load_tokenizer
+from tests.support.document_tools import (
   assert_same_params,
   conversations,
   train_small,
   write_lines,
 )
-from workdirs import launch
-
-from gpt import chat
-from gpt.full_pass import full_pass, open_dataset
-from gpt.load import load_model
-from gpt.model import GPTConfig, num_params
-from gpt.tokenizer import load_tokenizer
+from tests.support.workdirs import launch
 
 TALKS = conversations(40)
 CHAT_RUN = {
-  'data.format': 'chat', 'data.loss_on': 'assistant', 'data.skip_long': True,
-  'data.tokenizer': 'sentencepiece', 'data.vocab_size': 420,
-  'model.block_size': 64, 'model.arch': 'microgpt', 'model.dropout': 0.0,
+  'data.format': 'chat',
+  'data.loss_on': 'assistant',
+  'data.skip_long': True,
+  'data.tokenizer': 'sentencepiece',
+  'data.vocab_size': 420,
+  'model.block_size': 64,
+  'model.arch': 'microgpt',
+  'model.dropout': 0.0,
   'sample.prompt': 'what is rust',
 }
 
@@ -32,18 +36,19 @@ def talks_file(tmp_path_factory):
   return write_lines(tmp_path_factory.mktemp('talks') / 'talks.jsonl', TALKS)
 
 
-@pytest.mark.parametrize('name, shape, parameters', [
-  ('small', (128, 4, 4, 512), 1_900_544),
-  ('medium', (256, 8, 6, 1024), 7_077_888),
-  ('large', (384, 8, 8, 1024), 17_694_720),
-])
+@pytest.mark.parametrize(
+  'name, shape, parameters',
+  [
+    ('small', (128, 4, 4, 512), 1_900_544),
+    ('medium', (256, 8, 6, 1024), 7_077_888),
+    ('large', (384, 8, 8, 1024), 17_694_720),
+  ],
+)
 def test_recipe_is_microgpts(name, shape, parameters):
   module = importlib.import_module(f'configs.chat_{name}')
   config = module.get_config()
   model, opt = config.model, config.opt
-  assert shape == (
-    model.n_embd, model.n_head, model.n_layer, model.block_size
-  )
+  assert shape == (model.n_embd, model.n_head, model.n_layer, model.block_size)
   cfg = GPTConfig.from_config(model, config.data.vocab_size, 'cpu')
   assert num_params(cfg) == parameters
   assert f'{parameters / 1e6:.2f}M parameters' in module.__doc__
@@ -60,9 +65,13 @@ def test_prepared_data_is_what_training_finds(tmp_path):
   path = write_lines(tmp_path / 'talks.jsonl', TALKS)
   workdir = tmp_path / 'run'
   launch(
-    'prepare_data', '--config=configs/smoke.py', '--config.data.format=chat',
-    f'--config.data.path={path}', '--config.data.tokenizer=sentencepiece',
-    '--config.data.vocab_size=420', f'--workdir={workdir}',
+    'prepare_data',
+    '--config=configs/smoke.py',
+    '--config.data.format=chat',
+    f'--config.data.path={path}',
+    '--config.data.tokenizer=sentencepiece',
+    '--config.data.vocab_size=420',
+    f'--workdir={workdir}',
   )
 
   def made():
@@ -70,19 +79,23 @@ def test_prepared_data_is_what_training_finds(tmp_path):
     return [(path, path.stat().st_mtime_ns) for path in files]
 
   before = made()
-  train_small(workdir, {
-    'data.format': 'chat', 'data.path': path, 'total_steps': 1,
-    'data.tokenizer': 'sentencepiece', 'data.vocab_size': 420,
-  })
+  train_small(
+    workdir,
+    {
+      'data.format': 'chat',
+      'data.path': path,
+      'total_steps': 1,
+      'data.tokenizer': 'sentencepiece',
+      'data.vocab_size': 420,
+    },
+  )
   assert len(before) == 2 and made() == before
 
 
 @pytest.mark.parametrize(
   'packing', [pytest.param(False, marks=pytest.mark.slow), True]
 )
-def test_killed_and_resumed_equals_uninterrupted(
-  packing, talks_file, tmp_path
-):
+def test_killed_and_resumed_equals_uninterrupted(packing, talks_file, tmp_path):
   changes = {**CHAT_RUN, 'data.path': talks_file, 'data.packing': packing}
   result, said = train_small(tmp_path / 'whole', changes)
   said = '\n'.join(said)
@@ -106,10 +119,16 @@ def test_killed_and_resumed_equals_uninterrupted(
 def test_a_run_goes_on_with_its_own_settings(talks_file, tmp_path):
   """microgpt's --resume DIR --steps N: everything else is the run's."""
   workdir = tmp_path / 'run'
-  train_small(workdir, {
-    **CHAT_RUN, 'data.path': talks_file, 'total_steps': 2, 'seed': 7,
-    'data.packing': True,
-  })
+  train_small(
+    workdir,
+    {
+      **CHAT_RUN,
+      'data.path': talks_file,
+      'total_steps': 2,
+      'seed': 7,
+      'data.packing': True,
+    },
+  )
   before = json.loads((workdir / 'config.json').read_text())
   fingerprint = load_tokenizer(workdir).fingerprint
   out, _ = launch('train', f'--workdir={workdir}', '--additional_steps=2')
@@ -134,15 +153,20 @@ def test_a_chat_model_asked_for_samples_answers_or_makes_up_a_talk(
   talks_file, tmp_path
 ):
   workdir = tmp_path / 'run'
-  train_small(
-    workdir, {**CHAT_RUN, 'data.path': talks_file, 'total_steps': 2}
-  )
+  train_small(workdir, {**CHAT_RUN, 'data.path': talks_file, 'total_steps': 2})
   out, err = launch(
     'generate', f'--workdir={workdir}', '--prompt=hello', '--max_tokens=9'
   )
   assert 'python -m launch.chat' in err and '<|' not in out
   out, _ = launch(
-    'generate', f'--workdir={workdir}', '--temperature=3', '--top_p=1',
+    'generate',
+    f'--workdir={workdir}',
+    '--temperature=3',
+    '--top_p=1',
     '--seed=3',
   )
-  assert chat.USER in out or chat.ASSISTANT in out or chat.END_TURN in out
+  assert (
+    chat_format.USER in out
+    or chat_format.ASSISTANT in out
+    or chat_format.END_TURN in out
+  )

@@ -13,24 +13,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from metal_lowering import (
+
+from configs import default
+from gpt import devices
+from gpt.decoding import blocks, sampling
+from gpt.model import GPT, GPTConfig
+from gpt.training import (
+  optimizer,
+  schedules,
+)
+from gpt.training import (
+  state as train_state,
+)
+from gpt.training import (
+  step as train_step,
+)
+from tests.support.metal_lowering import (
   check_metal_lowering,
   check_stablehlo,
   dot_shapes,
   lower_for_metal,
 )
-
-from configs import default
-from gpt import (
-  decode,
-  optimizer,
-  sampling,
-  schedules,
-  sharding,
-  train_state,
-  train_step,
-)
-from gpt.model import GPT, GPTConfig
 
 X_BLD = jnp.ones((2, 4, 8))
 Q_BLHK = jnp.ones((2, 4, 4, 8))
@@ -220,7 +223,7 @@ def test_train_step_compiles_for_metal(variant, micro):
     model,
     optimizer.create(config),
     schedules.from_config(config),
-    sharding.create_mesh(4, jax.devices()[:1]),
+    devices.create_mesh(4, jax.devices()[:1]),
     micro_batch_size=micro,
     ema_decay=config.opt.ema_decay,
   )
@@ -251,7 +254,7 @@ def test_init_and_eval_compile_for_metal(variant):
   create = functools.partial(train_state.create, model, tx)
   assert check_metal_lowering(create, jax.random.key(0)) == []
   step = train_step.jit_eval_step(
-    model, sharding.create_mesh(4, jax.devices()[:1])
+    model, devices.create_mesh(4, jax.devices()[:1])
   )
   params = abstract_state(config, model).params
   bytes_V = abstract((VOCAB,), jnp.float32)
@@ -263,17 +266,17 @@ def test_generation_compiles_for_metal(variant):
   config, model = tiny(**VARIANTS[variant])
   params = abstract_state(config, model).params
   prompt = abstract((1, 32), jnp.int32)
-  prefill = functools.partial(decode.prefill, model)
+  prefill = functools.partial(blocks.prefill, model)
   assert check_metal_lowering(prefill, params, prompt) == []
 
   row = jax.eval_shape(prefill, params, prompt)
-  state = jax.eval_shape(lambda: decode.init_state(model.cfg, 3))
+  state = jax.eval_shape(lambda: blocks.init_state(model.cfg, 3))
   slot = np.int32(1)
   new = abstract((VOCAB,), jnp.bool_), abstract((VOCAB,), jnp.float32)
-  assert check_metal_lowering(decode.insert, state, slot, row, *new) == []
-  assert check_metal_lowering(decode.refill, state, slot, row) == []
+  assert check_metal_lowering(blocks.insert, state, slot, row, *new) == []
+  assert check_metal_lowering(blocks.refill, state, slot, row) == []
 
-  block = functools.partial(decode.decode_block, model, k=4, bucket=32)
+  block = functools.partial(blocks.decode_block, model, k=4, bucket=32)
   row_int = abstract((2,), jnp.int32)
   s = sampling.params(2, top_k=5, min_p=0.1, repetition=1.1)
   args = (params, state, row_int, row_int, row_int, row_int, s)
@@ -284,7 +287,7 @@ def test_bfloat16_would_be_noticed():
   config, model = tiny()
   model = GPT(dataclasses.replace(model.cfg, dtype='bfloat16'))
   text = lower_for_metal(
-    functools.partial(decode.prefill, model),
+    functools.partial(blocks.prefill, model),
     abstract_state(config, model).params,
     abstract((1, 32), jnp.int32),
   )

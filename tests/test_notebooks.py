@@ -11,7 +11,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
 FIGURES = {
-  'train_on_colab': 1, 'sample_and_inspect': 6, 'compare_runs': 2, 'chat': 2
+  'train_on_colab': 1,
+  'sample_and_inspect': 6,
+  'compare_runs': 2,
+  'chat': 2,
 }
 PNG = b'\x89PNG\r\n\x1a\n'
 nbformat = pytest.importorskip('nbformat', reason='extra notebooks is needed')
@@ -55,7 +58,9 @@ def test_notebooks_run(path, tmp_path, monkeypatch):
     monkeypatch.setenv(name, str(tmp_path / name.lower()))
   notebook = nbformat.read(path, 4)
   client = nbclient.NotebookClient(
-    notebook, timeout=240, kernel_name='python3',
+    notebook,
+    timeout=240,
+    kernel_name='python3',
     resources={'metadata': {'path': str(tmp_path)}},
   )
   with warnings.catch_warnings():
@@ -75,7 +80,8 @@ def test_notebooks_run(path, tmp_path, monkeypatch):
   assert len(figures) == FIGURES[path.stem]
   assert all(f.startswith(PNG) and len(f) > 5000 for f in figures)
   complaints = [
-    o['text'] for o in outputs
+    o['text']
+    for o in outputs
     if o['output_type'] == 'stream' and o['name'] == 'stderr'
   ]
   assert not complaints, complaints

@@ -4,7 +4,8 @@ import importlib.util
 import re
 
 import pytest
-from workdirs import ROOT
+
+from tests.support.workdirs import ROOT
 
 README = (ROOT / 'README.md').read_text()
 
@@ -37,9 +38,7 @@ def test_configs_exist(config):
   assert (ROOT / config).exists()
 
 
-@pytest.mark.parametrize(
-  'module', named(r'(?:python -m |`)(launch(?:\.\w+)+)')
-)
+@pytest.mark.parametrize('module', named(r'(?:python -m |`)(launch(?:\.\w+)+)'))
 def test_modules_exist(module):
   assert importlib.util.find_spec(module)
 
@@ -49,11 +48,13 @@ def used_flags() -> list[tuple[str, str]]:
   text = README + (ROOT / 'RESULTS.md').read_text()
   text = text.replace('\\\n', '')  # One line a command.
   commands = re.findall(r'(launch(?:\.\w+)+)\b([^\n`|]*)', text)
-  return sorted({
-    (module, flag)
-    for module, arguments in commands
-    for flag in re.findall(r'--([a-z_]+)\b(?![-.])', arguments)
-  })
+  return sorted(
+    {
+      (module, flag)
+      for module, arguments in commands
+      for flag in re.findall(r'--([a-z_]+)\b(?![-.])', arguments)
+    }
+  )
 
 
 def defined_flags(module: str) -> set[str]:

@@ -7,14 +7,16 @@ import shutil
 import types
 
 import pytest
-from train_process import environment, snapshot, timeless, train
-from train_runs import Crash, refused, run_here
-from workdirs import launch
 
 from configs import smoke
-from gpt import checkpoint, checkpoint_writer, run, start
-from gpt.checkpoint import BEST, LATEST
-from gpt.tokenizer import build_tokenizer
+from gpt import start
+from gpt.runs import checkpoint, checkpoint_writer
+from gpt.runs import workdir as run
+from gpt.runs.checkpoint import BEST, LATEST
+from gpt.tokenizers import build_tokenizer
+from tests.support.train_process import environment, snapshot, timeless, train
+from tests.support.train_runs import Crash, refused, run_here
+from tests.support.workdirs import launch
 
 
 @pytest.fixture
@@ -40,9 +42,9 @@ def damage(path) -> None:
 # --- what is lost
 
 
-@pytest.mark.parametrize('also, steps', [
-  ('checkpoint.bin', 12), ('metrics.jsonl', 0)
-])
+@pytest.mark.parametrize(
+  'also, steps', [('checkpoint.bin', 12), ('metrics.jsonl', 0)]
+)
 def test_a_run_without_its_checkpoints_does_not_begin_again(copy, also, steps):
   """Its records and RGPT files would be written over."""
   shutil.rmtree(copy / 'checkpoints')
@@ -75,8 +77,12 @@ def test_a_run_that_could_save_nothing_begins_again(copy):
 
 def test_a_damaged_best_is_left_out_at_the_end(copy):
   damage(checkpoint.find(copy, BEST))
-  changes = {'lr': 1e-12, 'min_lr': 0.0, 'opt.weight_decay': 0.0,
-             'eval.full_at_end': True}
+  changes = {
+    'lr': 1e-12,
+    'min_lr': 0.0,
+    'opt.weight_decay': 0.0,
+    'eval.full_at_end': True,
+  }
   result, lines = run_here(copy, changes, additional_steps=1)
   assert result.outcome == 'finished' and result.step == 13
   said = [line for line in lines if 'cannot be read' in line]
@@ -95,7 +101,8 @@ def test_a_stdout_that_cannot_write_the_sample_is_no_end(tmp_path):
   text = tmp_path / 'greek.txt'
   text.write_text('αβγδεζηθικλμνξοπρστυφχψω\n' * 100)
   args = (
-    f'--config.data.path={text}', '--config.total_steps=1',
+    f'--config.data.path={text}',
+    '--config.total_steps=1',
     '--config.sample.prompt=α',
   )
   out, _ = train(
@@ -130,11 +137,14 @@ def test_a_start_cut_short_leaves_nothing_behind(
   assert result.step == 1
 
 
-@pytest.mark.parametrize('changes, words', [
-  ({'model.n_head': 2}, 'its model.n_head is 4, here it is 2'),
-  ({'model.final_norm': True}, 'its model.final_norm is False, here'),
-  ({'model.arch': 'microgpt'}, "its model.arch is 'randy', here"),
-])
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'model.n_head': 2}, 'its model.n_head is 4, here it is 2'),
+    ({'model.final_norm': True}, 'its model.final_norm is False, here'),
+    ({'model.arch': 'microgpt'}, "its model.arch is 'randy', here"),
+  ],
+)
 def test_weights_of_another_network_are_refused(
   reference, tmp_path, changes, words
 ):
@@ -151,7 +161,8 @@ def test_a_tokenizer_that_the_weights_do_not_know_is_refused(
 ):
   build_tokenizer('char', ['xyz'], 0).save(tmp_path / 'other')
   text = refused(
-    tmp_path / 'run', {'data.tokenizer_path': str(tmp_path / 'other')},
+    tmp_path / 'run',
+    {'data.tokenizer_path': str(tmp_path / 'other')},
     init_from=str(reference[0]),
   )
   assert 'is not the tokenizer of' in text and 'leave it out' in text
@@ -160,9 +171,7 @@ def test_a_tokenizer_that_the_weights_do_not_know_is_refused(
 
 def test_a_damaged_best_of_others_is_passed_over(copy, tmp_path):
   damage(checkpoint.find(copy, BEST))
-  _, lines = run_here(
-    tmp_path / 'run', {'total_steps': 1}, init_from=str(copy)
-  )
+  _, lines = run_here(tmp_path / 'run', {'total_steps': 1}, init_from=str(copy))
   assert any('using latest of step 12 instead' in line for line in lines)
 
 
@@ -215,9 +224,9 @@ def test_what_a_run_is_about_changes_when_it_trains(copy, tmp_path):
   launch('prepare_data', f'--workdir={copy}', f'--config.data.path={text}')
   assert (copy / 'data.json').read_bytes() == before
   run_here(copy, changes, additional_steps=1)
-  assert 'other.txt' in json.loads((copy / 'data.json').read_text())[
-    'description'
-  ]
+  assert (
+    'other.txt' in json.loads((copy / 'data.json').read_text())['description']
+  )
 
 
 def test_prepared_data_of_another_text_is_prepared_again(tmp_path):
@@ -237,8 +246,11 @@ def test_prepared_data_of_another_text_is_prepared_again(tmp_path):
 
 def test_two_targets_are_one_too_many(tmp_path):
   _, err = launch(
-    'train', f'--workdir={tmp_path}/run', '--additional_steps=5',
-    '--config.total_steps=9', code=2,
+    'train',
+    f'--workdir={tmp_path}/run',
+    '--additional_steps=5',
+    '--config.total_steps=9',
+    code=2,
   )
   assert '--additional_steps and --config.total_steps are two targets' in err
   assert not (tmp_path / 'run').exists()

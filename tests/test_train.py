@@ -9,7 +9,18 @@ import signal
 
 import numpy as np
 import pytest
-from train_process import (
+
+from configs import smoke
+from gpt import devices
+from gpt.runs import checkpoint, metrics
+from gpt.runs import evaluate as full_pass
+from gpt.runs import workdir as run
+from gpt.runs.checkpoint import BEST, LATEST
+from gpt.runs.console import Console
+from gpt.runs.load import load_model
+from gpt.training.evaluation import Evaluator
+from gpt.training.plateau import Plateau
+from tests.support.train_process import (
   Training,
   kill_at,
   latest,
@@ -18,15 +29,7 @@ from train_process import (
   timeless,
   train,
 )
-from train_runs import ARGS, SETTINGS, refused, run_here
-
-from configs import smoke
-from gpt import checkpoint, full_pass, metrics, run, sharding
-from gpt.checkpoint import BEST, LATEST
-from gpt.console import Console
-from gpt.evaluation import Evaluator
-from gpt.load import load_model
-from gpt.plateau import Plateau
+from tests.support.train_runs import ARGS, SETTINGS, refused, run_here
 
 # --- a run that nothing happens to
 
@@ -34,12 +37,20 @@ from gpt.plateau import Plateau
 def test_workdir_is_complete(reference):
   workdir, _ = reference
   assert {path.name for path in workdir.iterdir()} == {
-    'config.json', 'data.json', 'tokenizer', 'cache', 'metrics.jsonl',
-    'checkpoints', 'checkpoint.bin', 'checkpoint_best.bin', 'samples.txt',
+    'config.json',
+    'data.json',
+    'tokenizer',
+    'cache',
+    'metrics.jsonl',
+    'checkpoints',
+    'checkpoint.bin',
+    'checkpoint_best.bin',
+    'samples.txt',
     '.lock',
   }
   assert {path.name for path in (workdir / 'checkpoints').iterdir()} >= {
-    LATEST, BEST
+    LATEST,
+    BEST,
   }
   config = smoke.get_config()
   for key, value in SETTINGS.items():
@@ -56,8 +67,11 @@ def test_metrics_hold_every_step_and_eval_once(reference):
   workdir, _ = reference
   assert steps_of(workdir) == [
     (0, 'val_loss'),
-    *((step, kind) for step in range(1, 13)
-      for kind in (('loss',), ('loss', 'val_loss'))[step % 2 == 0]),
+    *(
+      (step, kind)
+      for step in range(1, 13)
+      for kind in (('loss',), ('loss', 'val_loss'))[step % 2 == 0]
+    ),
     (12, 'outcome'),
   ]
   lines = metrics.read(workdir / metrics.FILE)
@@ -86,9 +100,13 @@ def test_console_has_one_line_for_each_eval(reference):
   assert lines == ['2', '4', '6', '8', '10', '12']
   line = next(x for x in out.splitlines() if x.startswith('step 12/12'))
   for pattern in (
-    r'loss \d\.\d{4}', r'val \d\.\d{4} ppl \d+\.\d\d', r'lr \d\.\d\de-\d\d',
-    r'best \d\.\d{4} @\d+', r'[\d.]+ ms/step [\d.]+K? tok/s',
-    r'\d+:\d\d elapsed, 0:00 left', r'patience \d/1',
+    r'loss \d\.\d{4}',
+    r'val \d\.\d{4} ppl \d+\.\d\d',
+    r'lr \d\.\d\de-\d\d',
+    r'best \d\.\d{4} @\d+',
+    r'[\d.]+ ms/step [\d.]+K? tok/s',
+    r'\d+:\d\d elapsed, 0:00 left',
+    r'patience \d/1',
   ):
     assert re.search(pattern, line), (pattern, line)
   assert 'data: the built-in sample text: 300,031 bytes' in out
@@ -126,9 +144,7 @@ def test_finished_run_has_nothing_to_train_and_is_left_alone(reference):
 
 def test_additional_steps_go_beyond_the_target(tmp_path):
   first, _ = run_here(tmp_path, {'total_steps': 4})
-  result, lines = run_here(
-    tmp_path, {'total_steps': 4}, additional_steps=3
-  )
+  result, lines = run_here(tmp_path, {'total_steps': 4}, additional_steps=3)
   assert (first.step, result.step, result.outcome) == (4, 7, 'finished')
   assert run.read_config(tmp_path)['total_steps'] == 7
   assert any(line.startswith('steps 4 -> 7 of') for line in lines)
@@ -140,8 +156,11 @@ def test_additional_steps_go_beyond_the_target(tmp_path):
 
 def test_early_stop_ends_the_run_and_is_remembered(tmp_path):
   changes = {
-    'opt.plateau_max_reductions': 1, 'lr': 1e-12, 'min_lr': 0.0,
-    'opt.weight_decay': 0.0, 'total_steps': 50,
+    'opt.plateau_max_reductions': 1,
+    'lr': 1e-12,
+    'min_lr': 0.0,
+    'opt.weight_decay': 0.0,
+    'total_steps': 50,
   }
   result, lines = run_here(tmp_path, changes)
   text = '\n'.join(lines)
@@ -182,17 +201,27 @@ def test_init_from_keeps_the_tokenizer_of_the_run(reference, tmp_path):
   text.write_text('xyz and nothing else\n' * 100)
   workdir = tmp_path / 'run'
   run_here(
-    workdir, {'total_steps': 1, 'data.path': str(text)},
+    workdir,
+    {'total_steps': 1, 'data.path': str(text)},
     init_from=str(reference[0]),
   )
   name = 'tokenizer/tokenizer.json'
   assert (workdir / name).read_bytes() == (reference[0] / name).read_bytes()
 
 
-@pytest.mark.parametrize('changes, words', [
-  ({'model.n_layer': 2}, 'block_1.fc1 is not there, the config has (32, 128)'),
-  ({'model.n_embd': 36}, 'block_0.fc1 is (32, 128), the config has (36, 144)'),
-])
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    (
+      {'model.n_layer': 2},
+      'block_1.fc1 is not there, the config has (32, 128)',
+    ),
+    (
+      {'model.n_embd': 36},
+      'block_0.fc1 is (32, 128), the config has (36, 144)',
+    ),
+  ],
+)
 def test_weights_that_do_not_fit_are_refused(
   reference, tmp_path, changes, words
 ):
@@ -208,15 +237,22 @@ def test_missing_source_of_weights_is_named(tmp_path):
 # --- what is refused, and left alone
 
 
-@pytest.mark.parametrize('changes, words', [
-  ({'model.n_layer': 3}, ['model.n_layer: 1 -> 3']),
-  ({'model.arch': 'microgpt', 'model.n_head': 2},
-   ["model.arch: 'randy' -> 'microgpt'", 'model.n_head: 4 -> 2']),
-  ({'data.tokenizer': 'sentencepiece'},
-   ["data.tokenizer: 'char' -> 'sentencepiece'"]),
-  ({'opt.name': 'muon'}, ["opt.name: 'adamw' -> 'muon'"]),
-  ({'opt.ema_decay': 0.9}, ['opt.ema_decay: 0.0 -> 0.9']),
-])
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'model.n_layer': 3}, ['model.n_layer: 1 -> 3']),
+    (
+      {'model.arch': 'microgpt', 'model.n_head': 2},
+      ["model.arch: 'randy' -> 'microgpt'", 'model.n_head: 4 -> 2'],
+    ),
+    (
+      {'data.tokenizer': 'sentencepiece'},
+      ["data.tokenizer: 'char' -> 'sentencepiece'"],
+    ),
+    ({'opt.name': 'muon'}, ["opt.name: 'adamw' -> 'muon'"]),
+    ({'opt.ema_decay': 0.9}, ['opt.ema_decay: 0.0 -> 0.9']),
+  ],
+)
 def test_run_is_not_continued_as_another(reference, changes, words):
   workdir = reference[0]
   before = snapshot(workdir)
@@ -226,14 +262,17 @@ def test_run_is_not_continued_as_another(reference, changes, words):
   assert snapshot(workdir) == before
 
 
-@pytest.mark.parametrize('files', [
-  {'checkpoint.bin': b'RGPT0003'},
-  {'checkpoint_best.bin': b'RGPT0003', 'notes.txt': b'mine'},
-  {'metrics.jsonl': b'{"loss": 1}'},
-  {'config.json': b'{"architectures": ["LlamaForCausalLM"]}'},
-  {'config.json': b'[1, 2]'},
-  {'config.json': b'{"model": '},
-])
+@pytest.mark.parametrize(
+  'files',
+  [
+    {'checkpoint.bin': b'RGPT0003'},
+    {'checkpoint_best.bin': b'RGPT0003', 'notes.txt': b'mine'},
+    {'metrics.jsonl': b'{"loss": 1}'},
+    {'config.json': b'{"architectures": ["LlamaForCausalLM"]}'},
+    {'config.json': b'[1, 2]'},
+    {'config.json': b'{"model": '},
+  ],
+)
 def test_unrelated_workdir_is_refused_and_untouched(tmp_path, files):
   for name, data in files.items():
     (tmp_path / name).write_bytes(data)
@@ -282,7 +321,8 @@ def test_tokenizer_of_a_failed_start_from_old_weights_is_not_kept(
   text.write_text('αβγδεζηθικλμνξοπρστυφχψω, and long enough\n' * 50)
   workdir = tmp_path / 'run'
   refused(
-    workdir, {'data.path': str(tmp_path / 'typo.txt')},
+    workdir,
+    {'data.path': str(tmp_path / 'typo.txt')},
     init_from=str(trained_workdir),
   )
   changes = {'data.path': str(text), 'total_steps': 1, 'sample.prompt': 'a'}
@@ -297,7 +337,9 @@ def test_tokenizer_of_a_killed_start_is_not_kept(tmp_path):
   workdir = tmp_path / 'run'
   args = [*ARGS, '--config.total_steps=1', '--config.sample.prompt=x']
   process = Training(
-    workdir, *args, f'--config.data.path={texts["first"]}',
+    workdir,
+    *args,
+    f'--config.data.path={texts["first"]}',
     signal_at=kill_at('os.mkdir', '/cache'),
   )
   assert process.finish()[0] == -signal.SIGKILL
@@ -327,8 +369,13 @@ def test_failed_start_leaves_no_tokenizer_behind(tmp_path):
 def test_a_plateau_cuts_the_rate_that_is_trained_with(tmp_path):
   """Every eval is worse than the one before: a rate of 3 diverges at once."""
   changes = {
-    'lr': 3.0, 'min_lr': 1.0, 'opt.schedule': 'wsd', 'opt.decay_fraction': 0.0,
-    'eval.every': 1, 'total_steps': 8, 'checkpoint.every': 0,
+    'lr': 3.0,
+    'min_lr': 1.0,
+    'opt.schedule': 'wsd',
+    'opt.decay_fraction': 0.0,
+    'eval.every': 1,
+    'total_steps': 8,
+    'checkpoint.every': 0,
   }
   result, _ = run_here(tmp_path, changes)
   lines = metrics.read(tmp_path / metrics.FILE)
@@ -349,9 +396,10 @@ def test_what_is_measured_is_the_average_of_the_weights(tmp_path):
   path = checkpoint.find(tmp_path, LATEST)
   loaded = load_model(tmp_path, 'latest')
   with full_pass.open_dataset(loaded, tmp_path, log=lambda _: None) as (
-    dataset, split
+    dataset,
+    split,
   ):
-    evaluate = Evaluator(loaded.model, sharding.create_mesh(1), dataset)
+    evaluate = Evaluator(loaded.model, devices.create_mesh(1), dataset)
     average = evaluate(checkpoint.restore_params(path), split, None)
     params = checkpoint._restore_item(path, 'params', None)
     raw = evaluate(params, split, None)
@@ -361,7 +409,8 @@ def test_what_is_measured_is_the_average_of_the_weights(tmp_path):
   assert average['nats_per_token'] == pytest.approx(final, rel=1e-6)
   assert abs(raw['nats_per_token'] - final) > 1e-3
   (line,) = [
-    x for x in metrics.read(tmp_path / metrics.FILE)
+    x
+    for x in metrics.read(tmp_path / metrics.FILE)
     if x['step'] == 6 and 'val_loss' in x
   ]
   assert line['val_loss'] == pytest.approx(quick, rel=1e-6)

@@ -14,7 +14,11 @@ import signal
 import jax
 import numpy as np
 import pytest
-from train_process import (
+
+from gpt import finish
+from gpt.runs import checkpoint
+from gpt.runs.record import read_samples
+from tests.support.train_process import (
   WRITES,
   Training,
   assert_finite,
@@ -26,10 +30,7 @@ from train_process import (
   timeless,
   train,
 )
-from train_runs import ARGS, Crash, refused, run_here
-
-from gpt import checkpoint, finish
-from gpt.run_record import read_samples
+from tests.support.train_runs import ARGS, Crash, refused, run_here
 
 
 @pytest.fixture(scope='module')
@@ -167,7 +168,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(reference, tmp_path):
 
   # The second one comes while the checkpoint is being written.
   process = Training(
-    workdir, *ARGS,
+    workdir,
+    *ARGS,
     signal_at=f'{int(signal.SIGINT)} os.mkdir latest/{step + 1}.orbax 1',
   )
   process.wait_for(f'steps {step} -> 12')
@@ -263,14 +265,30 @@ def test_last_update_can_be_the_one_that_goes_wrong(tmp_path):
 # --- variants, each resumed in the middle
 
 
-@pytest.mark.parametrize('changes', [
-  {'model.arch': 'microgpt', 'opt.schedule': 'linear_warmup',
-   'opt.warmup_steps': 4, 'opt.b1': 0.85, 'opt.b2': 0.99, 'opt.clip': 'none',
-   'opt.weight_decay': 0.0, 'model.dropout': 0.0},
-  {'opt.schedule': 'wsd', 'opt.warmup_steps': 2, 'opt.ema_decay': 0.9},
-  {'opt.name': 'muon', 'opt.clip': 'global_norm', 'model.pos': 'rope',
-   'data.document_separator': 'blank_line', 'data.document_aware': True},
-], ids=['microgpt', 'wsd-ema', 'muon-rope-documents'])
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {
+      'model.arch': 'microgpt',
+      'opt.schedule': 'linear_warmup',
+      'opt.warmup_steps': 4,
+      'opt.b1': 0.85,
+      'opt.b2': 0.99,
+      'opt.clip': 'none',
+      'opt.weight_decay': 0.0,
+      'model.dropout': 0.0,
+    },
+    {'opt.schedule': 'wsd', 'opt.warmup_steps': 2, 'opt.ema_decay': 0.9},
+    {
+      'opt.name': 'muon',
+      'opt.clip': 'global_norm',
+      'model.pos': 'rope',
+      'data.document_separator': 'blank_line',
+      'data.document_aware': True,
+    },
+  ],
+  ids=['microgpt', 'wsd-ema', 'muon-rope-documents'],
+)
 def test_variant_runs_and_resumes_exactly(tmp_path, changes):
   changes = {'total_steps': 6, **changes}
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'

@@ -18,7 +18,7 @@ import tempfile
 
 from absl import flags
 
-from gpt import sharding
+from gpt import devices
 from gpt.errors import UserError
 from launch import cli
 from launch.bench import harness
@@ -50,7 +50,7 @@ def make_model():
   import jax
   import jax.numpy as jnp
 
-  sharding.setup_devices()
+  devices.setup_devices()
   from gpt.model import GPT, GPTConfig
 
   config = model_config(PRESET.value)
@@ -64,7 +64,7 @@ def make_model():
 def build_ours(batch: int):
   import jax
 
-  from gpt import generation, sampling
+  from gpt.decoding import generation, sampling
 
   model, params = make_model()
   cfg = model.cfg
@@ -89,7 +89,7 @@ def build_products(batch: int):
   import jax
   import jax.numpy as jnp
 
-  from gpt.generation import share_out
+  from gpt.decoding.generation import share_out
 
   model, params = make_model()
   steps = 16
@@ -128,7 +128,7 @@ def build_torch(batch: int):
   from launch.bench.peers.torch_gpt import TorchGPT, decode
 
   m = model_config(PRESET.value)
-  torch.set_num_threads(sharding.num_cores())
+  torch.set_num_threads(devices.num_cores())
   cfg = GPTConfig(VOCAB_SIZE.value, m.n_embd, m.n_head, m.n_layer, m.block_size)
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   model = TorchGPT(cfg).to(device).eval()
@@ -148,14 +148,26 @@ def build_c(threads: int):
     )
   except (OSError, subprocess.CalledProcessError) as e:
     raise ImportError(f'{compiler} cannot compile {source.name}: {e}') from e
-  command = [binary, *map(str, (
-    m.n_embd, m.n_head, m.n_layer, m.block_size, VOCAB_SIZE.value, threads, 1
-  ))]
+  command = [
+    binary,
+    *map(
+      str,
+      (
+        m.n_embd,
+        m.n_head,
+        m.n_layer,
+        m.block_size,
+        VOCAB_SIZE.value,
+        threads,
+        1,
+      ),
+    ),
+  ]
 
   def run():
-    seconds = float(subprocess.run(
-      command, check=True, capture_output=True, text=True
-    ).stdout)
+    seconds = float(
+      subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
     return m.block_size, seconds
 
   return run, {'device': 'cpu'}
@@ -164,7 +176,9 @@ def build_c(threads: int):
 def build(name: str):
   kind, _, number = name.split(' ', 1)[0], '', name.rsplit('=', 1)[-1]
   builder = {
-    'ours': build_ours, 'torch': build_torch, 'C': build_c,
+    'ours': build_ours,
+    'torch': build_torch,
+    'C': build_c,
     'products': build_products,
   }[kind]
   return builder(int(number))
@@ -182,7 +196,7 @@ def main(_):
     )
   names = [f'ours B={b}' for b in batches]
   if 'c' in PEER.value:
-    names += [f'C threads={t}' for t in sorted({1, sharding.num_cores()})]
+    names += [f'C threads={t}' for t in sorted({1, devices.num_cores()})]
   if 'torch' in PEER.value:
     names += [f'torch B={b}' for b in batches]
   if 'products' in PEER.value:
@@ -198,9 +212,11 @@ def main(_):
   )
   # Only single streams compare with the C loop's; x_c says how the rest do.
   apart = [
-    r for r in rows
+    r
+    for r in rows
     if r['name'].startswith('products')
-    or not r['name'].startswith('C') and 'B=1' != r['name'][-3:]
+    or not r['name'].startswith('C')
+    and 'B=1' != r['name'][-3:]
   ]
   harness.report(title, rows, 'ours', ['x_c'], apart=apart)
 

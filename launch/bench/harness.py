@@ -71,7 +71,9 @@ class Worker:
     self.rounds: list[dict] = []
     self._process = subprocess.Popen(
       [sys.executable, '-m', module, *args, f'--worker={name}'],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
     )
     self.facts = self._read()
 
@@ -116,8 +118,10 @@ def compare(names, module, rounds: int) -> list[dict]:
     for name in names:
       worker = Worker(name, module, args)
       if 'missing' in worker.facts:
-        print(f'{name}: left out ({worker.facts["missing"]}); '
-              'pip install "rgpt[bench]"')
+        print(
+          f'{name}: left out ({worker.facts["missing"]}); '
+          'pip install "rgpt[bench]"'
+        )
         worker.close()
       else:
         workers.append(worker)
@@ -141,15 +145,20 @@ def report(title, rows, ours, extra=(), apart=(), pair=()) -> None:
     pair: names of two of those that are compared with each other.
   """
   print(f'\n{title}\n{machine()}')
-  columns = ['tokens_per_s', 'min', 'max', 'cpu_us_per_token', 'peak_rss_mb',
-             'ready_s', *extra]
+  columns = [
+    'tokens_per_s',
+    'min',
+    'max',
+    'cpu_us_per_token',
+    'peak_rss_mb',
+    'ready_s',
+    *extra,
+  ]
   print(f'{"":24s}' + ''.join(f'{c:>18s}' for c in columns))
   for row in rows:
     print(f'{row["name"]:24s}' + ''.join(_cell(row.get(c)) for c in columns))
   best = {r['name']: r for r in rows}
-  peers = [
-    r for r in rows if not r['name'].startswith(ours) and r not in apart
-  ]
+  peers = [r for r in rows if not r['name'].startswith(ours) and r not in apart]
   mine = [r for r in rows if r['name'].startswith(ours) and r not in apart]
   speed = lambda r: r['tokens_per_s']  # noqa: E731
   line = {'title': title, 'rows': best}
@@ -158,12 +167,15 @@ def report(title, rows, ours, extra=(), apart=(), pair=()) -> None:
   if mine and peers:
     peer = max(peers, key=speed)
     line |= {
-      'peer': speed(peer), 'peer_name': peer['name'],
+      'peer': speed(peer),
+      'peer_name': peer['name'],
       'ratio': line['ours'] / speed(peer),
       'memory_ratio': mine[0]['peak_rss_mb'] / peer['peak_rss_mb'],
     }
-    print(f'ours / best peer ({peer["name"]}): {line["ratio"]:.2f} x speed, '
-          f'{line["memory_ratio"]:.2f} x memory')
+    print(
+      f'ours / best peer ({peer["name"]}): {line["ratio"]:.2f} x speed, '
+      f'{line["memory_ratio"]:.2f} x memory'
+    )
   if all(name in best for name in pair) and pair:
     a, b = (speed(best[name]) for name in pair)
     line['pair_ratio'] = a / b
@@ -179,7 +191,7 @@ def _cell(value) -> str:
 
 def machine() -> str:
   """CPU model and core count, for the record."""
-  from gpt.sharding import num_cores
+  from gpt.devices import num_cores
 
   model = platform.processor() or platform.machine()
   try:

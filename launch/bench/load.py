@@ -35,7 +35,8 @@ class Result:
       *lines, rest = (rest + data).split(b'\n')
       out += [
         (at, json.loads(line[6:]))
-        for line in lines if line.startswith(b'data: {')
+        for line in lines
+        if line.startswith(b'data: {')
       ]
     return out
 
@@ -45,7 +46,8 @@ class Result:
     texts = [
       (at, len(choice['text']))
       for at, event in events
-      for choice in event.get('choices', ()) if choice['text']
+      for choice in event.get('choices', ())
+      if choice['text']
     ]
     usage = [e['usage'] for _, e in events if e.get('usage')]
     characters = sum(n for _, n in texts)
@@ -76,7 +78,8 @@ class Client:
     result = Result(time.perf_counter())
     self._writer.write(
       f'POST {path} HTTP/1.1\r\nHost: localhost\r\n'
-      f'Content-Length: {len(data)}\r\n\r\n'.encode() + data
+      f'Content-Length: {len(data)}\r\n\r\n'.encode()
+      + data
     )
     try:
       async with asyncio.timeout(abort_after):

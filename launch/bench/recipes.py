@@ -27,9 +27,9 @@ import time
 
 from absl import flags
 
-from gpt import metrics
 from gpt.errors import UserError
-from gpt.run import differences, read_config
+from gpt.runs import metrics
+from gpt.runs.workdir import differences, read_config
 from launch import cli, config_flag
 from launch.bench import harness
 
@@ -49,9 +49,13 @@ DRAW = flags.DEFINE_string('draw', '', 'Write loss by wall time as this PNG.')
 
 PEER = 'nanogpt_cpu'
 PLAIN = {
-  'opt.name': 'adamw', 'lr': 3e-3, 'model.pos': 'learned',
-  'model.qk_norm': False, 'model.final_norm': False,
-  'model.logit_softcap': 0.0, 'model.zero_init': False,
+  'opt.name': 'adamw',
+  'lr': 3e-3,
+  'model.pos': 'learned',
+  'model.qk_norm': False,
+  'model.final_norm': False,
+  'model.logit_softcap': 0.0,
+  'model.zero_init': False,
 }
 ABLATIONS = {
   # Taken from the recipe.
@@ -91,12 +95,19 @@ def command(recipe: str, seed: str, workdir, changes) -> list[str]:
   """The command line of a run."""
   if recipe == PEER:
     return [
-      sys.executable, '-m', 'launch.bench.peers.nanogpt_cpu',
-      f'--workdir={workdir}', f'--seed={seed}',
+      sys.executable,
+      '-m',
+      'launch.bench.peers.nanogpt_cpu',
+      f'--workdir={workdir}',
+      f'--seed={seed}',
     ]
   return [
-    sys.executable, '-m', 'launch.train', f'--config=configs/{recipe}.py',
-    f'--workdir={workdir}', f'--config.seed={seed}',
+    sys.executable,
+    '-m',
+    'launch.train',
+    f'--config=configs/{recipe}.py',
+    f'--workdir={workdir}',
+    f'--config.seed={seed}',
     '--config.eval.full_at_end=true',
     *(f'--config.{change}' for change in changes),
   ]
@@ -123,7 +134,9 @@ def run(recipe: str, seed: str, name: str = '', changes=()) -> dict:
   with tempfile.TemporaryDirectory() as cache:
     began = time.perf_counter()
     process = subprocess.run(
-      args, stdout=subprocess.PIPE, text=True,
+      args,
+      stdout=subprocess.PIPE,
+      text=True,
       env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': cache},
     )
     wall = time.perf_counter() - began
@@ -133,11 +146,17 @@ def run(recipe: str, seed: str, name: str = '', changes=()) -> dict:
   end = metrics.read_run(workdir)[-1]
   numbers = {
     key.removeprefix('full_final_'): value
-    for key, value in end.items() if key.startswith('full_final_')
+    for key, value in end.items()
+    if key.startswith('full_final_')
   }
   row = {
-    'recipe': recipe, 'name': name, 'seed': int(seed), 'wall_s': wall,
-    'steps': end['step'], 'commit': made_from, **numbers,
+    'recipe': recipe,
+    'name': name,
+    'seed': int(seed),
+    'wall_s': wall,
+    'steps': end['step'],
+    'commit': made_from,
+    **numbers,
   }
   result.write_text(json.dumps(row))
   return row
@@ -165,8 +184,10 @@ def commit() -> str:
 
 
 def show_head() -> None:
-  print(f'{"run":26s}{"seed":>5s}{"wall s":>8s}{"steps":>7s}{"nats":>9s}'
-        f'{"bits/byte":>11s}')
+  print(
+    f'{"run":26s}{"seed":>5s}{"wall s":>8s}{"steps":>7s}{"nats":>9s}'
+    f'{"bits/byte":>11s}'
+  )
 
 
 def show(rows: list[dict]) -> None:
@@ -181,7 +202,7 @@ def show(rows: list[dict]) -> None:
 
 def draw(path: str) -> None:
   """Validation loss by wall time of every recipe's first run."""
-  from gpt import plots
+  from gpt.reports import plots
 
   runs = {}
   for file in sorted(pathlib.Path(OUTPUT.value).glob('*/result.json')):
@@ -233,16 +254,21 @@ def main(_):
       show(rows[-1:])
   own = [row for row in rows if row['name'] not in ABLATIONS]
   losses = [row['nats_per_token'] for row in own]
-  print(json.dumps({
-    'recipe': RECIPE.value, 'seeds': len(own),
-    'wall_s': statistics.mean(row['wall_s'] for row in own),
-    'nats_per_token': statistics.mean(losses),
-    'std': statistics.stdev(losses) if len(losses) > 1 else None,
-    'bits_per_byte': statistics.mean(row['bits_per_byte'] for row in own),
-    'ablations': {
-      r['name']: r['nats_per_token'] for r in rows if r['name'] in ABLATIONS
-    },
-  }))
+  print(
+    json.dumps(
+      {
+        'recipe': RECIPE.value,
+        'seeds': len(own),
+        'wall_s': statistics.mean(row['wall_s'] for row in own),
+        'nats_per_token': statistics.mean(losses),
+        'std': statistics.stdev(losses) if len(losses) > 1 else None,
+        'bits_per_byte': statistics.mean(row['bits_per_byte'] for row in own),
+        'ablations': {
+          r['name']: r['nats_per_token'] for r in rows if r['name'] in ABLATIONS
+        },
+      }
+    )
+  )
 
 
 if __name__ == '__main__':

@@ -66,10 +66,16 @@ def make_workdir() -> pathlib.Path:
     return workdir
   done = subprocess.run(
     [
-      sys.executable, '-m', 'launch.train', f'--workdir={workdir}',
-      f'--config=configs/model_{PRESET.value}.py', '--config.total_steps=1',
-      '--config.batch_size=1', '--config.data.path=sample',
-      '--config.eval.full_at_end=false', '--config.eval.windows=1',
+      sys.executable,
+      '-m',
+      'launch.train',
+      f'--workdir={workdir}',
+      f'--config=configs/model_{PRESET.value}.py',
+      '--config.total_steps=1',
+      '--config.batch_size=1',
+      '--config.data.path=sample',
+      '--config.eval.full_at_end=false',
+      '--config.eval.windows=1',
       '--config.sample.max_tokens=1',
     ],
     stdout=subprocess.DEVNULL,
@@ -87,10 +93,16 @@ class Server:
     self._log = tempfile.TemporaryFile()
     self._process = subprocess.Popen(
       [
-        sys.executable, '-m', 'launch.serve', f'--workdir={workdir}',
-        '--port=0', *flags,
+        sys.executable,
+        '-m',
+        'launch.serve',
+        f'--workdir={workdir}',
+        '--port=0',
+        *flags,
       ],
-      stdout=subprocess.PIPE, stderr=self._log, text=True,
+      stdout=subprocess.PIPE,
+      stderr=self._log,
+      text=True,
       env={**os.environ, 'RGPT_CACHE': str(cache)},
     )
     line = self._process.stdout.readline()
@@ -148,8 +160,11 @@ def body_maker(rng):
   def make():
     letters = ''.join(rng.choice('etaoin shrdlu') for _ in range(PROMPT.value))
     return {
-      'prompt': letters, 'max_tokens': MAX_TOKENS.value, 'stream': True,
-      'stream_options': {'include_usage': True}, 'ignore_eos': True,
+      'prompt': letters,
+      'max_tokens': MAX_TOKENS.value,
+      'stream': True,
+      'stream_options': {'include_usage': True},
+      'ignore_eos': True,
       'seed': rng.randrange(2**31),
     }
 
@@ -254,9 +269,11 @@ async def soak(server, rng) -> dict:
 
 
 def show(rows) -> None:
-  print(f'\n{"":14s}{"tokens/s":>10s}{"req/s":>8s}{"TTFT p50":>10s}'
-        f'{"p95":>8s}{"p99":>8s}{"ITL p50":>9s}{"p95":>8s}{"p99":>8s}'
-        f'{"rejected":>10s}{"failed":>8s}   (ms)')
+  print(
+    f'\n{"":14s}{"tokens/s":>10s}{"req/s":>8s}{"TTFT p50":>10s}'
+    f'{"p95":>8s}{"p99":>8s}{"ITL p50":>9s}{"p95":>8s}{"p99":>8s}'
+    f'{"rejected":>10s}{"failed":>8s}   (ms)'
+  )
   for name, row in rows.items():
     first, gap = row['ttft_ms'], row['inter_token_ms']
     cells = [f'{v:8.1f}' for v in (first['p95'], first['p99'])]
@@ -282,8 +299,10 @@ def ratios(rows) -> dict:
 def measure(server, workdir, shares, rng) -> dict:
   """The load runs on a server that is ready."""
   report = {
-    'workdir': str(workdir), 'slots': SLOTS.value,
-    'max_tokens': MAX_TOKENS.value, 'rss_start_mb': server.rss_mb(),
+    'workdir': str(workdir),
+    'slots': SLOTS.value,
+    'max_tokens': MAX_TOKENS.value,
+    'rss_start_mb': server.rss_mb(),
   }
   rows = asyncio.run(run_loops(server.port, shares, rng))
   show(rows)

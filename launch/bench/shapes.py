@@ -19,8 +19,7 @@ def get_config(name: str):
     return importlib.import_module(f'configs.model_{name}').get_config()
   if name not in SHAPES:
     raise UserError(
-      f'--preset={name} is not known; allowed: '
-      f'{", ".join((*PRESETS, *SHAPES))}'
+      f'--preset={name} is not known; allowed: {", ".join((*PRESETS, *SHAPES))}'
     )
   config = default.get_config()
   m = config.model

@@ -13,7 +13,7 @@ import time
 import numpy as np
 from absl import flags
 
-from gpt import sharding
+from gpt import devices
 from launch import cli
 from launch.bench import harness, shapes
 
@@ -103,20 +103,22 @@ def timed(step, config, steps: int = 0):
 def build_ours(config, steps: int = 0):
   import jax
 
-  sharding.setup_devices()
-  from gpt import optimizer, schedules, train, train_state
+  devices.setup_devices()
+  from gpt import train
   from gpt.model import GPT, GPTConfig, num_params
-  from gpt.train_step import jit_train_step
+  from gpt.training import optimizer, schedules
+  from gpt.training import state as train_state
+  from gpt.training.step import jit_train_step
 
   cfg = GPTConfig.from_config(config.model, VOCAB_SIZE.value)
   model, tx = GPT(cfg), optimizer.create(config)
-  mesh = sharding.create_mesh(config.batch_size)
+  mesh = devices.create_mesh(config.batch_size)
   micro = train.micro_batch_size(config, mesh)
-  rows = sharding.padded_batch_size(config.batch_size, mesh, micro)
+  rows = devices.padded_batch_size(config.batch_size, mesh, micro)
   state = jax.jit(lambda key: train_state.create(model, tx, key))(
     jax.random.key(0)
   )
-  state = sharding.put_replicated(state, mesh)
+  state = devices.put_replicated(state, mesh)
   train_step = jit_train_step(
     model, tx, schedules.from_config(config), mesh, micro_batch_size=micro
   )
@@ -130,15 +132,18 @@ def build_ours(config, steps: int = 0):
       'weights': np.ones(tokens[:, 1:].shape, np.float32),
       'rows': np.arange(len(tokens), dtype=np.int32),
     }
-    batch = sharding.put_batch(sharding.pad_rows(batch, rows), mesh)
+    batch = devices.put_batch(devices.pad_rows(batch, rows), mesh)
     state, metrics = train_step(state, batch, key)
     if wait:
       jax.block_until_ready(state)
     return metrics
 
   facts = {
-    'params': num_params(cfg), 'micro': micro, 'devices': mesh.size,
-    'dtype': cfg.dtype, 'attention': cfg.attention,
+    'params': num_params(cfg),
+    'micro': micro,
+    'devices': mesh.size,
+    'dtype': cfg.dtype,
+    'attention': cfg.attention,
     'device': mesh.devices.flat[0].device_kind,
   }
   return timed(step, config, steps), facts
@@ -147,7 +152,7 @@ def build_ours(config, steps: int = 0):
 def build_torch(config, variant):
   import torch
 
-  from gpt.model import GPTConfig, resolve_dtype
+  from gpt.model.transformer import GPTConfig, resolve_dtype
   from launch.bench.peers.torch_gpt import TorchTrainer
 
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -155,11 +160,14 @@ def build_torch(config, variant):
   bf16 = 'bf16' in variant or (
     resolve_dtype(config.model.dtype, backend) != 'float32'
   )
-  torch.set_num_threads(sharding.num_cores())
+  torch.set_num_threads(devices.num_cores())
   torch.set_float32_matmul_precision('high')
   cfg = GPTConfig(
-    VOCAB_SIZE.value, config.model.n_embd, config.model.n_head,
-    config.model.n_layer, config.model.block_size,
+    VOCAB_SIZE.value,
+    config.model.n_embd,
+    config.model.n_head,
+    config.model.n_layer,
+    config.model.block_size,
     dropout=config.model.dropout,
   )
   trainer = TorchTrainer(
@@ -203,11 +211,13 @@ def main(_):
     f'{BATCH_SIZE.value} x {config.model.block_size}, dropout {DROPOUT.value}'
   )
   # On a CPU bfloat16 is another task than float32: compared with its like.
-  apart = [
-    r for r in rows if r['name'] in (MIXED, AUTOCAST) and 'mfu' not in r
-  ]
+  apart = [r for r in rows if r['name'] in (MIXED, AUTOCAST) and 'mfu' not in r]
   harness.report(
-    title, rows, 'ours', ['gflops', 'mfu'], apart=apart,
+    title,
+    rows,
+    'ours',
+    ['gflops', 'mfu'],
+    apart=apart,
     pair=(MIXED, AUTOCAST),
   )
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from absl import flags
 from torch import nn
 
-from gpt import sharding
+from gpt import devices
 from launch import cli
 
 WORKDIR = flags.DEFINE_string(
@@ -49,8 +49,8 @@ class Block(nn.Module):
 
   def forward(self, x):
     B, L, D = x.shape
-    q, k, v = self.qkv(self.norm1(x)).view(B, L, 3, N_HEAD, -1).permute(
-      2, 0, 3, 1, 4
+    q, k, v = (
+      self.qkv(self.norm1(x)).view(B, L, 3, N_HEAD, -1).permute(2, 0, 3, 1, 4)
     )
     y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     x = x + self.out(y.transpose(1, 2).reshape(B, L, D))
@@ -104,7 +104,7 @@ def full_pass(model, ids) -> float:
 
 
 def main(_):
-  from gpt.sources import find_sources
+  from gpt.data.sources import find_sources
 
   began = time.perf_counter()
   (source,) = find_sources('shakespeare').items
@@ -115,15 +115,19 @@ def main(_):
   train, val = np.split(ids, [int(0.9 * len(ids))])
 
   torch.manual_seed(SEED.value)
-  torch.set_num_threads(sharding.num_cores())
+  torch.set_num_threads(devices.num_cores())
   rng = np.random.default_rng(SEED.value)
   model = NanoGPT(len(vocabulary))
   decayed = [p for p in model.parameters() if p.dim() == 2]
   others = [p for p in model.parameters() if p.dim() != 2]
   optimizer = torch.optim.AdamW(
-    [{'params': decayed, 'weight_decay': WEIGHT_DECAY},
-     {'params': others, 'weight_decay': 0.0}],
-    lr=LR, betas=BETAS, fused=True,
+    [
+      {'params': decayed, 'weight_decay': WEIGHT_DECAY},
+      {'params': others, 'weight_decay': 0.0},
+    ],
+    lr=LR,
+    betas=BETAS,
+    fused=True,
   )
   workdir = pathlib.Path(WORKDIR.value)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -150,7 +154,9 @@ def main(_):
       optimizer.zero_grad(set_to_none=True)
     loss = full_pass(model, val)
     record(
-      STEPS, val_loss=loss, full_final_nats_per_token=loss,
+      STEPS,
+      val_loss=loss,
+      full_final_nats_per_token=loss,
       full_final_bits_per_byte=loss / math.log(2),
       full_final_tokens=len(val) - 1,
     )

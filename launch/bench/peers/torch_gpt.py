@@ -82,8 +82,12 @@ class TorchTrainer:
     self.model = TorchGPT(cfg).to(device).train()
     self.device, self.bf16 = device, bf16
     self.optimizer = torch.optim.AdamW(
-      self.model.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-8,
-      weight_decay=0.1, fused=True,
+      self.model.parameters(),
+      lr=lr,
+      betas=(0.9, 0.999),
+      eps=1e-8,
+      weight_decay=0.1,
+      fused=True,
     )
     loss = self.model.loss
     self._loss = torch.compile(loss) if compiled else loss

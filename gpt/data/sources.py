@@ -1,0 +1,250 @@
+"""Where training text comes from: files, tinyshakespeare, the sample.
+
+It exists so that one name in `data.path` finds its text on every machine,
+with or without a network, and always says which text it found.
+"""
+
+import dataclasses
+import glob
+import hashlib
+import io
+import os
+import pathlib
+import urllib.error
+import urllib.request
+
+from gpt.data.sample_text import sample_text
+from gpt.errors import UserError
+from gpt.files import write_atomic
+
+SHAKESPEARE_URL = (
+  'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/'
+  'tinyshakespeare/input.txt'
+)
+SHAKESPEARE_SHA256 = (
+  '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
+)
+SHAKESPEARE_FILE = 'tinyshakespeare.txt'
+DOWNLOAD_TIMEOUT_S = 10
+READ_BYTES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """One text: a file, or bytes in memory."""
+
+  name: str
+  path: pathlib.Path | None = None
+  data: bytes | None = None
+
+  def open(self):
+    """A binary reader. Raises UserError if the file cannot be read."""
+    if self.data is not None:
+      return io.BytesIO(self.data)
+    try:
+      return open(self.path, 'rb')
+    except OSError as e:
+      raise UserError(f'cannot read {self.path}: {e.strerror}') from e
+
+  @property
+  def size(self) -> int:
+    """Bytes."""
+    return (
+      len(self.data) if self.data is not None else (os.path.getsize(self.path))
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+  """All texts of a corpus, in order.
+
+  `kind` is 'files', 'shakespeare' or 'sample'; `description` says in words
+  where the text comes from.
+  """
+
+  kind: str
+  items: tuple[Source, ...]
+  description: str
+
+  @property
+  def size(self) -> int:
+    """Bytes of all texts."""
+    return sum(item.size for item in self.items)
+
+  def sha256(self) -> str:
+    """sha256 (hex) over the number, order, lengths and bytes of the texts."""
+    total = hashlib.sha256()
+    for item in self.items:
+      digest = hashlib.sha256()
+      with item.open() as f:
+        while block := f.read(READ_BYTES):
+          digest.update(block)
+      total.update(f'{item.size} {digest.hexdigest()}\n'.encode())
+    return total.hexdigest()
+
+
+def cache_home() -> pathlib.Path:
+  """Where downloads are kept: $RGPT_CACHE, else ~/.cache/rgpt.
+
+  'off' is for compiled programs (gpt/devices.py), not for downloads.
+  """
+  home = os.environ.get('RGPT_CACHE', '')
+  if home in ('', 'off'):
+    return pathlib.Path.home() / '.cache/rgpt'
+  return pathlib.Path(home)
+
+
+def split_paths(path) -> list[str]:
+  """'a.txt, b/*.txt' or a list or tuple of such -> list of patterns."""
+  parts = [path] if isinstance(path, str | os.PathLike) else list(path)
+  return [p.strip() for s in parts for p in str(s).split(',') if p.strip()]
+
+
+def find_sources(path, prefer: str = '') -> Sources:
+  """Finds the text that `data.path` names.
+
+  Args:
+    path: files or globs (a string with commas, a list or a tuple), 'sample',
+      'shakespeare' or 'auto' (train.txt here, else tinyshakespeare if it can
+      be had, else the sample).
+    prefer: for 'auto', the `kind` used before by the same run, so that a
+      resumed run does not change its text because a network came back.
+
+  Raises:
+    UserError: nothing found, or tinyshakespeare cannot be had.
+  """
+  patterns = split_paths(path)
+  if patterns == ['sample']:
+    return _sample()
+  if patterns == ['shakespeare']:
+    return _shakespeare()
+  if patterns == ['auto']:
+    return _auto(prefer)
+  if not patterns:
+    raise UserError(
+      'data.path is empty: give text files or globs, or shakespeare, sample '
+      'or auto'
+    )
+  return _files(patterns)
+
+
+def _files(patterns: list[str]) -> Sources:
+  paths: dict[str, None] = {}
+  for pattern in patterns:
+    expanded = os.path.expanduser(pattern)
+    if os.path.isfile(expanded):
+      paths[expanded] = None
+      continue
+    found = sorted(glob.glob(expanded, recursive=True))
+    found = [p for p in found if os.path.isfile(p)]
+    if not found:
+      what = 'is a directory' if os.path.isdir(expanded) else 'does not exist'
+      if glob.has_magic(pattern):
+        what = 'matches no file'
+      raise UserError(
+        f'the text {pattern} {what} (looked from {os.getcwd()}). Give files '
+        'or globs such as data/*.txt, or one of shakespeare, sample, auto'
+      )
+    paths.update(dict.fromkeys(found))
+  items = tuple(Source(p, pathlib.Path(p)) for p in paths)
+  names = ', '.join(i.name for i in items[:3])
+  if len(items) > 3:
+    names += f' and {len(items) - 3} more'
+  return Sources('files', items, names)
+
+
+def _sample() -> Sources:
+  data = sample_text().encode()
+  return Sources(
+    'sample', (Source('sample', data=data),), 'the built-in sample text'
+  )
+
+
+def _auto(prefer: str) -> Sources:
+  here = os.path.isfile('train.txt')
+  if prefer == 'files' and not here:
+    raise UserError(
+      'this run was trained on files, and train.txt is not here (any more): '
+      'bring it back, name the files with --config.data.path, or use another '
+      '--workdir'
+    )
+  if prefer in ('sample', 'shakespeare'):
+    found = _sample() if prefer == 'sample' else _shakespeare()
+    if not here:
+      return found
+    return dataclasses.replace(
+      found,
+      description=(
+        f'{found.description}, as before (for train.txt use another --workdir)'
+      ),
+    )
+  if here:
+    return _files(['train.txt'])
+  try:
+    return _shakespeare()
+  except UserError as e:
+    sample, reason = _sample(), str(e).split('\n')[0]
+    return dataclasses.replace(
+      sample,
+      description=(f'{sample.description} (no train.txt here; {reason})'),
+    )
+
+
+def _verified(data: bytes) -> bool:
+  return hashlib.sha256(data).hexdigest() == SHAKESPEARE_SHA256
+
+
+def _shakespeare() -> Sources:
+  cached = cache_home() / SHAKESPEARE_FILE
+  candidates = [cached]
+  if extra := os.environ.get('RGPT_DATA'):
+    candidates.append(pathlib.Path(extra) / SHAKESPEARE_FILE)
+  for file in candidates:
+    # RGPT_CACHE may point anywhere, so a failed read only means "not here".
+    try:
+      data = file.read_bytes()
+    except OSError:
+      continue
+    if _verified(data):
+      return Sources(
+        'shakespeare',
+        (Source('shakespeare', data=data),),
+        f'tinyshakespeare ({file})',
+      )
+  data = _download()
+  try:
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(cached, data)
+    where = f'downloaded to {cached}'
+  except OSError as e:
+    where = f'downloaded, not cached: {e.strerror}'
+  return Sources(
+    'shakespeare',
+    (Source('shakespeare', data=data),),
+    f'tinyshakespeare ({where})',
+  )
+
+
+def _download() -> bytes:
+  """tinyshakespeare from its pinned URL ($RGPT_SHAKESPEARE_URL overrides)."""
+  url = os.environ.get('RGPT_SHAKESPEARE_URL') or SHAKESPEARE_URL
+  options = (
+    f'Put the file at {cache_home() / SHAKESPEARE_FILE}, name a directory '
+    'that has it in RGPT_DATA, give your own text with '
+    '--config.data.path=FILE, or use --config.data.path=sample'
+  )
+  try:
+    with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as reply:
+      data = reply.read(16 << 20)
+  except (OSError, ValueError, urllib.error.URLError) as e:
+    reason = getattr(e, 'reason', e)
+    raise UserError(
+      f'tinyshakespeare cannot be downloaded from {url}: {reason}\n{options}'
+    ) from e
+  if not _verified(data):
+    raise UserError(
+      f'tinyshakespeare from {url} has the wrong sha256 '
+      f'{hashlib.sha256(data).hexdigest()} (expected {SHAKESPEARE_SHA256}): '
+      f'not used\n{options}'
+    )
+  return data

@@ -1,0 +1,255 @@
+"""Corpus -> batch_at(step): windows of tokens for training and evaluation.
+
+It exists so that training asks for the batch of a step and gets the same one
+on every machine, in every process and after every resume: batches are a pure
+function of (seed, step), the corpus is a memory map, and there is no state.
+"""
+
+import dataclasses
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt.data.token_cache import EncodedInfo
+from gpt.errors import UserError
+from gpt.tokenizers import Tokenizer
+
+SPLITS = ('train', 'val', 'all')
+# Streams of random numbers: the last word of the counter they start from.
+TRAIN_STREAM, EVAL_STREAM = 0, 1
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class Corpus:
+  """Tokens of a text and what is known about it.
+
+  tokens: uint16[n] or uint32[n], a read-only memory map; each document but
+    the last ends with the EOS id.
+  doc_starts: int64[n_docs], the index of each document's first token.
+  n_train: tokens[:n_train] train, tokens[n_train:] validate.
+  description: where the text comes from, in words.
+  kind: of gpt.data.sources.Sources.
+  """
+
+  tokens: np.ndarray
+  doc_starts: np.ndarray
+  n_train: int
+  description: str
+  info: EncodedInfo | None = None
+  kind: str = 'files'
+
+  @property
+  def n_val(self) -> int:
+    """Number of validation tokens."""
+    return len(self.tokens) - self.n_train
+
+  def size(self, split: str) -> int:
+    """Tokens in 'train', 'val' or 'all'."""
+    first, end = self.bounds(split)
+    return end - first
+
+  def bounds(self, split: str) -> tuple[int, int]:
+    """(first, end) token index of 'train', 'val' or 'all'."""
+    n = len(self.tokens)
+    if split not in SPLITS:
+      raise UserError(
+        f'unknown split {split!r}: allowed are {", ".join(SPLITS)}'
+      )
+    return {
+      'train': (0, self.n_train),
+      'val': (self.n_train, n),
+      'all': (0, n),
+    }[split]
+
+
+class Window(NamedTuple):
+  """The tokens from `start`, none at or after `end`, perhaps after a BOS."""
+
+  start: int
+  end: int
+  bos: bool
+
+
+def random_uniform(seed: int, step: int, stream: int, n: int) -> np.ndarray:
+  """float64[n] in [0, 1), a pure function of its arguments.
+
+  Philox is counter-based and its raw output is fixed for good, unlike what
+  numpy's Generator methods make of it.
+  """
+  key = np.array([seed % 2**64, step], np.uint64)
+  counter = np.array([0, 0, 0, stream], np.uint64)
+  raw = np.random.Philox(key=key, counter=counter).random_raw(n)
+  return (raw >> np.uint64(11)) * 2.0**-53
+
+
+class TextDataset:
+  """Batches of windows from a Corpus.
+
+  A window has block_size targets. In stream mode it is any block_size + 1
+  tokens in a row. With document_aware it stays inside one document, which is
+  preceded by a BOS that is not part of the text (so the first token is a
+  target too, and generation can start from BOS); what lies beyond a short
+  document has weight 0. Either way the targets of the split are drawn about
+  equally often (document_aware: within a factor of two).
+  """
+
+  def __init__(
+    self,
+    corpus: Corpus,
+    block_size: int,
+    batch_size: int,
+    seed: int,
+    tokenizer: Tokenizer,
+    document_aware: bool = False,
+    splits=('train', 'val'),
+  ):
+    """Args as named; `splits` are those that will be used.
+
+    Raises:
+      UserError: a split is too short for one window.
+    """
+    self.corpus = corpus
+    self.block_size = block_size
+    self.batch_size = batch_size
+    self.seed = seed
+    self.document_aware = document_aware
+    self._bos, self._eos = tokenizer.bos_id, tokenizer.eos_id
+    self.bytes_V = np.array(
+      [len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)],
+      np.int32,
+    )
+    self._cached_documents: dict[str, tuple] = {}
+    self._check_lengths(splits)
+
+  def _check_lengths(self, splits) -> None:
+    need = 1 if self.document_aware else self.block_size + 1
+    lengths = {}
+    for split in splits:
+      first, end = self.corpus.bounds(split)
+      lengths[split] = end - first
+    if any(n < need for n in lengths.values()):
+      given = ', '.join(f'{n:,} {split}' for split, n in lengths.items())
+      raise UserError(
+        f'the text is too short for the window: {given} tokens, but '
+        f'block_size={self.block_size} needs at least {need:,} in each. Give '
+        'more text, lower --config.model.block_size or change '
+        '--config.data.val_fraction'
+      )
+
+  losses = ('all',)  # Every target counts.
+  loss_on = 'all'
+
+  def targets(self, split: str) -> int:
+    """How many tokens of a split are predicted."""
+    return max(0, self.corpus.size(split) - (not self.document_aware))
+
+  def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
+    """The training batch of `step` (0-based), or some of its rows.
+
+    Returns:
+      tokens int32[B, T+1], weights float32[B, T] of the targets
+      tokens[:, 1:], rows int32[B], the indices in the whole batch.
+    """
+    windows = self._choose('train', self._draws(step)[rows])
+    batch = self._read(windows)
+    batch['rows'] = np.arange(self.batch_size, dtype=np.int32)[rows]
+    return batch
+
+  def window_starts(self, step: int) -> np.ndarray:
+    """int64[B]: first tokens of batch_at(step)'s windows (stream mode)."""
+    windows = self._choose('train', self._draws(step))
+    return np.array([w.start for w in windows], np.int64)
+
+  def eval_batches(self, split: str, windows=None, batch_size=None):
+    """Yields batches that cover a split, or a fixed random part of it.
+
+    Args:
+      split: 'val', 'train' or 'all'.
+      windows: None for every target exactly once, in order; a number for
+        that many random windows, the same ones every time and for every seed.
+      batch_size: rows per batch, default the training batch size. The last
+        batch is filled up with rows of weight 0.
+    """
+    batch_size = batch_size or self.batch_size
+    if windows is None:
+      chosen = self._all_windows(split)
+    else:
+      draws = random_uniform(0, SPLITS.index(split), EVAL_STREAM, 2 * windows)
+      chosen = iter(self._choose(split, draws.reshape(-1, 2)))
+    while part := list(itertools.islice(chosen, batch_size)):
+      batch = self._read(part)
+      missing = (0, batch_size - len(part))
+      yield {
+        'tokens': np.pad(batch['tokens'], (missing, (0, 0))),
+        'weights': np.pad(batch['weights'], (missing, (0, 0))),
+        'rows': np.arange(batch_size, dtype=np.int32),
+      }
+
+  def _draws(self, step: int) -> np.ndarray:
+    """float64[B, 2] in [0, 1): what decides the windows of a step."""
+    n = 2 * self.batch_size
+    return random_uniform(self.seed, step, TRAIN_STREAM, n).reshape(-1, 2)
+
+  def _choose(self, split: str, draws) -> list[Window]:
+    """The windows that float64[n, 2] draws select."""
+    T = self.block_size
+    if not self.document_aware:
+      first, end = self.corpus.bounds(split)
+      starts = first + (draws[:, 0] * (end - first - T)).astype(np.int64)
+      return [Window(start, end, False) for start in starts.tolist()]
+    # A document of n targets gets n + T - 1 positions, of which the first and
+    # last ones are moved inside: each target is in T to 2T of them, whatever
+    # the length of its document and its place in it.
+    starts, ends, positions = self._documents(split)
+    which = np.searchsorted(positions, draws[:, 0] * positions[-1], 'right')
+    which = np.minimum(which, len(starts) - 1)
+    n = ends[which] - starts[which]
+    offsets = (draws[:, 1] * (n + T - 1)).astype(np.int64) - (T - 1)
+    offsets = np.clip(offsets, 0, np.maximum(n - T, 0))
+    return [
+      Window(a + max(offset - 1, 0), b, offset == 0)
+      for a, b, offset in zip(
+        starts[which].tolist(), ends[which].tolist(), offsets.tolist()
+      )
+    ]
+
+  def _all_windows(self, split: str):
+    """Yields windows that cover each target of the split once, in order."""
+    T = self.block_size
+    if not self.document_aware:
+      first, end = self.corpus.bounds(split)
+      for start in range(first, end - 1, T):
+        yield Window(start, end, False)
+      return
+    starts, ends, _ = self._documents(split)
+    for a, b in zip(starts.tolist(), ends.tolist()):
+      yield Window(a, b, True)
+      for start in range(a + T - 1, b - 1, T):
+        yield Window(start, b, False)
+
+  def _documents(self, split: str):
+    """Starts, ends int64[n] of a split's documents; cumulated positions."""
+    if split not in self._cached_documents:
+      first, end = self.corpus.bounds(split)
+      docs = self.corpus.doc_starts
+      inner = docs[(docs > first) & (docs < end)]
+      starts = np.concatenate([[first], inner]).astype(np.int64)
+      ends = np.concatenate([inner, [end]]).astype(np.int64)
+      positions = np.cumsum(ends - starts + self.block_size - 1)
+      self._cached_documents[split] = starts, ends, positions
+    return self._cached_documents[split]
+
+  def _read(self, windows: list[Window]) -> Batch:
+    T = self.block_size
+    tokens = np.full((len(windows), T + 1), self._eos, np.int32)
+    weights = np.zeros((len(windows), T), np.float32)
+    for i, (start, end, bos) in enumerate(windows):
+      text = self.corpus.tokens[start : min(start + T + 1 - bos, end)]
+      if bos:
+        tokens[i, 0] = self._bos
+      tokens[i, bos : bos + len(text)] = text
+      weights[i, : bos + len(text) - 1] = 1
+    return {'tokens': tokens, 'weights': weights}

@@ -1,0 +1,218 @@
+"""The README.md of an exported model: what it is, how good, what it writes."""
+
+import re
+
+import jax
+import numpy as np
+
+from gpt.decoding import prompt, sampling
+from gpt.runs import metrics
+from gpt.runs.info import finite
+from gpt.tokenizers.chat_format import is_chat_tokenizer
+
+QUESTION = 'Hello! Who are you?'
+
+
+def card(loaded, workdir, rounding: dict | None) -> str:
+  """Markdown, with '{tokenizer_note}' where that stands.
+
+  Args:
+    loaded: a gpt.runs.load.LoadedModel.
+    workdir: of the run, for its numbers.
+    rounding: of interop.rounding_report, and its 'dtype'; None for float32.
+  """
+  cfg, config = loaded.cfg, loaded.config
+  n = sum(np.size(x) for x in jax.tree.leaves(loaded.params))
+  data = loaded.data.get('description') or config['data']['path']
+  start, text = sample(loaded)
+  title = f'{cfg.arch}-{cfg.n_layer}L-{cfg.n_head}H-{cfg.n_embd}D'
+  quoted = fence(f'{start}{text}')
+  code = usage(loaded)
+  shape = {
+    'parameters': f'{n:,}',
+    'layers': cfg.n_layer,
+    'width': cfg.n_embd,
+    'heads': cfg.n_head,
+    'context': f'{cfg.block_size} tokens',
+    'vocabulary': f'{cfg.vocab_size:,} ({loaded.tokenizer.kind})',
+    'MLP': cfg.mlp,
+    'positions': cfg.pos,
+  }
+  shape |= {
+    name: getattr(cfg, name)
+    for name in (
+      'n_kv_head',
+      'embed_norm',
+      'qk_norm',
+      'final_norm',
+      'logit_softcap',
+      'tied_embeddings',
+    )
+    if getattr(cfg, name)
+  }
+  numbers = numbers_of(loaded, workdir)
+  if rounding:
+    numbers |= {
+      'weights': rounding['dtype'],
+      'largest change of a logit by rounding': (
+        f'{rounding["max_error"]:.2g} (logits up to '
+        f'{rounding["max_logit"]:.3g})'
+      ),
+    }
+  return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [rgpt, {cfg.arch}]
+---
+
+# {title}
+
+A small GPT ({metrics.count(n)} parameters, architecture `{cfg.arch}`) trained
+with rgpt. It continues text of the kind it was trained on and knows nothing
+else; what it writes is not to be relied on.
+
+## Use
+
+{code}
+
+The model's own code (`modeling_rgpt.py`) comes with it, hence
+`trust_remote_code`. {{tokenizer_note}}
+
+## Data
+
+{fence(str(data))}
+
+## Architecture
+
+{table(shape)}
+
+## Training and numbers
+
+{table(numbers)}
+
+Validation loss is over held-out text of the same source.
+
+## A sample
+
+Seed {config['seed']}, temperature {config['sample']['temperature']:g}, top-p
+{config['sample']['top_p']:g}, as it came:
+
+{quoted}
+"""
+
+
+def numbers_of(loaded, workdir) -> dict:
+  """Rows about the training run, from its metadata and metrics.jsonl."""
+  config = loaded.config
+  opt = config['opt']
+  tokens = loaded.step * config['batch_size'] * loaded.cfg.block_size
+  rows = {
+    'step': f'{loaded.step:,} of {config["total_steps"]:,}',
+    'tokens seen': f'{metrics.count(tokens)} at most' if tokens else '0',
+    'batch': f'{config["batch_size"]} sequences',
+    'optimizer': f'{opt["name"]}, lr {config["lr"]:g}, {opt["schedule"]}',
+    'dropout': f'{config["model"]["dropout"]:g}',
+  }
+  if seconds := finite(loaded.meta.get('elapsed_s')):
+    rows['training time'] = metrics.duration(seconds)
+  best = finite(loaded.meta.get('best_loss'))
+  if best is not None:
+    rows['best validation loss (estimate)'] = f'{best:.4f} nats/token'
+  for which in ('best', 'final'):
+    found = full_pass(workdir, which)
+    if found:
+      rows[f'full validation pass, {which} weights'] = found
+  return rows
+
+
+def full_pass(workdir, which: str) -> str:
+  """The full pass at the end of the run, by metrics.jsonl, or ''."""
+  end = metrics.end_of(metrics.read_run(workdir))
+  nats = end.get(f'full_{which}_nats_per_token')
+  if nats is None:
+    return ''
+  bits = end.get(f'full_{which}_bits_per_byte')
+  more = f', {bits:.4f} bits/byte' if bits is not None else ''
+  return f'{nats:.4f} nats/token{more}'
+
+
+def sample(loaded) -> tuple[str, str]:
+  """(prompt, completion) with the run's own sampling settings and seed."""
+  config, tokenizer = loaded.config, loaded.tokenizer
+  settings = config['sample']
+  params = sampling.params(
+    1,
+    seed=config['seed'],
+    temperature=settings['temperature'],
+    top_p=settings['top_p'],
+    top_k=settings['top_k'],
+  )
+  text, length = settings['prompt'], max(1, settings['max_tokens'])
+  chat = is_chat(loaded)
+  text = text or QUESTION if chat else text
+  start = prompt.read_prompt(
+    tokenizer, config['data']['format'], text, loaded.cfg.block_size, length
+  )
+  format = config['data']['format']
+  new = prompt.complete(
+    loaded.model,
+    loaded.params,
+    tokenizer,
+    start,
+    params,
+    length,
+    prompt.window_of(start, format, loaded.cfg.block_size),
+  )
+  shown = f'user: {text}\nassistant: ' if chat else text
+  return shown, ''.join(new)
+
+
+def is_chat(loaded) -> bool:
+  """Whether the model was trained on conversations."""
+  chat = loaded.config['data']['format'] == 'chat'
+  return chat and is_chat_tokenizer(loaded.tokenizer)
+
+
+def usage(loaded) -> str:
+  """The code that loads the directory."""
+  config = loaded.config
+  text = repr(config['sample']['prompt'])
+  if config['data']['format'] == 'lines' or text == "''":
+    text = f'tokenizer.bos_token + {text}'.removesuffix(" + ''")
+  lines = [
+    'from transformers import AutoModelForCausalLM, AutoTokenizer',
+    '',
+    "model = AutoModelForCausalLM.from_pretrained('.', trust_remote_code=True)",
+    "tokenizer = AutoTokenizer.from_pretrained('.', trust_remote_code=True)",
+  ]
+  if is_chat(loaded):
+    text = repr(config['sample']['prompt'] or QUESTION)
+    lines += [
+      f"chat = [{{'role': 'user', 'content': {text}}}]",
+      'inputs = tokenizer.apply_chat_template(',
+      '  chat, add_generation_prompt=True, return_dict=True, '
+      "return_tensors='pt'",
+      ')',
+    ]
+  else:
+    lines.append(f"inputs = tokenizer({text}, return_tensors='pt')")
+  lines += [
+    'out = model.generate(**inputs, max_new_tokens=200)',
+    'print(tokenizer.decode(out[0], skip_special_tokens=True))',
+  ]
+  return '```python\n' + '\n'.join(lines) + '\n```'
+
+
+def table(rows: dict) -> str:
+  """A two-column Markdown table."""
+  lines = [
+    f'| {k} | {str(v).replace("|", chr(92) + "|")} |' for k, v in rows.items()
+  ]
+  return '\n'.join(['| | |', '| --- | --- |', *lines])
+
+
+def fence(text: str) -> str:
+  """A code block that the text cannot end."""
+  runs = [len(run) for run in re.findall('`+', text)]
+  marks = '`' * max(3, max(runs, default=0) + 1)
+  return f'{marks}text\n{text.rstrip()}\n{marks}'

@@ -1,0 +1,392 @@
+"""RandyGPT checkpoint files (RGPT0001/2/3), read and written in numpy.
+
+These are the files people bring from RandyGPT and take back to it. One file is
+a 24-byte header and then float32 tensors, little-endian, row-major, matrices
+as [out, in]; the shape of the model is not in it and comes from a preset. We
+store block matrices the other way round, [in, out], so `to_params` and
+`from_params` transpose. Bits are copied, never converted: NaN payloads, -0.0
+and denormals survive, and import -> export gives the same bytes.
+
+Axis letters: V vocabulary, T trained context, D model width, L layers.
+"""
+
+import dataclasses
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.files import replacing
+
+HEADER = struct.Struct('<8sIIIf')
+MAGICS = {b'RGPT0001': 1, b'RGPT0002': 2, b'RGPT0003': 3}
+MAGIC = b'RGPT0003'  # What is written.
+MAX_U32 = 2**32 - 1
+# Name -> (rows, columns) in units of D, in file order.
+BLOCK = {
+  **{name: (1, 1) for name in ('wq', 'wk', 'wv', 'wo')},
+  'fc1': (4, 1),
+  'fc2': (1, 4),
+}
+TABLES = ('wte', 'wpe', 'lm_head')
+
+Tensors = dict[str, np.ndarray]
+
+
+class RgptSizeError(UserError):
+  """The file's size is not that of the given shape.
+
+  `fits` holds the (n_embd, n_layer) pairs that would give this size, so that
+  a launcher can name the preset to ask for.
+  """
+
+  def __init__(self, message: str, fits: list[tuple[int, int]]):
+    super().__init__(message)
+    self.fits = fits
+
+
+@dataclasses.dataclass(eq=False)
+class RgptCheckpoint:
+  """What one file holds; tensors are named 'wte', ..., 'block_0/wq', ...
+
+  version: 1, 2 or 3, of the file that was read (files are written as 3).
+  iter: the last completed iteration, 0-based; training resumes at iter + 1.
+  adam_step: updates behind the moments (bias correction). 0 without moments.
+  best_loss: np.float32, nats/token, with its bits as they were (inf: none).
+  weights, m, v: float32 tensors in file order and file shapes, [out, in].
+    m and v, Adam's moments, are None in weights-only files.
+  """
+
+  version: int
+  vocab_size: int
+  iter: int
+  adam_step: int
+  best_loss: np.float32
+  weights: Tensors
+  m: Tensors | None
+  v: Tensors | None
+  n_embd: int
+  n_layer: int
+  block_size: int
+
+
+def tensor_shapes(vocab_size, n_embd, n_layer, block_size) -> dict:
+  """Name -> file shape ([out, in]) of every weight, in file order."""
+  shapes = {
+    'wte': (vocab_size, n_embd),
+    'wpe': (block_size, n_embd),
+    'lm_head': (vocab_size, n_embd),
+  }
+  for i in range(n_layer):
+    for name, (rows, columns) in BLOCK.items():
+      shapes[f'block_{i}/{name}'] = (rows * n_embd, columns * n_embd)
+  return shapes
+
+
+def count_weights(vocab_size, n_embd, n_layer, block_size) -> int:
+  """N = 12 L D^2 + T D + 2 V D."""
+  return n_embd * (12 * n_layer * n_embd + block_size + 2 * vocab_size)
+
+
+def read_rgpt(
+  path,
+  n_embd: int,
+  n_layer: int,
+  block_size: int = 256,
+  expected_vocab_size: int | None = None,
+) -> RgptCheckpoint:
+  """Reads RGPT0001, RGPT0002 (both variants) or RGPT0003.
+
+  Raises UserError for a missing file, a bad magic, a truncated header or
+  another vocabulary, and RgptSizeError where the size is not the shape's.
+  """
+  with _open(path) as f:
+    version, vocab_size, iteration, adam_step, best = _read_header(f, path)
+    if expected_vocab_size is not None and vocab_size != expected_vocab_size:
+      raise UserError(
+        f'Checkpoint vocab_size {vocab_size} != model vocab_size '
+        f'{expected_vocab_size}'
+      )
+    has_moments = _has_moments(
+      f, path, version, vocab_size, n_embd, n_layer, block_size
+    )
+    shapes = tensor_shapes(vocab_size, n_embd, n_layer, block_size)
+    weights = _read_tensors(f, shapes)
+    m, v = ({}, {}) if has_moments else (None, None)
+    if has_moments and version == 3:
+      m, v = _read_tensors(f, shapes), _read_tensors(f, shapes)
+    elif has_moments:
+      for name, shape in shapes.items():
+        m |= _read_tensors(f, {name: shape})
+        v |= _read_tensors(f, {name: shape})
+  return RgptCheckpoint(
+    version=version,
+    vocab_size=vocab_size,
+    iter=iteration,
+    adam_step=adam_step if has_moments else 0,
+    best_loss=best,
+    weights=weights,
+    m=m,
+    v=v,
+    n_embd=n_embd,
+    n_layer=n_layer,
+    block_size=block_size,
+  )
+
+
+def read_vocab_size(path) -> int:
+  """The vocabulary size in a file's header."""
+  with _open(path) as f:
+    return _read_header(f, path)[1]
+
+
+def infer_shape(path, block_size: int = 256) -> list[tuple[int, int]]:
+  """The (n_embd, n_layer) pairs whose file would have this file's size.
+
+  Usually one; empty when none fits, e.g. with another block_size.
+  """
+  with _open(path) as f:
+    version, vocab_size, *_ = _read_header(f, path)
+    payload = os.fstat(f.fileno()).st_size - HEADER.size
+  found = []
+  for bytes_per_weight in (12, 4) if version == 2 else (12,):
+    n_weights, rest = divmod(payload, bytes_per_weight)
+    if rest:
+      continue
+    for n_embd in range(4, 4097, 4):
+      blocks, rest = divmod(n_weights, n_embd)
+      blocks -= block_size + 2 * vocab_size
+      if not rest and blocks > 0 and blocks % (12 * n_embd) == 0:
+        found.append((n_embd, blocks // (12 * n_embd)))
+  return found
+
+
+def write_rgpt(path, ckpt: RgptCheckpoint) -> None:
+  """Writes an RGPT0003 file, all of it or none.
+
+  Without moments, zeros and Adam step 0 are written: the
+  state of a fresh optimizer. Raises UserError for content that is not an RGPT
+  file's, and when the file system refuses (an older file stays).
+  """
+  try:
+    with replacing(path) as file:
+      for chunk in _encode(ckpt):
+        file.write(chunk)
+  except OSError as e:
+    raise UserError(
+      f'cannot write {path}: {e.strerror or e}; a file that was there before '
+      'is unchanged'
+    ) from e
+
+
+def to_params(ckpt: RgptCheckpoint):
+  """(params, mu, nu): trees of our linen model; mu, nu None without moments.
+
+  Tables are [rows, D] as in the file; block matrices become [in, out].
+  """
+
+  def tree(tensors: Tensors | None):
+    if tensors is None:
+      return None
+    params: dict[str, Any] = {}
+    for name, x in tensors.items():
+      block, _, leaf = name.rpartition('/')
+      if block:
+        params.setdefault(block, {})[leaf] = np.ascontiguousarray(x.T)
+      else:
+        params[leaf] = x.copy()
+    return params
+
+  return tree(ckpt.weights), tree(ckpt.m), tree(ckpt.v)
+
+
+def from_params(
+  params: Mapping,
+  mu: Mapping | None = None,
+  nu: Mapping | None = None,
+  *,
+  iter: int = 0,
+  adam_step: int = 0,
+  best_loss=np.inf,
+) -> RgptCheckpoint:
+  """The checkpoint of our parameter tree and Adam's moments (same trees).
+
+  Leaves are float32 numpy or jax arrays. Raises UserError for trees that are
+  not RandyGPT's: other tensors, other shapes, other dtypes.
+  """
+  if (mu is None) != (nu is None):
+    raise ValueError('give both moments or neither')
+  n_layer = sum(1 for name in params if name.startswith('block_'))
+  absent = [name for name in TABLES if name not in params]
+  if absent or not n_layer:
+    raise UserError(
+      'this model cannot be written as an RGPT file: it has no '
+      f'{", ".join(absent or ["blocks"])}'
+    )
+  vocab_size, n_embd = np.shape(params['wte'])
+  ckpt = RgptCheckpoint(
+    version=3,
+    vocab_size=vocab_size,
+    iter=iter,
+    adam_step=adam_step if mu is not None else 0,
+    best_loss=_float32(best_loss),
+    weights=_file_tensors(params),
+    m=_file_tensors(mu),
+    v=_file_tensors(nu),
+    n_embd=n_embd,
+    n_layer=n_layer,
+    block_size=np.shape(params['wpe'])[0],
+  )
+  _check(ckpt)
+  return ckpt
+
+
+def obstacles(model) -> list[str]:
+  """Why a GPTConfig is not the network an RGPT file stands for; [] if it is.
+
+  A reader of the file runs RandyGPT's architecture whatever we trained, so a
+  model with any other option must not be written.
+  """
+  wanted = {
+    'arch': 'randy',
+    'mlp': 'relu2',
+    'pos': 'learned',
+    'embed_norm': False,
+    'qk_norm': False,
+    'final_norm': False,
+    'logit_softcap': 0.0,
+    'tied_embeddings': False,
+  }
+  found = [
+    f'model.{name} is {getattr(model, name)!r}, not {value!r}'
+    for name, value in wanted.items()
+    if getattr(model, name) != value
+  ]
+  if model.n_kv_head not in (0, model.n_head):
+    found.append(
+      f'model.n_kv_head is {model.n_kv_head}, not n_head {model.n_head}'
+    )
+  return found
+
+
+def _open(path):
+  try:
+    return open(path, 'rb')
+  except OSError as e:
+    raise UserError(f'cannot read checkpoint {path}: {e.strerror}') from e
+
+
+def _read_header(f, path):
+  header = f.read(HEADER.size)
+  version = MAGICS.get(header[:8])
+  if version is None:
+    raise UserError(f'Bad magic bytes in checkpoint {path}')
+  if len(header) < HEADER.size:
+    raise UserError(
+      f'checkpoint {path} is truncated: {len(header)} bytes, and the header '
+      f'alone takes {HEADER.size}'
+    )
+  _, vocab_size, iteration, adam_step, _ = HEADER.unpack(header)
+  # Not from unpack: a trip through a Python float quiets signalling NaNs.
+  best_loss = np.frombuffer(header, '<f4', 1, 20).astype(np.float32)[0]
+  return version, vocab_size, iteration, adam_step, best_loss
+
+
+def _has_moments(f, path, version, vocab_size, n_embd, n_layer, block_size):
+  """Whether the file has moments. Raises RgptSizeError if it fits nothing."""
+  n = count_weights(vocab_size, n_embd, n_layer, block_size)
+  actual = os.fstat(f.fileno()).st_size
+  full, bare = HEADER.size + 12 * n, HEADER.size + 4 * n
+  if actual == full:
+    return True
+  if actual == bare and version == 2:
+    return False
+  needed = f'{full} bytes'
+  if version == 2:
+    needed += f' (or {bare} with weights only)'
+  fits = infer_shape(path, block_size)
+  hint = ' or '.join(f'n_embd {d}, n_layer {l}' for d, l in fits[:4])
+  hint = hint and f' Its size is that of {hint}.'
+  raise RgptSizeError(
+    f'checkpoint {path} has {actual} bytes, but n_embd {n_embd}, n_layer '
+    f'{n_layer}, block_size {block_size} and its vocab_size {vocab_size} '
+    f'take {needed}.{hint}',
+    fits,
+  )
+
+
+def _read_tensors(f, shapes) -> Tensors:
+  tensors = {}
+  for name, shape in shapes.items():
+    n_bytes = 4 * shape[0] * shape[1]
+    raw = f.read(n_bytes)
+    if len(raw) != n_bytes:
+      raise UserError(f'checkpoint {f.name} ended inside {name}')
+    # astype: a writable copy in the machine's byte order, same bits.
+    tensors[name] = np.frombuffer(raw, '<f4').astype(np.float32).reshape(shape)
+  return tensors
+
+
+def _check(ckpt: RgptCheckpoint) -> dict:
+  """The shapes of all weights, if tensors and counters fit the format."""
+  shapes = tensor_shapes(
+    ckpt.vocab_size, ckpt.n_embd, ckpt.n_layer, ckpt.block_size
+  )
+  groups = {'weights': ckpt.weights, 'm': ckpt.m, 'v': ckpt.v}
+  for group, tensors in groups.items():
+    if tensors is None and group != 'weights':
+      continue
+    if strange := sorted(tensors.keys() ^ shapes.keys()):
+      raise UserError(
+        'this model cannot be written as an RGPT file: its tensors differ '
+        f"from RandyGPT's in {group}: {', '.join(strange)}"
+      )
+    for name, shape in shapes.items():
+      x = tensors[name]
+      if x.shape != shape or x.dtype != np.float32:
+        raise UserError(
+          f'this model cannot be written as an RGPT file: {name} of {group} is '
+          f'{x.dtype}{list(x.shape)}, not float32{list(shape)} ([out, in])'
+        )
+  for name in ('vocab_size', 'iter', 'adam_step'):
+    if not 0 <= getattr(ckpt, name) <= MAX_U32:
+      raise UserError(
+        f'{name} {getattr(ckpt, name)} does not fit an RGPT header (u32)'
+      )
+  return shapes
+
+
+def _encode(ckpt: RgptCheckpoint) -> Iterator[bytes | memoryview]:
+  """The RGPT0003 file in pieces."""
+  shapes = _check(ckpt)
+  adam_step = ckpt.adam_step if ckpt.m is not None else 0
+  header = struct.pack('<8sIII', MAGIC, ckpt.vocab_size, ckpt.iter, adam_step)
+  yield header + _float32(ckpt.best_loss).astype('<f4').tobytes()
+  for tensors in (ckpt.weights, ckpt.m, ckpt.v):
+    for name, shape in shapes.items():
+      if tensors is None:
+        yield bytes(4 * shape[0] * shape[1])
+      else:
+        yield np.ascontiguousarray(tensors[name], '<f4').data.cast('B')
+
+
+def _file_tensors(tree: Mapping | None) -> Tensors | None:
+  """Our tree under the file's names, block matrices as [out, in]."""
+  if tree is None:
+    return None
+  tensors = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      for leaf, x in value.items():
+        tensors[f'{name}/{leaf}'] = np.asarray(x).T
+    else:
+      tensors[name] = np.asarray(value)
+  return tensors
+
+
+def _float32(x) -> np.float32:
+  """A float32 scalar; one that is already float32 keeps its bits."""
+  return np.asarray(x).astype(np.float32, copy=False)[()]

@@ -1,0 +1,246 @@
+"""Attention kernels behind one function; `resolve_kernel` chooses once.
+
+`plain` is the formula. The others compute the same numbers faster and are
+tested against it in value and gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.model.mixed_precision import einsum_f32, row_major
+
+KERNELS = ('plain', 'blocked', 'cudnn')
+# Finite, so that a row with nothing to attend to gives numbers and not NaN.
+MASKED = -1e9
+
+
+def resolve_kernel(
+  name: str, backend: str, dtype: str = 'float32', head_dim: int = 0
+) -> str:
+  """The kernel for `config.model.attention` on a backend.
+
+  Args:
+    backend: of gpt.devices.backend_name.
+    dtype: of the operands.
+
+  Raises:
+    UserError: an unknown name; one that cannot work with these operands.
+  """
+  fits = dtype == 'bfloat16' and head_dim % 8 == 0 and head_dim <= 128
+  if name == 'auto':
+    if backend == 'cpu':
+      return 'blocked'
+    return 'cudnn' if backend == 'cuda' and fits else 'plain'
+  if name == 'cudnn' and 'cuda' in backend and not (fits and backend == 'cuda'):
+    raise UserError(
+      'model.attention cudnn wants a GPU of compute capability 8.0, bfloat16 '
+      'and heads of a multiple of 8, at most 128; here the device is '
+      f'{backend}, the dtype {dtype}, the head dimension {head_dim}: set '
+      '--config.model.attention=auto'
+    )
+  if name not in KERNELS:
+    raise UserError(
+      f'model.attention {name!r} is not known; allowed: auto, '
+      f'{", ".join(KERNELS)}'
+    )
+  return name
+
+
+def causal_mask(length: int):
+  """bool[L, L]: query l may see key s <= l."""
+  return np.tril(np.ones((length, length), bool))
+
+
+def attend(q_BLHK, k_BSHK, v_BSHK, mask_BLS):
+  """softmax(q k^T / sqrt(K)) v over the keys where the mask is true.
+
+  Args:
+    q_BLHK: float[B, L, H, K] queries.
+    k_BSHK, v_BSHK: float[B, S, G, K]; each of the G heads serves H/G queries.
+    mask_BLS: bool, broadcastable to [B, L, S].
+
+  Returns:
+    float[B, L, H, K] in the dtype of q. The softmax is float32.
+  """
+  k_BSHK, v_BSHK = repeat_kv(q_BLHK, k_BSHK), repeat_kv(q_BLHK, v_BSHK)
+  scores_BHLS = einsum_f32('BLHK,BSHK->BHLS', q_BLHK, k_BSHK)
+  scores_BHLS *= q_BLHK.shape[-1] ** -0.5
+  scores_BHLS = jnp.where(mask_BLS[:, None], scores_BHLS, MASKED)
+  probs_BHLS = jax.nn.softmax(scores_BHLS).astype(v_BSHK.dtype)
+  out_BLHK = einsum_f32('BHLS,BSHK->BLHK', probs_BHLS, v_BSHK)
+  return out_BLHK.astype(q_BLHK.dtype)
+
+
+def attend_cached(q_BLHK, pieces, mask_BLS):
+  """Attention to keys and values that lie in one or more cache pieces.
+
+  Args:
+    q_BLHK: float[B, L, H, K].
+    pieces: [(k, v), ...], each float[B, G, S_i, K]; the S columns of the mask
+      are those of the pieces, one after the other.
+    mask_BLS: bool, broadcastable to [B, L, S].
+
+  Returns:
+    float[B, L, H, K].
+  """
+  B, L, H, K = q_BLHK.shape
+  G = pieces[0][0].shape[1]
+  # The R queries that share a head, at all L places: rows of one product. An
+  # axis of length 1 in a product costs XLA:CPU up to four times its time.
+  q_BGMK = q_BLHK.reshape(B, L, G, H // G, K).transpose(0, 2, 3, 1, 4)
+  one = L == 1 and G == H
+  q_BGMK = q_BGMK.reshape((B, G, K) if one else (B, G, -1, K))
+  scores_BGMS = jnp.concatenate(
+    [product(q_BGMK, k, transposed=True) for k, _ in pieces], axis=-1
+  ).astype(jnp.float32)
+  mask = mask_BLS if one else jnp.tile(mask_BLS, (1, H // G, 1))[:, None]
+  scores_BGMS = jnp.where(mask, scores_BGMS * K**-0.5, MASKED)
+  probs_BGMS = jax.nn.softmax(scores_BGMS).astype(q_BLHK.dtype)
+  ends = np.cumsum([k.shape[2] for k, _ in pieces])[:-1]
+  out_BGMK = sum(
+    product(probs, v)
+    for probs, (_, v) in zip(jnp.split(probs_BGMS, ends, axis=-1), pieces)
+  )
+  out_BGRLK = out_BGMK.reshape(B, G, H // G, L, K)
+  return out_BGRLK.transpose(0, 3, 1, 2, 4).reshape(q_BLHK.shape)
+
+
+def product(x, y_BGSK, transposed=False):
+  """x @ y (or its transpose) for each of the B x G; x may be one row each."""
+  row = '' if x.ndim == 3 else 'M'
+  terms = (
+    f'BG{row}K,BGSK->BG{row}S' if transposed else (f'BG{row}S,BGSK->BG{row}K')
+  )
+  return jnp.einsum(terms, x, y_BGSK.astype(x.dtype))
+
+
+def repeat_kv(q_BLHK, kv_BSHK):
+  """Repeats each key/value head for the queries that share it."""
+  groups = q_BLHK.shape[2] // kv_BSHK.shape[2]
+  return kv_BSHK if groups == 1 else jnp.repeat(kv_BSHK, groups, axis=2)
+
+
+def causal_self_attention(q_BLHK, k_BLHK, v_BLHK, segments_BL=None, *, kernel):
+  """Attention of a whole sequence to itself, no peeking ahead.
+
+  Args:
+    segments_BL: int32[B, L] or None; tokens attend within equal segments.
+    kernel: one of KERNELS, from `resolve_kernel`.
+  """
+  if kernel == 'cudnn' and segments_BL is None:
+    return jax.nn.dot_product_attention(
+      q_BLHK, k_BLHK, v_BLHK, is_causal=True, implementation='cudnn'
+    )
+  if kernel == 'blocked':
+    k_BLHK, v_BLHK = repeat_kv(q_BLHK, k_BLHK), repeat_kv(q_BLHK, v_BLHK)
+    qkv = (x.transpose(0, 2, 1, 3) for x in (q_BLHK, k_BLHK, v_BLHK))
+    if q_BLHK.dtype == jnp.bfloat16:
+      qkv = map(row_major, qkv)
+    out_BHLK = blocked_attention(*qkv, segments_BL)
+    return out_BHLK.transpose(0, 2, 1, 3)
+  mask_BLS = causal_mask(q_BLHK.shape[1])[None]
+  if segments_BL is not None:
+    mask_BLS = mask_BLS & (segments_BL[:, :, None] == segments_BL[:, None, :])
+  return attend(q_BLHK, k_BLHK, v_BLHK, mask_BLS)
+
+
+# Queries are taken in this many row blocks: what lies above the diagonal of
+# blocks is never computed, and the scores of one block stay in cache.
+ROW_BLOCKS = 4
+
+
+def row_blocks(length: int) -> list[tuple[int, int]]:
+  """[(first, end)] of the query blocks."""
+  size = max(1, -(-length // ROW_BLOCKS))
+  return [(i, min(i + size, length)) for i in range(0, length, size)]
+
+
+def _block_scores(q_BHLK, k_BHLK, segments_BL, first, end):
+  """Scaled, masked float32 scores of queries first..end to keys 0..end."""
+  scores_BHLS = einsum_f32(
+    'BHLK,BHSK->BHLS', q_BHLK[:, :, first:end], k_BHLK[:, :, :end]
+  )
+  query = np.arange(first, end)[:, None]
+  mask_BLS = (query >= np.arange(end)[None])[None]
+  if segments_BL is not None:
+    mask_BLS = mask_BLS & (
+      segments_BL[:, first:end, None] == segments_BL[:, None, :end]
+    )
+  scores_BHLS *= q_BHLK.shape[-1] ** -0.5
+  return jnp.where(mask_BLS[:, None], scores_BHLS, MASKED)
+
+
+def _blocked_forward(q_BHLK, k_BHLK, v_BHLK, segments_BL):
+  outs, lses = [], []
+  for first, end in row_blocks(q_BHLK.shape[2]):
+    scores_BHLS = _block_scores(q_BHLK, k_BHLK, segments_BL, first, end)
+    max_BHL1 = jnp.max(scores_BHLS, axis=-1, keepdims=True)
+    exp_BHLS = jnp.exp(scores_BHLS - max_BHL1)
+    sum_BHL1 = jnp.sum(exp_BHLS, axis=-1, keepdims=True)
+    out_BHLK = einsum_f32(
+      'BHLS,BHSK->BHLK', exp_BHLS.astype(v_BHLK.dtype), v_BHLK[:, :, :end]
+    )
+    outs.append((out_BHLK / sum_BHL1).astype(q_BHLK.dtype))
+    lses.append(max_BHL1 + jnp.log(sum_BHL1))
+  return jnp.concatenate(outs, axis=2), jnp.concatenate(lses, axis=2)
+
+
+@jax.custom_vjp
+def blocked_attention(q_BHLK, k_BHLK, v_BHLK, segments_BL=None):
+  """`attend` with a causal mask, in row blocks; same value and gradient.
+
+  The backward pass recomputes the probabilities from the saved log-sum-exp
+  (Dao et al. 2022, FlashAttention, section 3), so no [L, S] array outlives its
+  block.
+
+  Args:
+    q_BHLK, k_BHLK, v_BHLK: float[B, H, L, K].
+    segments_BL: int32[B, L] or None.
+
+  Returns:
+    float[B, H, L, K].
+  """
+  return _blocked_forward(q_BHLK, k_BHLK, v_BHLK, segments_BL)[0]
+
+
+def _blocked_fwd(q_BHLK, k_BHLK, v_BHLK, segments_BL):
+  out_BHLK, lse_BHL1 = _blocked_forward(q_BHLK, k_BHLK, v_BHLK, segments_BL)
+  return out_BHLK, (q_BHLK, k_BHLK, v_BHLK, segments_BL, out_BHLK, lse_BHL1)
+
+
+def _blocked_bwd(saved, dout_BHLK):
+  q_BHLK, k_BHLK, v_BHLK, segments_BL, out_BHLK, lse_BHL1 = saved
+  dtype = q_BHLK.dtype
+  scale = q_BHLK.shape[-1] ** -0.5
+  delta_BHL1 = jnp.sum(
+    dout_BHLK.astype(jnp.float32) * out_BHLK.astype(jnp.float32),
+    axis=-1,
+    keepdims=True,
+  )
+  length = q_BHLK.shape[2]
+  dqs, dk_BHKS, dv_BHKS = [], 0.0, 0.0
+  for first, end in row_blocks(length):
+    rows = slice(first, end)
+    q, dout = q_BHLK[:, :, rows], dout_BHLK[:, :, rows]
+    scores_BHLS = _block_scores(q_BHLK, k_BHLK, segments_BL, first, end)
+    probs_BHLS = jnp.exp(scores_BHLS - lse_BHL1[:, :, rows])
+    dprobs_BHLS = einsum_f32('BHLK,BHSK->BHLS', dout, v_BHLK[:, :, :end])
+    dscores_BHLS = probs_BHLS * (dprobs_BHLS - delta_BHL1[:, :, rows]) * scale
+    dscores_BHLS = dscores_BHLS.astype(dtype)
+    dqs.append(einsum_f32('BHLS,BHSK->BHLK', dscores_BHLS, k_BHLK[:, :, :end]))
+    # Of the two factors the small one is transposed.
+    q_BHKL = row_major(q.swapaxes(2, 3))
+    dout_BHKL = row_major(dout.swapaxes(2, 3))
+    dk = einsum_f32('BHKL,BHLS->BHKS', q_BHKL, dscores_BHLS)
+    dv = einsum_f32('BHKL,BHLS->BHKS', dout_BHKL, probs_BHLS.astype(dtype))
+    pad = ((0, 0), (0, 0), (0, 0), (0, length - end))
+    dk_BHKS += jnp.pad(dk, pad)
+    dv_BHKS += jnp.pad(dv, pad)
+  dk_BHLK, dv_BHLK = (x.swapaxes(2, 3) for x in (dk_BHKS, dv_BHKS))
+  dq_BHLK = jnp.concatenate(dqs, axis=2)
+  return *(x.astype(dtype) for x in (dq_BHLK, dk_BHLK, dv_BHLK)), None
+
+
+blocked_attention.defvjp(_blocked_fwd, _blocked_bwd)

@@ -1,0 +1,387 @@
+"""The GPT: one frozen config, one linen module, every option one line.
+
+Axis letters, used as suffixes of names and as einsum terms everywhere:
+  B batch   L query length   S key/cache length   D model width   H heads
+  G key/value heads   K head dimension   F MLP width   V vocabulary   N layers
+
+Architecture `randy`: token + learned position embedding, then N times
+  x += drop(Wo attn(rms(x)));  x += drop(W2 relu(W1 rms(x))^2)
+and an untied head on the raw residual stream: no biases, no gains, no final
+norm. `microgpt`: RMSNorm after the embedding, ReLU instead of its square.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt import devices
+from gpt.errors import UserError
+from gpt.model.attention import (
+  attend_cached,
+  causal_self_attention,
+  resolve_kernel,
+)
+from gpt.model.dropout import dropout
+from gpt.model.kv_cache import KVCache
+from gpt.model.mixed_precision import mixed_product
+
+RMS_EPS = 1e-5
+ROPE_BASE = 10_000.0
+MLPS = ('relu2', 'relu', 'gelu', 'swiglu')
+DTYPES = ('float32', 'bfloat16', 'mixed')
+# arch -> mlp, init std, std of the position embedding relative to it.
+ARCHS = {
+  'randy': ('relu2', 0.02, 0.5),
+  'microgpt': ('relu', 0.08, 1.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTConfig:
+  """A model's shape and options; hashable, so that jit can key on it.
+
+  Same names and meanings as `config.model` in configs/default.py, with every
+  'auto' resolved. Raises UserError on impossible combinations.
+  """
+
+  vocab_size: int
+  n_embd: int = 256
+  n_head: int = 8
+  n_layer: int = 6
+  block_size: int = 256
+  arch: str = 'randy'
+  dropout: float = 0.0
+  mlp: str = 'auto'
+  pos: str = 'learned'
+  n_kv_head: int = 0
+  embed_norm: bool = False
+  qk_norm: bool = False
+  final_norm: bool = False
+  logit_softcap: float = 0.0
+  tied_embeddings: bool = False
+  zero_init: bool = False
+  init_std: float = 0.0
+  dtype: str = 'float32'
+  attention: str = 'plain'
+  remat: bool = False
+
+  def __post_init__(self):
+    def fill(name, value):
+      object.__setattr__(self, name, value)
+
+    check_choice('arch', self.arch, ARCHS)
+    mlp, init_std, _ = ARCHS[self.arch]
+    if self.mlp == 'auto':
+      fill('mlp', mlp)
+    if self.init_std == 0.0:
+      fill('init_std', init_std)
+    if self.arch == 'microgpt':
+      fill('embed_norm', True)
+    check_choice('mlp', self.mlp, ('auto', *MLPS))
+    check_choice('pos', self.pos, ('learned', 'rope'))
+    check_choice('dtype', self.dtype, DTYPES)
+    for name in ('vocab_size', 'n_embd', 'n_head', 'n_layer', 'block_size'):
+      if getattr(self, name) < 1:
+        raise UserError(
+          f'model.{name} is {getattr(self, name)}; it must be at least 1'
+        )
+    if self.n_embd % self.n_head:
+      raise UserError(
+        f'n_embd {self.n_embd} is not divisible by n_head {self.n_head}'
+      )
+    if self.n_kv_head < 0 or self.n_head % (self.n_kv_head or self.n_head):
+      raise UserError(
+        f'n_head {self.n_head} is not divisible by n_kv_head {self.n_kv_head}'
+      )
+    if self.pos == 'rope' and self.head_dim % 2:
+      raise UserError(
+        f"pos='rope' turns pairs: head dimension {self.head_dim} is odd; "
+        'change n_embd or n_head'
+      )
+    if not 0 <= self.dropout < 1:
+      raise UserError(f'model.dropout {self.dropout} is not in [0, 1)')
+    if self.logit_softcap < 0 or self.init_std < 0:
+      raise UserError('model.logit_softcap and init_std must not be negative')
+
+  @property
+  def head_dim(self) -> int:
+    return self.n_embd // self.n_head
+
+  @property
+  def kv_heads(self) -> int:
+    return self.n_kv_head or self.n_head
+
+  @property
+  def activation_dtype(self) -> str:
+    """Of what stands between the products, and of the cache."""
+    return 'float32' if self.dtype == 'mixed' else self.dtype
+
+  @property
+  def matmul_dtype(self) -> str:
+    """Of the operands of products."""
+    return matmul_dtype(self.dtype)
+
+  @classmethod
+  def from_config(cls, model, vocab_size: int, backend: str | None = None):
+    """From `config.model` (ConfigDict or dict) for one backend's defaults."""
+    fields = dict(model)
+    backend = backend or devices.backend_name()
+    fields['dtype'] = resolve_dtype(fields['dtype'], backend)
+    fields['attention'] = resolve_kernel(
+      fields['attention'],
+      backend,
+      matmul_dtype(fields['dtype']),
+      fields['n_embd'] // max(fields['n_head'], 1),
+    )
+    return cls(vocab_size=vocab_size, **fields)
+
+
+def check_choice(name: str, value: str, allowed) -> None:
+  if value not in allowed:
+    raise UserError(
+      f'model.{name} {value!r} is not known; allowed: {", ".join(allowed)}'
+    )
+
+
+def matmul_dtype(dtype: str) -> str:
+  return 'bfloat16' if dtype == 'mixed' else dtype
+
+
+def resolve_dtype(name: str, backend: str) -> str:
+  """'auto' is bfloat16 where matrix units have it (GPUs, TPU), else float32.
+
+  Metal has no bfloat16: everything is float32 there.
+
+  Args:
+    backend: of gpt.devices.backend_name.
+  """
+  check_choice('dtype', name, ('auto', *DTYPES))
+  if name == 'auto':
+    return 'bfloat16' if backend in ('cuda', 'rocm', 'tpu') else 'float32'
+  return 'float32' if backend.lower() == 'metal' else name
+
+
+def rms_norm(x):
+  """x / sqrt(mean(x^2) + eps) over the last axis, in float32, without gain."""
+  x32 = x.astype(jnp.float32)
+  scale = jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + RMS_EPS)
+  return (x32 * scale).astype(x.dtype)
+
+
+def rope(x_BLHK, positions_BL):
+  """Rotary embedding (Su et al. 2021), halves paired: (x_i, x_{i + K/2})."""
+  half = x_BLHK.shape[-1] // 2
+  freqs = ROPE_BASE ** (-np.arange(half, dtype=np.float32) / half)
+  angles = positions_BL.astype(jnp.float32)[:, :, None] * freqs[None, None]
+  cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+  x1, x2 = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
+  out = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+  return out.astype(x_BLHK.dtype)
+
+
+class Block(nn.Module):
+  """x += drop(attention(rms(x))); x += drop(mlp(rms(x)))."""
+
+  cfg: GPTConfig
+  index: int
+
+  @nn.compact
+  def __call__(
+    self, x_BLD, positions_BL, segments_BL, layer_cache, ctx, seeds_Bx2
+  ):
+    cfg, site = self.cfg, 2 * self.index
+    att_BLD, layer_cache = self.attention(
+      rms_norm(x_BLD), positions_BL, segments_BL, layer_cache, ctx
+    )
+    x_BLD = x_BLD + dropout(att_BLD, cfg.dropout, seeds_Bx2, site)
+    mlp_BLD = self.mlp(rms_norm(x_BLD))
+    x_BLD = x_BLD + dropout(mlp_BLD, cfg.dropout, seeds_Bx2, site + 1)
+    return x_BLD, layer_cache
+
+  def attention(self, x_BLD, positions_BL, segments_BL, layer_cache, ctx):
+    """Multi-head causal self-attention, to itself or to the cache."""
+    cfg = self.cfg
+    q_BLHK, k_BLHK, v_BLHK = self.qkv(x_BLD, positions_BL)
+    wo = self.param('wo', out_init(cfg), (cfg.n_embd, cfg.n_embd))
+
+    if layer_cache is None:
+      out_BLHK = causal_self_attention(
+        *(x.astype(cfg.matmul_dtype) for x in (q_BLHK, k_BLHK, v_BLHK)),
+        segments_BL,
+        kernel=cfg.attention,
+      ).astype(x_BLD.dtype)
+    else:
+      filled, fresh = layer_cache
+      mask_BLS, write_at = ctx
+      fresh = layer_cache = tuple(
+        jax.lax.dynamic_update_slice(
+          old, new.transpose(0, 2, 1, 3).astype(old.dtype), (0, 0, write_at, 0)
+        )
+        for old, new in zip(fresh, (k_BLHK, v_BLHK))
+      )
+      pieces = [fresh] if filled is None else [filled, fresh]
+      out_BLHK = attend_cached(q_BLHK, pieces, mask_BLS)
+    return matmul(out_BLHK.reshape(x_BLD.shape), wo, cfg), layer_cache
+
+  def qkv(self, x_BLD, positions_BL):
+    """Queries [B, L, H, K], keys and values [B, L, G, K], as attended with."""
+    cfg = self.cfg
+    D, H, G, K = cfg.n_embd, cfg.n_head, cfg.kv_heads, cfg.head_dim
+    init = nn.initializers.normal(cfg.init_std)
+    q_BLHK = heads(matmul(x_BLD, self.param('wq', init, (D, H * K)), cfg), H)
+    k_BLHK = heads(matmul(x_BLD, self.param('wk', init, (D, G * K)), cfg), G)
+    v_BLHK = heads(matmul(x_BLD, self.param('wv', init, (D, G * K)), cfg), G)
+    if cfg.qk_norm:
+      q_BLHK, k_BLHK = rms_norm(q_BLHK), rms_norm(k_BLHK)
+    if cfg.pos == 'rope':
+      q_BLHK, k_BLHK = rope(q_BLHK, positions_BL), rope(k_BLHK, positions_BL)
+    return q_BLHK, k_BLHK, v_BLHK
+
+  def mlp(self, x_BLD):
+    """Two matrices with 4x expansion and a pointwise non-linearity between."""
+    cfg = self.cfg
+    D, F = cfg.n_embd, 4 * cfg.n_embd
+    init = nn.initializers.normal(cfg.init_std)
+    h_BLF = matmul(x_BLD, self.param('fc1', init, (D, F)), cfg)
+    if cfg.mlp == 'swiglu':
+      gate_BLF = matmul(x_BLD, self.param('gate', init, (D, F)), cfg)
+      h_BLF = nn.silu(gate_BLF) * h_BLF
+    elif cfg.mlp == 'gelu':
+      h_BLF = nn.gelu(h_BLF, approximate=True)
+    else:
+      h_BLF = nn.relu(h_BLF)
+      h_BLF = h_BLF * h_BLF if cfg.mlp == 'relu2' else h_BLF
+    return matmul(h_BLF, self.param('fc2', out_init(cfg), (F, D)), cfg)
+
+
+class GPT(nn.Module):
+  """Tokens to next-token logits."""
+
+  cfg: GPTConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens_BL,
+    *,
+    positions_BL=None,
+    segments_BL=None,
+    seeds_Bx2=None,
+    cache: KVCache | None = None,
+    filled: KVCache | None = None,
+    mask_BLS=None,
+    write_at=0,
+    head: bool = True,
+  ):
+    """Logits of the token after each position.
+
+    Args:
+      tokens_BL: int32[B, L], L <= block_size.
+      positions_BL: int32[B, L] in [0, block_size); default 0 .. L-1.
+      segments_BL: int32[B, L]; attention stays within equal numbers.
+      seeds_Bx2: uint32[B, 2] from `dropout.row_seeds`; None: no dropout.
+      cache: keys and values are written to its columns write_at ..
+        write_at + L - 1 (int32 scalar, in range: it is the caller's duty).
+      filled: earlier keys and values, only read.
+      mask_BLS: bool[B, L, S], needed with a cache: which columns of `filled`
+        and then of `cache` a query sees.
+      head: False leaves out the LM head and returns the residual stream.
+
+    Returns:
+      float32[B, L, V] logits (or [B, L, D]); with a cache also the new cache.
+    """
+    cfg = self.cfg
+    std = cfg.init_std
+    learned = cfg.pos == 'learned'
+    wte = self.param(
+      'wte', nn.initializers.normal(std), (cfg.vocab_size, cfg.n_embd)
+    )
+    # float32 until here: the gradients of a row add up over all its tokens.
+    x_BLD = wte[tokens_BL]
+    if learned:
+      wpe_std = std * ARCHS[cfg.arch][2]
+      wpe = self.param(
+        'wpe', nn.initializers.normal(wpe_std), (cfg.block_size, cfg.n_embd)
+      )
+      length = tokens_BL.shape[1]
+      x_BLD += wpe[None, :length] if positions_BL is None else wpe[positions_BL]
+    x_BLD = x_BLD.astype(cfg.activation_dtype)
+    if positions_BL is None:
+      positions_BL = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None]
+    if cfg.embed_norm:
+      x_BLD = rms_norm(x_BLD)
+
+    block = nn.remat(Block) if cfg.remat and cache is None else Block
+    new_cache = []
+    for i in range(cfg.n_layer):
+      layer_cache = None
+      if cache is not None:
+        earlier = None if filled is None else (filled.k[i], filled.v[i])
+        layer_cache = earlier, (cache.k[i], cache.v[i])
+      x_BLD, layer_cache = block(cfg, i, name=f'block_{i}')(
+        x_BLD,
+        positions_BL,
+        segments_BL,
+        layer_cache,
+        (mask_BLS, write_at),
+        seeds_Bx2,
+      )
+      new_cache.append(layer_cache)
+
+    if cfg.final_norm:
+      x_BLD = rms_norm(x_BLD)
+    lm_head = (
+      wte
+      if cfg.tied_embeddings
+      else self.param('lm_head', nn.initializers.normal(std), wte.shape)
+    )
+    out = lm_logits(x_BLD, lm_head, cfg) if head else x_BLD
+    if cache is None:
+      return out
+    k, v = zip(*new_cache)
+    return out, KVCache(k, v)
+
+
+def out_init(cfg: GPTConfig):
+  """wo and fc2: std / sqrt(2N), so that the residual stream starts bounded."""
+  if cfg.zero_init:
+    return nn.initializers.zeros
+  return nn.initializers.normal(cfg.init_std / np.sqrt(2 * cfg.n_layer))
+
+
+def matmul(x, w, cfg: GPTConfig, transposed=False):
+  """x @ w for float32[in, out] w, or x @ w.T; it has the dtype of x."""
+  if cfg.dtype == 'mixed' and x.shape[1] > 1:
+    return mixed_product(x, w, transposed)
+  w = (w.T if transposed else w).astype(x.dtype)
+  if x.shape[1] == 1:  # XLA:CPU multiplies slowly along an axis of length 1,
+    return (x[:, 0] @ w)[:, None]  # and bfloat16 does not pay for few rows.
+  return x @ w
+
+
+def heads(x_BLE, n: int):
+  return x_BLE.reshape(*x_BLE.shape[:2], n, -1)
+
+
+def lm_logits(x_BLD, lm_head_VD, cfg: GPTConfig):
+  """float32[B, L, V] from the residual stream, soft-capped where asked."""
+  logits_BLV = matmul(x_BLD, lm_head_VD, cfg, transposed=True)
+  logits_BLV = logits_BLV.astype(jnp.float32)
+  if cfg.logit_softcap:
+    logits_BLV = cfg.logit_softcap * jnp.tanh(logits_BLV / cfg.logit_softcap)
+  return logits_BLV
+
+
+def abstract_params(cfg: GPTConfig):
+  """The parameter tree as ShapeDtypeStructs: no memory, no device."""
+  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.eval_shape(GPT(cfg).init, key, tokens)['params']
+
+
+def num_params(cfg: GPTConfig) -> int:
+  """N = 12 L D^2 + T D + 2 V D for `randy` and `microgpt`."""
+  return sum(x.size for x in jax.tree.leaves(abstract_params(cfg)))

@@ -1,0 +1,238 @@
+"""Figures of runs and models with matplotlib (extra: plots).
+
+Every function draws into axes it is given; `write_png` makes a file.
+"""
+
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.reports.svg_chart import loss_range, smooth
+
+COLORS = ('#1f6fb4', '#d1571c', '#3c8a4e', '#7b5ab0', '#a8842c', '#5c6670')
+
+
+def loss_curves(axes, runs: dict, *, train: bool = True) -> None:
+  """Loss by step: validation with points, training pale.
+
+  Args:
+    runs: {name: lines of metrics.jsonl}.
+    train: draw training losses too.
+  """
+  ranges = []
+  for i, (name, lines) in enumerate(runs.items()):
+    color = COLORS[i % len(COLORS)]
+    val = _points(lines, 'val_loss')
+    loss = smooth(_points(lines, 'loss'))
+    several = len(runs) > 1
+    if train and loss:
+      axes.plot(
+        *zip(*loss),
+        color=color,
+        linewidth=1.2,
+        alpha=0.45,
+        label='' if several else 'training (smoothed)',
+      )
+    if val:
+      best = min((y, x) for x, y in val)
+      label = name if several else 'validation'
+      axes.plot(
+        *zip(*val),
+        color=color if several else COLORS[1],
+        marker='o',
+        markersize=3,
+        linewidth=1.8,
+        label=f'{label} (best {best[0]:.4f} at step {best[1]:,})',
+      )
+    ranges.append(loss_range(loss if train else [], val))
+  _step_axis(axes)
+  axes.set_ylabel('loss in nats/token')
+  if all(ranges):
+    lows, highs = zip(*ranges)
+    axes.set_ylim(min(lows), max(highs))
+  if axes.get_legend_handles_labels()[0]:
+    axes.legend(frameon=False)
+
+
+def curve(axes, runs: dict, key: str, label: str = '') -> None:
+  """Any number of metrics.jsonl by step, a line for each run."""
+  for i, (name, lines) in enumerate(runs.items()):
+    points = _points(lines, key)
+    if points:
+      axes.plot(
+        *zip(*points), color=COLORS[i % len(COLORS)], label=name, linewidth=1.6
+      )
+  _step_axis(axes)
+  axes.set_ylabel(label or key)
+
+
+def _step_axis(axes) -> None:
+  axes.set_xlabel('step')
+  axes.xaxis.get_major_locator().set_params(integer=True)
+  axes.grid(alpha=0.25)
+
+
+def _points(lines, key):
+  return [(x['step'], x[key]) for x in lines if x.get(key) is not None]
+
+
+def attention_map(axes, probs_LS, tokens=(), title: str = '') -> None:
+  """One head: row l shows where position l looks (square roots).
+
+  Args:
+    probs_LS: float[L, L] of inspect_model.attention_probs.
+    tokens: L strings to write beside it, or none.
+  """
+  axes.imshow(np.sqrt(probs_LS), cmap='magma', vmin=0, vmax=1)
+  axes.set_title(title, fontsize=9)
+  names = [visible(t) for t in tokens]
+  places = range(len(names))
+  axes.set_xticks(places, names, rotation=90, fontsize=8, family='monospace')
+  axes.set_yticks(places, names, fontsize=8, family='monospace')
+  axes.tick_params(length=0)
+
+
+def visible(token: str) -> str:
+  """A token whose spaces can be seen."""
+  return token.replace(' ', '\u2423')
+
+
+def token_bars(axes, tokens, title: str = '') -> None:
+  """Likeliest next tokens, the first on top: [(text, probability)]."""
+  names, probs = zip(*tokens)
+  places = np.arange(len(names))[::-1]
+  axes.barh(places, probs, color=COLORS[0], height=0.72)
+  axes.set_yticks(places, [f"'{n}'" for n in names], family='monospace')
+  for place, p in zip(places, probs):
+    axes.text(p + 0.012, place, f'{p:.2f}', va='center', fontsize=8)
+  axes.set_xlim(0, 1.12)
+  axes.set_title(title, fontsize=9)
+  axes.spines[['top', 'right']].set_visible(False)
+
+
+def surprise_strip(axes, tokens, nats, columns: int = 64) -> None:
+  """A text whose tokens are the darker the less the model expected them.
+
+  Args:
+    tokens: strings, nats: -log p of each.
+  """
+  rows = -(-len(tokens) // columns)
+  grid = np.full((rows, columns), np.nan)
+  grid.flat[: len(tokens)] = nats
+  image = axes.imshow(
+    grid, cmap='YlOrRd', vmin=0, vmax=max(6, np.max(nats)), aspect='auto'
+  )
+  for i, token in enumerate(tokens):
+    dark = nats[i] > 0.6 * max(6, np.max(nats))
+    axes.text(
+      i % columns,
+      i // columns,
+      visible(token),
+      ha='center',
+      va='center',
+      fontsize=8,
+      family='monospace',
+      color='white' if dark else 'black',
+    )
+  axes.set_axis_off()
+  axes.figure.colorbar(image, ax=axes, label='nats', fraction=0.02, pad=0.01)
+
+
+def embedding_plane(axes, plane_N2, labels, share=None) -> None:
+  """Tokens by the two widest directions of their embeddings."""
+  axes.scatter(*np.asarray(plane_N2).T, s=0)  # Sets the limits.
+  for (x, y), label in zip(plane_N2, labels):
+    axes.text(
+      x,
+      y,
+      visible(label),
+      fontsize=10,
+      color=group_color(label),
+      family='monospace',
+      ha='center',
+      va='center',
+    )
+  if share is not None:
+    axes.set_xlabel(f'first direction ({share[0]:.0%} of the variance)')
+    axes.set_ylabel(f'second direction ({share[1]:.0%})')
+  axes.spines[['top', 'right']].set_visible(False)
+
+
+def group_color(token: str) -> str:
+  """A colour by kind: vowels, other letters, capitals, digits, the rest."""
+  text = token.strip() or token
+  if text.isdigit():
+    return COLORS[3]
+  if text.lower() in set('aeiou'):
+    return COLORS[1]
+  if text.isalpha():
+    return COLORS[0] if text[0].islower() else COLORS[2]
+  return COLORS[5]
+
+
+def loss_by_time(axes, runs: dict) -> None:
+  """Validation loss by wall time, logarithmic, a line for each run.
+
+  In bits per byte, so that tokenizers compare: nats per token times the ratio
+  of the two in the run's full pass.
+
+  Args:
+    runs: {name: (wall seconds in all, lines of metrics.jsonl)} of runs that
+      ended with a full pass. What a run spent outside its own clock (start,
+      end) is put before its first point.
+  """
+  for i, (name, (wall_s, lines)) in enumerate(runs.items()):
+    lines = [x for x in lines if x.get('elapsed_s') is not None]
+    outside = wall_s - lines[-1]['elapsed_s']
+    full = lines[-1]['full_final_bits_per_byte']
+    bits = full / lines[-1]['full_final_nats_per_token']
+    points = [
+      (outside + x['elapsed_s'], x['val_loss'] * bits)
+      for x in lines
+      if x.get('val_loss') is not None
+    ]
+    points.append((wall_s, full))
+    label = f'{name}: {points[-1][1]:.4f} after {wall_s:,.0f} s'
+    axes.plot(
+      *zip(*points),
+      color=COLORS[i % len(COLORS)],
+      marker='o',
+      markersize=3,
+      linewidth=1.8,
+      label=label,
+      linestyle='-' if i < len(COLORS) else '--',
+    )
+  axes.set_xscale('log')
+  axes.set_xlabel('seconds from process start, compiling included')
+  axes.set_ylabel('validation loss in bits/byte')
+  axes.set_ylim(top=4.3)
+  axes.grid(alpha=0.25, which='both')
+  axes.figure.set_size_inches(8, 4 + 0.2 * len(runs))
+  axes.figure.legend(frameon=False, loc='outside lower left', fontsize=9)
+
+
+def loss_png(path, runs: dict, title: str = '', dpi: int = 140) -> None:
+  """Writes the loss curves of runs as an image.
+
+  Raises:
+    UserError: no matplotlib; a path that cannot be written.
+  """
+  write_png(path, lambda axes: loss_curves(axes, runs), title, dpi)
+
+
+def write_png(path, draw, title: str = '', dpi: int = 140) -> None:
+  """Writes what draw(axes) draws as an image; errors as of `loss_png`."""
+  try:
+    from matplotlib.figure import Figure
+  except ImportError as e:
+    raise UserError(
+      "a figure needs matplotlib: pip install 'rgpt[plots]'"
+    ) from e
+  figure = Figure(figsize=(8, 4.2), layout='constrained')
+  axes = figure.subplots()
+  draw(axes)
+  axes.set_title(title, fontsize=11)
+  axes.spines[['top', 'right']].set_visible(False)
+  try:
+    figure.savefig(path, dpi=dpi)
+  except (OSError, ValueError) as e:
+    raise UserError(f'cannot write {path}: {e}') from e

@@ -1,0 +1,205 @@
+"""Checkpoints of a run, as they lie on disk and are read: Orbax, numpy trees.
+
+    W/checkpoints/latest/STEP/   the newest states (checkpoint.keep of them)
+    W/checkpoints/best/STEP/     the state of the lowest validation loss
+    W/checkpoints/replaced/      the best ones by other validation data
+
+Each holds four items: `params` (a dict of arrays, readable without knowing the
+optimizer), `ema` (likewise, where there is one), `rest` (step, optimizer state)
+and `meta` (JSON: best loss, patience, elapsed time, checksums of the arrays).
+Numpy trees know nothing of devices, so a checkpoint opens on every backend and
+JAX version. Orbax writes to a temporary name and renames: a killed run leaves
+whole checkpoints only. Who writes them: gpt/runs/checkpoint_writer.py.
+"""
+
+import functools
+import json
+import logging
+import pathlib
+import re
+import sys
+import zlib
+
+import jax
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.training.state import TrainState
+
+LATEST, BEST = 'latest', 'best'
+DAMAGED, DELETED, REPLACED = 'damaged', 'deleted', 'replaced'
+
+
+class DamagedCheckpoint(Exception):
+  """A checkpoint whose bytes are not what was written."""
+
+
+@functools.cache
+def orbax():
+  """The module; it takes a second to import, and only those who use it pay.
+
+  Its loggers are quiet from then on: a failed read or write raises, and would
+  fill pages of stderr besides.
+  """
+  import orbax.checkpoint as ocp
+
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  report = sys.unraisablehook
+
+  def report_others(event):
+    if 'Event loop is closed' not in str(event.exc_value):
+      report(event)
+
+  sys.unraisablehook = report_others
+  return ocp
+
+
+def checksum(*trees) -> int:
+  """CRC-32 of the leaves' bytes in tree order."""
+  crc = 0
+  for leaf in jax.tree.leaves(trees):
+    crc = zlib.crc32(np.ascontiguousarray(leaf).data.cast('B'), crc)
+  return crc
+
+
+def split_state(state: TrainState):
+  """(params, ema, rest) of a state; `rest` is all that only training needs."""
+  rest = {
+    'step': state.step,
+    'opt_state': state.opt_state,
+    'lr_scale': state.lr_scale,
+  }
+  return state.params, state.ema, rest
+
+
+def reason(error: Exception) -> str:
+  """The operating system's words if there are any, else one short line."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  if match := re.search(r': ([^:\[]+) \[os_error_code', str(error)):
+    return match[1]
+  lines = str(error).splitlines() or ['']
+  return f'{type(error).__name__}: {lines[0][:150]}'
+
+
+def list_steps(directory) -> list[tuple[str, int]]:
+  """[(which, step)] of the finished checkpoints, newest first."""
+  found = []
+  for which in (LATEST, BEST):
+    folder = pathlib.Path(directory) / which
+    found += [
+      (which, int(p.name)) for p in folder.glob('*') if p.name.isdigit()
+    ]
+  return sorted(found, key=lambda x: (-x[1], x[0] != LATEST))
+
+
+def steps_by_kind(directory) -> dict:
+  """{'best': [steps], 'latest': [steps]} of the finished checkpoints."""
+  found = list_steps(directory)
+  return {
+    which: sorted(step for w, step in found if w == which)
+    for which in (BEST, LATEST)
+  }
+
+
+def read_meta(path) -> dict:
+  """The metadata of one checkpoint directory."""
+  return json.loads((pathlib.Path(path) / 'meta' / 'metadata').read_text())
+
+
+def restore_state(path, target: TrainState):
+  """(TrainState of numpy arrays, meta) from one checkpoint directory.
+
+  Raises:
+    DamagedCheckpoint: the checksum does not fit. Orbax's own errors otherwise.
+  """
+  params, ema, rest = split_state(target)
+  meta = read_meta(path)
+  params = _restore_item(path, 'params', params)
+  ema = None if ema is None else _restore_item(path, 'ema', ema)
+  rest = _restore_item(path, 'rest', rest)
+  if checksum(params, ema, rest) != meta['checksum']:
+    raise DamagedCheckpoint('the checksum does not fit the arrays')
+  return TrainState(params=params, ema=ema, **rest), meta
+
+
+def restore_params(path):
+  """The weights to use (the average where there is one), as a numpy tree.
+
+  Raises:
+    DamagedCheckpoint: the checksum does not fit. Orbax's own errors otherwise.
+  """
+  item = 'ema' if (pathlib.Path(path) / 'ema').is_dir() else 'params'
+  meta = read_meta(path)
+  params = _restore_item(path, item, None)
+  if checksum(params) != meta.get('weights_checksum', checksum(params)):
+    raise DamagedCheckpoint('the checksum does not fit the weights')
+  return params
+
+
+def _restore_item(path, item, target):
+  ocp = orbax()
+  options = {}
+  if jax.process_count() > 1:  # Each process reads for itself, without others.
+    index = jax.process_index()
+    options['multiprocessing_options'] = ocp.options.MultiprocessingOptions(
+      primary_host=index,
+      active_processes={index},
+      barrier_sync_key_prefix=f'read{index}',
+    )
+  handler = ocp.StandardCheckpointHandler(**options)
+  path = pathlib.Path(path).absolute() / item
+  with ocp.Checkpointer(handler, **options) as checkpointer:
+    if target is None:
+      return checkpointer.restore(path)
+    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
+    return checkpointer.restore(path, args=ocp.args.StandardRestore(target))
+
+
+def candidates(workdir, which: str = BEST) -> list[pathlib.Path]:
+  """The checkpoints of a run, in the order in which to use them.
+
+  For BEST those of the lowest loss come first, then the newest; for LATEST the
+  newest, then the best.
+
+  Raises:
+    UserError: there is no such run or it has no checkpoint.
+  """
+  if which not in (LATEST, BEST):
+    raise UserError(f'--which={which} is not known; allowed: best, latest')
+  directory = pathlib.Path(workdir) / 'checkpoints'
+  found = list_steps(directory)
+  if not found:
+    hint = (
+      'it holds no checkpoint yet'
+      if pathlib.Path(workdir).is_dir()
+      else 'there is no such directory'
+    )
+    raise UserError(
+      f'no trained model in {workdir}: {hint}. Train one with `python -m '
+      'launch.train --workdir=...` or name another --workdir'
+    )
+  latest = [directory / w / str(step) for w, step in found if w == LATEST]
+  best = [directory / w / str(step) for w, step in found if w == BEST]
+  best.sort(key=loss_of)
+  return best + latest if which == BEST else latest + best
+
+
+def find(workdir, which: str = BEST) -> pathlib.Path:
+  """The directory of a run's best (lowest loss) or latest checkpoint.
+
+  Asked for the best of a run that has none, gives the latest.
+
+  Raises:
+    UserError: there is no such run or it has no checkpoint.
+  """
+  return candidates(workdir, which)[0]
+
+
+def loss_of(path) -> float:
+  """The best loss in a checkpoint's metadata; inf where that is damaged."""
+  try:
+    return float(read_meta(path)['best_loss'])
+  except (OSError, ValueError, KeyError, TypeError):
+    return np.inf

@@ -1,0 +1,264 @@
+"""The checkpoints of a run, for the run that writes them: asynchronous, few.
+
+Where they lie and what is in them: gpt/runs/checkpoint.py.
+"""
+
+import functools
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.runs.checkpoint import (
+  BEST,
+  DAMAGED,
+  DELETED,
+  LATEST,
+  REPLACED,
+  checksum,
+  list_steps,
+  loss_of,
+  orbax,
+  read_meta,
+  reason,
+  restore_state,
+  split_state,
+)
+from gpt.training.state import TrainState
+
+
+def to_host(tree):
+  """Numpy copies of every leaf (copies: the originals may be donated next)."""
+  return jax.tree.map(lambda x: np.array(x, copy=True), jax.device_get(tree))
+
+
+class Checkpoints:
+  """The checkpoints of one workdir, for the run that writes them.
+
+  Several processes of one run call every method together, in the same order;
+  the first of them is the one that renames and deletes.
+  """
+
+  def __init__(self, workdir, keep: int = 2):
+    if keep < 1:
+      raise UserError(f'checkpoint.keep is {keep}; it must be at least 1')
+    self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'
+    self._keep = keep
+    # Of each kind: {step: loss} on disk, (step, loss) being written, and why
+    # the last write failed.
+    self._saved = {LATEST: {}, BEST: {}}
+    for which, step in list_steps(self.directory):
+      path = self.directory / which / str(step)
+      self._saved[which][step] = loss_of(path)
+    self._pending = {}
+    self._failed = {}
+
+  @functools.cached_property
+  def _writers(self):
+    """An asynchronous writer for each kind."""
+    ocp = orbax()
+    self.tidy()
+    return {
+      which: ocp.AsyncCheckpointer(
+        ocp.CompositeCheckpointHandler(),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          barrier_sync_key_prefix=which
+        ),
+      )
+      for which in (LATEST, BEST)
+    }
+
+  def tidy(self) -> None:
+    """Makes the folders; removes what killed processes have left in them."""
+    for which in (LATEST, BEST):
+      folder = self.directory / which
+      folder.mkdir(parents=True, exist_ok=True)
+      if jax.process_index() == 0:
+        for path in folder.glob('*.orbax-checkpoint-tmp*'):
+          shutil.rmtree(path, ignore_errors=True)
+      self._drop_superfluous(which)
+    if jax.process_index() == 0:
+      shutil.rmtree(self.directory / DELETED, ignore_errors=True)
+
+  def has(self, which: str, step: int) -> bool:
+    return step in self._saved[which]
+
+  def save(self, which: str, state: TrainState, meta: dict) -> bool:
+    """Starts writing a host copy of the state; returns before it is on disk.
+
+    Args:
+      which: LATEST or BEST.
+      state: on device or host.
+      meta: JSON-able; 'step' and checksums are added.
+
+    Returns:
+      False if the write before this one or the start of this one failed (say,
+      a full disk); the reason is then in `last_error`. Earlier checkpoints are
+      untouched.
+    """
+    ocp = orbax()
+    # Several processes agree on one write at a time.
+    for kind in (LATEST, BEST) if jax.process_count() > 1 else (which,):
+      self._finish(kind)
+    failed_before = which in self._failed
+    params, ema, rest = to_host(split_state(state))
+    step, loss = int(rest['step']), float(meta.get('best_loss', np.inf))
+    if step in self._saved[which]:
+      self._delete(which, step)
+    checksums = {
+      'checksum': checksum(params, ema, rest),
+      'weights_checksum': checksum(params if ema is None else ema),
+    }
+    items = {
+      'params': ocp.args.StandardSave(params),
+      'rest': ocp.args.StandardSave(rest),
+      'meta': ocp.args.JsonSave({**meta, 'step': step, **checksums}),
+    }
+    if ema is not None:
+      items['ema'] = ocp.args.StandardSave(ema)
+    self._pending[which] = step, loss
+    try:
+      self._writers[which].save(
+        self.directory / which / str(step), args=ocp.args.Composite(**items)
+      )
+    except Exception as e:
+      del self._pending[which]
+      self._failed[which] = reason(e)
+      return False
+    return not failed_before
+
+  def wait(self) -> bool:
+    """Blocks until all is on disk; False if the newest of a kind is not."""
+    for which in (LATEST, BEST):
+      self._finish(which)
+    return not self._failed
+
+  @property
+  def last_error(self) -> str:
+    return next(iter(self._failed.values()), '')
+
+  def close(self) -> None:
+    self.wait()
+    if '_writers' in self.__dict__:
+      for writer in self._writers.values():
+        writer.close()
+
+  def _finish(self, which: str) -> None:
+    """Waits for the write under way; then what it replaces may go."""
+    if which not in self._pending:
+      return
+    step, loss = self._pending.pop(which)
+    try:
+      self._writers[which].wait_until_finished()
+    except Exception as e:
+      self._failed[which] = reason(e)
+      return
+    self._failed.pop(which, None)
+    self._saved[which][step] = loss
+    self._drop_superfluous(which)
+
+  def _drop_superfluous(self, which: str) -> None:
+    """Keeps the newest of the latest, and the lowest loss of the best."""
+    saved = self._saved[which]
+    if which == LATEST:
+      superfluous = sorted(saved)[: -self._keep]
+    else:
+      superfluous = sorted(saved, key=lambda s: (saved[s], s))[1:]
+    for step in superfluous:
+      self._delete(which, step)
+
+  def _delete(self, which: str, step: int) -> None:
+    """Out of sight by a rename first: a kill leaves no half checkpoint."""
+    del self._saved[which][step]
+    if jax.process_index() == 0:
+      trash = _move(self.directory, which, step, DELETED)
+      shutil.rmtree(trash, ignore_errors=True)
+
+  def set_aside(self, which: str, step: int) -> None:
+    """Moves a checkpoint to checkpoints/damaged, unless it is the only one."""
+    self.wait()
+    if step in self._saved[which] and sum(map(len, self._saved.values())) > 1:
+      del self._saved[which][step]
+      if jax.process_index() == 0:
+        _move(self.directory, which, step, DAMAGED)
+
+  def replace_best(self, state, meta: dict, validation: str) -> bool:
+    """Moves the best checkpoints aside whose meta has another `validation`.
+
+    To checkpoints/replaced: their losses do not compare with those to come.
+
+    Args:
+      state, meta: as restored; kept as the latest before, lest the run have no
+        checkpoint until its next best is on disk.
+
+    Returns:
+      False if that could not be written. Then nothing was moved.
+    """
+    if not self.has(LATEST, int(state.step)):
+      self.save(LATEST, state, meta)
+    if not self.wait():
+      return False
+    for step in sorted(self._saved[BEST]):
+      try:
+        of = read_meta(self.directory / BEST / str(step)).get('validation')
+      except (OSError, ValueError):
+        of = None
+      if of != validation:
+        del self._saved[BEST][step]
+        if jax.process_index() == 0:
+          _move(self.directory, BEST, step, REPLACED)
+    return True
+
+  def restore_latest(self, target: TrainState, log=print):
+    """(state, meta) of the newest whole checkpoint, or None if there is none.
+
+    Best ones count too: each holds all there is, and a run killed between two
+    saves of the latest may have left a newer best. Once one could be read,
+    those newer than it, which could not, are moved to checkpoints/damaged.
+
+    Args:
+      target: a TrainState of arrays or ShapeDtypeStructs, for the structure.
+
+    Raises:
+      UserError: there are checkpoints, and none of them can be read. All is
+        left as it was.
+    """
+    found = list_steps(self.directory)
+    problems = []
+    for i, (which, step) in enumerate(found):
+      path = self.directory / which / str(step)
+      try:
+        restored = restore_state(path, target)
+      except Exception as e:
+        problems.append(f'checkpoint {path} cannot be read ({reason(e)})')
+        continue
+      for problem in problems:
+        log(
+          f'warning: {problem}; it is moved to checkpoints/{DAMAGED} and '
+          f'{which}/{step} is taken'
+        )
+      for bad_which, bad_step in found[:i]:
+        del self._saved[bad_which][bad_step]
+        if jax.process_index() == 0:
+          _move(self.directory, bad_which, bad_step, DAMAGED)
+      return restored
+    if problems:
+      raise UserError(
+        '\n  '.join(['no checkpoint can be read:', *problems])
+        + '\nNothing was changed. Put a copy back, or choose another '
+        '--workdir to start afresh'
+      )
+    return None
+
+
+def _move(directory, which: str, step: int, folder: str) -> pathlib.Path:
+  """Renames a checkpoint into a folder beside, under a name not yet used."""
+  target = directory / folder
+  target.mkdir(exist_ok=True)
+  name, n = f'{which}-{step}', 0
+  while (target / name).exists():
+    n += 1
+    name = f'{which}-{step}.{n}'
+  return (directory / which / str(step)).rename(target / name)

@@ -1,0 +1,115 @@
+"""A run's model over every token of a text, its own or another.
+
+The numbers come from the Evaluator that training uses: they mean the same.
+"""
+
+import contextlib
+import pathlib
+import tempfile
+import types
+
+import jax
+
+from gpt import devices
+from gpt.data import prepare
+from gpt.data.sources import find_sources
+from gpt.errors import UserError
+from gpt.training.evaluation import Evaluator
+
+
+@contextlib.contextmanager
+def open_dataset(loaded, workdir, path: str = '', split: str = '', log=print):
+  """The text to judge a model by, encoded by the model's own tokenizer.
+
+  Args:
+    loaded: LoadedModel of `workdir`.
+    path: files or globs as in data.path, of the run's data.format; '': the
+      run's own data. Their tokens are kept in a temporary directory; those of
+      the run in its cache.
+    split: 'val', 'train' or 'all'. '': 'val' for the run's own text, 'all' for
+      any other (none of which was trained on).
+    log: called with lines worth telling.
+
+  Yields:
+    (dataset as data.create_dataset gives it, split).
+
+  Raises:
+    UserError: no text there, or too little of it.
+  """
+  workdir = pathlib.Path(workdir)
+  config = types.SimpleNamespace(
+    seed=0,
+    batch_size=1,
+    model=types.SimpleNamespace(block_size=loaded.cfg.block_size),
+    data=types.SimpleNamespace(**loaded.config['data']),
+  )
+  before = loaded.data
+  sources = find_sources(
+    path or config.data.path, prefer='' if path else before.get('kind', '')
+  )
+  with tempfile.TemporaryDirectory(prefix='rgpt-evaluate-') as temporary:
+    own_cache = config.data.cache_dir or workdir / 'cache'
+    corpus = prepare.open_data(
+      config.data,
+      sources,
+      loaded.tokenizer,
+      temporary if path else own_cache,
+      log,
+    )
+    own = corpus.info.text_sha256 == before.get('text_sha256')
+    if before and not own and not path:
+      log(
+        'warning: the text has changed since this run was trained: it was '
+        f'{before.get("description")}, is {corpus.description}'
+      )
+    if not (before or path):
+      log(
+        'note: it is not known what this run was trained on; this is '
+        f'{corpus.description}'
+      )
+    split = split or ('val' if own or not path else 'all')
+    dataset = prepare.create_dataset(
+      config,
+      corpus,
+      loaded.tokenizer,
+      splits=(),  # A short last window is no error.
+      log=log,
+    )
+    if dataset.targets(split) < 1:
+      what = getattr(corpus, 'noun', 'tokens')
+      raise UserError(
+        f'nothing to evaluate: split {split} of {corpus.description} has '
+        f'{corpus.size(split)} {what}. Give more text with --data, or another '
+        '--split'
+      )
+    yield dataset, split
+
+
+def full_pass(loaded, dataset, split: str, progress=None) -> dict:
+  """What the Evaluator says of a whole split.
+
+  Args:
+    progress: called with the number of targets before each batch.
+  """
+  mesh = devices.create_mesh(jax.device_count())
+  params = devices.put_replicated(loaded.params, mesh)
+  watched = dataset if progress is None else _Watched(dataset, progress)
+  return Evaluator(loaded.model, mesh, watched)(params, split, None)
+
+
+class _Watched:
+  """A dataset that tells how far it has been read."""
+
+  def __init__(self, dataset, progress):
+    self._dataset, self._progress = dataset, progress
+
+  def __getattr__(self, name):
+    return getattr(self._dataset, name)
+
+  def with_loss(self, loss_on):
+    return _Watched(self._dataset.with_loss(loss_on), self._progress)
+
+  def eval_batches(self, *args):
+    for batch in self._dataset.eval_batches(*args):
+      self._progress(int(batch['weights'].sum()))
+      yield batch

@@ -1,0 +1,138 @@
+"""What is known about a run: one dict for machines, one page for people."""
+
+import dataclasses
+import importlib.metadata
+import math
+import platform
+
+import jax
+
+from gpt.runs import checkpoint
+from gpt.runs.load import LoadedModel, params_sha256
+from gpt.runs.metrics import duration
+
+PACKAGES = {
+  'rgpt': 'rgpt',
+  'jax': 'jax',
+  'jaxlib': 'jaxlib',
+  'flax': 'flax',
+  'optax': 'optax',
+  'orbax': 'orbax-checkpoint',
+  'numpy': 'numpy',
+}
+
+
+def describe(loaded: LoadedModel, workdir) -> dict:
+  """JSON-able facts about a run and the checkpoint that was loaded.
+
+  Returns:
+    workdir, name, which, checkpoint (its path), step, total_steps (the
+    target), best_loss (nats/token on the validation estimate), elapsed_s (of
+    training), architecture (every field of GPTConfig), parameters (how many
+    numbers), params_sha256 (see load.params_sha256), tokenizer, data (text,
+    description, text_sha256), checkpoints ({'best': [steps], 'latest':
+    [steps]}), versions, config (the run's, all of it).
+  """
+  tokenizer, meta = loaded.tokenizer, loaded.meta
+  return {
+    'workdir': str(workdir),
+    'name': loaded.name,
+    'which': loaded.which,
+    'checkpoint': str(loaded.path),
+    'step': loaded.step,
+    'total_steps': loaded.config['total_steps'],
+    'best_loss': finite(meta.get('best_loss')),
+    'elapsed_s': finite(meta.get('elapsed_s')),
+    'architecture': dataclasses.asdict(loaded.cfg),
+    'parameters': sum(x.size for x in jax.tree.leaves(loaded.params)),
+    'params_sha256': params_sha256(loaded.params),
+    'tokenizer': {
+      'kind': tokenizer.kind,
+      'vocab_size': tokenizer.vocab_size,
+      'special_tokens': tokenizer.special_tokens,
+      'fingerprint': tokenizer.fingerprint,
+    },
+    'data': {'path': loaded.config['data']['path'], **loaded.data},
+    'checkpoints': checkpoint.steps_by_kind(loaded.path.parent.parent),
+    'versions': versions(),
+    'config': loaded.config,
+  }
+
+
+def versions() -> dict:
+  """Installed versions by short name; None where a package is missing."""
+  found = {'python': platform.python_version()}
+  for name, package in PACKAGES.items():
+    try:
+      found[name] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = None
+  return found
+
+
+def finite(x) -> float | None:
+  """JSON knows no inf or nan."""
+  return None if x is None or not math.isfinite(x) else float(x)
+
+
+def page(facts: dict) -> str:
+  """The facts of `describe` for people, one topic a line."""
+  lines = {
+    'run': f'{facts["workdir"]} ({facts["name"]})',
+    'checkpoint': _checkpoint_line(facts),
+    'architecture': _architecture_line(facts['architecture']),
+    'parameters': f'{facts["parameters"]:,}',
+    'tokenizer': _tokenizer_line(facts['tokenizer']),
+    'data': facts['data'].get('description') or facts['data']['path'],
+    'checkpoints': '; '.join(
+      f'{which}: {", ".join(map(str, steps)) or "none"}'
+      for which, steps in facts['checkpoints'].items()
+    ),
+    'versions': ', '.join(
+      f'{name} {version or "missing"}'
+      for name, version in facts['versions'].items()
+    ),
+    'params_sha256': facts['params_sha256'],
+  }
+  width = max(map(len, lines))
+  return '\n'.join(f'{name:{width}}  {text}' for name, text in lines.items())
+
+
+def _checkpoint_line(facts: dict) -> str:
+  parts = [f'{facts["which"]}, step {facts["step"]} of {facts["total_steps"]}']
+  if facts['best_loss'] is not None:
+    parts.append(f'best val loss {facts["best_loss"]:.4f} nats/token')
+  if facts['elapsed_s']:
+    parts.append(f'after {duration(facts["elapsed_s"])}')
+  return ', '.join(parts)
+
+
+def _architecture_line(cfg: dict) -> str:
+  """The shape in words, then every option that is on."""
+  parts = [
+    f'{cfg["arch"]}: {cfg["n_layer"]} layers x {cfg["n_embd"]}',
+    f'{cfg["n_head"]} heads',
+    f'context {cfg["block_size"]}',
+    f'MLP {cfg["mlp"]}',
+    f'positions {cfg["pos"]}',
+  ]
+  if cfg['n_kv_head'] not in (0, cfg['n_head']):
+    parts.append(f'{cfg["n_kv_head"]} key/value heads')
+  parts += [
+    name
+    for name in ('embed_norm', 'qk_norm', 'final_norm', 'tied_embeddings')
+    if cfg[name]
+  ]
+  if cfg['logit_softcap']:
+    parts.append(f'logits capped at {cfg["logit_softcap"]:g}')
+  return ', '.join([*parts, cfg['dtype']])
+
+
+def _tokenizer_line(tokenizer: dict) -> str:
+  extra = [
+    name
+    for name in tokenizer['special_tokens']
+    if name not in ('<|bos|>', '<|eos|>')
+  ]
+  with_extra = f', with {", ".join(extra)}' if extra else ''
+  return f'{tokenizer["kind"]}, {tokenizer["vocab_size"]:,} tokens{with_extra}'

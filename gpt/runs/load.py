@@ -1,0 +1,186 @@
+"""A workdir -> a model ready to use: no data, no optimizer, no surprises.
+
+It exists so that generating, evaluating, inspecting and serving read a run in
+one way, quickly (the weights alone are restored), and pass over a checkpoint
+that a disk has damaged.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt.data import record
+from gpt.errors import UserError
+from gpt.model import GPT, GPTConfig, abstract_params
+from gpt.runs import checkpoint
+from gpt.runs import workdir as run
+from gpt.runs.checkpoint import BEST
+from gpt.tokenizers import Tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedModel:
+  """What a run has learnt, and what is needed to use it.
+
+  Attributes:
+    model, cfg: the linen module and its config, resolved for this backend.
+    params: numpy tree float32; the running average where the run keeps one.
+    tokenizer: the run's own.
+    config: the run's configuration as nested dicts (see configs/default.py).
+    data: what the run knows of its text: {} or 'kind', 'description' and
+      'text_sha256'.
+    meta: of the checkpoint: 'step', 'best_loss', 'elapsed_s', ...
+    path: directory of the checkpoint that was read.
+  """
+
+  model: GPT
+  cfg: GPTConfig
+  params: Any
+  tokenizer: Tokenizer
+  config: dict
+  data: dict
+  meta: dict
+  path: pathlib.Path
+
+  @property
+  def step(self) -> int:
+    """Completed training steps of these weights."""
+    return int(self.meta['step'])
+
+  @property
+  def which(self) -> str:
+    """'best' or 'latest': where the checkpoint was found."""
+    return self.path.parent.name
+
+  @property
+  def name(self) -> str:
+    """RandyGPT's name for it, such as 'randygpt-6L-8H-256D'."""
+    cfg = self.cfg
+    return f'randygpt-{cfg.n_layer}L-{cfg.n_head}H-{cfg.n_embd}D'
+
+
+def warn(text: str) -> None:
+  """Prints a line on stderr, where it does not mix with what is generated."""
+  print(f'warning: {text}', file=sys.stderr, flush=True)
+
+
+def load_model(workdir, which: str = BEST, log=warn) -> LoadedModel:
+  """Reads a run's best or latest model.
+
+  A checkpoint that cannot be read is passed over with a warning: after the
+  best comes the latest, and the other way round.
+
+  Args:
+    workdir: directory of a run.
+    which: 'best' (the lowest validation loss) or 'latest'.
+    log: called with warnings.
+
+  Raises:
+    UserError: no such run, no checkpoint, or damage that leaves nothing.
+  """
+  workdir = pathlib.Path(workdir)
+  paths = checkpoint.candidates(workdir, which)
+  tokenizer = load_tokenizer(workdir)
+  config, cfg = read_configs(workdir, tokenizer.vocab_size)
+  path, (params, meta) = first_readable(
+    paths, lambda path: read_checkpoint(path, cfg), log
+  )
+  data = record.read(workdir)
+  return LoadedModel(GPT(cfg), cfg, params, tokenizer, config, data, meta, path)
+
+
+def read_configs(workdir, vocab_size: int) -> tuple[dict, GPTConfig]:
+  """A run's configuration, and the shape of its model on this backend.
+
+  Raises:
+    UserError: there is none; one that is not of this version.
+  """
+  path = pathlib.Path(workdir) / run.CONFIG
+  config = run.read_config(workdir)
+  if config is None:
+    raise UserError(
+      f'{workdir} holds checkpoints but no {run.CONFIG}: it is not a whole run '
+      'directory. Name another --workdir, or put the file back'
+    )
+  try:
+    # Which kernel trained it does not matter here.
+    options = {**config['model'], 'attention': 'auto'}
+    return config, GPTConfig.from_config(options, vocab_size)
+  except UserError as e:
+    raise UserError(f'{path}: {e}') from e
+  except (KeyError, TypeError) as e:
+    raise UserError(
+      f'{path} is not a config of this version of rgpt: {e}'
+    ) from e
+
+
+def first_readable(paths, read, log=warn):
+  """(path, read(path)) of the first checkpoint for which read does not raise.
+
+  Args:
+    paths: of checkpoint.candidates.
+    log: called with warnings about those before it.
+
+  Raises:
+    UserError: there is none.
+  """
+  problems = []
+  for path in paths:
+    try:
+      found = read(path)
+    except Exception as e:
+      text = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+      problems.append(f'checkpoint {path} cannot be used ({text})')
+      continue
+    for problem in problems:
+      log(f'{problem}; using {path.parent.name} of step {path.name} instead')
+    return path, found
+  raise UserError(
+    f'no checkpoint in {paths[0].parents[2]} can be used:\n  '
+    + '\n  '.join(problems)
+  )
+
+
+def read_checkpoint(path, cfg: GPTConfig):
+  """(params, meta) of one checkpoint directory, checked against the config.
+
+  Raises:
+    ValueError: arrays of other shapes. DamagedCheckpoint and what Orbax raises
+      where bytes are missing or changed.
+  """
+  meta = checkpoint.read_meta(path)
+  int(meta['step'])
+  params = checkpoint.restore_params(path)
+  found = run.flatten(jax.tree.map(_kind, params))
+  wanted = run.flatten(jax.tree.map(_kind, abstract_params(cfg)))
+  for name in sorted(found.keys() | wanted.keys()):
+    if found.get(name) != wanted.get(name):
+      raise ValueError(
+        f'{name} is {found.get(name)}, by the config it is {wanted.get(name)}'
+      )
+  return params, meta
+
+
+def _kind(x) -> str:
+  return f'{np.dtype(x.dtype).name}{list(x.shape)}'
+
+
+def params_sha256(params) -> str:
+  """sha256 (hex) of a parameter tree: what two equal models have in common.
+
+  Over the raw bytes (float32, little-endian, C order, nothing between them) of
+  the leaves in the order of their '/'-joined names, sorted as text:
+  'block_0/fc1', 'block_0/fc2', 'block_0/wk', ..., 'lm_head', 'wpe', 'wte'.
+  """
+  leaves = {
+    name.replace('.', '/'): leaf for name, leaf in run.flatten(params).items()
+  }
+  digest = hashlib.sha256()
+  for name in sorted(leaves):
+    digest.update(np.ascontiguousarray(leaves[name], '<f4').tobytes())
+  return digest.hexdigest()

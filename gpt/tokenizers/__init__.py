@@ -1,0 +1,207 @@
+"""Text <-> token ids: the protocol, loading, building, streaming.
+
+It exists so that the rest of the program never asks which tokenizer it has.
+The kinds live beside it: characters (tokenizer_char), SentencePiece
+(tokenizer_spm), RandyGPT's vocab.json (tokenizer_randy), Hugging Face's
+tokenizer.json (tokenizer_hf).
+"""
+
+import codecs
+import json
+import pathlib
+from typing import Protocol
+
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.tokenizers.base import BOS, EOS, META_FILE
+from gpt.tokenizers.char import CharTokenizer, build_char
+from gpt.tokenizers.huggingface import (
+  HF_FILE,
+  HfTokenizer,
+  build_hf,
+  is_hf_json,
+  read_hf_json,
+)
+from gpt.tokenizers.randygpt import VOCAB_FILE, RandyTokenizer, read_vocab_json
+from gpt.tokenizers.sentencepiece import (
+  MODEL_FILE,
+  SentencePieceTokenizer,
+  build_sentencepiece,
+)
+
+__all__ = [
+  'BOS',
+  'EOS',
+  'CharTokenizer',
+  'HfTokenizer',
+  'RandyTokenizer',
+  'SentencePieceTokenizer',
+  'StreamDecoder',
+  'Tokenizer',
+  'build_tokenizer',
+  'load_tokenizer',
+]
+
+
+class Tokenizer(Protocol):
+  """What every tokenizer offers; all methods are pure and thread-safe."""
+
+  kind: str  # 'char' | 'sentencepiece' | 'randygpt' | 'hf'
+  bos_id: int
+  eos_id: int
+  # Control tokens, which encode() never produces: name -> id.
+  special_tokens: dict[str, int]
+  # Ids a sampler must ban: unk, pad, control tokens; not EOS.
+  unsampleable_ids: tuple[int, ...]
+
+  @property
+  def vocab_size(self) -> int: ...
+
+  @property
+  def fingerprint(self) -> str:
+    """sha256 (hex) of everything that changes encoding."""
+
+  def encode(self, text: str) -> np.ndarray:
+    """int32[n] ids, without BOS or EOS."""
+
+  def decode(self, ids) -> str:
+    """Text of int[n] ids; control tokens give nothing."""
+
+  def token_bytes(self, id: int) -> bytes:
+    """UTF-8 bytes of one id (perhaps part of a character)."""
+
+  def count_unknown(self, text: str) -> dict[str, int]:
+    """Characters that encode() drops, with their counts."""
+
+  def save(self, directory) -> None:
+    """Writes a directory that load_tokenizer reads."""
+
+
+class StreamDecoder:
+  """Decodes one id at a time and never shows half a character.
+
+  The pieces from feed() and the final flush() joined equal decode() of all
+  ids at once.
+  """
+
+  def __init__(self, tokenizer: Tokenizer):
+    self._tokenizer = tokenizer
+    self._utf8 = codecs.getincrementaldecoder('utf-8')('replace')
+
+  def feed(self, id: int) -> str:
+    """The characters that `id` completes, perhaps none."""
+    return self._utf8.decode(self._tokenizer.token_bytes(int(id)))
+
+  def flush(self) -> str:
+    """What is left at the end: U+FFFD if a character stayed incomplete."""
+    text = self._utf8.decode(b'', final=True)
+    self._utf8.reset()
+    return text
+
+
+def build_tokenizer(
+  kind: str, texts, vocab_size: int, special_tokens=(), log=None
+) -> Tokenizer:
+  """Builds a tokenizer from an iterable of str (pieces end at line ends).
+
+  Args:
+    kind: 'char' (vocab_size is ignored: the characters decide),
+      'sentencepiece' or 'hf' (byte-level BPE as microgpt has it).
+    texts: the text without document separators.
+    vocab_size: number of ids wanted, control tokens included.
+    special_tokens: names of extra control tokens.
+    log: called with lines worth telling the user.
+
+  Raises:
+    UserError: unknown kind, empty text or an impossible vocab_size.
+  """
+  if kind == 'char':
+    return build_char(texts, special_tokens)
+  if kind == 'sentencepiece':
+    return build_sentencepiece(texts, vocab_size, special_tokens, log)
+  if kind == 'hf':
+    return build_hf(texts, vocab_size, special_tokens, log)
+  if kind == 'randygpt':
+    raise UserError(
+      'a RandyGPT vocabulary is read, not trained: give its vocab.json as '
+      'data.tokenizer_path, or use data.tokenizer=sentencepiece'
+    )
+  raise UserError(
+    f'unknown tokenizer {kind!r}: allowed are char, sentencepiece, randygpt, hf'
+  )
+
+
+def load_tokenizer(path) -> Tokenizer:
+  """Reads a tokenizer from a workdir, a tokenizer directory or a file.
+
+  Args:
+    path: a run's workdir (with tokenizer/), a directory with tokenizer.json
+      (ours or Hugging Face's), vocab.json or spm.model; or one of these files.
+
+  Raises:
+    UserError: nothing there, or not a tokenizer.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    for directory in (path / 'tokenizer', path):
+      if (directory / META_FILE).is_file():
+        return _load_directory(directory)
+    for name in (VOCAB_FILE, MODEL_FILE):
+      if (path / name).is_file():
+        return load_tokenizer(path / name)
+    raise UserError(
+      f'no tokenizer in {path}: expected tokenizer/{META_FILE} (a workdir), '
+      f'{META_FILE}, {VOCAB_FILE} or {MODEL_FILE}'
+    )
+  if not path.exists():
+    raise UserError(
+      f'no such tokenizer: {path} (a workdir, a tokenizer directory, a '
+      'vocab.json, a Hugging Face tokenizer.json or a SentencePiece model is '
+      'wanted)'
+    )
+  if path.name == META_FILE:
+    return _load_directory(path.parent)
+  if path.suffix == '.json':
+    if is_hf_json(_parsed(path)):
+      return read_hf_json(path)
+    return read_vocab_json(path)
+  try:
+    return SentencePieceTokenizer(path.read_bytes())
+  except OSError as e:
+    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
+  except UserError as e:
+    raise UserError(f'{path}: {e}') from e
+
+
+def _parsed(path: pathlib.Path):
+  """A file's JSON, or None."""
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    return None
+
+
+def _load_directory(directory: pathlib.Path) -> Tokenizer:
+  meta_path = directory / META_FILE
+  try:
+    meta = json.loads(meta_path.read_text(encoding='utf-8'))
+    if is_hf_json(meta):
+      return HfTokenizer(meta_path.read_bytes())
+    kind = meta['kind']
+    if kind == 'char':
+      return CharTokenizer.from_meta(meta)
+    if kind == 'sentencepiece':
+      model = (directory / meta['model']).read_bytes()
+      return SentencePieceTokenizer(model, meta.get('requested_vocab_size', 0))
+    if kind == 'hf':
+      data = (directory / HF_FILE).read_bytes()
+      return HfTokenizer(data, meta.get('requested_vocab_size', 0))
+    if kind == 'randygpt':
+      names = meta.get('special_tokens', ())
+      return read_vocab_json(directory / VOCAB_FILE, names)
+  except UserError as e:
+    raise UserError(f'{directory}: {e}') from e
+  except (OSError, ValueError, TypeError, KeyError) as e:
+    raise UserError(f'damaged tokenizer in {directory}: {e!r}') from e
+  raise UserError(f'unknown tokenizer kind {kind!r} in {meta_path}')

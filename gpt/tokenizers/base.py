@@ -1,0 +1,124 @@
+"""What every tokenizer shares: a table of bytes per id, files, a fingerprint.
+
+It exists so that decoding is the same few lines for every kind: the bytes of
+the ids are joined and read as UTF-8. `StreamDecoder` does exactly that one id
+at a time, so a streamed text always equals the text decoded at once.
+"""
+
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.files import write_atomic
+
+BOS = '<|bos|>'
+EOS = '<|eos|>'
+META_FILE = 'tokenizer.json'
+
+
+def iter_lines(text: str):
+  """Lines by '\\n' alone, newline kept (str.splitlines knows ten others)."""
+  start = 0
+  while start < len(text):
+    end = text.find('\n', start) + 1 or len(text)
+    yield text[start:end]
+    start = end
+
+
+def replace_surrogates(text: str) -> str:
+  """Lone surrogates have no UTF-8 form: U+FFFD, as a UTF-8 reader gives."""
+  if text.isascii():
+    return text
+  return text.encode('utf-16-le', 'surrogatepass').decode(
+    'utf-16-le', 'replace'
+  )
+
+
+def check_special_tokens(names) -> tuple[str, ...]:
+  """Names of extra control tokens, each non-empty and given once."""
+  names = tuple(names)
+  if len(set(names)) != len(names) or not all(names):
+    raise UserError(f'special tokens must be distinct and non-empty: {names}')
+  if reserved := {BOS, EOS} & set(names):
+    raise UserError(f'{sorted(reserved)} exist in every tokenizer already')
+  return names
+
+
+class BaseTokenizer:
+  """Shared part of the tokenizers; subclasses set the fields and `encode`.
+
+  Subclass fields: `kind`, `bos_id`, `eos_id`, `special_tokens`,
+  `unsampleable_ids`, `_bytes` (bytes of every id; b'' for control tokens).
+  """
+
+  kind: str
+  bos_id: int
+  eos_id: int
+  special_tokens: dict[str, int]
+  unsampleable_ids: tuple[int, ...]
+  requested_vocab_size: int = 0
+  _bytes: list[bytes]
+
+  @property
+  def vocab_size(self) -> int:
+    """Number of ids, control tokens included."""
+    return len(self._bytes)
+
+  def token_bytes(self, id: int) -> bytes:
+    """UTF-8 bytes that `id` stands for; b'' for control tokens."""
+    if not 0 <= id < len(self._bytes):
+      raise UserError(
+        f'token id {id} is outside the vocabulary: allowed are 0 to '
+        f'{len(self._bytes) - 1}'
+      )
+    return self._bytes[id]
+
+  def decode(self, ids) -> str:
+    """Text of int[n] ids; invalid UTF-8 becomes U+FFFD, control tokens ''."""
+    try:
+      ids = np.asarray(ids, dtype=np.int64).reshape(-1)
+    except OverflowError:
+      self.token_bytes(max(ids, key=abs))
+    if ids.size and (ids.min() < 0 or ids.max() >= len(self._bytes)):
+      bad = int(ids[(ids < 0) | (ids >= len(self._bytes))][0])
+      self.token_bytes(bad)
+    table = self._bytes
+    return b''.join([table[i] for i in ids.tolist()]).decode('utf-8', 'replace')
+
+  def count_unknown(self, text: str) -> dict[str, int]:
+    """Characters of `text` that encode() drops, with their counts."""
+    del text
+    return {}
+
+  def _meta(self) -> dict:
+    """Fields of tokenizer.json beside 'kind' that change encoding."""
+    raise NotImplementedError
+
+  def _files(self) -> dict[str, bytes]:
+    """Further files: name -> content."""
+    return {}
+
+  @property
+  def fingerprint(self) -> str:
+    """sha256 (hex) of everything that changes what encode() returns."""
+    digest = hashlib.sha256()
+    meta = {'kind': self.kind, **self._meta()}
+    parts = {'meta': json.dumps(meta, sort_keys=True).encode()}
+    for name, data in sorted({**parts, **self._files()}.items()):
+      digest.update(f'{name}\0{len(data)}\0'.encode() + data)
+    return digest.hexdigest()
+
+  def save(self, directory) -> None:
+    """Writes the tokenizer; tokenizer.json comes last and makes it valid."""
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, data in self._files().items():
+      write_atomic(directory / name, data)
+    meta = {'kind': self.kind, 'vocab_size': self.vocab_size, **self._meta()}
+    if self.requested_vocab_size:
+      meta['requested_vocab_size'] = self.requested_vocab_size
+    text = json.dumps(meta, indent=1) + '\n'
+    write_atomic(directory / META_FILE, text.encode())

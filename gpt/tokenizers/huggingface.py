@@ -1,0 +1,292 @@
+"""Hugging Face's tokenizer.json: what microgpt's models speak.
+
+Read with the `tokenizers` library (extra: hf), and trained with it as microgpt
+does: byte-level BPE whose document mark `<bos>` stands at both ends, and whose
+control tokens have ids 0, 1, 2, ... in the order given. Unlike microgpt's, our
+vocabularies hold all 256 bytes, so that no text is lost.
+"""
+
+import functools
+import json
+import pathlib
+import re
+
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.tokenizers.base import (
+  BOS,
+  EOS,
+  BaseTokenizer,
+  check_special_tokens,
+  replace_surrogates,
+)
+from gpt.tokenizers.sentencepiece import TRAIN_BYTES, sample_lines
+
+# tokenizer.json of a tokenizer directory is ours (it names the kind).
+HF_FILE = 'hf_tokenizer.json'
+PROBE = ' a\n\n\tb  e\u0301\U0001f642\x00\r\n12 <bos><|bos|>'
+
+
+def _library():
+  try:
+    import tokenizers
+  except ImportError as e:
+    raise UserError(
+      'a Hugging Face tokenizer needs the `tokenizers` library: '
+      "pip install 'rgpt[hf]' (or: pip install tokenizers)"
+    ) from e
+  return tokenizers
+
+
+def our_name(content: str) -> str:
+  """'<user>' -> '<|user|>'; other names stay as they are."""
+  match = re.fullmatch(r'<(\w+)>', content)
+  return f'<|{match[1]}|>' if match else content
+
+
+def their_name(name: str) -> str:
+  """'<|user|>' -> '<user>', microgpt's spelling."""
+  match = re.fullmatch(r'<\|(\w+)\|>', name)
+  return f'<{match[1]}>' if match else name
+
+
+@functools.cache
+def byte_alphabet() -> dict[str, int]:
+  """The printable character that stands for each byte -> the byte.
+
+  Bytes that print stand for themselves, the others for U+0100 and following
+  in their order (GPT-2, encoder.py, bytes_to_unicode).
+  """
+  plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [b for b in range(256) if b not in plain]
+  table = {chr(b): b for b in plain}
+  return table | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+class HfTokenizer(BaseTokenizer):
+  """A tokenizer.json; encode and decode are thread-safe.
+
+  Args:
+    data: the file's bytes, which are kept as they are.
+    requested_vocab_size: what training asked for; a small text gives less.
+
+  Raises:
+    UserError: no `tokenizers` library; not such a file; one that loses text
+      (a normalizer, a space put in front) or has no `<bos>`.
+  """
+
+  kind = 'hf'
+
+  def __init__(self, data: bytes, requested_vocab_size: int = 0):
+    tokenizers = _library()
+    try:
+      self._tokenizer = tokenizers.Tokenizer.from_str(data.decode('utf-8'))
+      # As the library writes it: with all that older files leave out.
+      spec = json.loads(self._tokenizer.to_str())
+    except Exception as e:  # The library raises bare Exception.
+      raise UserError(f'not a Hugging Face tokenizer.json: {e}') from e
+    self._tokenizer.encode_special_tokens = True  # As text: never as control.
+    self._tokenizer.no_truncation()
+    self._tokenizer.no_padding()
+    self.data = data
+    self.requested_vocab_size = requested_vocab_size
+    _check_lossless_parts(spec)
+    control = {
+      t['content']: t['id'] for t in spec['added_tokens'] if t['special']
+    }
+    names = {our_name(content): id for content, id in control.items()}
+    if BOS not in names:
+      raise UserError(
+        'this tokenizer.json has no document mark: a special token <bos> (or '
+        f'{BOS}) is needed; its special tokens: {sorted(control) or "none"}'
+      )
+    self.bos_id = names[BOS]
+    self.eos_id = names.get(EOS, self.bos_id)  # microgpt: <bos> at both ends.
+    self.special_tokens = {BOS: self.bos_id, EOS: self.eos_id} | names
+    self.unsampleable_ids = tuple(sorted(set(control.values()) - {self.eos_id}))
+    self._bytes = self._table(spec, set(control.values()))
+    self._unknown_token = spec['model'].get('unk_token') is not None
+    self._missing = self._missing_bytes(spec)
+    self._check_round_trip(control)
+
+  def _table(self, spec, control) -> list[bytes]:
+    """Bytes of every id."""
+    vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+    if sorted(vocab.values()) != list(range(len(vocab))):
+      raise UserError(
+        f'this tokenizer.json gives {len(vocab)} tokens ids that are not '
+        f'0 to {len(vocab) - 1}'
+      )
+    to_bytes = _token_reader(spec)
+    added = {t['id']: t['content'] for t in spec['added_tokens']}
+    table = [b''] * len(vocab)
+    for token, id in vocab.items():
+      if id not in control:
+        table[id] = added[id].encode() if id in added else to_bytes(token)
+    return table
+
+  def _missing_bytes(self, spec) -> frozenset[int] | None:
+    """Bytes without a token, or None where whole characters are the units."""
+    if self._unknown_token:
+      return frozenset()
+    single = {b[0] for b in self._bytes if len(b) == 1}
+    byte_level = spec['decoder']['type'] == 'ByteLevel'
+    if byte_level or spec['model'].get('byte_fallback'):
+      return frozenset(range(256)) - single
+    self._characters = frozenset(
+      b.decode() for b in self._bytes if b and len(b.decode()) == 1
+    )
+    return None
+
+  def _check_round_trip(self, control) -> None:
+    probe = ''.join(c for c in PROBE if not self._is_unknown(c))
+    ids = self.encode(PROBE).tolist()
+    if set(ids) & set(control.values()) and not self._unknown_token:
+      raise UserError(
+        'this tokenizer.json turns text into control tokens: its special '
+        'tokens must not be reachable by merges'
+      )
+    if self.decode(ids) != probe and not self._unknown_token:
+      raise UserError(
+        'this tokenizer.json does not give back the text it encodes; train '
+        'one here with data.tokenizer=hf'
+      )
+
+  def _is_unknown(self, char: str) -> bool:
+    if self._missing is None:
+      return char not in self._characters
+    return bool(self._missing) and not self._missing.isdisjoint(char.encode())
+
+  def encode(self, text: str) -> np.ndarray:
+    """int32[n] ids; characters without tokens are dropped."""
+    text = replace_surrogates(text)
+    if self._missing is None or self._missing:
+      known = {c: not self._is_unknown(c) for c in set(text)}
+      if not all(known.values()):
+        text = ''.join(c for c in text if known[c])
+    encoding = self._tokenizer.encode(text, add_special_tokens=False)
+    return np.array(encoding.ids, np.int32)
+
+  def count_unknown(self, text: str) -> dict[str, int]:
+    text = replace_surrogates(text)
+    unknown = sorted(c for c in set(text) if self._is_unknown(c))
+    return {c: text.count(c) for c in unknown}
+
+  def _files(self) -> dict[str, bytes]:
+    return {HF_FILE: self.data}
+
+  def _meta(self) -> dict:
+    return {'file': HF_FILE}
+
+
+def _check_lossless_parts(spec) -> None:
+  """Raises UserError for parts of a tokenizer that change the text."""
+  problem = ''
+  steps = spec['pre_tokenizer'] or {}
+  for step in steps.get('pretokenizers', [steps]):
+    if step.get('add_prefix_space') and step['type'] == 'ByteLevel':
+      problem = 'puts a space in front of the text (add_prefix_space)'
+    elif step.get('behavior', 'Isolated').lower() == 'removed':
+      problem = 'removes what it splits the text at'
+    elif step.get('type') not in (None, 'ByteLevel', 'Split', 'Digits'):
+      problem = f'has a pre-tokenizer that may lose text ({step["type"]})'
+  if spec['normalizer'] is not None:
+    problem = f'changes the text first ({spec["normalizer"]["type"]})'
+  if spec['model']['type'] != 'BPE' or spec['model'].get('dropout'):
+    problem = f'is no plain BPE but {spec["model"]["type"]}'
+  if problem:
+    raise UserError(
+      f'this tokenizer.json {problem}: only lossless BPE is read here'
+    )
+
+
+def _token_reader(spec):
+  """The function from a token's text to its bytes, by the decoder."""
+  decoder = spec['decoder'] or {'type': 'none'}
+  steps = [step['type'] for step in decoder.get('decoders', [decoder])]
+  if steps == ['ByteLevel']:
+    alphabet = byte_alphabet()
+
+    def read(token: str) -> bytes:
+      if all(c in alphabet for c in token):
+        return bytes(alphabet[c] for c in token)
+      return token.encode()
+
+    return read
+  if steps in (['Fuse'], ['ByteFallback', 'Fuse']):
+
+    def read(token: str) -> bytes:
+      byte = re.fullmatch(r'<0x([0-9A-F]{2})>', token)
+      if byte and 'ByteFallback' in steps:
+        return bytes([int(byte[1], 16)])
+      return token.encode()
+
+    return read
+  raise UserError(
+    f'this tokenizer.json has the decoder {steps}: allowed are ByteLevel, '
+    'Fuse, and ByteFallback with Fuse'
+  )
+
+
+def is_hf_json(meta) -> bool:
+  """Whether parsed JSON is a Hugging Face tokenizer."""
+  return isinstance(meta, dict) and 'model' in meta and 'added_tokens' in meta
+
+
+def build_hf(
+  texts, vocab_size: int, special_tokens=(), log=None, max_bytes=TRAIN_BYTES
+) -> HfTokenizer:
+  """Trains byte-level BPE on an iterable of str.
+
+  Args:
+    texts: pieces of text that end at line ends.
+    vocab_size: ids wanted, control tokens and 256 bytes included; a small
+      text gives fewer.
+    special_tokens: extra control tokens; their ids follow that of BOS, 0.
+    log: called with a line of text when only a sample is used.
+    max_bytes: larger texts are sampled by line.
+
+  Raises:
+    UserError: no `tokenizers` library, no text, vocab_size too small.
+  """
+  tokenizers = _library()
+  names = [their_name(n) for n in (BOS, *check_special_tokens(special_tokens))]
+  least = len(names) + 256
+  if vocab_size < least:
+    raise UserError(
+      f'cannot train a tokenizer with vocab_size={vocab_size}: the control '
+      f'tokens and bytes alone take {least}; try {least + 256} or more'
+    )
+  lines, fraction = sample_lines(texts, max_bytes)
+  if not lines:
+    raise UserError('cannot train a tokenizer: the text is empty')
+  if fraction < 1 and log:
+    log(
+      f'tokenizer: training on a random {fraction:.4g} of the lines (at most '
+      f'{max_bytes / 1e6:g} MB)'
+    )
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  tokenizer.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=[tokenizers.AddedToken(n, special=True) for n in names],
+    initial_alphabet=sorted(byte_alphabet()),
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(map(replace_surrogates, lines), trainer)
+  return HfTokenizer(tokenizer.to_str().encode(), vocab_size)
+
+
+def read_hf_json(path) -> HfTokenizer:
+  """Reads a tokenizer.json; UserError names the file and the fault."""
+  path = pathlib.Path(path)
+  try:
+    return HfTokenizer(path.read_bytes())
+  except OSError as e:
+    raise UserError(f'cannot read {path}: {e.strerror}') from e
+  except UserError as e:
+    raise UserError(f'{path}: {e}') from e

@@ -1,0 +1,188 @@
+"""RandyGPT's vocab.json: models trained elsewhere use these files.
+
+Encoding follows formats.md: lines are encoded on their own and joined by the
+id of the newline; inside a line the applicable merge with the lowest merged
+id is applied everywhere, left to right, until none applies.
+"""
+
+import heapq
+import json
+import pathlib
+
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.tokenizers.base import BOS, EOS, BaseTokenizer, check_special_tokens
+
+VOCAB_FILE = 'vocab.json'
+
+
+def merge_everywhere(symbols: list[int], pair, merged: int) -> list[int]:
+  """`symbols` with each occurrence of `pair` merged, left to right."""
+  out, i = [], 0
+  while i < len(symbols):
+    if tuple(symbols[i : i + 2]) == pair:
+      out.append(merged)
+      i += 2
+    else:
+      out.append(symbols[i])
+      i += 1
+  return out
+
+
+def merge_by_passes(symbols: list[int], merges: dict) -> list[int]:
+  """The rule as formats.md words it: one pass per lowest merged id.
+
+  Args:
+    symbols: ids of one line.
+    merges: {(left id, right id): merged id}.
+  """
+  while True:
+    found = [merges.get(p, -1) for p in zip(symbols, symbols[1:])]
+    found = [m for m in found if m >= 0]
+    if not found:
+      return symbols
+    lowest = min(found)
+    for pair in [p for p, m in merges.items() if m == lowest]:
+      symbols = merge_everywhere(symbols, pair, lowest)
+
+
+def merge_by_heap(symbols: list[int], merges: dict) -> list[int]:
+  """The same result in O(n log n), if parts always precede what they form.
+
+  Then a merge can only create pairs with a higher merged id, so taking the
+  leftmost pair of the lowest id from a heap is one left-to-right pass.
+  """
+  n = len(symbols)
+  symbols = list(symbols)
+  right = list(range(1, n + 1))
+  left = list(range(-1, n - 1))
+  heap = []
+  for i in range(n - 1):
+    m = merges.get((symbols[i], symbols[i + 1]))
+    if m is not None:
+      heap.append((m, i, symbols[i], symbols[i + 1]))
+  heapq.heapify(heap)
+  while heap:
+    m, i, a, b = heapq.heappop(heap)
+    j = right[i]
+    if symbols[i] != a or j >= n or symbols[j] != b:
+      continue  # one of the two was merged with another neighbour meanwhile
+    symbols[i], symbols[j] = m, -1
+    k = right[i] = right[j]
+    if k < n:
+      left[k] = i
+      new = merges.get((m, symbols[k]))
+      if new is not None:
+        heapq.heappush(heap, (new, i, m, symbols[k]))
+    h = left[i]
+    if h >= 0:
+      new = merges.get((symbols[h], m))
+      if new is not None:
+        heapq.heappush(heap, (new, h, symbols[h], m))
+  return [s for s in symbols if s >= 0]
+
+
+class RandyTokenizer(BaseTokenizer):
+  """BPE over characters, read from RandyGPT's vocab.json.
+
+  Args:
+    vocab: all tokens in id order; 0 is '<|bos|>' and 1 is '<|eos|>'.
+    merges: pairs of tokens whose concatenation is a token.
+    special_tokens: extra control tokens; their ids follow the vocabulary and
+      are kept in tokenizer.json, never in vocab.json.
+  """
+
+  kind = 'randygpt'
+  bos_id = 0
+  eos_id = 1
+
+  def __init__(self, vocab, merges, special_tokens=()):
+    self.vocab = list(vocab)
+    self.merges = [tuple(pair) for pair in merges]
+    if self.vocab[:2] != [BOS, EOS]:
+      raise UserError(
+        f'not a RandyGPT vocabulary: it must begin with {BOS!r} (id 0) and '
+        f'{EOS!r} (id 1), this one begins with {self.vocab[:2]!r}'
+      )
+    id_of: dict[str, int] = {}
+    for i, token in enumerate(self.vocab[2:], start=2):
+      id_of.setdefault(token, i)
+    self._char_ids = {t: i for t, i in id_of.items() if len(t) == 1}
+    self._merge_ids: dict[tuple[int, int], int] = {}
+    for a, b in self.merges:
+      for token in (a, b, a + b):
+        if token not in id_of:
+          raise UserError(
+            f'broken RandyGPT vocabulary: the merge {[a, b]!r} needs the '
+            f'token {token!r}, which is not in "vocab"'
+          )
+      self._merge_ids.setdefault((id_of[a], id_of[b]), id_of[a + b])
+    ordered = all(max(pair) < m for pair, m in self._merge_ids.items())
+    self._merge = merge_by_heap if ordered else merge_by_passes
+    names = check_special_tokens(special_tokens)
+    n = len(self.vocab)
+    self.special_tokens = {BOS: 0, EOS: 1} | {
+      name: n + i for i, name in enumerate(names)
+    }
+    self.unsampleable_ids = (0, *range(n, n + len(names)))
+    try:
+      self._bytes = [b'', b''] + [t.encode() for t in self.vocab[2:]]
+    except UnicodeEncodeError as e:
+      raise UserError(f'broken RandyGPT vocabulary: {e}') from e
+    self._bytes += [b''] * len(names)
+
+  def encode(self, text: str) -> np.ndarray:
+    """int32[n] ids; characters outside the vocabulary are dropped."""
+    newline = self._char_ids.get('\n')
+    ids: list[int] = []
+    for i, line in enumerate(text.split('\n')):
+      if i and newline is not None:
+        ids.append(newline)
+      known = [self._char_ids[c] for c in line if c in self._char_ids]
+      ids += self._merge(known, self._merge_ids)
+    return np.array(ids, np.int32)
+
+  def count_unknown(self, text: str) -> dict[str, int]:
+    unknown = sorted(c for c in set(text) if c not in self._char_ids)
+    return {c: text.count(c) for c in unknown}
+
+  def vocab_json(self) -> bytes:
+    """vocab.json as RandyGPT writes it (compact, UTF-8)."""
+    data = {'vocab': self.vocab, 'merges': [list(m) for m in self.merges]}
+    return json.dumps(data, ensure_ascii=False, separators=(',', ':')).encode(
+      'utf-8'
+    )
+
+  def _files(self) -> dict[str, bytes]:
+    return {VOCAB_FILE: self.vocab_json()}
+
+  def _meta(self) -> dict:
+    return {'special_tokens': list(self.special_tokens)[2:]}
+
+
+def read_vocab_json(path, special_tokens=()) -> RandyTokenizer:
+  """Reads RandyGPT's vocab.json; UserError names the file and the fault."""
+  path = pathlib.Path(path)
+  try:
+    data = json.loads(path.read_text(encoding='utf-8'))
+  except OSError as e:
+    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
+  except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    raise UserError(f'{path} is not a JSON file: {e}') from e
+  try:
+    vocab, merges = data['vocab'], data['merges']
+    ok = all(isinstance(t, str) for t in vocab) and all(
+      len(m) == 2 and all(isinstance(t, str) for t in m) for m in merges
+    )
+  except (TypeError, KeyError):
+    ok = False
+  if not ok:
+    raise UserError(
+      f'{path} is not a RandyGPT vocabulary: expected '
+      '{"vocab": [token, ...], "merges": [[left, right], ...]}'
+    )
+  try:
+    return RandyTokenizer(vocab, merges, special_tokens)
+  except UserError as e:
+    raise UserError(f'{path}: {e}') from e

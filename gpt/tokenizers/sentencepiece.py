@@ -1,0 +1,220 @@
+"""SentencePiece byte-fallback BPE with settings that lose nothing.
+
+The settings are the ones verified lossless for SentencePiece 0.2.3; each of
+them matters (the identity normaliser keeps control characters, the newline as
+a symbol of its own makes encoding line by line equal encoding the whole).
+"""
+
+import io
+import random
+
+import numpy as np
+import sentencepiece as spm
+
+from gpt.errors import UserError
+from gpt.tokenizers.base import (
+  BOS,
+  EOS,
+  BaseTokenizer,
+  check_special_tokens,
+  iter_lines,
+  replace_surrogates,
+)
+
+MODEL_FILE = 'spm.model'
+SPACE = '\u2581'  # SentencePiece's stand-in for a space
+# SentencePiece reads U+2581 as a space (its issue 863, "won't fix").
+SPACE_PIECES = ('<0xE2>', '<0x96>', '<0x81>')
+TRAIN_BYTES = 10_000_000
+MAX_ITEM_CHARS = 100_000  # items above max_sentence_length vanish silently
+BATCH_CHARS = 200_000  # lists of Python ints are large: encode in batches
+SHORT_CHARS = 4_000  # a list of lines pays only beyond: it starts threads
+PROBE = ' a\n\n\tb  \u2581e\u0301\U0001f642\x00\r\n12 '
+
+
+class SentencePieceTokenizer(BaseTokenizer):
+  """A trained SentencePiece model; encode and decode are thread-safe.
+
+  Args:
+    model: the serialised model.
+    requested_vocab_size: what training asked for; the model may have fewer
+      pieces when the text is small.
+  """
+
+  kind = 'sentencepiece'
+
+  def __init__(self, model: bytes, requested_vocab_size: int = 0):
+    try:
+      if not model:
+        raise RuntimeError('the file is empty')
+      self._sp = sp = spm.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as e:
+      raise UserError(f'not a SentencePiece model: {e}') from e
+    self.model = model
+    self.requested_vocab_size = requested_vocab_size
+    self.bos_id, self.eos_id = sp.bos_id(), sp.eos_id()
+    if min(self.bos_id, self.eos_id) < 0:
+      raise UserError('this SentencePiece model has no BOS or no EOS id')
+    ids = range(sp.vocab_size())
+    control = [i for i in ids if sp.is_control(i)]
+    hidden = {*control, sp.unk_id(), sp.pad_id()} - {-1}
+    self.special_tokens = {BOS: self.bos_id, EOS: self.eos_id} | {
+      sp.id_to_piece(i): i
+      for i in control
+      if i not in (self.bos_id, self.eos_id, sp.pad_id())
+    }
+    self.unsampleable_ids = tuple(sorted(hidden - {self.eos_id}))
+    self._bytes = [self._piece_bytes(i, hidden) for i in ids]
+    self._space_ids = [sp.piece_to_id(p) for p in SPACE_PIECES]
+    self._check_lossless()
+
+  def _piece_bytes(self, id: int, hidden) -> bytes:
+    if id in hidden:
+      return b''
+    piece = self._sp.id_to_piece(id)
+    if self._sp.is_byte(id):
+      return bytes([int(piece[3:5], 16)])
+    return piece.replace(SPACE, ' ').encode()
+
+  def _check_lossless(self):
+    ids = self.encode(PROBE).tolist()
+    lines = [self._sp.encode(s) for s in ('a\n', 'b')]
+    if self.decode(ids) != PROBE or self._sp.encode('a\nb') != sum(lines, []):
+      raise UserError(
+        'this SentencePiece model does not give back the text it encodes '
+        '(its normaliser, dummy prefix or missing byte fallback loses '
+        'something); train one here with data.tokenizer=sentencepiece'
+      )
+
+  def encode(self, text: str) -> np.ndarray:
+    """int32[n] ids; control tokens are never produced from text."""
+    out: list[np.ndarray] = []
+    for i, part in enumerate(replace_surrogates(text).split(SPACE)):
+      if i:
+        out.append(np.array(self._space_ids, np.int32))
+      if len(part) < SHORT_CHARS:
+        out.append(np.array(self._sp.encode(part), np.int32))
+      else:
+        out += [self._encode_lines(batch) for batch in _line_batches(part)]
+    return out[0] if len(out) == 1 else np.concatenate(out)
+
+  def _encode_lines(self, lines: list[str]) -> np.ndarray:
+    ids = [i for line in self._sp.encode(lines) for i in line]
+    return np.array(ids, np.int32)
+
+  def _files(self) -> dict[str, bytes]:
+    return {MODEL_FILE: self.model}
+
+  def _meta(self) -> dict:
+    return {'model': MODEL_FILE}
+
+
+def _line_batches(text: str):
+  """Lists of lines (newline kept) of about BATCH_CHARS characters each.
+
+  SentencePiece needs several times longer for one long string than for its
+  lines, and the ids are the same.
+  """
+  batch, size = [], 0
+  for line in iter_lines(text):
+    batch.append(line)
+    size += len(line)
+    if size >= BATCH_CHARS:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
+
+
+def sample_lines(texts, max_bytes: int, seed: int = 0):
+  """Lines of `texts`, thinned evenly until they fit in `max_bytes`.
+
+  One pass in bounded memory: every line draws a number below 1 and stays
+  while that is below a threshold, which halves whenever too much is held.
+  SentencePiece's own sampling is not reproducible, this is.
+
+  Returns:
+    (lines in their order, fraction of lines kept: 1, 1/2, 1/4, ...).
+  """
+  rng = random.Random(seed)
+  kept: list[tuple[float, int, str]] = []
+  held, threshold = 0, 1.0
+  for text in texts:
+    for line in iter_lines(text):
+      for start in range(0, len(line), MAX_ITEM_CHARS):
+        for item in line[start : start + MAX_ITEM_CHARS].split(SPACE):
+          draw = rng.random()
+          if not item.strip('\n') or draw >= threshold:
+            continue
+          size = len(item.encode('utf-8', 'replace'))
+          kept.append((draw, size, item))
+          held += size
+          while held > max_bytes and len(kept) > 1:
+            threshold /= 2
+            kept = [k for k in kept if k[0] < threshold]
+            held = sum(k[1] for k in kept)
+  return [k[2] for k in kept], threshold
+
+
+def build_sentencepiece(
+  texts, vocab_size: int, special_tokens=(), log=None, max_bytes=TRAIN_BYTES
+) -> SentencePieceTokenizer:
+  """Trains byte-fallback BPE on an iterable of str.
+
+  Args:
+    texts: pieces of text that end at line ends.
+    vocab_size: ids wanted, control tokens and 256 bytes included; a small
+      text gives fewer.
+    special_tokens: extra control tokens, e.g. '<|user|>'.
+    log: called with a line of text when only a sample is used.
+    max_bytes: larger texts are sampled by line.
+
+  Raises:
+    UserError: no text, or vocab_size below what bytes and characters need.
+  """
+  names = check_special_tokens(special_tokens)
+  lines, fraction = sample_lines(texts, max_bytes)
+  if not lines:
+    raise UserError('cannot train a tokenizer: the text is empty')
+  if fraction < 1 and log:
+    log(
+      f'tokenizer: training on a random {fraction:.4g} of the lines (at most '
+      f'{max_bytes / 1e6:g} MB)'
+    )
+  model = io.BytesIO()
+  try:
+    spm.SentencePieceTrainer.train(
+      sentence_iterator=iter([replace_surrogates(s) for s in lines]),
+      model_writer=model,
+      model_type='bpe',
+      vocab_size=vocab_size,
+      byte_fallback=True,
+      character_coverage=0.9995,
+      normalization_rule_name='identity',
+      add_dummy_prefix=False,
+      remove_extra_whitespaces=False,
+      allow_whitespace_only_pieces=True,
+      split_digits=True,
+      max_sentence_length=1 << 20,
+      hard_vocab_limit=False,
+      num_threads=1,
+      input_sentence_size=0,
+      minloglevel=2,
+      pad_id=0,
+      bos_id=1,
+      eos_id=2,
+      unk_id=3,
+      # Without its stand-in a space would become the bytes of U+2581, which
+      # happens for text with (almost) no spaces.
+      required_chars=SPACE,
+      control_symbols=list(names),
+      user_defined_symbols=['\n', '\t', '\r'],
+    )
+  except RuntimeError as e:
+    least = 4 + len(names) + 3 + 256 + 1
+    raise UserError(
+      f'cannot train a tokenizer with vocab_size={vocab_size}: {e}. Its '
+      f'{least} control tokens and bytes and every frequent character of the '
+      f'text need an id; try vocab_size={least + 256} or more'
+    ) from e
+  return SentencePieceTokenizer(model.getvalue(), vocab_size)

@@ -1,0 +1,83 @@
+"""The mean loss over a split, as nats, perplexity and bits per byte.
+
+It exists so that training, `launch.evaluate` and notebooks measure with one
+program: quickly on a fixed set of windows, or every target of a split once.
+"""
+
+import math
+
+import numpy as np
+
+from gpt import devices
+from gpt.model import losses
+from gpt.training.step import jit_eval_step
+
+# Tokens a device works on at once.
+CPU_TOKENS = 512
+ACCELERATOR_TOKENS = 8192
+
+
+class Evaluator:
+  """Measures any parameters of one model on one dataset."""
+
+  def __init__(self, model, mesh, dataset):
+    """Args: linen GPT; the mesh to use; what data.create_dataset gives."""
+    self._step = jit_eval_step(model, mesh)
+    self._mesh, self._dataset = mesh, dataset
+    on_cpu = mesh.devices.flat[0].platform == 'cpu'
+    tokens = CPU_TOKENS if on_cpu else ACCELERATOR_TOKENS
+    self._rows = max(1, tokens // model.cfg.block_size) * mesh.size
+    self._bytes_V = np.asarray(dataset.bytes_V, np.float32)
+
+  def __call__(self, params, split: str, windows: int | None) -> dict:
+    """{'nats_per_token', 'ppl', 'bits_per_byte', 'tokens'} of a split.
+
+    A full pass over conversations also has 'assistant_nats_per_token',
+    'all_nats_per_token' and so on: over what the assistant says and over every
+    token, whichever of them the loss is.
+
+    Args:
+      params: on the mesh, or numpy.
+      windows: how many windows (or documents), the same ones every time; None:
+        every target of the split exactly once.
+    """
+    dataset = self._dataset
+    values = self._measure(dataset, params, split, windows)
+    if windows is not None or len(dataset.losses) == 1:
+      return values
+    parts = {
+      name: values
+      if name == dataset.loss_on
+      else self._measure(dataset.with_loss(name), params, split, windows)
+      for name in dataset.losses
+    }
+    return values | {
+      f'{name}_{key}': part[key] for name, part in parts.items() for key in part
+    }
+
+  def _measure(self, dataset, params, split: str, windows: int | None) -> dict:
+    total, own = np.zeros(3), devices.host_rows(self._rows)
+    for batch in dataset.eval_batches(split, windows, self._rows):
+      batch = devices.pad_rows(batch, self._rows)
+      batch = {name: x[own] for name, x in batch.items()}
+      batch = devices.put_batch(batch, self._mesh)
+      total += np.asarray(self._step(params, batch, self._bytes_V), np.float64)
+    nats, tokens, n_bytes = total
+    mean = nats / tokens if tokens else math.nan
+    return {
+      'nats_per_token': mean,
+      'ppl': losses.perplexity(mean),
+      'bits_per_byte': losses.bits_per_byte(nats, n_bytes),
+      'tokens': int(tokens),
+    }
+
+
+def describe_parts(values: dict) -> list[str]:
+  """Lines about the parts of a full pass over conversations; else none."""
+  return [
+    f'{what}: {values[f"{name}_nats_per_token"]:.4f} nats/token, '
+    f'{values[f"{name}_bits_per_byte"]:.4f} bits/byte over '
+    f'{values[f"{name}_tokens"]:,} tokens'
+    for name, what in (('assistant', 'assistant only'), ('all', 'all tokens'))
+    if f'{name}_tokens' in values
+  ]

@@ -1,0 +1,429 @@
+"""Decoding with a cache gives what the whole forward pass would give.
+
+The reference knows no cache, blocks or slots: for every token it runs the
+model over the whole window, by the rule of `window_start` written out anew.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt.decoding import blocks as decode
+from gpt.decoding import generation, sampling
+from gpt.errors import UserError
+from gpt.model import GPT, GPTConfig, abstract_params
+from gpt.model.kv_cache import init_cache
+
+W = 12  # Not a power of two, and S = 6 is not a multiple of any block.
+TINY = GPTConfig(vocab_size=19, n_embd=16, n_head=2, n_layer=2, block_size=W)
+MODEL = GPT(TINY)
+GREEDY = dict(temperature=0.0)
+RANDOM = dict(temperature=3.0, top_p=0.95, seed=3)
+PENALISED = dict(temperature=2.0, top_p=1.0, repetition=1.3, frequency=0.2)
+
+
+@functools.cache
+def init(model=MODEL):
+  """Large weights, so that each token depends on all before it."""
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(0, 0.35, x.shape), x.dtype),
+    abstract_params(model.cfg),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def jit_forward(model, params, tokens_BL):
+  return model.apply({'params': params}, tokens_BL)
+
+
+@jax.jit
+def jit_pick(logits_V, in_prompt_V, counts_V, step, s):
+  uniform_B = sampling.uniforms(s.seed, step[None], 1)[:, 0]
+  logits_BV = sampling.penalise(
+    logits_V[None], s, in_prompt_V[None], counts_V[None]
+  )
+  bias_BV = jnp.zeros((1, 1))
+  return sampling.sample(logits_BV, uniform_B, s, bias_BV)[0]
+
+
+def forward(tokens, model=MODEL) -> np.ndarray:
+  """float32[len, V] logits of at most a window of tokens, without a cache."""
+  size = model.cfg.block_size
+  padded = np.zeros((1, size), np.int32)
+  padded[0, : len(tokens)] = tokens
+  return np.asarray(jit_forward(model, init(model), padded))[0, : len(tokens)]
+
+
+def first_of_window(n: int, mode: str) -> int:
+  stride = {'slide': W // 2, 'exact': 1}[mode]
+  return 0 if n <= W else stride * math.ceil((n - W) / stride)
+
+
+def brute_force(prompt, n: int, mode: str, **kwargs) -> list[int]:
+  s = sampling.params(1, **kwargs)
+  tokens = list(prompt)
+  in_prompt = np.isin(np.arange(TINY.vocab_size), prompt)
+  for step in range(n):
+    if mode == 'stop' and len(tokens) > W:
+      break
+    first = first_of_window(len(tokens), 'slide' if mode == 'stop' else mode)
+    logits_V = forward(tokens[first:])[-1]
+    new = np.asarray(tokens[len(prompt) :], np.int64)
+    counts = np.bincount(new, minlength=TINY.vocab_size).astype(np.int32)
+    tokens.append(int(jit_pick(logits_V, in_prompt, counts, np.int32(step), s)))
+  return tokens[len(prompt) :]
+
+
+def generate(prompts, n: int, **kwargs) -> list[list[int]]:
+  """All completions; checks on the way that each row ends exactly once."""
+  options = ('window', 'stop_ids', 'block_steps', 'bias_V')
+  options = {k: kwargs.pop(k) for k in options if k in kwargs}
+  s = sampling.params(len(prompts), **kwargs)
+  out, ended = [[] for _ in prompts], set()
+  for row, new in generation.generate(MODEL, init(), prompts, s, n, **options):
+    assert row not in ended
+    if new is None:
+      ended.add(row)
+    else:
+      assert new
+      out[row] += new
+  assert ended == set(range(len(prompts)))
+  return out
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+  rng = np.random.default_rng(100 * seed + length)
+  return rng.integers(0, TINY.vocab_size, length).tolist()
+
+
+def fill(state, slot, context):
+  """Prefills a context into a slot, as an engine would."""
+  padded = np.zeros((1, W), np.int32)
+  padded[0, : len(context)] = context
+  row = decode.jit_prefill(MODEL, init(), padded)
+  return decode.jit_insert(
+    state,
+    np.int32(slot),
+    row,
+    np.zeros(TINY.vocab_size, bool),
+    np.zeros(TINY.vocab_size, np.float32),
+  )
+
+
+def block(state, slots, rows, steps, s, k=4):
+  return decode.jit_decode_block(
+    MODEL,
+    init(),
+    state,
+    np.int32(slots),
+    np.int32([r[-1] for r in rows]),
+    np.int32([len(r) - 1 for r in rows]),
+    np.int32(steps),
+    s,
+    k=k,
+    bucket=W,
+  )
+
+
+def test_decode_matches_forward_for_unequal_rows():
+  """Raw logits of rows of 1 to W tokens, side by side, over several blocks."""
+  rows = [prompt_of(n) for n in (1, 2, 5, W)]
+  state = decode.init_state(TINY, 4)
+  for slot, row in enumerate(rows):
+    state = fill(state, slot, row[:-1])
+  s = sampling.params(4, **GREEDY)
+  for taken in range(0, W, 4):
+    state, new_bk, logits_bkV = block(state, range(4), rows, [taken] * 4, s)
+    for r, row in enumerate(rows):
+      room = W + 1 - len(row)  # The rest is noise.
+      row += np.asarray(new_bk)[r, :room].tolist()
+      wanted = forward(row[:-1])[-min(4, room) :] if room > 0 else []
+      got = np.asarray(logits_bkV)[r, : max(0, min(4, room))]
+      # Float32 sums in another order; logits are about 10 in size.
+      np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4)
+    for row in rows:
+      del row[W:]
+
+
+@pytest.mark.parametrize(
+  'mode, length',
+  [
+    (mode, length)
+    for mode in decode.WINDOW_MODES
+    for length in (1, 2, W - 1, W, W + 1, 3 * W + 2)
+    if mode != 'stop' or length <= W  # Longer is an error, tested below.
+  ],
+)
+def test_generate_matches_brute_force(mode, length):
+  """Well past the window; a prompt may be several windows long."""
+  prompt, n = prompt_of(length), 3 * W + 1
+  for kwargs in (GREEDY, RANDOM, PENALISED):
+    wanted = brute_force(prompt, n, mode, **kwargs)
+    assert generate([prompt], n, window=mode, **kwargs) == [wanted]
+  if mode == 'stop':
+    assert len(wanted) == W + 1 - length
+
+
+@pytest.mark.parametrize('mode', decode.WINDOW_MODES)
+def test_block_steps_do_not_matter(mode):
+  """Nor does the noise behind a window's end reach the penalties."""
+  prompt = prompt_of(4)
+  for kwargs in (RANDOM, PENALISED):
+    texts = [
+      generate([prompt], 29, window=mode, block_steps=k, **kwargs)
+      for k in decode.BLOCK_STEPS
+    ]
+    assert texts == [texts[0]] * len(texts)
+
+
+@pytest.mark.parametrize('mode', ['slide', 'exact'])
+def test_neighbours_do_not_matter(mode):
+  prompts = [prompt_of(n) for n in (1, 2 * W, 7)]
+  seeds = [5, 6, 5]
+  stop_ids = (3, 4)  # Rows end at different times.
+  together = generate(
+    prompts, 25, seed=seeds, window=mode, stop_ids=stop_ids, temperature=4.0
+  )
+  alone = [
+    generate([p], 25, seed=s, window=mode, stop_ids=stop_ids, temperature=4.0)
+    for p, s in zip(prompts, seeds)
+  ]
+  assert [[row] for row in together] == alone
+  assert len({len(row) for row in together}) > 1
+
+
+def test_slots_do_not_matter():
+  rows = [prompt_of(n) for n in (3, 8, 5)]
+  s = sampling.params(3, seed=[1, 2, 3], repetition=1.2)
+  blocks = []
+  for slots in ([0, 1, 2], [3, 0, 1]):
+    state = decode.init_state(TINY, 4)
+    for slot, row in zip(slots, rows):
+      state = fill(state, slot, row[:-1])
+    state, new_bk, _ = block(state, slots, rows, [0, 4, 9], s)
+    blocks.append(np.asarray(new_bk).tolist())
+  assert blocks[0] == blocks[1]
+
+
+def test_a_slot_may_be_used_again():
+  """What the last request left (cache, penalties) is forgotten."""
+  s = sampling.params(1, seed=2, frequency=5.0, presence=5.0)
+  row = prompt_of(3)
+  fresh = fill(decode.init_state(TINY, 2), 1, row[:-1])
+  _, wanted, _ = block(fresh, [1], [row], [0], s)
+  used = fill(decode.init_state(TINY, 2), 1, prompt_of(W - 1))
+  used, *_ = block(used, [1], [prompt_of(W)], [0], s)
+  used = fill(used, 1, row[:-1])
+  _, got, _ = block(used, [1], [row], [0], s)
+  assert np.asarray(got).tolist() == np.asarray(wanted).tolist()
+
+
+def test_rows_not_picked_are_untouched():
+  """One slot decodes while the other waits, twice over where it repeats."""
+  rows = [prompt_of(4), prompt_of(6)]
+  s = sampling.params(2, seed=[1, 1], repetition=1.5)
+  state = fill(
+    fill(decode.init_state(TINY, 2), 0, rows[0][:-1]), 1, rows[1][:-1]
+  )
+  state, first, _ = block(state, [0, 0], [rows[0]] * 2, [0, 0], s)
+  assert np.asarray(first)[0].tolist() == np.asarray(first)[1].tolist()
+  _, got, _ = block(state, [1, 1], [rows[1]] * 2, [0, 0], s)
+  assert np.asarray(got)[0].tolist() == brute_force_block(rows[1], s)
+
+
+def brute_force_block(prompt, s):
+  tokens, counts = list(prompt), np.zeros(TINY.vocab_size, np.int32)
+  none = np.zeros(TINY.vocab_size, bool)
+  s = jax.tree.map(lambda x: x[:1], s)
+  for step in range(4):
+    new = int(jit_pick(forward(tokens)[-1], none, counts, np.int32(step), s))
+    counts[new] += 1
+    tokens.append(new)
+  return tokens[len(prompt) :]
+
+
+def test_a_shorter_limit_gives_the_beginning():
+  prompt = prompt_of(5)
+  long = generate([prompt], 40, **RANDOM)[0]
+  for n in (1, 3, 8, 25):
+    assert generate([prompt], n, **RANDOM)[0] == long[:n]
+
+
+def test_seeds_give_different_texts():
+  texts = generate([prompt_of(5)] * 3, 20, seed=[1, 2, 1], temperature=3.0)
+  assert texts[0] == texts[2] != texts[1]
+
+
+@pytest.mark.parametrize('at', [0, 1, 7, 8, 20])
+def test_a_stop_token_ends_a_row_and_is_not_given_out(at):
+  prompt = prompt_of(2)
+  text = generate([prompt], 30, **RANDOM)[0]
+  stop = text[at]
+  wanted = text[: text.index(stop)]
+  assert generate([prompt], 30, stop_ids=(stop,), **RANDOM) == [wanted]
+
+
+def test_banned_tokens_are_never_generated():
+  bias_V = np.zeros(TINY.vocab_size, np.float32)
+  bias_V[::2] = -np.inf
+  text = generate([prompt_of(3)], 60, bias_V=bias_V, temperature=5.0)[0]
+  assert all(t % 2 for t in text)
+
+
+@pytest.mark.parametrize(
+  'prompt, n, window, message',
+  [
+    ([], 5, 'slide', 'start from BOS'),
+    ([0, 19], 5, 'slide', 'token 19 is outside the vocabulary of 19'),
+    ([-1], 5, 'slide', 'token -1 is outside'),
+    ([0], 0, 'slide', 'max_tokens 0'),
+    ([0], 5, 'roll', "'roll' is not known; allowed: slide, exact, stop"),
+    ([0] * (W + 1), 5, 'stop', f'{W + 1} tokens.*context of {W}'),
+  ],
+)
+def test_senseless_requests_are_refused(prompt, n, window, message):
+  with pytest.raises(UserError, match=message):
+    generate([prompt], n, window=window)
+
+
+@given(
+  n=st.integers(1, 500),
+  size=st.integers(1, 100),
+  mode=st.sampled_from(decode.WINDOW_MODES),
+)
+def test_the_window_is_a_function_of_the_length(n, size, mode):
+  """It is never over-full, and stays where it is as long as announced."""
+  stride = decode.stride_for(mode, size)
+  first = decode.window_start(n, size, stride)
+  assert first % stride == 0
+  assert 1 <= n - first <= size
+  assert n - first == min(n, size) or stride > 1
+  steps = decode.steps_until_slide(n, size, stride)
+  assert steps >= 1
+  assert decode.window_start(n + steps - 1, size, stride) == first
+  assert decode.window_start(n + steps, size, stride) > first
+
+
+@given(length=st.integers(1, 5000), extra=st.integers(0, 5000))
+def test_buckets_are_few_and_large_enough(length, extra):
+  size = length + extra
+  bucket = decode.bucket_for(length, size)
+  assert length <= bucket <= max(32, min(size, 2 * length))
+  assert len(decode.buckets(size)) <= 1 + max(0, math.ceil(math.log2(size)) - 4)
+
+
+CONFIGS = st.fixed_dictionaries(
+  {
+    'arch': st.sampled_from(['randy', 'microgpt']),
+    'mlp': st.sampled_from(['relu2', 'relu', 'gelu', 'swiglu']),
+    'pos': st.sampled_from(['learned', 'rope']),
+    'n_kv_head': st.sampled_from([0, 1, 2]),
+    'embed_norm': st.booleans(),
+    'qk_norm': st.booleans(),
+    'final_norm': st.booleans(),
+    'tied_embeddings': st.booleans(),
+    'logit_softcap': st.sampled_from([0.0, 5.0]),
+    'attention': st.sampled_from(['plain', 'blocked']),
+  }
+)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(options=CONFIGS)
+def test_every_option_decodes_as_it_runs_forward(options):
+  """Prefill of half a window, then the rest token by token, in one program."""
+  size, half = 8, 4
+  cfg = GPTConfig(
+    vocab_size=11, n_embd=16, n_head=4, n_layer=1, block_size=size, **options
+  )
+  model, params = GPT(cfg), init(GPT(cfg))
+  tokens_BL = np.random.default_rng(0).integers(0, 11, (2, size), np.int32)
+
+  @jax.jit
+  def both(tokens_BL):
+    wanted = model.apply({'params': params}, tokens_BL)
+    row = decode.prefill(model, params, tokens_BL[:, :half])
+    cache = jax.tree.map(
+      lambda old, new: old.at[:, :, :half].set(new),
+      init_cache(cfg, 2, size),
+      row,
+    )
+
+    def step(cache, i):
+      logits_BLV, cache = model.apply(
+        {'params': params},
+        jax.lax.dynamic_slice(tokens_BL, (0, i), (2, 1)),
+        positions_BL=jnp.full((2, 1), i),
+        cache=cache,
+        mask_BLS=(jnp.arange(size) <= i)[None, None],
+        write_at=i,
+      )
+      return cache, logits_BLV[:, 0]
+
+    _, got = jax.lax.scan(step, cache, jnp.arange(half, size))
+    return got.transpose(1, 0, 2), wanted[:, half:]
+
+  got, wanted = map(np.asarray, both(tokens_BL))
+  # Float32 sums in another order, relative to the size of the logits.
+  size = np.abs(wanted).max()
+  np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-6 * size)
+
+
+def test_options_reach_the_decode_block():
+  """The same through the program that generation runs, once for all of them."""
+  cfg = GPTConfig(
+    vocab_size=11,
+    n_embd=16,
+    n_head=4,
+    n_layer=1,
+    block_size=8,
+    pos='rope',
+    n_kv_head=2,
+    qk_norm=True,
+    mlp='swiglu',
+    final_norm=True,
+    tied_embeddings=True,
+    logit_softcap=5.0,
+    embed_norm=True,
+  )
+  model = GPT(cfg)
+  prompt = tokens = [1, 2, 3]
+  s = sampling.params(1, temperature=0)
+  for _, new in generation.generate(
+    model, init(model), [prompt], s, 6, window='stop'
+  ):
+    tokens = tokens + (new or [])
+  wanted = forward(tokens[:-1], model).argmax(-1)[2:]
+  assert tokens[3:] == wanted.tolist()
+
+
+@pytest.mark.parametrize('window', ['slide', 'stop'])
+def test_reading_only_what_is_filled_changes_no_token(window):
+  """Past several buckets, and past the window."""
+  cfg = GPTConfig(vocab_size=19, n_embd=16, n_head=2, n_layer=1, block_size=80)
+  model = GPT(cfg)
+  params = init(model)
+  s = sampling.params(2, temperature=1.0, top_p=1.0, seed=[1, 2])
+
+  def texts(growing):
+    out = {0: [], 1: []}
+    for row, new in generation.generate(
+      model,
+      params,
+      [[1, 2, 3], list(range(1, 19)) * 2],
+      s,
+      100,
+      window=window,
+      growing=growing,
+    ):
+      out[row] += new or []
+    return out
+
+  assert texts(True) == texts(False)

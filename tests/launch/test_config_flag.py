@@ -1,0 +1,190 @@
+"""Configs: every key explained, presets only say what differs, typos fail."""
+
+import ast
+import importlib
+import inspect
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+import configs
+from configs import default
+from gpt.config_check import check_config
+from gpt.errors import UserError
+from gpt.runs.workdir import flatten
+from tests.support.workdirs import launch
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG_FILES = sorted(
+  path.stem
+  for path in pathlib.Path(configs.__file__).parent.glob('*.py')
+  if path.stem not in ('__init__', 'default')
+)
+
+
+def load(name):
+  return importlib.import_module(f'configs.{name}')
+
+
+def test_every_key_of_the_default_has_a_comment_above_it():
+  source = inspect.getsource(default.get_config)
+  lines = source.splitlines()
+  groups = {'config'}
+  undocumented, keys = [], 0
+  for node in ast.parse(source).body[0].body:
+    if not isinstance(node, ast.Assign):
+      continue
+    targets = [ast.unparse(target) for target in node.targets]
+    if 'ConfigDict' in ast.unparse(node.value):  # config.opt = opt = ...
+      groups.update(targets)
+      continue
+    assert targets[0].split('.')[0] in groups, targets
+    keys += 1
+    if not lines[node.lineno - 2].strip().startswith('#'):
+      undocumented.append(targets[0])
+  assert undocumented == []
+  assert keys == len(flatten(default.get_config().to_dict()))
+
+
+@pytest.mark.parametrize('name', CONFIG_FILES)
+def test_config_file_sets_known_keys_to_usable_values_of_their_type(name):
+  known = flatten(default.get_config().to_dict())
+  given = flatten(load(name).get_config().to_dict())
+  assert given.keys() == known.keys()
+  assert {k: type(v) for k, v in given.items()} == {
+    k: type(v) for k, v in known.items()
+  }
+  check_config(load(name).get_config())
+
+
+@pytest.mark.parametrize('name', CONFIG_FILES)
+def test_config_file_says_how_to_run_it(name):
+  doc = load(name).__doc__
+  assert f'--config=configs/{name}.py' in doc or '    make ' in doc
+
+
+@pytest.mark.parametrize('name', ['default', *CONFIG_FILES])
+def test_config_can_be_locked_and_is_its_own_copy(name):
+  config = load(name).get_config()
+  assert isinstance(config, ConfigDict)
+  config.lock()
+  with pytest.raises((KeyError, AttributeError)):
+    config.learning_rate = 1.0
+  with pytest.raises((KeyError, AttributeError)):
+    config.model.layers = 2
+  config.model.n_layer = 99
+  assert load(name).get_config().model.n_layer != 99
+
+
+@pytest.mark.parametrize(
+  'preset, shape, batch_size',
+  [
+    ('xs', (116, 4, 3), 64),
+    ('s', (128, 4, 8), 64),
+    ('ds', (128, 4, 12), 64),
+    ('m', (192, 6, 6), 64),
+    ('l', (256, 8, 6), 64),
+    ('deep', (192, 6, 16), 16),
+    ('xl', (384, 8, 8), 64),
+  ],
+)
+def test_preset_is_randygpts(preset, shape, batch_size):
+  config = load(f'model_{preset}').get_config()
+  model, opt = config.model, config.opt
+  assert (model.n_embd, model.n_head, model.n_layer) == shape
+  assert (model.block_size, config.batch_size) == (256, batch_size)
+  assert (model.arch, model.dropout) == ('randy', 0.1)
+  assert (config.lr, config.min_lr) == (1e-4, 1e-5)
+  assert (opt.b1, opt.b2, opt.eps) == (0.9, 0.999, 1e-8)
+  assert (opt.weight_decay, opt.clip, opt.clip_value) == (0.1, 'element', 1.0)
+  assert (opt.schedule, opt.decay_fraction) == ('randy', 0.4)
+  assert (opt.plateau_patience, opt.plateau_factor) == (30, 0.5)
+  assert opt.plateau_max_reductions == 3
+  assert (config.eval.every, config.eval.windows) == (25, 50)
+  assert config.data.val_fraction == 0.1
+
+
+@pytest.mark.parametrize(
+  'group, key, value, words',
+  [
+    (None, 'batch_size', 0, 'batch_size 0 must be at least 1'),
+    (None, 'total_steps', 0, 'total_steps 0 must be at least 1'),
+    (None, 'seed', -1, 'seed -1 must not be negative'),
+    (None, 'seed', 2**32, 'seed 4294967296 must be below 2^32'),
+    (None, 'lr', float('inf'), 'lr inf is not a finite number'),
+    ('opt', 'weight_decay', float('nan'), 'opt.weight_decay nan is not a fin'),
+    ('eval', 'every', 0, 'eval.every 0 must be at least 1'),
+    ('eval', 'windows', 0, 'eval.windows 0 must be at least 1'),
+    ('checkpoint', 'every', -5, 'checkpoint.every -5 must not be negative'),
+    ('checkpoint', 'keep', 0, 'checkpoint.keep 0 must be at least 1'),
+    ('opt', 'ema_decay', 1.0, 'opt.ema_decay 1.0 is not in [0, 1)'),
+    ('opt', 'schedule', 'cosine', "opt.schedule 'cosine' is not known"),
+    ('opt', 'clip', 'norm', "opt.clip 'norm' is not known"),
+    ('opt', 'name', 'adam', "opt.name 'adam' is not known"),
+    ('opt', 'plateau_factor', 0.0, 'opt.plateau_factor 0.0'),
+    ('opt', 'plateau_factor', 1.5, 'opt.plateau_factor 1.5'),
+    ('opt', 'plateau_patience', -1, 'opt.plateau_patience -1'),
+    ('opt', 'plateau_max_reductions', -1, 'opt.plateau_max_reductions -1'),
+    ('model', 'n_head', 7, 'n_embd 256 is not divisible by n_head 7'),
+    ('parallel', 'micro_batch_size', -1, 'parallel.micro_batch_size -1'),
+    ('parallel', 'num_cpu_devices', -1, 'parallel.num_cpu_devices -1'),
+    ('opt', 'warmup_steps', 5, 'opt.schedule randy has no warmup'),
+    ('sample', 'max_tokens', 0, 'sample.max_tokens 0 must be at least 1'),
+    ('sample', 'top_p', 0.0, 'sample.top_p 0.0'),
+  ],
+)
+def test_impossible_value_is_refused_before_anything_starts(
+  group, key, value, words
+):
+  config = default.get_config()
+  (config[group] if group else config)[key] = value
+  with pytest.raises(UserError) as error:
+    check_config(config)
+  assert words in str(error.value)
+
+
+def test_a_config_json_of_wrong_types_is_said(tmp_path):
+  saved = {'total_steps': 'many', 'model': {}}
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  _, err = launch('train', f'--workdir={tmp_path}', code=2)
+  assert 'the config.json of the run has a value of the wrong type' in err
+
+
+def test_preparing_data_checks_the_whole_config():
+  _, err = launch(
+    'prepare_data',
+    '--report',
+    '--config.data.path=sample',
+    '--config.model.block_size=0',
+    code=2,
+  )
+  assert 'model.block_size is 0; it must be at least 1' in err
+
+
+def test_misspelt_key_and_wrong_type_fail_at_once_and_make_nothing(tmp_path):
+  workdir = tmp_path / 'run'
+  for argument, words in (
+    ('--config.learning_rate=1', "no config key 'learning_rate'"),
+    ('--config.modle.n_layer=1', 'did you mean --config.model.n_layer?'),
+    ('--config.total_steps=many', '--config.total_steps=many: expected an int'),
+  ):
+    result = subprocess.run(
+      [
+        sys.executable,
+        '-m',
+        'launch.train',
+        '--config=configs/smoke.py',
+        argument,
+        f'--workdir={workdir}',
+      ],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+    )
+    assert result.returncode == 2
+    assert words in result.stderr and 'Traceback' not in result.stderr
+    assert not workdir.exists()

@@ -1,0 +1,111 @@
+"""Mixed products against NumPy, and models with them against float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gpt.decoding import generation, sampling
+from gpt.model import GPT, GPTConfig
+from gpt.model.mixed_precision import mixed_product
+
+size = st.integers(1, 70)
+SHAPE = {
+  'vocab_size': 31,
+  'n_embd': 48,
+  'n_head': 4,
+  'n_layer': 2,
+  'block_size': 24,
+}
+OPTIONS = {
+  'plain': {'attention': 'plain'},
+  'blocked': {'attention': 'blocked', 'pos': 'rope', 'qk_norm': True},
+  'shared': {
+    'attention': 'blocked',
+    'n_kv_head': 2,
+    'tied_embeddings': True,
+    'mlp': 'swiglu',
+    'remat': True,
+  },
+}
+
+
+def rounded(x):
+  return np.asarray(jnp.asarray(x).astype(jnp.bfloat16), np.float64)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), size, size, size, st.booleans())
+@example(1, 1, 64, 64, False)
+@example(2, 32, 64, 256, False)
+@example(2, 32, 256, 64, False)
+@example(2, 32, 64, 256, True)
+@example(2, 32, 256, 64, True)
+def test_value_and_gradient_of_every_shape(batch, n, i, o, transposed):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(batch, n, i)).astype(np.float32)
+  w = rng.normal(size=(o, i) if transposed else (i, o)).astype(np.float32)
+  dout = rng.normal(size=(batch, n, o)).astype(np.float32)
+
+  @jax.jit
+  def both(x, w, dout):
+    out, pull = jax.vjp(lambda x, w: mixed_product(x, w, transposed), x, w)
+    return (out, *pull(dout))
+
+  out, dx, dw = both(x, w, dout)
+  assert {a.dtype for a in (out, dx, dw)} == {np.dtype('float32')}
+  x, w, dout = rounded(x), rounded(w), rounded(dout)
+  w = w.T if transposed else w
+  close = {'rtol': 1e-4, 'atol': 1e-4}
+  np.testing.assert_allclose(out, x @ w, **close)
+  np.testing.assert_allclose(dx, dout @ w.T, **close)
+  want = np.einsum('bni,bno->io', x, dout)
+  np.testing.assert_allclose(dw.T if transposed else dw, want, **close)
+
+
+def models(**options):
+  """(float32 model, the same in mixed precision, parameters)."""
+  both = [
+    GPT(GPTConfig(**SHAPE, **options, dtype=d)) for d in ('float32', 'mixed')
+  ]
+  params = both[0].init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  # As large as trained ones: attention that is neither even nor certain.
+  return (*both, jax.tree.map(lambda x: 5 * x, params['params']))
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_loss_and_gradient_are_close_to_those_of_float32(name):
+  tokens = np.random.default_rng(0).integers(0, 31, (3, 25))
+
+  def loss(params, model):
+    logits = model.apply({'params': params}, tokens[:, :-1])
+    assert logits.dtype == jnp.float32
+    logp = jax.nn.log_softmax(logits)
+    return -jnp.mean(jnp.take_along_axis(logp, tokens[:, 1:, None], -1))
+
+  exact, mixed, params = models(**OPTIONS[name])
+  step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+  (want, want_grads), (got, grads) = step(params, exact), step(params, mixed)
+  assert want != got
+  np.testing.assert_allclose(got, want, rtol=0.01)
+  for a, b in zip(jax.tree.leaves(want_grads), jax.tree.leaves(grads)):
+    assert b.dtype == jnp.float32
+    cosine = jnp.sum(a * b) / jnp.sqrt(jnp.sum(a * a) * jnp.sum(b * b))
+    assert cosine > 0.995
+
+
+@pytest.mark.parametrize('rows', [1, 3])
+def test_generation_follows_the_forward_pass(rows):
+  _, mixed, params = models(pos='rope')
+  prompts = [[1, 2, 3 + i] for i in range(rows)]
+  made = [list(p) for p in prompts]
+  greedy = sampling.params(rows, temperature=0.0)
+  for row, new in generation.generate(mixed, params, prompts, greedy, 40):
+    made[row] += new or []
+  for tokens in made:  # Within the window: what was chosen is near the best.
+    tokens = np.array([tokens[: SHAPE['block_size']]])
+    logits = np.asarray(mixed.apply({'params': params}, tokens))[0, 2:-1]
+    chosen = np.take_along_axis(logits, tokens[0, 3:, None], -1)[:, 0]
+    np.testing.assert_allclose(chosen, logits.max(-1), atol=0.15)

@@ -1,0 +1,289 @@
+"""Bodies that make no sense: a clear 400, never a 500, never a hang."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+COMPLETIONS, CHAT = '/v1/completions', '/v1/chat/completions'
+MESSAGES = [{'role': 'user', 'content': 'a'}]
+GOOD = {
+  COMPLETIONS: {'prompt': 'a', 'max_tokens': 2},
+  CHAT: {'messages': MESSAGES, 'max_tokens': 2},
+  '/': {'prompt': 'a', 'max_tokens': 2},
+  '/microgpt/v1/generate': {'max_tokens': 2},
+  '/microgpt/v1/chat': {'messages': MESSAGES, 'max_tokens': 2},
+  '/tokenize': {'content': 'a'},
+  '/detokenize': {'tokens': [2]},
+}
+# One or more bad values of every field both OpenAI routes have.
+SHARED = {
+  'max_tokens': ['5', -1, 1.5, 10**7, True, [1]],
+  'max_completion_tokens': ['5', -1],
+  'temperature': ['hot', -0.1, 2.1, True, [1], {}],
+  'top_p': [0, 1.1, '1', -1],
+  'top_k': [-2, 1.5, '3', 2**40],
+  'min_p': [-0.1, 1.1, 'a'],
+  'repetition_penalty': [0, -1, 11, 'a'],
+  'frequency_penalty': [-2.1, 2.1, 'a'],
+  'presence_penalty': [-2.1, 2.1, 'a'],
+  'logit_bias': [
+    3,
+    [],
+    {'a': 1},
+    {'-1': 1},
+    {'9999': 1},
+    {'2': 101},
+    {'2': 'x'},
+    {'2': None},
+    {'2': True},
+    {'²': 1},
+  ],
+  'stop': [3, [''], '', ['a'] * 17, [3], {}, 'a' * 1001, ['b', 'a' * 1001]],
+  'stop_token_ids': [3, ['a'], [-1], [10**6], [True], [1.5]],
+  'ignore_eos': ['yes', 1],
+  'n': [0, 9, '2', 1.5],
+  'seed': ['a', 1.5, 2**63, -(2**63) - 1],
+  'stream': ['yes', 1],
+  'stream_options': [{'include_usage': True}, 3],
+  'context_overflow': ['wrap', 3],
+  'model': [3, {}],
+  'response_format': [{'type': 'json_object'}, 'json'],
+  'tools': [[{'type': 'function'}], 'x'],
+  'best_of': [2, 'a'],
+  'suffix': ['x'],
+}
+OWN = {
+  COMPLETIONS: {
+    **SHARED,
+    'prompt': [
+      None,
+      3,
+      {},
+      [],
+      [[]] * 65,
+      ['a', 3],
+      [['a']],
+      [1.5],
+      [-1],
+      [10**6],
+      [True],
+      [['a'], 'b'],
+      [None],
+    ],
+    'logprobs': [-1, 21, 'a', True],
+    'echo': ['a', 1],
+  },
+  CHAT: {
+    **SHARED,
+    'messages': [
+      None,
+      [],
+      {},
+      'a',
+      [3],
+      [{}],
+      [{'role': 'user'}],
+      [{'role': 'tool', 'content': 'a'}],
+      [{'role': 'user', 'content': 3}],
+      [{'role': 'user', 'content': None}],
+      [{'role': 'user', 'content': [{'type': 'image_url'}]}],
+      [{'role': 'user', 'content': [{'type': 'text'}]}],
+      [{'role': ['user'], 'content': 'a'}],
+    ],
+    'logprobs': ['a', 1],
+    'top_logprobs': [3, 21, 'a'],
+    'max_tokens': [0],
+  },
+  '/': {
+    'prompt': [None, 3, ['a']],
+    'max_tokens': [0, 'a', -1],
+    'temperature': [3, 'a', -1],
+  },
+  '/microgpt/v1/generate': {
+    'num_samples': [0, 51, 'a'],
+    'temperature': [3, 'a'],
+    'seed': ['a'],
+    'max_tokens': [0, 'a'],
+  },
+  '/microgpt/v1/chat': {'messages': [None, 3, []], 'temperature': ['a']},
+  '/tokenize': {'content': [None, 3, ['a']]},
+  '/detokenize': {'tokens': [None, 'a', ['a'], [-1], [1.5], [10**9]]},
+}
+
+
+@pytest.fixture(scope='module')
+def http(server):
+  with server.client() as client:
+    yield client
+
+
+def check_error(response, path):
+  """The shape every error has."""
+  assert response.headers['content-type'] == 'application/json'
+  error = response.json()['error']
+  if path == '/' or path.startswith('/microgpt'):
+    assert isinstance(error, str) and error
+    return error
+  assert error.keys() == {'message', 'type', 'param', 'code'}
+  assert isinstance(error['message'], str) and error['message']
+  assert isinstance(error['type'], str)
+  return error
+
+
+@pytest.mark.parametrize(
+  'path, field', [(path, f) for path, fields in OWN.items() for f in fields]
+)
+def test_every_field_is_checked(http, path, field):
+  for value in OWN[path][field]:
+    body = {**GOOD[path], field: value}
+    response = http.post(path, json=body)
+    assert response.status_code == 400, (value, response.text)
+    error = check_error(response, path)
+    message = error if isinstance(error, str) else error['message']
+    assert field in message, (value, message)
+    if isinstance(error, dict):
+      assert error['param'].partition('[')[0] == field, error
+
+
+@pytest.mark.parametrize('path', GOOD)
+@pytest.mark.parametrize(
+  'body',
+  [
+    b'',
+    b'{',
+    b'[]',
+    b'3',
+    b'null',
+    b'"a"',
+    b'\xff\xfe',
+    b'{"a": NaN}',
+    b'{"a": Infinity}',
+    b'[' * 100_000,
+    b'{"a":' * 5000,
+    b'1' * 5000,
+    b'{"a": 1' + b'0' * 5000 + b'}',
+  ],
+)
+def test_bodies_that_are_no_objects(http, path, body):
+  response = http.post(path, content=body)
+  assert response.status_code == 400
+  check_error(response, path)
+
+
+@pytest.mark.parametrize('path', GOOD)
+def test_good_bodies_with_unknown_fields_and_nulls(http, path):
+  names = set(OWN[path]) - set(GOOD[path])
+  body = {**GOOD[path], **dict.fromkeys(names), 'unknown': [{}], 'user': 'me'}
+  response = http.post(path, json=body)
+  assert response.status_code == 200, response.text
+
+
+NEUTRAL = {
+  'tools': [],
+  'response_format': {'type': 'text'},
+  'best_of': 1,
+  'n': 1.0,
+  'top_k': -1,
+  'min_p': 1,
+  'max_tokens': 2.0,
+  'suffix': '',
+  'stop': [],
+  'logit_bias': {},
+  'seed': -1,
+  'top_p': 1e-45,
+  'repetition_penalty': 1e-45,
+}
+
+
+@pytest.mark.parametrize('field', NEUTRAL)
+def test_values_that_ask_for_nothing_special(http, field):
+  body = {**GOOD[COMPLETIONS], field: NEUTRAL[field]}
+  assert http.post(COMPLETIONS, json=body).status_code == 200
+
+
+def test_too_many_log_probabilities_are_refused_not_computed(http):
+  for count in ({'max_tokens': 10**6}, {'max_tokens': 1200, 'n': 8}):
+    body = {'prompt': 'a', 'logprobs': 20, **count}
+    response = http.post(COMPLETIONS, json=body)
+    assert response.status_code == 400
+    error = response.json()['error']
+    assert error['param'] == 'logprobs' and '200000' in error['message']
+  # A stream is written piece by piece; an echo is one of them.
+  body = {
+    'prompt': 'a',
+    'logprobs': 20,
+    'max_tokens': 10**6,
+    'stream': True,
+    'logit_bias': {'1': 100},
+  }
+  assert http.post(COMPLETIONS, json=body).status_code == 200
+  body |= {'prompt': 'a' * 10_000, 'echo': True}
+  assert http.post(COMPLETIONS, json=body).status_code == 400
+
+
+def test_lone_surrogates_and_odd_characters_are_text_too(http):
+  for text in ('\ud800', '\udfffa', '\0', '\x7f', '￿', '🏳️‍🌈'):
+    data = json.dumps(
+      {'prompt': text, 'stop': [text], 'max_tokens': 2, 'echo': True}
+    ).encode()
+    assert http.post(COMPLETIONS, content=data).status_code == 200
+    assert http.post('/tokenize', content=json.dumps({'content': text}))
+
+
+JSON = st.recursive(
+  st.none()
+  | st.booleans()
+  | st.integers(-(2**70), 2**70)
+  | st.floats(allow_nan=False, allow_infinity=False)
+  | st.text(max_size=8),
+  lambda children: (
+    st.lists(children, max_size=3)
+    | st.dictionaries(st.text(max_size=5), children, max_size=3)
+  ),
+  max_leaves=6,
+)
+
+
+def bodies(path):
+  """A good body in which some fields are anything at all."""
+  anything = st.dictionaries(
+    st.sampled_from(sorted(OWN[path])), JSON, max_size=3
+  )
+  return anything.map(lambda odd: {**GOOD[path], **odd})
+
+
+def small(body):
+  """Requests that are right must not take long either."""
+  for name in ('max_tokens', 'max_completion_tokens'):
+    value = body.get(name)
+    if isinstance(value, (int, float)) and value > 50:
+      body[name] = 50
+  return body
+
+
+UNHURRIED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@pytest.mark.parametrize('path', GOOD)
+@settings(max_examples=60, deadline=None, suppress_health_check=UNHURRIED)
+@given(data=st.data())
+def test_whatever_comes_the_answer_is_one_of_ours(http, path, data):
+  body = small(data.draw(bodies(path)))
+  response = http.post(path, content=json.dumps(body))
+  assert response.status_code in (200, 400), response.text
+  if response.status_code == 400:
+    check_error(response, path)
+  elif response.headers['content-type'] == 'application/json':
+    assert 'error' not in response.json()
+  else:
+    assert response.text.endswith('data: [DONE]\n\n')
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=UNHURRIED)
+@given(content=st.binary(max_size=60), path=st.sampled_from(sorted(GOOD)))
+def test_any_bytes(http, content, path):
+  response = http.post(path, content=content)
+  assert response.status_code == 400
+  check_error(response, path)

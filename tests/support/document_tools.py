@@ -1,0 +1,177 @@
+"""Documents, conversations and runs over them, for several test files."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from configs import smoke
+from gpt.data import prepare, sources
+from gpt.data.document_dataset import DocumentDataset
+from gpt.runs import checkpoint
+from gpt.runs.checkpoint import LATEST
+from gpt.tokenizers import build_tokenizer
+from gpt.train import train_and_evaluate
+
+
+def silent(line, **kwargs):
+  """A log that says nothing."""
+
+
+def names(n: int, seed: int = 0) -> list[str]:
+  """n words of 1 to 12 letters, some of them more than once."""
+  rng = np.random.default_rng(seed)
+  return [
+    ''.join(rng.choice(list('abcdefg'), size=rng.integers(1, 13)))
+    for _ in range(n)
+  ]
+
+
+def conversations(n: int, seed: int = 0) -> list[list[dict]]:
+  """n conversations of 1 to 3 questions and answers."""
+  rng = np.random.default_rng(seed)
+
+  def text():
+    words = ['hello', 'what', 'is', 'rust', 'a', 'language', 'of', 'systems']
+    return ' '.join(rng.choice(words, size=rng.integers(1, 12)))
+
+  return [
+    [
+      {'role': role, 'content': text()}
+      for _ in range(rng.integers(1, 4))
+      for role in ('user', 'assistant')
+    ]
+    for _ in range(n)
+  ]
+
+
+def jsonl(*items) -> str:
+  """One item a line: str as it is, others as JSON."""
+  return ''.join(
+    (x if isinstance(x, str) else json.dumps(x)) + '\n' for x in items
+  )
+
+
+def write_lines(path, items) -> str:
+  """A file of jsonl(*items). Returns the path."""
+  path.write_text(jsonl(*items), encoding='utf-8', newline='')
+  return str(path)
+
+
+NAMES = names(60)
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return build_tokenizer('char', NAMES, 0)
+
+
+@pytest.fixture(scope='module')
+def documents(tokenizer, tmp_path_factory):
+  text = '\n'.join(NAMES)
+  return open_memory(text, 'lines', tokenizer, tmp_path_factory.mktemp('docs'))
+
+
+def data_config(path, format, **changes):
+  """config.data with the keys of configs/default.py."""
+  return types.SimpleNamespace(
+    **{
+      'path': str(path),
+      'format': format,
+      'tokenizer': 'char',
+      'tokenizer_path': '',
+      'vocab_size': 400,
+      'document_separator': 'none',
+      'document_aware': False,
+      'skip_long': False,
+      'loss_on': 'all',
+      'packing': False,
+      'val_fraction': 0.1,
+      'cache_dir': '',
+      **changes,
+    }
+  )
+
+
+def memory_source(text):
+  """In-memory text (str or bytes) as Sources."""
+  raw = text if isinstance(text, bytes) else text.encode()
+  item = sources.Source('memory', data=raw)
+  return sources.Sources('files', (item,), 'a test')
+
+
+def open_memory(text, format, tokenizer, tmp_path, log=silent, **changes):
+  """Documents of an in-memory text."""
+  return prepare.open_data(
+    data_config('', format, **changes),
+    memory_source(text),
+    tokenizer,
+    tmp_path / 'cache',
+    log,
+  )
+
+
+def readable(tokenizer, ids) -> str:
+  """Text of ids, with the names of control tokens; BOS before EOS."""
+  special = reversed(tokenizer.special_tokens.items())
+  named = {id: name for name, id in special}
+  return ''.join(named.get(i) or tokenizer.decode([i]) for i in ids)
+
+
+def batches_of(
+  documents,
+  tokenizer,
+  block_size=16,
+  batch_size=4,
+  seed=0,
+  log=silent,
+  **kwargs,
+):
+  """A DocumentDataset."""
+  return DocumentDataset(
+    documents, block_size, batch_size, seed, tokenizer, log=log, **kwargs
+  )
+
+
+def train_small(workdir, changes, crash_at=''):
+  """(Result or None, lines) of a run of configs/smoke.py in this process.
+
+  Args:
+    crash_at: the run dies when it logs a line that begins so.
+  """
+  config = smoke.get_config()
+  config.update_from_flattened_dict(
+    {
+      'total_steps': 6,
+      'eval.every': 2,
+      'checkpoint.every': 3,
+      'eval.full_at_end': True,
+      'model.n_layer': 1,
+      'sample.max_tokens': 8,
+      'sample.prompt': '',
+      'parallel.num_cpu_devices': 4,
+      **changes,
+    }
+  )
+  lines = []
+
+  def log(line, **kwargs):
+    if crash_at and line.startswith(crash_at):
+      raise InterruptedError(line)
+    lines.append(line)
+
+  try:
+    return train_and_evaluate(config, workdir, log=log), lines
+  except InterruptedError:
+    return None, lines
+
+
+def assert_same_params(given, wanted) -> None:
+  """The latest checkpoints of two workdirs are equal, bit for bit."""
+  trees = [
+    checkpoint.restore_params(checkpoint.find(workdir, LATEST))
+    for workdir in (given, wanted)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *trees)

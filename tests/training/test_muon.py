@@ -1,0 +1,126 @@
+"""Muon: the iteration, its batching over shapes, and where it applies."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import default
+from gpt import devices
+from gpt.training import muon, optimizer
+
+
+def matrices(*shapes, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    f'm{i}': rng.standard_normal(shape).astype(np.float32)
+    for i, shape in enumerate(shapes)
+  }
+
+
+@pytest.mark.parametrize('mixed, tolerance', [(False, 2e-5), (True, 0.03)])
+@pytest.mark.parametrize('shape', [(16, 16), (8, 32), (32, 8)])
+def test_singular_values_come_close_to_one(shape, mixed, tolerance):
+  x = matrices(shape)
+  got = jax.jit(lambda x: muon.orthogonalise_tree(x, steps=5, mixed=mixed))(x)[
+    'm0'
+  ]
+  got = np.asarray(got)
+  values = np.linalg.svd(got, compute_uv=False)
+  assert got.shape == shape
+  assert 0.4 < values.min() and values.max() < 1.3
+  # The directions stay: U^T got V is diagonal in the basis of x.
+  u, _, vt = np.linalg.svd(x['m0'], full_matrices=False)
+  core = u.T @ got @ vt.T
+  np.testing.assert_allclose(core, np.diag(np.diag(core)), atol=tolerance)
+
+
+def test_one_call_for_all_equals_one_call_for_each():
+  x = matrices((8, 8), (8, 32), (32, 8), (8, 8))
+  together = muon.orthogonalise_tree(x, steps=5)
+  for name, value in x.items():
+    alone = muon.orthogonalise_tree({name: value}, steps=5)[name]
+    np.testing.assert_allclose(together[name], alone, atol=1e-5)
+
+
+def test_shared_out_over_devices_is_the_same():
+  x = matrices((8, 8), (8, 32), (8, 8), (8, 8), (8, 8))
+  mesh = devices.create_mesh(4, jax.devices()[:4])
+  assert mesh.size == 4
+  spread = jax.jit(lambda x: muon.orthogonalise_tree(x, 5, mesh))(x)
+  alone = muon.orthogonalise_tree(x, 5)
+  for name in x:
+    np.testing.assert_allclose(spread[name], alone[name], atol=1e-5)
+
+
+def test_blocks_get_muon_and_the_rest_gets_the_rest():
+  params = {
+    'wte': jnp.ones((4, 3)),
+    'block_0': {'fc1': jnp.asarray(matrices((3, 12))['m0'])},
+  }
+  tx = muon.muon(optax.identity(), scale=10.0, momentum=0.5, weight_decay=0.1)
+  grads = jax.tree.map(lambda x: 0.01 * x, params)
+  updates, state = tx.update(grads, tx.init(params), params)
+  np.testing.assert_array_equal(updates['wte'], grads['wte'])
+  direction = muon.orthogonalise_tree(grads['block_0'], 5)['fc1']
+  wanted = 10 * (direction * 2.0 + 0.1 * params['block_0']['fc1'])
+  np.testing.assert_allclose(updates['block_0']['fc1'], wanted, atol=1e-4)
+  assert set(state.momentum) == {'block_0'}
+
+
+def orthogonal_by_hand(x, steps):
+  """float64, from the post: quintic iterations on the wider orientation."""
+  x = x.astype(np.float64)
+  tall = x.shape[0] > x.shape[1]
+  x = x.T if tall else x
+  x = x / np.linalg.norm(x)
+  for _ in range(steps):
+    a = x @ x.T
+    x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+  return x.T if tall else x
+
+
+def test_updates_equal_muon_by_hand():
+  """Three of them, as a config gives them: clipping, decay, both rates."""
+  config = default.get_config()
+  config.lr, config.opt.name = 0.01, 'muon'
+  config.opt.muon_lr, config.opt.muon_momentum = 0.05, 0.8
+  config.opt.muon_steps, config.opt.weight_decay = 4, 0.1
+  config.opt.clip, config.opt.clip_value = 'element', 0.5
+  shapes = {'fc1': (6, 12), 'fc2': (12, 6), 'wq': (6, 6)}
+  rng = np.random.default_rng(0)
+
+  def draw(scale):
+    return {
+      'wte': scale * rng.normal(size=(5, 6)).astype(np.float32),
+      'block_0': {
+        n: scale * rng.normal(size=s).astype(np.float32)
+        for n, s in shapes.items()
+      },
+    }
+
+  params, all_grads = draw(1.0), [draw(0.7) for _ in range(3)]
+  tx = optimizer.create(config)
+  given, opt_state = params, tx.init(params)
+  for grads in all_grads:
+    directions, opt_state = jax.jit(tx.update)(grads, opt_state, given)
+    given = jax.tree.map(lambda p, u: p - config.lr * u, given, directions)
+
+  for name, shape in shapes.items():
+    p = params['block_0'][name].astype(np.float64)
+    m = np.zeros(shape)
+    for grads in all_grads:
+      g = np.clip(grads['block_0'][name].astype(np.float64), -0.5, 0.5)
+      m = 0.8 * m + 0.2 * g
+      direction = orthogonal_by_hand(0.8 * m + 0.2 * g, 4)
+      direction *= max(1.0, shape[1] / shape[0]) ** 0.5
+      p = p - 0.05 * (direction + 0.1 * p)
+    np.testing.assert_allclose(given['block_0'][name], p, atol=2e-5)
+  adamw = optimizer.adamw(config.opt)
+  wte, state = params['wte'], adamw.init({'wte': params['wte']})
+  for grads in all_grads:
+    clipped = {'wte': np.clip(grads['wte'], -0.5, 0.5)}
+    step, state = adamw.update(clipped, state, {'wte': wte})
+    wte = wte - 0.01 * step['wte']
+  np.testing.assert_allclose(given['wte'], wte, atol=1e-6)
