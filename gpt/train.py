@@ -73,7 +73,7 @@ def train_and_evaluate(
   check_config(config)
   devices.setup_devices(config.parallel.num_cpu_devices)
   if config.parallel.distributed:
-    devices.join_hosts()
+    devices.initialize_distributed()
   if config.model.attention == 'cudnn' and 'cuda' not in devices.backend_name():
     raise UserError(
       'model.attention cudnn needs a CUDA GPU, here is '
@@ -90,7 +90,7 @@ def train_and_evaluate(
     interrupt = stack.enter_context(run.Interrupt())
 
     # Text -> tokens.
-    with devices.leader_first():
+    with devices.process_zero_first():
       tokenizer, corpus = start.prepare_data(config, workdir, init_from, log)
     dataset = prepare.create_dataset(config, corpus, tokenizer, log=log)
 
@@ -243,7 +243,7 @@ def train_and_evaluate(
         )
         stop = interrupt.requested
         if jax.process_count() > 1:
-          stop = devices.any_host(stop, step, eval_due or save_due)
+          stop = devices.any_process(stop, step, eval_due or save_due)
         if not (eval_due or save_due or stop or step == first + 1):
           continue
 
@@ -335,7 +335,7 @@ def micro_batch_size(config, mesh) -> int:
 
 def local_rows(dataset, step: int, batch_size: int, padded: int) -> dict:
   """This host's share of the global batch of `padded` rows."""
-  own = devices.host_rows(padded)
+  own = devices.process_rows(padded)
   rows = slice(min(own.start, batch_size), min(own.stop, batch_size))
   return devices.pad_rows(dataset.batch_at(step, rows), own.stop - own.start)
 

@@ -1,7 +1,7 @@
-"""What goes where: the mesh, padding, and one run spread over two processes.
+"""Mesh, shardings and padding; then one run on two processes.
 
-The second half starts real processes that find each other over a local port,
-as hosts of a cluster would.
+The second half starts real processes that connect over a local port, as the
+hosts of a cluster do.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt import devices as sharding
+from gpt import devices
 from gpt.errors import UserError
 from gpt.train import local_rows, micro_batch_size
 from tests.support.train_process import (
@@ -30,7 +30,7 @@ from tests.support.train_process import (
 
 
 class FakeDevice:
-  """Enough of a device to stand in a mesh."""
+  """Just enough of a jax.Device to build a mesh."""
 
   def __init__(self, index):
     self.id = index
@@ -38,7 +38,7 @@ class FakeDevice:
 
 # (batch rows, devices) -> (devices used, rows on each).
 @pytest.mark.parametrize(
-  'rows, devices, used, each',
+  'rows, n_devices, used, each',
   [
     (64, 12, 11, 6),  # 12 devices would take 6 rows each too.
     (64, 1, 1, 64),
@@ -51,19 +51,19 @@ class FakeDevice:
     (7, 7, 7, 1),
   ],
 )
-def test_mesh_has_the_devices_that_the_batch_can_keep_busy(
-  rows, devices, used, each
+def test_mesh_uses_only_the_devices_the_batch_can_keep_busy(
+  rows, n_devices, used, each
 ):
-  mesh = sharding.create_mesh(rows, [FakeDevice(i) for i in range(devices)])
-  assert mesh.size == used and mesh.axis_names == (sharding.DATA,)
-  padded = sharding.padded_batch_size(rows, mesh)
+  mesh = devices.create_mesh(rows, [FakeDevice(i) for i in range(n_devices)])
+  assert mesh.size == used and mesh.axis_names == (devices.DATA,)
+  padded = devices.padded_batch_size(rows, mesh)
   assert padded == used * each and padded - rows < used
-  # No smaller number of rows would do with all the devices.
-  assert each == -(-rows // devices)
+  # All devices together would not need fewer rows each.
+  assert each == -(-rows // n_devices)
 
 
 @pytest.mark.parametrize(
-  'rows, devices, micro, padded',
+  'rows, n_devices, micro, padded',
   [
     (8, 2, 4, 8),
     (8, 2, 3, 12),
@@ -72,18 +72,18 @@ def test_mesh_has_the_devices_that_the_batch_can_keep_busy(
     (1, 1, 4, 4),
   ],
 )
-def test_padding_fills_whole_micro_batches(rows, devices, micro, padded):
-  mesh = sharding.create_mesh(rows, jax.devices()[:devices])
-  assert sharding.padded_batch_size(rows, mesh, micro) == padded
+def test_padding_fills_whole_micro_batches(rows, n_devices, micro, padded):
+  mesh = devices.create_mesh(rows, jax.devices()[:n_devices])
+  assert devices.padded_batch_size(rows, mesh, micro) == padded
 
 
-def test_padding_rows_weigh_nothing():
+def test_padding_rows_have_weight_zero():
   batch = {
     'tokens': np.ones((3, 5), np.int32),
     'weights': np.ones((3, 4), np.float32),
     'rows': np.arange(3, dtype=np.int32),
   }
-  padded = sharding.pad_rows(batch, 8)
+  padded = devices.pad_rows(batch, 8)
   assert {name: x.shape[0] for name, x in padded.items()} == dict.fromkeys(
     batch, 8
   )
@@ -91,12 +91,12 @@ def test_padding_rows_weigh_nothing():
   for name, x in batch.items():
     np.testing.assert_array_equal(padded[name][:3], x)
     assert padded[name].dtype == x.dtype
-  assert sharding.pad_rows(batch, 3) is batch
+  assert devices.pad_rows(batch, 3) is batch
 
 
-def test_batch_is_split_and_parameters_are_everywhere():
-  mesh = sharding.create_mesh(8, jax.devices()[:4])
-  batch = sharding.put_batch({'rows': np.arange(8, dtype=np.int32)}, mesh)
+def test_batch_is_sharded_and_params_are_replicated():
+  mesh = devices.create_mesh(8, jax.devices()[:4])
+  batch = devices.put_batch({'rows': np.arange(8, dtype=np.int32)}, mesh)
   shards = batch['rows'].addressable_shards
   assert [shard.data.tolist() for shard in shards] == [
     [0, 1],
@@ -104,35 +104,35 @@ def test_batch_is_split_and_parameters_are_everywhere():
     [4, 5],
     [6, 7],
   ]
-  params = sharding.put_replicated({'w': np.arange(3.0)}, mesh)
+  params = devices.put_replicated({'w': np.arange(3.0)}, mesh)
   assert params['w'].sharding.is_fully_replicated
   assert len(params['w'].addressable_shards) == 4
 
 
 @pytest.mark.parametrize(
-  'rows, devices, wanted, micro',
+  'rows, n_devices, wanted, micro',
   [
     (8, 2, 1, 1),
     (8, 2, 4, 4),
     (8, 2, 100, 4),
     (6, 1, 4, 3),
     (7, 1, 4, 4),
-    (8, 2, 0, 4),  # Chosen by us: 512 tokens, or all there are.
+    (8, 2, 0, 4),  # 0 means automatic: 512 tokens, or all rows.
   ],
 )
-def test_micro_batches_divide_the_rows_where_that_costs_little(
-  rows, devices, wanted, micro
+def test_micro_batch_divides_the_rows_where_that_costs_little(
+  rows, n_devices, wanted, micro
 ):
   from configs import smoke
 
   config = smoke.get_config()
   config.batch_size = rows
   config.parallel.micro_batch_size = wanted
-  mesh = sharding.create_mesh(rows, jax.devices()[:devices])
+  mesh = devices.create_mesh(rows, jax.devices()[:n_devices])
   assert micro_batch_size(config, mesh) == micro
 
 
-def test_hosts_draw_their_own_rows_of_the_same_batch(monkeypatch):
+def test_processes_draw_disjoint_rows_of_the_same_batch(monkeypatch):
   class Dataset:
     def batch_at(self, step, rows):
       return {
@@ -151,16 +151,16 @@ def test_hosts_draw_their_own_rows_of_the_same_batch(monkeypatch):
   assert rows[weights > 0].tolist() == list(range(10))
 
 
-def test_more_devices_than_there_are_is_said_once_jax_runs():
-  said = pytest.warns(UserWarning, match='already runs on 4 CPU devices; 3 w')
+def test_setup_warns_if_jax_already_runs_on_another_number_of_devices():
+  warning = pytest.warns(UserWarning, match='already runs on 4 CPU devices; 3')
   if not hasattr(jax, 'shard_map'):
-    said = contextlib.nullcontext()  # jax 0.5 does not refuse, so who knows.
-  with said:
-    sharding.setup_devices(3)
-  sharding.setup_devices(4)
-  sharding.setup_devices(0)  # As many as there are: nothing to say.
+    warning = contextlib.nullcontext()  # jax 0.5 accepts any number.
+  with warning:
+    devices.setup_devices(3)
+  devices.setup_devices(4)
+  devices.setup_devices(0)  # Any number of devices is fine: no warning.
   with pytest.raises(UserError, match='num_cpu_devices -1 is negative'):
-    sharding.setup_devices(-1)
+    devices.setup_devices(-1)
 
 
 # --- several processes
@@ -198,17 +198,17 @@ class Pair:
     ]
 
   def finish(self):
-    """What the first has printed; both must have ended well."""
+    """stdout of process 0; both processes must have succeeded."""
     results = [process.finish() for process in self.processes]
     for code, out, err in results:
       assert code == 0 and 'Traceback' not in err, (out, err)
-    assert 'step ' not in results[1][1]  # One of them does the talking.
+    assert 'step ' not in results[1][1]  # Only process 0 logs.
     return results[0][1]
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(tmp_path):
-  """Also a batch of 5 rows that two do not share evenly; and they resume."""
+def test_two_processes_train_like_one(tmp_path):
+  """Also with 5 rows, which two processes cannot share evenly; and resumed."""
   for name, batch_size in (('even', 8), ('odd', 5)):
     one, two = tmp_path / f'{name}-one', tmp_path / f'{name}-two'
     args = [*SMALL, f'--config.batch_size={batch_size}']
@@ -216,7 +216,7 @@ def test_two_processes_train_what_one_does(tmp_path):
     Pair(two, *args).finish()
     (given, meta), (wanted, _) = latest(two), latest(one)
     assert meta['step'] == 4
-    # Sums over processes and over devices need not round alike.
+    # Sums over processes and sums over devices may round differently.
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
       given,
@@ -253,7 +253,7 @@ def test_interrupting_one_of_two_processes_stops_both(tmp_path):
   assert f'Interrupted at step {step}. Saved in' in out
 
 
-def test_joining_nobody_is_explained(tmp_path):
+def test_a_missing_coordinator_is_explained(tmp_path):
   env = {
     name: value
     for name, value in os.environ.items()

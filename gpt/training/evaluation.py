@@ -56,7 +56,7 @@ class Evaluator:
     }
 
   def _measure(self, dataset, params, split: str, windows: int | None) -> dict:
-    total, own = np.zeros(3), devices.host_rows(self._rows)
+    total, own = np.zeros(3), devices.process_rows(self._rows)
     for batch in dataset.eval_batches(split, windows, self._rows):
       batch = devices.pad_rows(batch, self._rows)
       batch = {name: x[own] for name, x in batch.items()}

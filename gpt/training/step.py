@@ -148,8 +148,8 @@ def jit_train_step(model, tx, schedule, mesh, *, micro_batch_size=0, **kwargs):
     return devices.map_over_data(
       functools.partial(fn, axis=devices.DATA),
       mesh,
-      in_specs=(devices.WHOLE, devices.SPLIT, devices.WHOLE),
-      out_specs=devices.WHOLE,
+      in_specs=(devices.REPLICATED, devices.SHARDED, devices.REPLICATED),
+      out_specs=devices.REPLICATED,
     )(params, batch, dropout_key)
 
   step = functools.partial(
@@ -160,7 +160,7 @@ def jit_train_step(model, tx, schedule, mesh, *, micro_batch_size=0, **kwargs):
     gradients_fn=gradients_fn,
     **kwargs,
   )
-  whole, split = devices.replicated(mesh), devices.split(mesh)
+  whole, split = devices.replicated_sharding(mesh), devices.batch_sharding(mesh)
   return jax.jit(
     step,
     in_shardings=(whole, split, whole),
@@ -171,7 +171,7 @@ def jit_train_step(model, tx, schedule, mesh, *, micro_batch_size=0, **kwargs):
 
 def jit_eval_step(model, mesh):
   """`eval_step` compiled for a mesh; the parameters are kept."""
-  whole, split = devices.replicated(mesh), devices.split(mesh)
+  whole, split = devices.replicated_sharding(mesh), devices.batch_sharding(mesh)
 
   def step(params, batch, bytes_V):
     fn = functools.partial(eval_step, model=model)
@@ -180,8 +180,8 @@ def jit_eval_step(model, mesh):
     return devices.map_over_data(
       lambda *args: jax.lax.psum(fn(*args), devices.DATA),
       mesh,
-      in_specs=(devices.WHOLE, devices.SPLIT, devices.WHOLE),
-      out_specs=devices.WHOLE,
+      in_specs=(devices.REPLICATED, devices.SHARDED, devices.REPLICATED),
+      out_specs=devices.REPLICATED,
     )(params, batch, bytes_V)
 
   return jax.jit(step, in_shardings=(whole, split, whole), out_shardings=whole)
