@@ -14,8 +14,8 @@ WORKDIR ?= runs/quickstart
 # reports. All: make test-metal METAL_TESTS=tests
 METAL_TESTS ?= $(addprefix tests/,model tokenizers data training decoding runs \
   formats launch/test_generate_cli.py launch/test_chat_repl.py \
-  test_chat_runs.py test_devices.py test_metal.py test_start.py test_train.py \
-  test_train_resume.py)
+  test_chat_runs.py test_devices.py test_metal.py test_old_workdirs.py \
+  test_start.py test_train.py test_train_resume.py)
 
 PYTHON := .venv/bin/python
 METAL_PYTHON := .venv-metal/bin/python
