@@ -19,12 +19,14 @@ METAL_TESTS ?= $(addprefix tests/,model tokenizers data training decoding runs \
 
 PYTHON := .venv/bin/python
 METAL_PYTHON := .venv-metal/bin/python
-PYTHONS := python3.13 python3.12 python3.11 python3
-METAL_PYTHONS := python3.11 python3.12 python3.13 python3
+# Interpreters for a new environment, in order of preference; empty: the newest
+# on this machine (see .ci/find_python). E.g. make test PYTHONS=python3.12
+PYTHONS ?=
+METAL_PYTHONS ?= python3.11 python3.12 python3.13
 CONSTRAINTS := constraints-metal-py311.txt
-# Written when an install has finished. Done again if pyproject.toml is newer,
-# or if .ci/install left its mark of having been cut short.
-CUT_SHORT := $(wildcard .venv/.rgpt-installing)
+# Written when an install has finished. It is repeated if pyproject.toml is
+# newer, or if an interrupted .ci/install left its marker.
+INTERRUPTED := $(wildcard .venv/.rgpt-installing)
 RUN_STAMP := .venv/.rgpt-run
 TEST_STAMP := .venv/.rgpt-test
 METAL_STAMP := .venv-metal/.rgpt-test
@@ -64,12 +66,12 @@ notebooks: $(TEST_STAMP)
 lint: $(TEST_STAMP)
 	$(PYTHON) -m ruff check .
 
-$(RUN_STAMP): pyproject.toml $(CUT_SHORT)
+$(RUN_STAMP): pyproject.toml $(INTERRUPTED)
 	@.ci/install .venv '' any '$(PYTHONS)'
 	@touch $@
 
 # What tests need includes what runs need.
-$(TEST_STAMP): pyproject.toml $(CUT_SHORT)
+$(TEST_STAMP): pyproject.toml $(INTERRUPTED)
 	@.ci/install .venv '[test]' any '$(PYTHONS)'
 	@touch $(RUN_STAMP) $@
 
