@@ -1,84 +1,172 @@
-"""What the README names exists: files, modules, configs, flags, tests."""
+"""The README and docs/ name only what exists.
 
-import importlib.util
+Checked: links and anchors, commands with their flags and config keys, configs,
+make targets, paths, tests and environment variables.
+"""
+
+import functools
+import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
+from configs import default
 from tests.support.workdirs import ROOT
 
-README = (ROOT / 'README.md').read_text()
+PAGES = [
+  *(ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')),
+  *sorted((ROOT / 'docs').glob('*.md')),
+]
+# `rgpt train ARGS` or `python -m launch.train ARGS`, to the end of the command.
+COMMAND = re.compile(r'(?:rgpt |launch\.)((?:bench\.)?[a-z_]+)\b([^\n|;#&]*)')
+FLAG = re.compile(r'--([a-z][\w-]*)(?![\w.-])')
 
 
-def named(pattern: str) -> list[str]:
-  return sorted(set(re.findall(pattern, README)))
+def name(page: pathlib.Path) -> str:
+  return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize('link', named(r'\]\(([^)#:]+)\)'))
-def test_links_lead_somewhere(link):
-  assert (ROOT / link).exists()
+@pytest.fixture(params=PAGES, ids=name)
+def page(request) -> pathlib.Path:
+  return request.param
 
 
-@pytest.mark.parametrize('anchor', named(r'\]\(#([^)]+)\)'))
-def test_anchors_are_headings(anchor):
-  headings = re.findall(r'^#+ (.+)$', README, re.M)
-  assert anchor in [
-    re.sub(r'[^\w -]', '', h.lower()).replace(' ', '-') for h in headings
+def prose(page: pathlib.Path) -> str:
+  """The text of a page without its code blocks."""
+  return re.sub(r'^```.*?^```$', '', page.read_text(), flags=re.M | re.S)
+
+
+def code(page: pathlib.Path) -> list[str]:
+  """Every line of its code blocks and every `span`, each command on one line."""
+  blocks = re.findall(r'^```.*?\n(.*?)^```$', page.read_text(), re.M | re.S)
+  lines = '\n'.join(blocks).replace('\\\n', '').splitlines()
+  spans = re.findall(r'`([^`]+)`', prose(page))
+  return lines + [' '.join(span.split()) for span in spans]
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+  """The anchors that GitHub gives the headings of a page."""
+  headings = re.findall(r'^#+ (.+)$', prose(page), re.M)
+  return {
+    re.sub(r'[^\w -]', '', h.strip().lower()).replace(' ', '-')
+    for h in headings
+  }
+
+
+def commands(page: pathlib.Path) -> list[tuple[str, str]]:
+  """(module, arguments) of every command of ours."""
+  return [
+    (f'launch.{module}', arguments)
+    for line in code(page)
+    for module, arguments in COMMAND.findall(line)
+    if module != 'py'
   ]
 
 
-@pytest.mark.parametrize('test', named(r'`(test_\w+\.py::test_\w+)`'))
-def test_tests_that_show_something_exist(test):
-  file, name = test.split('::')
-  assert f'\ndef {name}(' in (ROOT / 'tests' / file).read_text()
-
-
-@pytest.mark.parametrize('config', named(r'configs/\w+\.py'))
-def test_configs_exist(config):
-  assert (ROOT / config).exists()
-
-
-@pytest.mark.parametrize('module', named(r'(?:python -m |`)(launch(?:\.\w+)+)'))
-def test_modules_exist(module):
-  assert importlib.util.find_spec(module)
-
-
-def used_flags() -> list[tuple[str, str]]:
-  """(module, flag) of every command of ours in the README and the results."""
-  text = README + (ROOT / 'RESULTS.md').read_text()
-  text = text.replace('\\\n', '')  # One line a command.
-  commands = re.findall(r'(launch(?:\.\w+)+)\b([^\n`|]*)', text)
-  return sorted(
-    {
-      (module, flag)
-      for module, arguments in commands
-      for flag in re.findall(r'--([a-z_]+)\b(?![-.])', arguments)
-    }
-  )
-
-
+@functools.cache
 def defined_flags(module: str) -> set[str]:
-  """Flags that a module defines, or one beside it that it imports."""
+  """The flags that a launcher knows, as absl lists them in a process of its own."""
+  script = (
+    f'import {module}\nfrom absl import flags\nprint(*sorted(flags.FLAGS))'
+  )
+  found = subprocess.check_output(
+    [sys.executable, '-c', script], cwd=ROOT, text=True
+  )
+  flags = {'help', *found.split()}
   source = (ROOT / f'{module.replace(".", "/")}.py').read_text()
-  flags = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source))
-  if 'config_flag.define(' in source:
+  if 'config_flag.define(' in source:  # Defined when the command line is read.
     flags.add('config')
-  imports = re.findall(r'^from (launch\S*) import (.+)', source, re.M)
-  for package, names in imports:
-    for name in set(names.split(', ')) & {'sampling_flags', 'train'}:
-      flags |= defined_flags(f'{package}.{name}')
   return flags
 
 
-@pytest.mark.parametrize('module, flag', used_flags())
-def test_flags_exist(module, flag):
-  assert flag in defined_flags(module)
+def test_readme_has_at_most_200_lines():
+  assert len((ROOT / 'README.md').read_text().splitlines()) <= 200
 
 
-@pytest.mark.parametrize('key', named(r'--config\.([a-z][\w.]*)='))
-def test_config_keys_exist(key):
-  from configs import default
+def test_links_lead_somewhere(page):
+  for target in re.findall(r'\]\(([^)\s]+)\)', prose(page)):
+    if re.match(r'https?:|mailto:', target):
+      continue
+    path, _, anchor = target.partition('#')
+    other = (page.parent / path).resolve() if path else page
+    assert other.exists(), target
+    assert not anchor or anchor in anchors(other), target
 
-  value = default.get_config()
-  for part in key.split('.'):
-    value = value[part]
+
+def test_every_page_is_linked_from_the_readme():
+  readme = (ROOT / 'README.md').read_text()
+  missing = [name(p) for p in PAGES[1:] if f']({name(p)}' not in readme]
+  assert not missing
+
+
+def test_commands_exist(page):
+  for module, _ in commands(page):
+    assert (ROOT / f'{module.replace(".", "/")}.py').exists(), module
+
+
+def test_commands_have_their_flags(page):
+  unknown = [
+    f'{module} --{flag}'
+    for module, arguments in commands(page)
+    for flag in FLAG.findall(arguments)
+    if flag not in defined_flags(module)
+  ]
+  assert not unknown
+
+
+def test_configs_exist(page):
+  text = page.read_text()
+  names = set(re.findall(r'configs/(\w+)\.py', text))
+  names |= set(re.findall(r'--config=([a-z]\w*)\b(?![./])', text))
+  assert not [n for n in names if not (ROOT / f'configs/{n}.py').exists()]
+
+
+def test_config_keys_exist(page):
+  """`--config.a.b` anywhere, and spans such as `opt.clip` or `opt.clip='none'`."""
+  config = default.get_config()
+  groups = '|'.join(k for k, v in config.items() if hasattr(v, 'keys'))
+  keys = set(re.findall(r'--config\.([a-z][\w.]*\w)', page.read_text()))
+  for span in code(page):
+    keys |= set(re.findall(rf'^((?:{groups})\.[a-z]\w*)(?:=.*)?$', span))
+  keys = {key for key in keys if not re.search(r'\.(py|json|bin|md)$', key)}
+  for key in keys:
+    value = config
+    for part in key.split('.'):
+      assert part in value, key
+      value = value[part]
+
+
+def test_paths_exist(page):
+  """Spans that begin with a folder of this repository."""
+  folders = r'(?:gpt|configs|launch|serving|tests|docs|notebooks|\.ci|\.github)'
+  for span in code(page):
+    if re.fullmatch(rf'{folders}/[\w./*-]*', span):
+      assert list(ROOT.glob(span.rstrip('/'))), span
+
+
+def test_tests_exist(page):
+  """`tests/data/test_x.py::test_y`, with or without the folder tests/."""
+  for span in code(page):
+    if match := re.fullmatch(r'(?:tests/)?([\w/]*\.py)::(test_\w+)', span):
+      file, test = match.groups()
+      assert f'def {test}(' in (ROOT / 'tests' / file).read_text(), span
+
+
+def test_make_targets_exist(page):
+  makefile = (ROOT / 'Makefile').read_text()
+  for span in code(page):
+    if match := re.match(r'make ([a-z-]+)\b', span):
+      target = match.group(1)
+      assert re.search(rf'^{target}:', makefile, re.M), target
+
+
+def test_environment_variables_exist(page):
+  source = ''.join(
+    path.read_text()
+    for folder in ('gpt', 'launch', 'serving')
+    for path in (ROOT / folder).rglob('*.py')
+  )
+  variables = set(re.findall(r'\bRGPT_[A-Z_]+\b', page.read_text()))
+  assert not [v for v in variables if v not in source]
