@@ -39,7 +39,7 @@ def prose(page: pathlib.Path) -> str:
 
 
 def code(page: pathlib.Path) -> list[str]:
-  """Every line of its code blocks and every `span`, each command on one line."""
+  """The lines of its code blocks and its `spans`; a command is one line."""
   blocks = re.findall(r'^```.*?\n(.*?)^```$', page.read_text(), re.M | re.S)
   lines = '\n'.join(blocks).replace('\\\n', '').splitlines()
   spans = re.findall(r'`([^`]+)`', prose(page))
@@ -67,7 +67,7 @@ def commands(page: pathlib.Path) -> list[tuple[str, str]]:
 
 @functools.cache
 def defined_flags(module: str) -> set[str]:
-  """The flags that a launcher knows, as absl lists them in a process of its own."""
+  """The flags of a launcher, from a fresh process: absl's flags are global."""
   script = (
     f'import {module}\nfrom absl import flags\nprint(*sorted(flags.FLAGS))'
   )
@@ -103,7 +103,8 @@ def test_every_page_is_linked_from_the_readme():
 
 def test_commands_exist(page):
   for module, _ in commands(page):
-    assert (ROOT / f'{module.replace(".", "/")}.py').exists(), module
+    path = ROOT / module.replace('.', '/')
+    assert path.is_dir() or path.with_suffix('.py').exists(), module
 
 
 def test_commands_have_their_flags(page):
@@ -124,7 +125,7 @@ def test_configs_exist(page):
 
 
 def test_config_keys_exist(page):
-  """`--config.a.b` anywhere, and spans such as `opt.clip` or `opt.clip='none'`."""
+  """`--config.a.b`, and spans such as `opt.clip` or `opt.clip='none'`."""
   config = default.get_config()
   groups = '|'.join(k for k, v in config.items() if hasattr(v, 'keys'))
   keys = set(re.findall(r'--config\.([a-z][\w.]*\w)', page.read_text()))
