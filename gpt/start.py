@@ -12,23 +12,13 @@ from gpt.data import prepare
 from gpt.errors import UserError
 from gpt.formats import randygpt
 from gpt.model import GPTConfig, abstract_params
+from gpt.model.config import FUNCTION, option_names
 from gpt.runs import checkpoint, failures, metrics
 from gpt.runs import workdir as run
 from gpt.runs.load import first_readable, read_configs
 from gpt.tokenizers import load_tokenizer
 from gpt.training import state as train_state
 
-# Of the model, what the shapes of its weights do not tell.
-SAME_NETWORK = (
-  'arch',
-  'n_head',
-  'mlp',
-  'pos',
-  'embed_norm',
-  'qk_norm',
-  'final_norm',
-  'logit_softcap',
-)
 # What decides what a validation loss is about, beside the text.
 VALIDATION_KEYS = (
   'data.format',
@@ -169,7 +159,7 @@ def load_weights(source, cfg, log=print):
 def check_same_network(source, cfg: GPTConfig) -> None:
   """Raises UserError if the run's weights would mean something else in cfg."""
   _, theirs = read_configs(source, cfg.vocab_size)
-  for name in SAME_NETWORK:
+  for name in option_names(FUNCTION):
     old, new = getattr(theirs, name), getattr(cfg, name)
     if old != new:
       raise UserError(

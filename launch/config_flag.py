@@ -17,7 +17,8 @@ from ml_collections import ConfigDict, config_flags
 
 import configs
 from gpt.errors import UserError
-from gpt.runs.workdir import FREE_MODEL_KEYS, flatten, plain
+from gpt.model.config import RUNTIME, option_names
+from gpt.runs.workdir import flatten, plain
 from launch.suggest import closest, did_you_mean
 
 FLAGS = flags.FLAGS
@@ -89,11 +90,8 @@ def chosen_keys(defaults: str, name: str = 'config') -> dict:
     flatten(plain(config))
     for config in (FLAGS[name].value, load_config(defaults))
   )
-  shape = {
-    k
-    for k in given
-    if k.startswith('model.') and k[len('model.') :] not in FREE_MODEL_KEYS
-  }
+  free = {f'model.{name}' for name in option_names(RUNTIME)}
+  shape = {k for k in given if k.startswith('model.') and k not in free}
   changed = {
     k: v for k, v in given.items() if usual.get(k) != v and k not in shape
   }

@@ -10,6 +10,7 @@ from gpt.data import record as data_record
 from gpt.errors import UserError, explained_writes
 from gpt.formats import huggingface, interop, model_card
 from gpt.model import GPTConfig
+from gpt.model.config import RUNTIME, option_names
 from gpt.runs import create
 from gpt.runs import workdir as run
 from gpt.runs.info import finite
@@ -139,8 +140,9 @@ def import_directory(
     take(config, record.get('config') or {})
   config.update_from_flattened_dict(overrides or {})
   cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
+  free = option_names(RUNTIME)
   for name, value in foreign.shape.items():
-    if f'model.{name}' in (overrides or {}) and name in run.FREE_MODEL_KEYS:
+    if f'model.{name}' in (overrides or {}) and name in free:
       continue
     if getattr(cfg, name) != value:  # Else 'auto' may stay what it is.
       config.model[name] = value

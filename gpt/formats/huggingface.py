@@ -24,6 +24,7 @@ from gpt.formats.interop import (
   to_tensors,
 )
 from gpt.model import GPTConfig
+from gpt.model.config import option_names, unrepresentable
 from gpt.tokenizers import load_tokenizer
 from gpt.tokenizers.base import BOS, EOS
 from gpt.tokenizers.chat_format import (
@@ -47,24 +48,7 @@ FILES = (
   OUR_TOKENIZER,
   'generation_config.json',
 )
-# Of GPTConfig; the rest (dtype, kernel, remat) is how, not what.
-SHAPE = (
-  'n_embd',
-  'n_head',
-  'n_layer',
-  'block_size',
-  'arch',
-  'dropout',
-  'mlp',
-  'pos',
-  'n_kv_head',
-  'embed_norm',
-  'qk_norm',
-  'final_norm',
-  'logit_softcap',
-  'tied_embeddings',
-  'init_std',
-)
+REQUIRED = ('arch', 'n_embd', 'n_head', 'n_layer', 'block_size')
 TORCH_DTYPES = {'f32': 'float32', 'f16': 'float16', 'bf16': 'bfloat16'}
 
 
@@ -96,6 +80,10 @@ def write_hf(
   Returns:
     Lines worth telling.
   """
+  if reasons := unrepresentable(cfg, 'hf'):
+    raise UserError(
+      f'this model cannot be written for transformers: {"; ".join(reasons)}'
+    )
   directory = make_directory(directory, FILES, CONFIG, {'model_type': 'rgpt'})
   files, notes = {}, []
   try:
@@ -139,7 +127,7 @@ def model_config(cfg: GPTConfig, tokenizer, dtype: str, run: dict) -> dict:
       'AutoModelForCausalLM': 'modeling_rgpt.RgptForCausalLM',
     },
     'vocab_size': cfg.vocab_size,
-    **{name: getattr(cfg, name) for name in SHAPE},
+    **{name: getattr(cfg, name) for name in option_names(format='hf')},
     'torch_dtype': TORCH_DTYPES[dtype],
     'bos_token_id': tokenizer.bos_id,
     'eos_token_id': tokenizer.eos_id,
@@ -262,8 +250,11 @@ def read_hf(directory) -> Foreign:
       'directories that launch.export --format=hf wrote can be read'
     )
   try:
-    shape = {name: config[name] for name in SHAPE}
+    # Exports older than an option have its default.
+    names = [name for name in option_names(format='hf') if name in config]
+    shape = {name: config[name] for name in {*REQUIRED, *names}}
     cfg = GPTConfig(vocab_size=config['vocab_size'], **shape)
+    shape = {name: getattr(cfg, name) for name in option_names(format='hf')}
   except (KeyError, TypeError) as e:
     raise UserError(f'{directory / CONFIG} lacks {e}') from e
   tensors, _ = safetensors_file.read(directory / WEIGHTS)

@@ -23,6 +23,7 @@ from gpt.errors import UserError, explained_writes
 from gpt.files import write_atomic
 from gpt.formats import safetensors_file, tokenizer_json
 from gpt.model import GPT, GPTConfig, abstract_params
+from gpt.model.config import unrepresentable
 from gpt.tokenizers import Tokenizer
 from gpt.tokenizers.base import EOS
 from gpt.tokenizers.chat_format import CHAT_TOKENS, is_chat_tokenizer
@@ -141,27 +142,6 @@ def rounding_report(cfg: GPTConfig, params, dtype: str) -> dict:
   }
 
 
-def microgpt_obstacles(cfg: GPTConfig) -> list[str]:
-  """Why a model is not the network microgpt runs; [] if it is."""
-  wanted = {
-    'arch': 'microgpt',
-    'mlp': 'relu',
-    'pos': 'learned',
-    'qk_norm': False,
-    'final_norm': False,
-    'logit_softcap': 0.0,
-    'tied_embeddings': False,
-  }
-  found = [
-    f'model.{name} is {getattr(cfg, name)!r}, not {value!r}'
-    for name, value in wanted.items()
-    if getattr(cfg, name) != value
-  ]
-  if cfg.kv_heads != cfg.n_head:
-    found.append(f'model.n_kv_head is {cfg.n_kv_head}, not n_head {cfg.n_head}')
-  return found
-
-
 def microgpt_order(tokenizer) -> list[int]:
   """Our ids in the order of microgpt's: BOS, chat tokens, the rest, no EOS."""
   special = tokenizer.special_tokens
@@ -211,7 +191,7 @@ def write_microgpt(
   Raises:
     UserError: a model or a tokenizer that microgpt has not.
   """
-  if reasons := microgpt_obstacles(cfg):
+  if reasons := unrepresentable(cfg, 'microgpt'):
     raise UserError(
       f'this model cannot be written for microgpt: {"; ".join(reasons)}'
     )

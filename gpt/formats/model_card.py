@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from gpt.decoding import prompt, sampling
+from gpt.model.config import option_rows
 from gpt.runs import metrics
 from gpt.runs.info import finite
 from gpt.tokenizers.chat_format import is_chat_tokenizer
@@ -30,25 +31,8 @@ def card(loaded, workdir, rounding: dict | None) -> str:
   code = usage(loaded)
   shape = {
     'parameters': f'{n:,}',
-    'layers': cfg.n_layer,
-    'width': cfg.n_embd,
-    'heads': cfg.n_head,
-    'context': f'{cfg.block_size} tokens',
     'vocabulary': f'{cfg.vocab_size:,} ({loaded.tokenizer.kind})',
-    'MLP': cfg.mlp,
-    'positions': cfg.pos,
-  }
-  shape |= {
-    name: getattr(cfg, name)
-    for name in (
-      'n_kv_head',
-      'embed_norm',
-      'qk_norm',
-      'final_norm',
-      'logit_softcap',
-      'tied_embeddings',
-    )
-    if getattr(cfg, name)
+    **option_rows(cfg),
   }
   numbers = numbers_of(loaded, workdir)
   if rounding:

@@ -20,6 +20,7 @@ import numpy as np
 
 from gpt.errors import UserError
 from gpt.files import replacing
+from gpt.model.config import GPTConfig, unrepresentable
 
 HEADER = struct.Struct('<8sIIIf')
 MAGICS = {b'RGPT0001': 1, b'RGPT0002': 2, b'RGPT0003': 3}
@@ -244,32 +245,13 @@ def from_params(
   return ckpt
 
 
-def obstacles(model) -> list[str]:
-  """Why a GPTConfig is not the network an RGPT file stands for; [] if it is.
+def obstacles(cfg: GPTConfig) -> list[str]:
+  """Reasons why RGPT files cannot represent a model; [] if they can.
 
-  A reader of the file runs RandyGPT's architecture whatever we trained, so a
+  Readers of the format run RandyGPT's architecture whatever we trained, so a
   model with any other option must not be written.
   """
-  wanted = {
-    'arch': 'randy',
-    'mlp': 'relu2',
-    'pos': 'learned',
-    'embed_norm': False,
-    'qk_norm': False,
-    'final_norm': False,
-    'logit_softcap': 0.0,
-    'tied_embeddings': False,
-  }
-  found = [
-    f'model.{name} is {getattr(model, name)!r}, not {value!r}'
-    for name, value in wanted.items()
-    if getattr(model, name) != value
-  ]
-  if model.n_kv_head not in (0, model.n_head):
-    found.append(
-      f'model.n_kv_head is {model.n_kv_head}, not n_head {model.n_head}'
-    )
-  return found
+  return unrepresentable(cfg, 'rgpt')
 
 
 def _open(path):

@@ -1,4 +1,4 @@
-"""The GPT: one frozen config, one linen module, every option one line.
+"""The GPT: one linen module in which every option is one line.
 
 Axis letters, used as suffixes of names and as einsum terms everywhere:
   B batch   L query length   S key/cache length   D model width   H heads
@@ -10,158 +10,19 @@ and an untied head on the raw residual stream: no biases, no gains, no final
 norm. `microgpt`: RMSNorm after the embedding, ReLU instead of its square.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt import devices
-from gpt.errors import UserError
-from gpt.model.attention import (
-  attend_cached,
-  causal_self_attention,
-  resolve_kernel,
-)
+from gpt.model.attention import attend_cached, causal_self_attention
+from gpt.model.config import ARCHS, GPTConfig
 from gpt.model.dropout import dropout
 from gpt.model.kv_cache import KVCache
 from gpt.model.mixed_precision import mixed_product
 
 RMS_EPS = 1e-5
 ROPE_BASE = 10_000.0
-MLPS = ('relu2', 'relu', 'gelu', 'swiglu')
-DTYPES = ('float32', 'bfloat16', 'mixed')
-# arch -> mlp, init std, std of the position embedding relative to it.
-ARCHS = {
-  'randy': ('relu2', 0.02, 0.5),
-  'microgpt': ('relu', 0.08, 1.0),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class GPTConfig:
-  """A model's shape and options; hashable, so that jit can key on it.
-
-  Same names and meanings as `config.model` in configs/default.py, with every
-  'auto' resolved. Raises UserError on impossible combinations.
-  """
-
-  vocab_size: int
-  n_embd: int = 256
-  n_head: int = 8
-  n_layer: int = 6
-  block_size: int = 256
-  arch: str = 'randy'
-  dropout: float = 0.0
-  mlp: str = 'auto'
-  pos: str = 'learned'
-  n_kv_head: int = 0
-  embed_norm: bool = False
-  qk_norm: bool = False
-  final_norm: bool = False
-  logit_softcap: float = 0.0
-  tied_embeddings: bool = False
-  zero_init: bool = False
-  init_std: float = 0.0
-  dtype: str = 'float32'
-  attention: str = 'plain'
-  remat: bool = False
-
-  def __post_init__(self):
-    def fill(name, value):
-      object.__setattr__(self, name, value)
-
-    check_choice('arch', self.arch, ARCHS)
-    mlp, init_std, _ = ARCHS[self.arch]
-    if self.mlp == 'auto':
-      fill('mlp', mlp)
-    if self.init_std == 0.0:
-      fill('init_std', init_std)
-    if self.arch == 'microgpt':
-      fill('embed_norm', True)
-    check_choice('mlp', self.mlp, ('auto', *MLPS))
-    check_choice('pos', self.pos, ('learned', 'rope'))
-    check_choice('dtype', self.dtype, DTYPES)
-    for name in ('vocab_size', 'n_embd', 'n_head', 'n_layer', 'block_size'):
-      if getattr(self, name) < 1:
-        raise UserError(
-          f'model.{name} is {getattr(self, name)}; it must be at least 1'
-        )
-    if self.n_embd % self.n_head:
-      raise UserError(
-        f'n_embd {self.n_embd} is not divisible by n_head {self.n_head}'
-      )
-    if self.n_kv_head < 0 or self.n_head % (self.n_kv_head or self.n_head):
-      raise UserError(
-        f'n_head {self.n_head} is not divisible by n_kv_head {self.n_kv_head}'
-      )
-    if self.pos == 'rope' and self.head_dim % 2:
-      raise UserError(
-        f"pos='rope' turns pairs: head dimension {self.head_dim} is odd; "
-        'change n_embd or n_head'
-      )
-    if not 0 <= self.dropout < 1:
-      raise UserError(f'model.dropout {self.dropout} is not in [0, 1)')
-    if self.logit_softcap < 0 or self.init_std < 0:
-      raise UserError('model.logit_softcap and init_std must not be negative')
-
-  @property
-  def head_dim(self) -> int:
-    return self.n_embd // self.n_head
-
-  @property
-  def kv_heads(self) -> int:
-    return self.n_kv_head or self.n_head
-
-  @property
-  def activation_dtype(self) -> str:
-    """Of what stands between the products, and of the cache."""
-    return 'float32' if self.dtype == 'mixed' else self.dtype
-
-  @property
-  def matmul_dtype(self) -> str:
-    """Of the operands of products."""
-    return matmul_dtype(self.dtype)
-
-  @classmethod
-  def from_config(cls, model, vocab_size: int, backend: str | None = None):
-    """From `config.model` (ConfigDict or dict) for one backend's defaults."""
-    fields = dict(model)
-    backend = backend or devices.backend_name()
-    fields['dtype'] = resolve_dtype(fields['dtype'], backend)
-    fields['attention'] = resolve_kernel(
-      fields['attention'],
-      backend,
-      matmul_dtype(fields['dtype']),
-      fields['n_embd'] // max(fields['n_head'], 1),
-    )
-    return cls(vocab_size=vocab_size, **fields)
-
-
-def check_choice(name: str, value: str, allowed) -> None:
-  if value not in allowed:
-    raise UserError(
-      f'model.{name} {value!r} is not known; allowed: {", ".join(allowed)}'
-    )
-
-
-def matmul_dtype(dtype: str) -> str:
-  return 'bfloat16' if dtype == 'mixed' else dtype
-
-
-def resolve_dtype(name: str, backend: str) -> str:
-  """'auto' is bfloat16 where matrix units have it (GPUs, TPU), else float32.
-
-  Metal has no bfloat16: everything is float32 there.
-
-  Args:
-    backend: of gpt.devices.backend_name.
-  """
-  check_choice('dtype', name, ('auto', *DTYPES))
-  if name == 'auto':
-    return 'bfloat16' if backend in ('cuda', 'rocm', 'tpu') else 'float32'
-  return 'float32' if backend.lower() == 'metal' else name
 
 
 def rms_norm(x):

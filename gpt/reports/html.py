@@ -11,6 +11,7 @@ import pathlib
 import re
 import statistics
 
+from gpt.model.config import FUNCTION, SHAPE, describe_options
 from gpt.reports.svg_chart import Series, line_chart, loss_range, smooth
 from gpt.runs import metrics
 from gpt.runs import workdir as run
@@ -63,7 +64,8 @@ def esc(value) -> str:
 
 
 def header(record: RunRecord, name: str) -> str:
-  model, target = record.config['model'], record.config['total_steps']
+  options = describe_options(record.config['model'], (SHAPE, FUNCTION))
+  target = record.config['total_steps']
   done = 'finished' if record.step >= target else 'under way or interrupted'
   state = record.end.get('outcome') or done
   size = ''
@@ -71,10 +73,8 @@ def header(record: RunRecord, name: str) -> str:
     size = f'{metrics.count(record.parameters)} parameters, '
   return (
     f'<h1>{esc(name)}</h1><p class="lead">{size}'
-    f'{esc(model["arch"])}, {model["n_layer"]} layers &times; '
-    f'{model["n_embd"]}, {model["n_head"]} heads, context '
-    f'{model["block_size"]}; step {record.step:,} of {target:,}, '
-    f'{esc(state)}</p>'
+    f'{esc(", ".join(options))}; '
+    f'step {record.step:,} of {target:,}, {esc(state)}</p>'
   )
 
 

@@ -7,6 +7,7 @@ import platform
 
 import jax
 
+from gpt.model.config import describe_options
 from gpt.runs import checkpoint
 from gpt.runs.load import LoadedModel, params_sha256
 from gpt.runs.metrics import duration
@@ -107,25 +108,9 @@ def _checkpoint_line(facts: dict) -> str:
   return ', '.join(parts)
 
 
-def _architecture_line(cfg: dict) -> str:
-  """The shape in words, then every option that is on."""
-  parts = [
-    f'{cfg["arch"]}: {cfg["n_layer"]} layers x {cfg["n_embd"]}',
-    f'{cfg["n_head"]} heads',
-    f'context {cfg["block_size"]}',
-    f'MLP {cfg["mlp"]}',
-    f'positions {cfg["pos"]}',
-  ]
-  if cfg['n_kv_head'] not in (0, cfg['n_head']):
-    parts.append(f'{cfg["n_kv_head"]} key/value heads')
-  parts += [
-    name
-    for name in ('embed_norm', 'qk_norm', 'final_norm', 'tied_embeddings')
-    if cfg[name]
-  ]
-  if cfg['logit_softcap']:
-    parts.append(f'logits capped at {cfg["logit_softcap"]:g}')
-  return ', '.join([*parts, cfg['dtype']])
+def _architecture_line(options: dict) -> str:
+  arch, *phrases = describe_options(options)
+  return f'{arch}: {", ".join(phrases)}'
 
 
 def _tokenizer_line(tokenizer: dict) -> str:

@@ -10,6 +10,7 @@ import threading
 from gpt.data import record
 from gpt.errors import UserError
 from gpt.files import write_atomic
+from gpt.model.config import RUNTIME, option_names
 
 CONFIG = 'config.json'
 # What a run writes after its config.json.
@@ -21,8 +22,6 @@ OUTPUTS = (
   'samples.txt',
   'tensorboard',
 )
-# Keys that do not change what the saved arrays mean.
-FREE_MODEL_KEYS = ('dropout', 'dtype', 'attention', 'remat')
 FIXED_KEYS = (
   'data.format',
   'data.tokenizer',
@@ -92,7 +91,8 @@ def is_fixed(key: str, old, new) -> bool:
   if old is None:  # A key that did not exist when the run began.
     return False
   group, _, name = key.partition('.')
-  return key in FIXED_KEYS or (group == 'model' and name not in FREE_MODEL_KEYS)
+  free = option_names(RUNTIME)
+  return key in FIXED_KEYS or (group == 'model' and name not in free)
 
 
 def make(workdir) -> None:

@@ -152,7 +152,7 @@ def build_ours(config, steps: int = 0):
 def build_torch(config, variant):
   import torch
 
-  from gpt.model.transformer import GPTConfig, resolve_dtype
+  from gpt.model.config import GPTConfig, resolve_dtype
   from launch.bench.peers.torch_gpt import TorchTrainer
 
   device = 'cuda' if torch.cuda.is_available() else 'cpu'

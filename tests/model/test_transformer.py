@@ -348,7 +348,7 @@ def test_rms_norm_is_float32_inside_and_keeps_the_dtype():
     ({'mlp': 'relu3'}, "model.mlp 'relu3' is not known; allowed: auto, rel"),
     ({'pos': 'alibi'}, "model.pos 'alibi' is not known"),
     ({'dtype': 'float16'}, "model.dtype 'float16' is not known"),
-    ({'pos': 'rope', 'n_embd': 12, 'n_head': 4}, 'head dimension 3 is odd'),
+    ({'pos': 'rope', 'n_embd': 12, 'n_head': 4}, 'even head dimension, got 3'),
     ({'logit_softcap': -1.0}, 'logit_softcap'),
     ({'attention': 'quick'}, "model.attention 'quick' is not known"),
   ],

@@ -91,9 +91,12 @@ class RgptBlock(nn.Module):
       h = F.silu(self.mlp_gate(x)) * h
     elif self.config.mlp == 'gelu':
       h = F.gelu(h, approximate='tanh')
-    else:
+    elif self.config.mlp == 'relu2':
+      h = F.relu(h).square()
+    elif self.config.mlp == 'relu':
       h = F.relu(h)
-      h = h * h if self.config.mlp == 'relu2' else h
+    else:
+      raise ValueError(f'unknown mlp {self.config.mlp!r}')
     return self.mlp_fc2(h)
 
 
