@@ -1,61 +1,61 @@
-"""Talk with a chat model in the terminal; replies stream as they are made.
+"""Chat with a model in the terminal.
 
     python -m launch.chat --workdir=runs/chat_small
     echo 'What is a noun?' | python -m launch.chat --workdir=W --once
 
-Without --workdir the model in ~/.config/rgpt/default-chat-model is used. Ctrl-C
-stops a reply, Ctrl-D leaves, /help lists the commands. What the model says goes
-to stdout, everything about it to stderr.
+Without --workdir it uses the model in ~/.config/rgpt/default-chat-model. Ctrl-C
+stops a reply, Ctrl-D leaves, /help lists the commands. Replies go to stdout,
+everything else to stderr.
 """
 
 import json
 import os
 import pathlib
-import signal
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli, sampling_flags
+from launch import cli, common_flags, program
+from launch.ctrl_c import CtrlC
+
+if TYPE_CHECKING:  # At run time, JAX waits until the flags are right.
+  from gpt.decoding.chat_session import ChatSession
 
 DEFAULT_MODEL = '~/.config/rgpt/default-chat-model'
 HISTORY = '~/.config/rgpt/chat_history'
 HISTORY_LINES = 1000
 
-WORKDIR = flags.DEFINE_string(
-  'workdir', DEFAULT_MODEL, 'Directory of a run that was trained to chat.'
+WORKDIR = common_flags.workdir(
+  'Directory of a run that was trained to chat.', DEFAULT_MODEL
 )
-WHICH = flags.DEFINE_enum(
-  'which',
-  'best',
-  ['best', 'latest'],
-  'The checkpoint of the lowest validation loss, or the newest.',
-)
+WHICH = common_flags.which()
 SYSTEM = flags.DEFINE_string(
-  'system', '', 'A text that stands before the conversation.'
+  'system', '', 'A system message, put before the conversation.'
 )
-MAX_TOKENS = flags.DEFINE_integer('max_tokens', 256, 'Most tokens of a reply.')
-SEED = flags.DEFINE_integer(
-  'seed', 42, 'The same seed gives the same conversation.'
+MAX_TOKENS = common_flags.max_tokens(
+  256, 'Maximum length of a reply, in tokens.'
 )
-flags.adopt_module_key_flags(sampling_flags)
+SEED = common_flags.seed('The same seed gives the same conversation.')
+SAMPLING = common_flags.sampling()
 ONCE = flags.DEFINE_bool(
-  'once', False, 'All of stdin is one message; print the reply and end.'
+  'once', False, 'Take all of stdin as one message, print the reply, exit.'
 )
 
 HELP = """\
-/temperature X  sample at X from now on; 0 takes the likeliest
-/system TEXT    a text before the conversation; without TEXT: none
+/temperature X  sample at temperature X from now on; 0: the likeliest token
+/system TEXT    set the system message; without TEXT: remove it
 /clear          forget the conversation
 /save FILE      write the conversation as a line of chat data
 /help           this list
 /quit           leave (also Ctrl-D)
-Ctrl-C stops a reply. A message that begins with / is written //.\
+Ctrl-C stops a reply. To send a message that begins with /, write //.\
 """
 
 
-def main(_):
+def main(_: list[str]) -> None:
   session = open_session()
   sys.stdin.reconfigure(errors='replace')  # Never a crash over an encoding.
   if ONCE.value:
@@ -67,8 +67,8 @@ def main(_):
   Repl(session).run()
 
 
-def open_session():
-  """The model of the flags and a new conversation with it."""
+def open_session() -> 'ChatSession':
+  """A new conversation with the model that the flags name."""
   directory = pathlib.Path(os.path.expanduser(WORKDIR.value))
   train = (
     'python -m launch.train --config=configs/chat_small.py '
@@ -76,7 +76,7 @@ def open_session():
   )
   if not directory.exists() and WORKDIR.value == DEFAULT_MODEL:
     raise UserError(
-      f'there is no model in {DEFAULT_MODEL} yet. Name one with --workdir='
+      f'there is no model in {DEFAULT_MODEL} yet. Give one with --workdir='
       f'DIRECTORY, or train one there:\n  {train}{directory}'
     )
 
@@ -100,14 +100,18 @@ def open_session():
     seed=SEED.value,
     max_tokens=MAX_TOKENS.value,
     system=SYSTEM.value,
-    **sampling_flags.options(),
+    **SAMPLING(),
   )
   say(f'{loaded.name}, {loaded.which} checkpoint, step {loaded.step}')
   return session
 
 
-def answer(session, text: str, should_stop=lambda: False) -> None:
-  """Streams the reply to a message, then says what was unusual about it."""
+def answer(
+  session: 'ChatSession',
+  text: str,
+  should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+  """Streams the reply to a message, then notes what was unusual about it."""
   from gpt.data.prepare import describe_unknown
 
   tokenizer = session.tokenizer
@@ -124,14 +128,14 @@ def answer(session, text: str, should_stop=lambda: False) -> None:
     say(line)
 
 
-def notices(session) -> list[str]:
-  """What a person should know about the last reply."""
+def notices(session: 'ChatSession') -> list[str]:
+  """Notes on the last reply: what was cut, dropped or stopped."""
   reply, window = session.reply, session.block_size
   lines = []
   if reply.dropped:
     lines.append(
       f'the context of {window} tokens is full: the model did not see '
-      f'{reply.dropped} tokens, the oldest of the conversation'
+      f'the oldest {reply.dropped} tokens of the conversation'
     )
   lines += {
     'max_tokens': [f'cut after {reply.tokens} tokens (--max_tokens)'],
@@ -142,27 +146,26 @@ def notices(session) -> list[str]:
 
 
 def printable(text: str) -> str:
-  """Without control characters: they are orders to a terminal."""
+  """`text` without control characters, which a terminal would obey."""
   return ''.join(
     c for c in text if c in '\n\t' or not (ord(c) < 32 or 127 <= ord(c) < 160)
   )
 
 
 def say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
+  print(program.as_called(text), file=sys.stderr, flush=True)
 
 
 class Repl:
-  """Reads messages and commands until /quit or the end of the input."""
+  """A read-eval-print loop of messages and commands."""
 
-  def __init__(self, session):
+  def __init__(self, session: 'ChatSession') -> None:
     self._session = session
     self._saved: set[pathlib.Path] = set()
-    self._replying = self._stop = False
     self._interactive = sys.stdin.isatty()
 
   def run(self) -> None:
-    signal.signal(signal.SIGINT, self._ctrl_c)
+    ctrl_c = CtrlC()
     save_history = use_readline() if self._interactive else lambda: None
     if self._interactive:
       say('/help lists the commands, Ctrl-D leaves')
@@ -174,15 +177,9 @@ class Repl:
           if self._command(line.strip()):
             return
         else:
-          self._answer(line.removeprefix('/') if line[0] == '/' else line)
+          self._answer(line.removeprefix('/'), ctrl_c)
     finally:
       save_history()
-
-  def _ctrl_c(self, number, frame):
-    """While a reply is made, a flag: libraries lose exceptions."""
-    self._stop = True
-    if not self._replying:
-      raise KeyboardInterrupt
 
   def _read(self) -> str | None:
     """A line without its end; None at the end of the input."""
@@ -200,14 +197,12 @@ class Repl:
           raise
         say('\n(Ctrl-D or /quit leaves)')
 
-  def _answer(self, text: str) -> None:
-    self._replying, self._stop = True, False
-    try:
-      answer(self._session, text, lambda: self._stop)
-    except UserError as e:
-      say(f'({e})')
-    finally:
-      self._replying = False
+  def _answer(self, text: str, ctrl_c: CtrlC) -> None:
+    with ctrl_c.held():
+      try:
+        answer(self._session, text, lambda: ctrl_c.pressed)
+      except UserError as e:
+        say(f'({e})')
 
   def _command(self, line: str) -> bool:
     """Carries out a command; returns whether to leave."""
@@ -225,7 +220,7 @@ class Repl:
     if name in commands:
       commands[name]()
     else:
-      say(f'(no command {name}; /help lists them, a message begins with //)')
+      say(f'(no command {name}; /help lists them; // begins a message with /)')
     return False
 
   def _clear(self) -> None:
@@ -237,19 +232,19 @@ class Repl:
       self._session.set_sampling(temperature=float(text))
       say(f'(temperature {float(text):g})')
     except (ValueError, UserError):
-      say(f'(/temperature {text}: a number is wanted, such as 0.5)')
+      say(f'(/temperature {text}: give a number, such as 0.5)')
 
   def _system(self, text: str) -> None:
     self._session.system = text
-    say('(system text set)' if text else '(no system text)')
+    say('(system message set)' if text else '(system message removed)')
 
   def _save(self, name: str) -> None:
-    """Writes a file of this session's; another's is not overwritten."""
+    """Writes a file; only one that this session made is overwritten."""
     path = pathlib.Path(os.path.expanduser(name)).absolute()
     if not name:
-      say('(/save FILE: a name is wanted, such as talk.jsonl)')
+      say('(/save FILE: give a name, such as talk.jsonl)')
     elif not self._session.messages:
-      say('(nothing has been said yet)')
+      say('(the conversation is empty)')
     else:
       line = json.dumps(self._session.conversation(), ensure_ascii=False)
       try:
@@ -260,13 +255,13 @@ class Repl:
         self._saved.add(path)
         say(f'(saved {len(self._session.messages)} messages in {name})')
       except FileExistsError:
-        say(f'({name} exists and is left alone: choose another name)')
+        say(f'({name} exists and was not overwritten: choose another name)')
       except OSError as e:
         say(f'(cannot write {name}: {e.strerror})')
 
 
-def use_readline():
-  """Line editing and history for input(); returns what saves the history."""
+def use_readline() -> Callable[[], None]:
+  """Line editing and history for input(); returns a function that saves it."""
   try:
     import readline
   except ImportError:  # Windows: the terminal edits lines.
@@ -275,7 +270,7 @@ def use_readline():
   try:
     readline.read_history_file(path)
   except OSError:
-    pass  # There is none yet.
+    pass  # No history yet.
   readline.set_history_length(HISTORY_LINES)
 
   def save() -> None:
@@ -283,7 +278,7 @@ def use_readline():
       path.parent.mkdir(parents=True, exist_ok=True)
       readline.write_history_file(path)
     except OSError as e:
-      say(f'(the history cannot be saved: {e.strerror})')
+      say(f'(cannot save the history: {e.strerror})')
 
   return save
 

@@ -1,4 +1,4 @@
-"""Flags and errors without tracebacks, for every launcher.
+"""Parsing, help, errors and exit codes, the same for every command.
 
 A mistake on the command line is answered with one or two lines that name what
 was given and the closest thing that exists, and exit code 2.
@@ -8,20 +8,24 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags
 
 from gpt.errors import UserError
-from launch import config_flag
+from launch import config_flag, migrating, program
+from launch.program import BROKEN_PIPE, INTERRUPTED, USAGE_ERROR
 from launch.suggest import closest, did_you_mean
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # --help lists them under the launcher.
-# Of the shell: 2 for misuse, 128 + signal for SIGINT and SIGPIPE.
-USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+HELP = ('-h', '-help', '--help')
 
 
-def run(main, allow_args: bool = False) -> None:
+def run(
+  main: Callable[[list[str]], int | None], allow_args: bool = False
+) -> None:
   """Parses the flags, calls main(argv) and exits with what it returns.
 
   --help: 0. UserError: `error: ...` on stderr, exit code 2. Ctrl-C: 130. A
@@ -30,13 +34,13 @@ def run(main, allow_args: bool = False) -> None:
   are errors.
   """
 
-  def parse(argv):
+  def parse(argv: list[str]) -> list[str]:
     try:
       return parse_flags(argv, allow_args)
-    except SystemExit:  # --help was asked for; absl calls that a failure.
-      sys.exit(0)
+    except SystemExit:  # --helpfull was asked for; absl calls that a failure.
+      _leave_with(0)
 
-  def call(argv):
+  def call(argv: list[str]) -> int | None:
     code = main(argv)
     sys.stdout.flush()  # Here a closed pipe can still be answered.
     return code
@@ -50,18 +54,24 @@ def run(main, allow_args: bool = False) -> None:
     app.run(call, flags_parser=parse)
   except UserError as e:
     _flush_stdout()
-    print(f'error: {e}', file=sys.stderr)
+    print(f'error: {program.as_called(str(e))}', file=sys.stderr)
     sys.exit(USAGE_ERROR)
   except KeyboardInterrupt:
     _flush_stdout()
     print('\ninterrupted', file=sys.stderr)
-    _leave(INTERRUPTED)
+    _end_process(INTERRUPTED)
   except BrokenPipeError:
     _flush_stdout()
-    _leave(BROKEN_PIPE)
+    _end_process(BROKEN_PIPE)
 
 
-def _leave(code: int) -> None:
+def _leave_with(code: int) -> NoReturn:
+  """Exits in the ordinary way, unless the reader of stdout has left."""
+  sys.stdout.flush()
+  sys.exit(code)
+
+
+def _end_process(code: int) -> NoReturn:
   """Ends the process at once.
 
   JAX may still be computing: an ordinary exit waits for that, or crashes when
@@ -71,13 +81,20 @@ def _leave(code: int) -> None:
   os._exit(code)
 
 
-def parse_flags(argv, allow_args: bool = False) -> list[str]:
+def parse_flags(argv: list[str], allow_args: bool = False) -> list[str]:
   """Parses argv into FLAGS; returns the program name and the other words.
 
-  Raises UserError for anything wrong with the flags.
+  Prints the help and exits where that is asked for.
+
+  Raises:
+    UserError: anything wrong with the flags.
   """
   try:
     args = FLAGS.read_flags_from_files(list(argv[1:]), force_gnu=False)
+    args = [_underscored(word) for word in args]
+    if any(word in HELP for word in _before_dashes(args)):
+      print(help_text(argv[0]))
+      _leave_with(0)
     words = FLAGS([argv[0], *config_flag.canonical(argv[0], args)])
   except flags.UnrecognizedFlagError as e:
     raise UserError(_unknown_flag(e.flagname)) from e
@@ -91,11 +108,45 @@ def parse_flags(argv, allow_args: bool = False) -> list[str]:
   return words
 
 
+def help_text(path: str) -> str:
+  """The page of --help: usage, the module's docstring, its flags.
+
+  Args:
+    path: sys.argv[0], under which absl keeps the flags of the main module.
+  """
+  main = sys.modules['__main__']
+  spec = getattr(main, '__spec__', None)
+  name = spec.name if spec else os.path.basename(path)
+  if name.startswith('launch.'):
+    name = program.command(name.removeprefix('launch.'))
+  listed = FLAGS.main_module_help().replace(f'{path}:\n', '', 1).strip('\n')
+  doc = program.as_called((main.__doc__ or '').strip())
+  return f'usage: {name} [--flag=value ...]\n\n{doc}\n\nflags:\n{listed}'
+
+
+def _before_dashes(args: list[str]) -> list[str]:
+  return args[: args.index('--')] if '--' in args else args
+
+
+def _underscored(word: str) -> str:
+  """--max-tokens=5 -> --max_tokens=5, where that is a flag."""
+  match = re.match(r'(--?)([a-zA-Z][\w.]*(?:-[\w.]+)+)(?==|$)', word)
+  if not match:
+    return word
+  name = match[2].replace('-', '_')
+  known = name in FLAGS or name.removeprefix('no') in FLAGS
+  if not known and not config_flag.is_override(name):
+    return word
+  return match[1] + name + word[match.end() :]
+
+
 def _unknown_flag(name: str) -> str:
   own = {'help'} | config_flag.overrides()
   for module, defined in FLAGS.flags_by_module_dict().items():
     if not module.startswith('absl.'):
       own |= {flag.name for flag in defined}
+  if answer := migrating.hint(name, own):
+    return answer
   near = [f'--{n}' for n in closest(name, sorted(own))]
   hint = did_you_mean(near) or '; --help lists the flags'
   return f'unknown flag --{name}{hint}'

@@ -120,6 +120,13 @@ def overrides() -> set[str]:
   return {f'{name}.{key}' for name, keys in _keys.items() for key in keys}
 
 
+def is_override(name: str) -> bool:
+  """Whether a flag is of the form config.KEY or noconfig.KEY."""
+  return any(
+    name.removeprefix('no').startswith(f'{flag}.') for flag in _defaults
+  )
+
+
 def load_config(path: str) -> ConfigDict:
   """The ConfigDict of `FILE.py` or `FILE.py:argument`.
 
@@ -155,22 +162,44 @@ def load_config(path: str) -> ConfigDict:
 
 
 def find_config(path: str) -> str:
-  """`path` as it is, or relative to the directory that holds `configs`."""
+  """The file of a path or of a preset's name.
+
+  `path` itself, else relative to the directory that holds `configs`, else
+  `configs/PATH.py`.
+
+  Raises:
+    UserError: there is none; it names the closest.
+  """
   package = pathlib.Path(configs.__file__).parent
-  for candidate in (path, package.parent / path):
+  candidates = [path, package.parent / path]
+  if re.fullmatch(r'\w+', path):
+    candidates.append(package / f'{path}.py')
+  for candidate in candidates:
     if os.path.isfile(candidate):
       return str(candidate)
-  found = sorted(
-    f'{package.name}/{file.name}'
-    for file in package.glob('*.py')
-    if file.name != '__init__.py'
+  presets = sorted(
+    file.stem for file in package.glob('*.py') if file.name != '__init__.py'
   )
-  wanted = f'{package.name}/{pathlib.Path(path).stem}.py'
-  close = difflib.get_close_matches(wanted, found, 1)
-  hint = f' Did you mean {close[0]}?' if close else ''
+  close = nearest_preset(pathlib.Path(path).stem, presets)
+  if re.fullmatch(r'\w*', path):  # Answered in the form that was used.
+    raise UserError(
+      f'no preset {path!r}.{f" Did you mean {close}?" if close else ""}\n'
+      f'  there are: {", ".join(presets)}'
+    )
   raise UserError(
-    f'no config file {path!r}.{hint}\n  there are: {", ".join(found)}'
+    f'no config file {path!r}.'
+    + (f' Did you mean {package.name}/{close}.py?' if close else '')
+    + '\n  there are: '
+    + ', '.join(f'{package.name}/{name}.py' for name in presets)
   )
+
+
+def nearest_preset(name: str, presets: list[str]) -> str:
+  """The preset meant by `name`: 'xs' is model_xs; '' if none is near."""
+  words = [p for p in presets if name in p.split('_')]
+  parts = [p for p in presets if name and name in p]
+  spelt = difflib.get_close_matches(name, presets, 1)
+  return min(words or spelt or parts, key=len, default='')
 
 
 def _canonical(args, name: str, default: str | None) -> list[str]:

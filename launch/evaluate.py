@@ -1,42 +1,41 @@
-"""How good a trained model is, over every token of a text.
+"""Measure the loss of a trained model over a whole text.
 
     python -m launch.evaluate --workdir=runs/l
     python -m launch.evaluate --workdir=runs/l --data=other.txt
     python -m launch.evaluate --workdir=runs/l --ids=F.npy --logits_out=G.npy
 
-The last line on stdout is JSON. The second form judges a text that was not
-trained on, all of it; the third writes the raw logits float32[B, L, V] of token
-ids int[B, L], to compare with another implementation.
+The last line on stdout is JSON. The second form evaluates all of another text;
+the third writes the raw logits float32[B, L, V] of token ids int[B, L], to
+compare with another implementation.
 """
 
 import json
 import math
 import sys
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli
+from launch import cli, common_flags
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a trained run.')
-WHICH = flags.DEFINE_enum(
-  'which',
-  'best',
-  ['best', 'latest'],
-  'The checkpoint of the lowest validation loss, or the newest.',
-)
+if TYPE_CHECKING:
+  from gpt.runs.load import LoadedModel
+
+WORKDIR = common_flags.workdir()
+WHICH = common_flags.which()
 DATA = flags.DEFINE_string(
   'data',
   '',
-  "Files or globs, comma separated, of the run's data.format. Empty: the run's "
-  'own.',
+  "Files or globs, comma separated, in the run's data.format. Empty: the run's "
+  'own text.',
 )
 SPLIT = flags.DEFINE_enum(
   'split',
   None,
   ['val', 'train', 'all'],
-  "Part of the text, as the run splits it. Default: val for the run's own "
-  'text, all for any other.',
+  "Part of the text, split as in the run. Default: val for the run's own text, "
+  'all for any other.',
 )
 IDS = flags.DEFINE_string('ids', '', 'A .npy file of token ids int[B, L].')
 LOGITS_OUT = flags.DEFINE_string(
@@ -44,13 +43,12 @@ LOGITS_OUT = flags.DEFINE_string(
 )
 
 
-def main(_):
-  if not WORKDIR.value:
-    raise UserError('--workdir=DIRECTORY of a trained run is needed')
+def main(_: list[str]) -> None:
+  common_flags.need_workdir(WORKDIR)
   if bool(IDS.value) != bool(LOGITS_OUT.value):
     raise UserError('--ids=F.npy and --logits_out=G.npy belong together')
   if IDS.value and (DATA.value or SPLIT.value):
-    raise UserError('--ids takes the place of --data and --split')
+    raise UserError('--ids replaces --data and --split: leave those out')
   if IDS.value:
     logits()
   else:
@@ -58,7 +56,7 @@ def main(_):
 
 
 def loss() -> None:
-  """A full pass; a table and a line of JSON."""
+  """Runs a full pass; prints a table and a line of JSON."""
   from tqdm import tqdm
 
   from gpt.runs.evaluate import full_pass, open_dataset
@@ -98,7 +96,7 @@ def loss() -> None:
 
 
 def logits() -> None:
-  """Token ids from a file, their logits to another."""
+  """Reads token ids from a file, writes their logits to another."""
   import numpy as np
 
   from gpt.decoding.logits import write_logits
@@ -122,7 +120,7 @@ def logits() -> None:
   )
 
 
-def load(num_cpu_devices: int):
+def load(num_cpu_devices: int) -> 'LoadedModel':
   """The run's model, on all devices or on one."""
   from gpt import devices
   from gpt.runs.load import load_model
@@ -131,13 +129,13 @@ def load(num_cpu_devices: int):
   return load_model(WORKDIR.value, WHICH.value)
 
 
-def described(loaded) -> dict:
-  """What the last line says of the model."""
+def described(loaded: 'LoadedModel') -> dict[str, Any]:
+  """The entries of the last line that identify the model."""
   return {'workdir': WORKDIR.value, 'which': loaded.which, 'step': loaded.step}
 
 
-def print_json(values: dict) -> None:
-  """One line; JSON has no inf or nan: null."""
+def print_json(values: dict[str, Any]) -> None:
+  """Prints one line; inf and nan, which JSON lacks, become null."""
   print(
     json.dumps(
       {

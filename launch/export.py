@@ -1,4 +1,4 @@
-"""Write a run's model in a format that other programs read.
+"""Write a model in a format that other programs read.
 
     python -m launch.export --workdir=runs/l --format=rgpt --output=l.bin
     python -m launch.export --workdir=runs/l --format=hf --output=l-hf
@@ -16,9 +16,9 @@ import pathlib
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli
+from launch import cli, common_flags
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
+WORKDIR = common_flags.workdir('Directory of the run.')
 OUTPUT = flags.DEFINE_string('output', None, 'File or directory to write.')
 FORMAT = flags.DEFINE_enum(
   'format',
@@ -33,12 +33,7 @@ DTYPE = flags.DEFINE_enum(
   'Type of the weights (not of rgpt). Half precision halves the file; what it '
   'does to the logits is printed.',
 )
-WHICH = flags.DEFINE_enum(
-  'which',
-  'best',
-  ['best', 'latest'],
-  'The checkpoint with the lowest validation loss, or the newest.',
-)
+WHICH = common_flags.which()
 
 
 def main(_):

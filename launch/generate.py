@@ -1,51 +1,58 @@
-"""Continue a prompt with a trained model; the text streams as it is made.
+"""Continue a prompt with a trained model, as a stream.
 
     python -m launch.generate --workdir=runs/l --prompt='ROMEO:'
     python -m launch.generate --workdir=runs/l --num_samples=3 --temperature=0.5
     printf 'ROMEO:' | python -m launch.generate --workdir=runs/l --prompt_file=-
 
-A model of documents (data.format lines) that is given no prompt makes up
-documents, one a line, and how many are not in its training set is said:
+Without a prompt, a model of documents (data.format lines) writes documents, one
+a line (--top_p is then 1 by default), and reports how many of them are not in
+its training set:
 
     python -m launch.generate --workdir=runs/names --num_samples=20
 
-Only the completion goes to stdout; everything about it goes to stderr.
+Completions go to stdout, everything else to stderr.
 """
 
+import dataclasses
+import os
 import pathlib
-import signal
+import stat
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli, sampling_flags
+from launch import cli, common_flags, program
+from launch.ctrl_c import CtrlC
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a trained run.')
-WHICH = flags.DEFINE_enum(
-  'which',
-  'best',
-  ['best', 'latest'],
-  'The checkpoint of the lowest validation loss, or the newest.',
-)
+if TYPE_CHECKING:  # At run time, JAX waits until the flags are right.
+  from gpt.decoding.prompt import Prompt
+  from gpt.decoding.sampling import SamplingParams
+  from gpt.runs.load import LoadedModel
+  from gpt.tokenizers import Tokenizer
+
+WORKDIR = common_flags.workdir()
+WHICH = common_flags.which()
 PROMPT = flags.DEFINE_multi_string(
   'prompt',
   None,
-  'Text to continue; may be given several times. Empty: start from BOS.',
+  'Text to continue; may be repeated. Empty: start from BOS.',
 )
 PROMPT_FILE = flags.DEFINE_string(
   'prompt_file',
   None,
-  'File with a text to continue, to its last line end; - is stdin.',
+  'File with a text to continue, its last line end included; - is stdin.',
 )
 SHOW_PROMPT = flags.DEFINE_bool(
   'show_prompt', False, 'Print the prompt before its completion.'
 )
-MAX_TOKENS = flags.DEFINE_integer(
-  'max_tokens',
+MAX_TOKENS = common_flags.max_tokens(
   200,
-  'Most tokens of a completion. Documents: default the context.',
+  'Maximum length of a completion, in tokens. For documents the default is the '
+  'context.',
 )
 NUM_SAMPLES = flags.DEFINE_integer(
   'num_samples',
@@ -53,8 +60,8 @@ NUM_SAMPLES = flags.DEFINE_integer(
   'Completions of each prompt; number i uses seed + i.',
   lower_bound=1,
 )
-SEED = flags.DEFINE_integer('seed', 42, 'The same seed gives the same text.')
-flags.adopt_module_key_flags(sampling_flags)
+SEED = common_flags.seed('The same seed gives the same text.')
+SAMPLING = common_flags.sampling()
 WINDOW = flags.DEFINE_enum(
   'window',
   'slide',
@@ -62,15 +69,51 @@ WINDOW = flags.DEFINE_enum(
   'When the context is full: drop its older half, drop one token at a time '
   '(slow), or stop (default for documents and chat).',
 )
-# Documents that are made at once.
-ROWS = 64
+ROWS = 64  # Documents generated at once.
 
 
-def main(_):
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """Everything a completion needs besides its prompt.
+
+  Attributes:
+    params: the weights, on the device.
+    limit: maximum tokens of a completion.
+    window: what happens when the context is full, see --window.
+  """
+
+  loaded: 'LoadedModel'
+  params: Any
+  limit: int
+  window: str
+  clock: 'Clock'
+  ctrl_c: CtrlC
+
+  def generate(
+    self, start: 'Prompt', s: 'SamplingParams'
+  ) -> Iterator[tuple[int, list[int] | None]]:
+    """(row, new token ids, None at its end), for each row of `s`."""
+    from gpt.decoding import generation
+
+    for row, new in generation.generate(
+      self.loaded.model,
+      self.params,
+      [start.ids] * len(s.temperature),
+      s,
+      self.limit,
+      bias_V=start.bias_V,
+      stop_ids=start.stop_ids,
+      window=self.window,
+    ):
+      self.ctrl_c.check()
+      self.clock.tick(len(new or ()))
+      yield row, new
+
+
+def main(_: list[str]) -> None:
   started = time.perf_counter()
   ctrl_c = CtrlC()
-  if not WORKDIR.value:
-    raise UserError('--workdir=DIRECTORY of a trained run is needed')
+  workdir = common_flags.need_workdir(WORKDIR)
   prompts = read_prompts()
 
   # JAX, after the flags are right.
@@ -78,121 +121,99 @@ def main(_):
 
   from gpt import devices
   from gpt.decoding import generation
-  from gpt.decoding.prompt import Shown, read_prompt
+  from gpt.decoding.prompt import read_prompt
   from gpt.runs.load import load_model
 
   n = NUM_SAMPLES.value
   samples = [sampling_params([SEED.value + i]) for i in range(n)]
   devices.setup_devices(1)
-  loaded = load_model(WORKDIR.value, WHICH.value)
-  format, T = loaded.config['data']['format'], loaded.cfg.block_size
-  window = WINDOW.value
+  loaded = load_model(workdir, WHICH.value)
+  tokenizer, cfg = loaded.tokenizer, loaded.cfg
+  format = loaded.config['data']['format']
+  documents = format == 'lines' and not any(prompts)
+  window, limit = WINDOW.value, MAX_TOKENS.value
   if format != 'text' and not flags.FLAGS['window'].present:
     window = 'stop'
-  documents = format == 'lines' and not any(prompts)
-  limit = MAX_TOKENS.value
   if documents and not flags.FLAGS['max_tokens'].present:
-    limit = T
+    limit = cfg.block_size
   for prompt in prompts:
-    warn_of_unknown(loaded.tokenizer, prompt)
+    warn_of_unknown(tokenizer, prompt)
   starts = [
-    read_prompt(loaded.tokenizer, format, prompt, T, limit)
+    read_prompt(tokenizer, format, prompt, cfg.block_size, limit)
     for prompt in prompts
   ]
-  generation.check_request(
-    loaded.cfg, [start.ids for start in starts], limit, window
-  )
-  print(
-    f'{loaded.name}, {loaded.which} checkpoint, step {loaded.step}',
-    file=sys.stderr,
-    flush=True,
-  )
+  generation.check_request(cfg, [start.ids for start in starts], limit, window)
+  note(f'{loaded.name}, {loaded.which} checkpoint, step {loaded.step}')
   if format == 'chat':
-    print(
-      'This is a chat model; to talk with it: python -m launch.chat '
-      f'--workdir={WORKDIR.value}',
-      file=sys.stderr,
-      flush=True,
+    note(
+      'This is a chat model. To talk with it: '
+      f'python -m launch.chat --workdir={workdir}'
     )
+  if PROMPT_FILE.value != '-' and stdin_has_data():
+    note('note: stdin is not read; --prompt_file=- takes the prompt from it')
 
-  clock = Clock(started)
   params = jax.device_put(loaded.params)
+  job = Job(loaded, params, limit, window, Clock(started), ctrl_c)
   if documents:
-    write_documents(loaded, params, starts[0], n, limit, window, clock, ctrl_c)
+    write_documents(job, starts[0], n, workdir)
     return
   for i, (prompt, start) in enumerate(zip(prompts, starts)):
     for j, s in enumerate(samples):
       write(headline(i, len(prompts), j, n))
       if SHOW_PROMPT.value:
         write(prompt)
-      last = ''
-      shown = Shown(loaded.tokenizer, start.names)
-      for _, new in generation.generate(
-        loaded.model,
-        params,
-        [start.ids],
-        s,
-        limit,
-        bias_V=start.bias_V,
-        stop_ids=start.stop_ids,
-        window=window,
-      ):
-        ctrl_c.check()
-        clock.tick(len(new or ()))
-        piece = shown.feed(new)
-        write(piece)
-        last = piece or last
-      if not last.endswith('\n'):
-        write('\n')
-  print(clock.summary(), file=sys.stderr)
+      write_completion(job, start, s)
+  note(job.clock.summary())
 
 
-def write_documents(
-  loaded, params, start, n, limit, window, clock, ctrl_c
-) -> None:
+def write_completion(job: Job, start: 'Prompt', s: 'SamplingParams') -> None:
+  """Streams one completion, and a line end unless it closes with one."""
+  from gpt.decoding.prompt import Shown
+
+  shown, last = Shown(job.loaded.tokenizer, start.names), ''
+  for _, new in job.generate(start, s):
+    piece = shown.feed(new)
+    write(piece)
+    last = piece or last
+  if not last.endswith('\n'):
+    write('\n')
+
+
+def write_documents(job: Job, start: 'Prompt', n: int, workdir: str) -> None:
   """n documents, one a line and many at once; then how many are new."""
-  from gpt.decoding import generation
   from gpt.runs.novelty import count_new
 
-  made = []
+  made: list[str] = []
   for first in range(0, n, ROWS):
     seeds = [SEED.value + i for i in range(first, min(first + ROWS, n))]
     ids: list[list[int]] = [[] for _ in seeds]
     ended = set()
-    for row, new in generation.generate(
-      loaded.model,
-      params,
-      [start.ids] * len(seeds),
-      sampling_params(seeds, top_p=1.0),
-      limit,
-      bias_V=start.bias_V,
-      stop_ids=start.stop_ids,
-      window=window,
-    ):
-      ctrl_c.check()
-      clock.tick(len(new or ()))
+    for row, new in job.generate(start, sampling_params(seeds, top_p=1.0)):
       ids[row] += new or []
       ended |= {row} if new is None else set()
-      while len(made) - first in ended:  # In order, as soon as they are there.
-        made.append(loaded.tokenizer.decode(ids[len(made) - first]))
+      while len(made) - first in ended:  # In order, as soon as complete.
+        made.append(job.loaded.tokenizer.decode(ids[len(made) - first]))
         write(made[-1] + '\n')
-  print(clock.summary(), file=sys.stderr)
+  note(job.clock.summary())
   try:
-    new, known = count_new(loaded, WORKDIR.value, made)
+    new_ones, known = count_new(job.loaded, workdir, made)
   except UserError as e:
-    warn(f'how many of them are new is unknown: {e}')
+    note(f'warning: cannot count how many of them are new: {e}')
     return
-  print(
-    f'{new} of {n} are not in the training set of {known:,} documents',
-    file=sys.stderr,
-  )
+  note(f'{new_ones} of {n} are not in the training set of {known:,} documents')
 
 
-def sampling_params(seeds, top_p=None):
-  """The flags as sampling.params, a row for each seed."""
+def sampling_params(
+  seeds: Sequence[int], top_p: float | None = None
+) -> 'SamplingParams':
+  """The flags as sampling.params, a row for each seed.
+
+  Args:
+    top_p: replaces the default of --top_p.
+  """
   from gpt.decoding import sampling
 
-  options = sampling_flags.options()
+  options = SAMPLING()
   if top_p is not None and not flags.FLAGS['top_p'].present:
     options['top_p'] = top_p
   return sampling.params(len(seeds), seed=seeds, **options)
@@ -228,23 +249,40 @@ def read_prompts() -> list[str]:
     try:
       data.decode('utf-8')
     except UnicodeDecodeError as e:
-      warn(f'{name} is not UTF-8 ({e}); invalid parts became U+FFFD')
+      note(f'warning: {name} is not UTF-8 ({e}); invalid parts became U+FFFD')
     prompts.append(text.replace('\r\n', '\n'))
   return prompts or ['']
 
 
-def warn_of_unknown(tokenizer, prompt: str) -> None:
-  """Says which characters of a prompt the model does not know."""
+def warn_of_unknown(tokenizer: 'Tokenizer', prompt: str) -> None:
+  """Names the characters of a prompt that the vocabulary lacks."""
   from gpt.data.prepare import describe_unknown
 
   if unknown := tokenizer.count_unknown(prompt):
     nothing = sum(unknown.values()) == len(prompt)
     rest = '; nothing is left of the prompt' if nothing else ''
-    warn(f'prompt: {describe_unknown(unknown)}{rest}')
+    note(f'warning: prompt: {describe_unknown(unknown)}{rest}')
 
 
-def warn(text: str) -> None:
-  print(f'warning: {text}', file=sys.stderr, flush=True)
+def stdin_has_data() -> bool:
+  """Whether stdin is a file or pipe with something to read; never waits."""
+  try:
+    import fcntl
+    import termios
+
+    status = os.fstat(sys.stdin.fileno())
+    if stat.S_ISREG(status.st_mode):
+      return status.st_size > os.lseek(sys.stdin.fileno(), 0, os.SEEK_CUR)
+    if not (stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode)):
+      return False
+    waiting = fcntl.ioctl(sys.stdin.fileno(), termios.FIONREAD, b'\0' * 4)
+    return any(waiting)
+  except (ImportError, OSError, ValueError, AttributeError):
+    return False  # No stdin, or a system that cannot tell.
+
+
+def note(text: str) -> None:
+  print(program.as_called(text), file=sys.stderr, flush=True)
 
 
 def write(text: str) -> None:
@@ -254,34 +292,16 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-class CtrlC:
-  """Ctrl-C raises KeyboardInterrupt, and again at the next check.
-
-  Libraries call Python where exceptions are lost; the first may be.
-  """
-
-  def __init__(self):
-    self._pressed = False
-    signal.signal(signal.SIGINT, self._handle)
-
-  def _handle(self, number, frame):
-    self._pressed = True
-    raise KeyboardInterrupt
-
-  def check(self) -> None:
-    if self._pressed:
-      raise KeyboardInterrupt
-
-
 class Clock:
-  """How long the first token took, and how fast the others came."""
+  """Time to the first token, and tokens per second after it."""
 
-  def __init__(self, started: float):
-    self._started, self._first, self._last = started, None, started
+  def __init__(self, started: float) -> None:
+    self._started = self._last = started
+    self._first: float | None = None
     self._tokens, self._after_first = 0, 0
 
   def tick(self, tokens: int) -> None:
-    """Some tokens have come."""
+    """Some tokens have arrived."""
     self._last = time.perf_counter()
     self._tokens += tokens
     if self._first is None:
@@ -290,9 +310,10 @@ class Clock:
       self._after_first += tokens
 
   def summary(self) -> str:
+    """'200 tokens; the first after 1.5 s, then 900/s'."""
     first = (self._first or self._last) - self._started
     seconds = self._last - self._started - first
-    # Tokens of one block come together: that is no rate.
+    # Tokens of one block arrive together: that gives no rate.
     known = seconds > 0.01
     rate = f', then {self._after_first / seconds:,.0f}/s' if known else ''
     return f'{self._tokens} tokens; the first after {first:.1f} s{rate}'

@@ -1,4 +1,4 @@
-"""Make a run from a model directory of microgpt or of Hugging Face.
+"""Make a run from a microgpt or Hugging Face directory.
 
     python -m launch.import_model --input=chat-model --workdir=runs/chat
     python -m launch.generate --workdir=runs/chat
@@ -16,7 +16,7 @@ change). RandyGPT files: launch.import_rgpt.
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli, config_flag
+from launch import cli, common_flags, config_flag
 
 INPUT = flags.DEFINE_string('input', None, 'Directory of the model.')
 FORMAT = flags.DEFINE_enum(
@@ -26,7 +26,7 @@ FORMAT = flags.DEFINE_enum(
   'What the directory is; auto: told from its files.',
 )
 CONFIG = config_flag.define('configs/default.py')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the new run.')
+WORKDIR = common_flags.workdir('Directory of the new run.')
 
 
 def main(_):

@@ -17,7 +17,7 @@ from absl import flags
 import configs
 from gpt.errors import UserError
 from gpt.formats import randygpt
-from launch import cli, config_flag
+from launch import cli, common_flags, config_flag
 
 INPUT = flags.DEFINE_string('input', None, 'RGPT file to read.')
 PRESET = flags.DEFINE_string(
@@ -31,7 +31,7 @@ VOCAB = flags.DEFINE_string(
 CHARS = flags.DEFINE_string(
   'chars', '', 'Text whose characters are the vocabulary.'
 )
-WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the new run.')
+WORKDIR = common_flags.workdir('Directory of the new run.')
 
 
 def main(_):

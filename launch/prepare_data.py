@@ -1,12 +1,13 @@
-"""Encodes training data ahead of training, and tells how long it is.
+"""Encode training data in advance; report document lengths.
 
     python -m launch.prepare_data --config=configs/chat_small.py \\
       --config.data.path=conversations.jsonl --workdir=runs/chat_small
     python -m launch.prepare_data --config=... --report
 
-The first form leaves tokenizer and tokens where `launch.train` with the same
+The first form leaves the tokenizer and the tokens where training with the same
 arguments finds them. The second needs no workdir and keeps nothing: it prints
-median and 90th percentile of the lengths and which block_size suits them.
+the median and the 90th percentile of the lengths, and the block_size that suits
+them.
 """
 
 import contextlib
@@ -15,18 +16,18 @@ import tempfile
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli, config_flag
+from launch import cli, common_flags, config_flag
 
 config_flag.define('configs/model_l.py')
-WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Directory of the run that will train on the data.'
+WORKDIR = common_flags.workdir(
+  'Directory of the run that will train on the data.'
 )
 REPORT = flags.DEFINE_bool(
-  'report', False, 'Print how long the documents or conversations are.'
+  'report', False, 'Print the lengths of the documents or conversations.'
 )
 
 
-def main(_):
+def main(_: list[str]) -> None:
   from gpt.config_check import check_config
   from gpt.data import length_report, prepare
   from gpt.data.documents import Documents
@@ -37,7 +38,7 @@ def main(_):
   check_config(config)
   if not (WORKDIR.value or REPORT.value or config.data.cache_dir):
     raise UserError(
-      'nothing would be kept: name the --workdir=DIRECTORY of a run or a '
+      'nothing would be kept: give the --workdir=DIRECTORY of a run or a '
       '--config.data.cache_dir, or ask for a --report'
     )
   with contextlib.ExitStack() as stack:
@@ -46,7 +47,7 @@ def main(_):
     )
     run.make(workdir)
     if saved is None:
-      run.check_resumable(workdir, config)  # Not of a run without its config.
+      run.check_resumable(workdir, config)  # A run that lost its config.json.
       prepare.drop_leftovers(config.data, workdir)
     tokenizer, corpus = prepare.prepare(config.data, workdir)
     prepare.create_dataset(config, corpus, tokenizer)

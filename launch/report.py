@@ -1,10 +1,10 @@
-"""A run as one page to look at: curves, numbers, samples, configuration.
+"""Write an HTML page about a run: curves, numbers, samples.
 
     python -m launch.report --workdir=runs/l
     python -m launch.report --workdir=runs/l --png=loss.png
 
-The page (report.html in the workdir, unless --output says otherwise) is one
-file and needs no network. It can be made while the run is going.
+The page is one file (report.html in the workdir, or --output) and needs no
+network. A run that is still training can be reported on too.
 """
 
 import pathlib
@@ -12,27 +12,26 @@ import pathlib
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli, config_flag
+from launch import cli, common_flags, config_flag
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
+WORKDIR = common_flags.workdir('Directory of the run.')
 OUTPUT = flags.DEFINE_string(
   'output', '', 'HTML file to write. Default: report.html in the workdir.'
 )
 PNG = flags.DEFINE_string(
-  'png', '', 'Write the loss curves as this image too (extra: plots).'
+  'png', '', 'Also write the loss curves as this image (extra: plots).'
 )
 
 
-def main(_):
-  if not WORKDIR.value:
-    raise UserError('--workdir=DIRECTORY of a run is needed')
+def main(_: list[str]) -> None:
+  directory = common_flags.need_workdir(WORKDIR)
   from gpt.files import write_atomic
   from gpt.reports import html
   from gpt.runs import workdir  # JAX, after the flags are right.
 
   defaults = workdir.plain(config_flag.load_config('configs/default.py'))
-  page = html.report(WORKDIR.value, defaults)
-  output = OUTPUT.value or pathlib.Path(WORKDIR.value) / 'report.html'
+  page = html.report(directory, defaults)
+  output = OUTPUT.value or pathlib.Path(directory) / 'report.html'
   try:
     write_atomic(output, page.encode('utf-8', 'replace'))
   except OSError as e:
@@ -42,8 +41,8 @@ def main(_):
     from gpt.reports import plots
     from gpt.runs.record import read_run
 
-    name = pathlib.Path(WORKDIR.value).resolve().name
-    lines = read_run(WORKDIR.value).lines
+    name = pathlib.Path(directory).resolve().name
+    lines = read_run(directory).lines
     plots.loss_png(PNG.value, {name: lines}, title=name)
     print(f'wrote {PNG.value}')
 

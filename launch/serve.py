@@ -1,4 +1,4 @@
-"""Serve a trained model over HTTP: OpenAI's API, RandyGPT's and microgpt's.
+"""Serve a trained model over HTTP, with OpenAI's API.
 
     python -m launch.serve --workdir=runs/quickstart
     python -m launch.serve --workdir=runs/l --port=9000 --slots=16
@@ -14,15 +14,10 @@ import pathlib
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli
+from launch import cli, common_flags
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run to serve.')
-WHICH = flags.DEFINE_enum(
-  'which',
-  'best',
-  ['best', 'latest'],
-  'The checkpoint: lowest validation loss, or newest.',
-)
+WORKDIR = common_flags.workdir('Directory of the run to serve.')
+WHICH = common_flags.which()
 HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
 PORT = flags.DEFINE_integer(
   'port',
@@ -145,8 +140,7 @@ def set_up_log() -> logging.Logger:
 
 
 def main(_):
-  if not WORKDIR.value:
-    raise UserError('--workdir=DIRECTORY is needed, e.g. --workdir=runs/first')
+  workdir = pathlib.Path(common_flags.need_workdir(WORKDIR))
   log = set_up_log()
   from serving.http import access
   from serving.options import Options
@@ -168,7 +162,6 @@ def main(_):
   from gpt.runs.load import load_model
 
   setup_devices(1)
-  workdir = pathlib.Path(WORKDIR.value)
   loaded = load_model(workdir, WHICH.value)
   slots = SLOTS.value or (4 if jax.default_backend() == 'cpu' else 32)
   options = Options(

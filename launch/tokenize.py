@@ -1,4 +1,4 @@
-"""Text on stdin -> a JSON list of token ids, or back.
+"""Encode text on stdin as a JSON list of token ids, or decode.
 
 python -m launch.tokenize --tokenizer=runs/l < text.txt > ids.json
 python -m launch.tokenize --tokenizer=runs/l --decode < ids.json
@@ -21,11 +21,11 @@ TOKENIZER = flags.DEFINE_string(
   'SentencePiece model.',
 )
 DECODE = flags.DEFINE_bool(
-  'decode', False, 'Read a JSON list of ids and write their text.'
+  'decode', False, 'Read a JSON list of token ids, write their text.'
 )
 
 
-def main(_):
+def main(_: list[str]) -> None:
   if not TOKENIZER.value:
     raise UserError('--tokenizer=PATH is needed: a workdir or tokenizer file')
   tokenizer = load_tokenizer(TOKENIZER.value)
@@ -55,7 +55,9 @@ def _read_ids(data: bytes) -> list[int]:
   except ValueError as e:
     raise UserError(f'stdin is not JSON: {e}') from e
   if not isinstance(ids, list) or any(type(i) is not int for i in ids):
-    raise UserError('a JSON list of token ids is wanted, such as [5, 12, 7]')
+    raise UserError(
+      'stdin must be a JSON list of token ids, such as [5, 12, 7]'
+    )
   return ids
 
 

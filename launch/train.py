@@ -1,4 +1,4 @@
-"""Train a GPT, or go on training it.
+"""Train a GPT, or resume its training.
 
     python -m launch.train --config=configs/model_l.py --workdir=runs/l
     python -m launch.train --config=configs/model_l.py --config.lr=1e-5 ...
@@ -15,11 +15,11 @@ from absl import flags
 
 from gpt.errors import UserError
 from gpt.runs import workdir
-from launch import cli, config_flag
+from launch import cli, common_flags, config_flag
 
 DEFAULT_CONFIG = 'configs/model_l.py'
 config_flag.define(DEFAULT_CONFIG)
-WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
+WORKDIR = common_flags.workdir('Directory of the run.')
 INIT_FROM = flags.DEFINE_string(
   'init_from', '', 'Workdir or RGPT file whose weights (only) start a new run.'
 )
@@ -57,19 +57,18 @@ def use_huge_pages() -> None:
 
 
 def main(_):
-  if not WORKDIR.value:
-    raise UserError('--workdir=DIRECTORY is needed, e.g. --workdir=runs/first')
+  directory = common_flags.need_workdir(WORKDIR, '')
   if ADDITIONAL_STEPS.value and config_flag.is_given('total_steps'):
     raise UserError(
       '--additional_steps and --config.total_steps are two targets: give one '
       'of them'
     )
-  config = config_flag.of_run(workdir.read_config(WORKDIR.value))
+  config = config_flag.of_run(workdir.read_config(directory))
   from gpt.train import train_and_evaluate  # JAX, after the flags are right.
 
   train_and_evaluate(
     config,
-    WORKDIR.value,
+    directory,
     init_from=INIT_FROM.value,
     additional_steps=ADDITIONAL_STEPS.value,
     profile=PROFILE.value,

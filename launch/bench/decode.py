@@ -1,4 +1,4 @@
-"""Decoding throughput, ours beside a C loop and PyTorch: new tokens a second.
+"""Measure decoding beside a C loop and PyTorch, in tokens/s.
 
     python -m launch.bench.decode --preset=l --vocab_size=2000 --batch=1,8,32
     python -m launch.bench.decode --preset=l --tokens=1024     (past the window)

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, by kind of operation.
+"""Profile a training step by kind of operation.
 
     python -m launch.bench.profile --preset=l --batch_size=16
 

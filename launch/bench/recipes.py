@@ -1,4 +1,4 @@
-"""Recipes from a cold start, over seeds: every row of docs/results.md.
+"""Run recipes from a cold start over seeds: docs/results.md.
 
     python -m launch.bench.recipes --recipe=speedrun_1min --seeds=1,2,3
     python -m launch.bench.recipes --recipe=speedrun_1min --ablate

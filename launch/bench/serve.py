@@ -1,4 +1,4 @@
-"""A real server process under load: latency, throughput, memory, start-up.
+"""Measure a server under load: latency, throughput, memory.
 
     python -m launch.bench.serve                    (preset s, a few minutes)
     python -m launch.bench.serve --soak=600         (and ten minutes of abuse)

@@ -1,11 +1,12 @@
-"""Training throughput, ours beside PyTorch's: whole optimizer steps.
+"""Measure training throughput beside PyTorch's.
 
     python -m launch.bench.train --preset=l --batch_size=16
     python -m launch.bench.train --preset=nanogpt_cpu --batch_size=12 \\
       --dropout=0
 
-Both train the same architecture with AdamW, element-wise clipping and dropout
-on random batches, drawing included, compiling excluded (it is in ready_s).
+Whole optimizer steps: both train the same architecture with AdamW, element-wise
+clipping and dropout on random batches, drawing included, compiling excluded (it
+is in ready_s).
 """
 
 import time

@@ -144,11 +144,11 @@ def test_commands_with_mistakes_are_answered(chatter, converse, tmp_path):
   )
   for name in ('quit', 'clear', 'help', 'temperature', 'system', 'save'):
     assert f'/{name}' in err
-  assert err.count('a number is wanted, such as 0.5') == 3
-  assert 'nothing has been said yet' in err
-  assert 'a name is wanted' in err
-  assert 'exists and is left alone' in err and 'No such file' in err
-  assert '(system text set)' in err and '(no system text)' in err
+  assert err.count('give a number, such as 0.5') == 3
+  assert 'the conversation is empty' in err
+  assert 'give a name' in err
+  assert 'exists and was not overwritten' in err and 'No such file' in err
+  assert '(system message set)' in err and '(system message removed)' in err
   assert (tmp_path / 'mine.txt').read_text() == 'precious'
   # A file of this conversation is brought up to date.
   assert len(json.loads((tmp_path / 'a').read_text())) == 4
@@ -168,8 +168,8 @@ def test_dropped_turns_are_said(chatter, converse):
   out, err = converse(session_of(chatter, max_tokens=16), *said)
   assert len(out.splitlines()) == 3
   dropped = re.findall(
-    r'\(the context of 64 tokens is full: the model did not see (\d+) '
-    r'tokens, the oldest',
+    r'\(the context of 64 tokens is full: the model did not see '
+    r'the oldest (\d+) tokens',
     err,
   )
   _, session = expected(chatter, *said, max_tokens=16)
