@@ -91,8 +91,9 @@ def parse_flags(argv: list[str], allow_args: bool = False) -> list[str]:
   """
   try:
     args = FLAGS.read_flags_from_files(list(argv[1:]), force_gnu=False)
-    args = [_underscored(word) for word in args]
-    if any(word in HELP for word in _before_dashes(args)):
+    end = args.index('--') if '--' in args else len(args)
+    args[:end] = [_underscored(word) for word in args[:end]]
+    if any(word in HELP for word in args[:end]):
       print(help_text(argv[0]))
       _leave_with(0)
     words = FLAGS([argv[0], *config_flag.canonical(argv[0], args)])
@@ -122,10 +123,6 @@ def help_text(path: str) -> str:
   listed = FLAGS.main_module_help().replace(f'{path}:\n', '', 1).strip('\n')
   doc = program.as_called((main.__doc__ or '').strip())
   return f'usage: {name} [--flag=value ...]\n\n{doc}\n\nflags:\n{listed}'
-
-
-def _before_dashes(args: list[str]) -> list[str]:
-  return args[: args.index('--')] if '--' in args else args
 
 
 def _underscored(word: str) -> str:

@@ -175,8 +175,10 @@ def find_config(path: str) -> str:
   if re.fullmatch(r'\w+', path):
     candidates.append(package / f'{path}.py')
   for candidate in candidates:
-    if os.path.isfile(candidate):
+    if os.path.isfile(candidate) and str(candidate).endswith('.py'):
       return str(candidate)
+  if os.path.exists(path):
+    raise UserError(f'--config={path}: that is no Python file (FILE.py)')
   presets = sorted(
     file.stem for file in package.glob('*.py') if file.name != '__init__.py'
   )

@@ -121,3 +121,8 @@ def _find(name: str) -> Flag | None:
     if other.replace('-', '_') == wanted:
       return flag
   return None
+
+
+def words(text: str) -> list[str]:
+  """The flags in an answer: ['--config.lr=X']."""
+  return re.findall(r'--[\w.]+(?:=[\w.*]+)?', text)

@@ -1,7 +1,7 @@
 """The command line as a user meets it: real processes, a tiny launcher.
 
-Every refusal must be short, name what was given and what is near it, exit
-with 2 and show no traceback.
+Every refusal is short, names what was given and what is near it, exits with 2
+and shows no traceback.
 """
 
 import os
@@ -13,6 +13,7 @@ import sys
 import pytest
 
 from launch import suggest
+from tests.support.commands import assert_refused, run_all
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -91,9 +92,10 @@ def launcher(default):
   return LAUNCHER.replace('DEFAULT', repr(default))
 
 
-@pytest.fixture
-def tree(tmp_path):
+@pytest.fixture(scope='module')
+def tree(tmp_path_factory):
   """A launcher with and without a default config, and config files."""
+  tmp_path = tmp_path_factory.mktemp('tree')
   configs = tmp_path / 'configs'
   configs.mkdir()
   (configs / 'default.py').write_text(CONFIG)
@@ -104,6 +106,7 @@ def tree(tmp_path):
   (configs / 'type.py').write_text(fast + "  c.lr = 'x'\n  return c\n")
   (configs / 'syntax.py').write_text('def get_config(:\n')
   (configs / 'empty.py').write_text('')
+  (tmp_path / 'data.txt').write_text('not Python')
   (tmp_path / 'go.py').write_text(launcher('configs/default.py'))
   (tmp_path / 'bare.py').write_text(launcher(None))
   return tmp_path
@@ -122,16 +125,6 @@ def go(tree, *args, script='go.py', **env):
     text=True,
     timeout=60,
   )
-
-
-def refused(tree, *args, **kw):
-  """Runs a command that must be refused; returns its one- or two-line error."""
-  done = go(tree, *args, **kw)
-  assert done.returncode == 2, done
-  assert 'Traceback' not in done.stderr
-  assert done.stderr.startswith('error: ')
-  assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
-  return done.stderr
 
 
 def test_overrides_of_every_type_in_any_order(tree):
@@ -159,113 +152,139 @@ def test_overrides_of_every_type_in_any_order(tree):
   assert done.stdout.rstrip().endswith('5 []')
 
 
-def test_default_config_is_used_and_can_be_overridden(tree):
-  done = go(tree, '--config.model.remat=false', '--config.tensorboard=True')
-  assert '"remat": false' in done.stdout
-  assert '"tensorboard": true' in done.stdout
-  assert '"lr": 0.0001' in done.stdout
+def test_a_default_config_can_be_overridden_and_takes_an_argument(tree):
+  overridden, big, bare = run_all(
+    [
+      ['go.py', '--config.model.remat=false', '--config.tensorboard=True'],
+      ['go.py', '--config=configs/default.py:big'],
+      ['bare.py'],
+    ],
+    cwd=tree,
+  )
+  assert '"remat": false' in overridden.out
+  assert '"tensorboard": true' in overridden.out
+  assert '"lr": 0.0001' in overridden.out
+  assert '"n_embd": 1024' in big.out
+  assert bare.out == 'None 3 []\n'
 
 
-def test_config_argument_reaches_get_config(tree):
-  done = go(tree, '--config=configs/default.py:big')
-  assert '"n_embd": 1024' in done.stdout
-  error = refused(tree, '--config=configs/default.py:huge')
-  assert "unknown variant 'huge'" in error
+MISTAKES = [
+  (['--config.lrr=1'], ["'lrr'", '--config.lr', 'did you mean']),
+  (['--config.n_embd=1'], ["'n_embd'", '--config.model.n_embd']),
+  (['--config.model.lr=1'], ['--config.lr']),
+  (['--config.zzzzzz=1'], ['keys: data.path, lr, min_lr']),
+  (['--lr=1'], ["--lr is RandyGPT's and microgpt's name: use --config.lr=X"]),
+  (['--lrr=1'], ['unknown flag --lrr', '--config.lr']),
+  (['--confg.lr=1'], ['unknown flag --confg.lr', '--config.lr']),
+  (['--max_token=1'], ['unknown flag --max_token', '--max_tokens']),
+  (['--qqqqqq'], ['unknown flag --qqqqqq', '--help']),
+  (['--config.lr=abc'], ['--config.lr=abc', 'a number', '0.0001']),
+  (['--config.lr=nan'], ['a number']),
+  (['--config.lr'], ['--config.lr needs a value']),
+  (['--config.model.n_embd=256.5'], ['n_embd=256.5', 'an integer', '256']),
+  (['--config.total_steps=1e4'], ['an integer; write 10000']),
+  (['--config.tensorboard=maybe'], ['true or false']),
+  (['--noconfig.lr'], ['only a switch']),
+  (['--config.model=xs'], ['is a group', '--config.model.n_head']),
+  (['--config=configs/fsat.py'], ['configs/fsat.py', 'there are:']),
+  (['--config'], ['--config needs a file']),
+  (['--config=configs/typo.py'], ["unknown key 'lrr'", 'did you mean lr']),
+  (['--config=configs/type.py'], ['configs/type.py failed: line 8', 'lr']),
+  (['--config=configs/syntax.py'], ['configs/syntax.py failed', 'Syntax']),
+  (['--config=configs/empty.py'], ['configs/empty.py failed', 'get_config']),
+  (['--max_tokens=many'], ['--max_tokens=many: expected an integer']),
+  (['--temperature=hot'], ['--temperature=hot: expected a number']),
+  (['--stream=maybe'], ['--stream=maybe: expected true or false']),
+  (['--stream', 'false'], ["unexpected argument 'false'", '--name=value']),
+  (['--which=worst'], ['best|latest']),
+  (['--config=configs/default.py:huge'], ["unknown variant 'huge'"]),
+  (['--config=xs'], ["no preset 'xs'. Did you mean model_xs?"]),
+  (['--config=speedrun'], ['Did you mean speedrun_1h?']),
+  (['--config=configs/xs.py'], ['Did you mean configs/model_xs.py?']),
+  (['--config=configs/model_xss.py'], ['Did you mean configs/model_xs.py?']),
+  (['--config=data.txt'], ['--config=data.txt: that is no Python file']),
+  (['--config=configs'], ['--config=configs: that is no Python file']),
+  (['--config=qqqqqq'], ["no preset 'qqqqqq'.\n", ' model_xs,']),
+  (['--max-tokens=many'], ['--max_tokens=many: expected an integer']),
+  (['--config.total-steps=many'], ['--config.total_steps=many']),
+]
 
 
-def test_no_config_where_none_is_needed(tree):
-  done = go(tree, script='bare.py')
-  assert done.stdout == 'None 3 []\n'
-  error = refused(tree, '--config.lr=1', script='bare.py')
-  assert 'needs --config=FILE' in error
+@pytest.fixture(scope='module')
+def answers(tree):
+  """{arguments: Done} of every mistake."""
+  done = run_all([['go.py', *args] for args, _ in MISTAKES], cwd=tree)
+  return {tuple(args): one for (args, _), one in zip(MISTAKES, done)}
 
 
 @pytest.mark.parametrize(
-  'args, texts',
-  [
-    (['--config.lrr=1'], ["'lrr'", '--config.lr', 'did you mean']),
-    (['--config.n_embd=1'], ["'n_embd'", '--config.model.n_embd']),
-    (['--config.model.lr=1'], ['--config.lr']),
-    (['--config.zzzzzz=1'], ['keys: data.path, lr, min_lr']),
-    (['--lr=1'], ['unknown flag --lr', '--config.lr']),
-    (['--confg.lr=1'], ['unknown flag --confg.lr', '--config.lr']),
-    (['--max_token=1'], ['unknown flag --max_token', '--max_tokens']),
-    (['--qqqqqq'], ['unknown flag --qqqqqq', '--help']),
-    (['--config.lr=abc'], ['--config.lr=abc', 'a number', '0.0001']),
-    (['--config.lr=nan'], ['a number']),
-    (['--config.lr'], ['--config.lr needs a value']),
-    (['--config.model.n_embd=256.5'], ['n_embd=256.5', 'an integer', '256']),
-    (['--config.total_steps=1e4'], ['an integer; write 10000']),
-    (['--config.tensorboard=maybe'], ['true or false']),
-    (['--noconfig.lr'], ['only a switch']),
-    (['--config.model=xs'], ['is a group', '--config.model.n_head']),
-    (['--config=configs/fsat.py'], ['configs/fsat.py', 'there are:']),
-    (['--config'], ['--config needs a file']),
-    (['--config=configs/typo.py'], ["unknown key 'lrr'", 'did you mean lr']),
-    (['--config=configs/type.py'], ['configs/type.py failed: line 8', 'lr']),
-    (['--config=configs/syntax.py'], ['configs/syntax.py failed', 'Syntax']),
-    (['--config=configs/empty.py'], ['configs/empty.py failed', 'get_config']),
-    (['--max_tokens=many'], ['--max_tokens=many: expected an integer']),
-    (['--temperature=hot'], ['--temperature=hot: expected a number']),
-    (['--stream=maybe'], ['--stream=maybe: expected true or false']),
-    (['--stream', 'false'], ["unexpected argument 'false'", '--name=value']),
-    (['--which=worst'], ['best|latest']),
-  ],
-  ids=lambda x: ' '.join(x)[:40],
+  'args, texts', MISTAKES, ids=lambda x: ' '.join(x)[:40]
 )
-def test_mistakes_are_explained(tree, args, texts):
-  error = refused(tree, *args)
-  for text in texts:
-    assert text in error
+def test_mistakes_are_explained(answers, args, texts):
+  assert_refused(answers[tuple(args)], *texts)
 
 
-def test_required_flag_is_named(tree):
-  assert '--workdir is required' in refused(tree, REQUIRED='1')
+def test_what_is_missing_is_named(tree):
+  (bare,) = run_all([['bare.py', '--config.lr=1']], cwd=tree)
+  assert_refused(bare, 'needs --config=FILE')
+  (required,) = run_all([['go.py']], cwd=tree, REQUIRED='1')
+  assert_refused(required, '--workdir is required')
 
 
-def test_presets_are_listed_and_the_nearest_named(tree):
-  error = refused(tree, '--config=configs/model_xss.py')
-  assert 'Did you mean configs/model_xs.py?' in error
-  for preset in ('xs', 's', 'ds', 'm', 'l', 'deep', 'xl'):
-    assert f'configs/model_{preset}.py' in error
-
-
-def test_config_is_found_from_any_directory(tmp_path):
+def test_a_preset_is_found_by_path_or_name_from_any_directory(tmp_path):
   (tmp_path / 'go.py').write_text(launcher('configs/default.py'))
-  done = go(tmp_path, '--config=configs/model_xs.py', '--config.lr=1e-5')
-  assert done.returncode == 0, done.stderr
-  assert '"n_embd": 116' in done.stdout
-  assert '"lr": 1e-05' in done.stdout
+  path, name, variant = run_all(
+    [
+      ['go.py', '--config=configs/model_xs.py', '--config.lr=1e-5'],
+      ['go.py', '--config=model_xs'],
+      ['go.py', '--config=model_xs:large'],
+    ],
+    cwd=tmp_path,
+  )
+  assert '"n_embd": 116' in path.out and '"lr": 1e-05' in path.out
+  assert '"n_embd": 116' in name.out and '"lr": 0.0001' in name.out
+  # get_config() of a preset takes no argument: it was handed over.
+  assert_refused(variant, 'model_xs failed: ', 'positional argument')
 
 
-def test_config_is_locked(tree):
-  done = go(tree, DO='lock')
-  assert done.returncode == 1
-  assert 'new_key' in done.stderr
+def test_a_dash_does_for_an_underscore(tree):
+  done, word = run_all(
+    [
+      [
+        'go.py',
+        '--max-tokens=7',
+        '--config.total-steps=3',
+        '--config.tensorboard',
+      ],
+      ['go.py', '--', '--max-tokens'],
+    ],
+    cwd=tree,
+  )
+  assert '"total_steps": 3' in done.out and done.out.endswith(' 7 []\n')
+  assert_refused(word, "unexpected argument '--max-tokens'")
 
 
-def test_user_error_is_one_line_after_the_output(tree):
-  done = go(tree, DO='user_error')
-  assert done.returncode == 2
-  assert done.stdout == 'before\n'
-  assert done.stderr == 'error: n_embd 116 is not divisible by n_head 5\n'
-
-
-def test_a_bug_keeps_its_traceback(tree):
-  done = go(tree, DO='bug')
-  assert done.returncode == 1
-  assert 'RuntimeError: a bug' in done.stderr
-
-
-def test_exit_code_of_main_is_kept(tree):
+def test_the_end_of_main_is_the_end_of_the_process(tree):
+  """An exit code is kept; a UserError is one line; a bug has its traceback."""
   assert go(tree, DO='code').returncode == 7
+  done = go(tree, DO='user_error')
+  assert (done.returncode, done.stdout) == (2, 'before\n')
+  assert done.stderr == 'error: n_embd 116 is not divisible by n_head 5\n'
+  done = go(tree, DO='bug')
+  assert done.returncode == 1 and 'RuntimeError: a bug' in done.stderr
+  done = go(tree, DO='lock')
+  assert done.returncode == 1 and 'new_key' in done.stderr
 
 
-def test_help_is_no_failure(tree):
-  for flag in ('--help', '--helpfull', '-help'):
-    done = go(tree, flag)
-    assert done.returncode == 0, flag
-    assert '--max_tokens' in done.stdout
+def test_help_is_a_result_and_no_failure(tree):
+  for done in run_all(
+    [['go.py', flag] for flag in ('--help', '-h', '-help', '--helpfull')],
+    cwd=tree,
+  ):
+    assert (done.code, done.err) == (0, '')
+    assert '--max_tokens' in done.out
+    if '--flagfile' not in done.out:  # Not all of absl's.
+      assert done.out.startswith('usage: go.py [--flag=value ...]\n\nA launc')
 
 
 def test_ctrl_c_is_quiet(tree):
