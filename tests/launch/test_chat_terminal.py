@@ -14,7 +14,7 @@ import pytest
 from gpt.tokenizers import build_tokenizer, chat_format
 from tests.support import chat_tools
 from tests.support.chat_tools import expected, make_chatter
-from tests.support.workdirs import ROOT, command
+from tests.support.workdirs import ROOT, STRICT, command
 
 home = chat_tools.home  # Around every test.
 PATIENCE_S = 200
@@ -42,7 +42,7 @@ class Terminal:
     ours, theirs = pty.openpty()
     self._fd, self.text, self._seen = ours, '', 0
     self.process = subprocess.Popen(
-      [sys.executable, '-W', 'error', '-c', ON_TERMINAL, *args],
+      [sys.executable, *STRICT, '-c', ON_TERMINAL, *args],
       cwd=ROOT,
       stdin=theirs,
       stdout=theirs,

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from gpt.tokenizers import build_tokenizer
-from tests.support.workdirs import ROOT, make_run
+from tests.support.workdirs import ROOT, STRICT, make_run
 
 CHAT_TOKENS = ('<|user|>', '<|assistant|>', '<|end_turn|>')
 LETTERS = string.ascii_letters + string.digits + ' .,:;!?\n'
@@ -57,8 +57,7 @@ class ServerProcess:
     self.process = subprocess.Popen(
       [
         sys.executable,
-        '-W',
-        'error',
+        *STRICT,
         *program,
         f'--workdir={workdir}',
         '--port=0',

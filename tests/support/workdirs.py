@@ -1,4 +1,4 @@
-"""Launchers as real processes, and runs whose model is known beforehand."""
+"""Launchers as real processes, and runs whose model is known in advance."""
 
 import pathlib
 import subprocess
@@ -15,16 +15,23 @@ from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.training.state import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]
+# Python's flags for processes under test: warnings are errors. Processes share
+# compiled programs, and one may find an entry that another is still writing:
+# JAX warns and compiles it again.
+STRICT = (
+  '-W',
+  'error',
+  '-W',
+  'ignore:Error reading persistent compilation cache entry',
+)
 
 
 def command(name: str, *args) -> list[str]:
-  """`python -m launch.NAME ARGS` that treats warnings as errors."""
+  """`python -m launch.NAME ARGS`, with warnings as errors."""
   return [
     sys.executable,
-    '-W',
-    'error',
-    # How ml_collections reads a config file.
-    '-W',
+    *STRICT,
+    '-W',  # ml_collections reads config files with it.
     'ignore:the load_module:DeprecationWarning',
     '-m',
     f'launch.{name}',
@@ -33,7 +40,7 @@ def command(name: str, *args) -> list[str]:
 
 
 def launch(name: str, *args, stdin: bytes = b'', code: int = 0):
-  """(stdout, stderr) of a launcher; checks how it ended and says why."""
+  """(stdout, stderr) of a launcher, which must exit with `code`."""
   done = subprocess.run(
     command(name, *args), cwd=ROOT, input=stdin, capture_output=True
   )
@@ -49,11 +56,11 @@ def make_run(
   """Writes a run at step 7 whose weights are `fill(name, shape)`.
 
   Args:
-    data, model: what differs from configs/smoke.py in these groups.
-    meta: of the checkpoints.
+    data, model: changes to these groups of configs/smoke.py.
+    meta: metadata of the checkpoints.
 
   Returns:
-    The parameters, a numpy tree.
+    The params, a numpy tree.
   """
   config = smoke.get_config()
   config.model.block_size = block_size
@@ -81,10 +88,10 @@ def make_run(
 
 
 def make_parrot(workdir, tokenizer, ids, **kwargs):
-  """A run whose model says `ids`, one after the other, whatever came before.
+  """A run whose model generates `ids` in order, whatever the prompt.
 
-  Token i is what follows position i: the position embedding is one-hot, the
-  blocks add nothing, and the head maps position i to ids[i].
+  The position embedding is one-hot, the blocks add nothing, and the head maps
+  position i to ids[i].
   """
   n = len(ids)
 
