@@ -176,9 +176,7 @@ def process_rows(rows: int) -> slice:
 # --- mesh and shardings
 
 
-def create_mesh(
-  batch_size: int, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def create_mesh(batch_size: int, devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh with the axis `data` over the devices a batch can keep busy.
 
   A step takes as long as the device with the most rows: with 64 rows, 11
@@ -188,7 +186,7 @@ def create_mesh(
 
   Args:
     batch_size: global batch size in rows.
-    devices: default: all devices of all processes.
+    devices: jax.Devices; default: all devices of all processes.
   """
   devices = list(jax.devices() if devices is None else devices)
   if jax.process_count() == 1:
@@ -220,11 +218,12 @@ def map_over_data(
 
   Inside, `jax.lax.psum(x, DATA)` sums over the devices.
   """
+  shard: Callable[..., Any] = shard_map
   kwargs = dict(mesh=mesh, in_specs=in_specs, out_specs=out_specs)
   try:
-    return shard_map(fn, check_vma=False, **kwargs)
+    return shard(fn, check_vma=False, **kwargs)
   except TypeError:  # jax < 0.6
-    return shard_map(fn, check_rep=False, **kwargs)
+    return shard(fn, check_rep=False, **kwargs)
 
 
 # --- arrays

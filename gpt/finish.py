@@ -75,7 +75,7 @@ def write_sample(config, model, params, tokenizer, workdir, step) -> str:
       jax.device_get(params),
       tokenizer,
       start,
-      sampling.params(
+      sampling.settings(
         1,
         seed=config.seed,
         temperature=config.sample.temperature,
@@ -83,7 +83,7 @@ def write_sample(config, model, params, tokenizer, workdir, step) -> str:
         top_k=config.sample.top_k,
       ),
       config.sample.max_tokens,
-      prompt.window_of(start, format, block_size),
+      prompt.window_mode(start, format, block_size),
     )
   )
   if format == 'chat' and given:

@@ -60,7 +60,7 @@ def sampling() -> Callable[[], dict[str, float | int]]:
   The defaults are those of config.sample.
 
   Returns:
-    A function that gives their values as keywords of sampling.params.
+    A function that gives their values as keywords of sampling.settings.
   """
   sample = get_config().sample
   holders = {

@@ -99,7 +99,7 @@ def logits() -> None:
   """Reads token ids from a file, writes their logits to another."""
   import numpy as np
 
-  from gpt.decoding.logits import write_logits
+  from gpt.decoding.inspect import write_logits
 
   try:
     ids_BL = np.load(IDS.value, allow_pickle=False)
@@ -109,7 +109,9 @@ def logits() -> None:
       f'cannot read --ids={IDS.value} as a .npy array: {e}'
     ) from e
   loaded = load(num_cpu_devices=1)
-  batch, length, vocab = write_logits(loaded, ids_BL, LOGITS_OUT.value)
+  batch, length, vocab = write_logits(
+    loaded.cfg, loaded.params, ids_BL, LOGITS_OUT.value
+  )
   print(f'wrote float32[{batch}, {length}, {vocab}] to {LOGITS_OUT.value}')
   print_json(
     {

@@ -30,7 +30,7 @@ from launch.ctrl_c import CtrlC
 
 if TYPE_CHECKING:  # At run time, JAX waits until the flags are right.
   from gpt.decoding.prompt import Prompt
-  from gpt.decoding.sampling import SamplingParams
+  from gpt.decoding.sampling import SamplingSettings
   from gpt.runs.load import LoadedModel
   from gpt.tokenizers import Tokenizer
 
@@ -90,7 +90,7 @@ class Job:
   ctrl_c: CtrlC
 
   def generate(
-    self, start: 'Prompt', s: 'SamplingParams'
+    self, start: 'Prompt', s: 'SamplingSettings'
   ) -> Iterator[tuple[int, list[int] | None]]:
     """(row, new token ids, None at its end), for each row of `s`."""
     from gpt.decoding import generation
@@ -166,13 +166,13 @@ def main(_: list[str]) -> None:
   note(job.clock.summary())
 
 
-def write_completion(job: Job, start: 'Prompt', s: 'SamplingParams') -> None:
+def write_completion(job: Job, start: 'Prompt', s: 'SamplingSettings') -> None:
   """Streams one completion, and a line end unless it closes with one."""
-  from gpt.decoding.prompt import Shown
+  from gpt.decoding.prompt import TurnDecoder
 
-  shown, last = Shown(job.loaded.tokenizer, start.names), ''
+  decoder, last = TurnDecoder(job.loaded.tokenizer, start.names), ''
   for _, new in job.generate(start, s):
-    piece = shown.feed(new)
+    piece = decoder.feed(new)
     write(piece)
     last = piece or last
   if not last.endswith('\n'):
@@ -205,8 +205,8 @@ def write_documents(job: Job, start: 'Prompt', n: int, workdir: str) -> None:
 
 def sampling_params(
   seeds: Sequence[int], top_p: float | None = None
-) -> 'SamplingParams':
-  """The flags as sampling.params, a row for each seed.
+) -> 'SamplingSettings':
+  """The flags as sampling.settings, a row for each seed.
 
   Args:
     top_p: replaces the default of --top_p.
@@ -216,7 +216,7 @@ def sampling_params(
   options = SAMPLING()
   if top_p is not None and not flags.FLAGS['top_p'].present:
     options['top_p'] = top_p
-  return sampling.params(len(seeds), seed=seeds, **options)
+  return sampling.settings(len(seeds), seed=seeds, **options)
 
 
 def headline(prompt: int, prompts: int, sample: int, samples: int) -> str:

@@ -278,7 +278,7 @@ def test_generation_compiles_for_metal(variant):
 
   block = functools.partial(blocks.decode_block, model, k=4, bucket=32)
   row_int = abstract((2,), jnp.int32)
-  s = sampling.params(2, top_k=5, min_p=0.1, repetition=1.1)
+  s = sampling.settings(2, top_k=5, min_p=0.1, repetition=1.1)
   args = (params, state, row_int, row_int, row_int, row_int, s)
   assert check_metal_lowering(block, *args) == []
 

@@ -1,14 +1,18 @@
 """Prefill and decode blocks with a key/value cache.
 
-A row's tokens so far are `tokens[0:n]`. The cache holds all of its window but
-the last token; a decode step feeds that one, gets logits and samples the next.
-So prompts of one token (BOS) need no prefill, and sampling stands in one place.
+A row has the tokens `tokens[0:n]`. Its cache holds the window except the last
+token; a decode step feeds that token, gets logits and samples the next one. So
+a one-token prompt (BOS) needs no prefill, and sampling happens in one place.
 
-Learned positions are absolute: nothing in the cache survives a slide. Where
-the window starts is a pure function of n (`window_start`); when it moves, the
-row is prefilled anew.
+Positions count from the start of the window, so a slide invalidates the whole
+cache. The start is a pure function of n (`window_start`); when it moves, the
+row is prefilled again.
+
+Axis letters besides the model's: b rows of a block, k decode steps.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,33 +21,36 @@ import numpy as np
 from flax import struct
 
 from gpt.decoding import sampling
+from gpt.decoding.sampling import SamplingSettings
 from gpt.errors import UserError
+from gpt.model import GPT, GPTConfig
 from gpt.model.kv_cache import KVCache, init_cache
 
 BLOCK_STEPS = (1, 4, 8, 16)
-# Spare columns, so that a block may write past the window's end unread.
+# Extra cache columns: a block may write past the window's end; nobody reads it.
 SPARE = max(BLOCK_STEPS)
 WINDOW_MODES = ('slide', 'exact', 'stop')
 
 
 @struct.dataclass
 class DecodeState:
-  """What decoding keeps on the device, one entry a slot.
+  """Decoding state on the device; B slots, one per row.
 
   Attributes:
     cache: KVCache of block_size + SPARE columns.
-    in_prompt: bool[B, V]; counts: int32[B, V]; both for the penalties.
+    in_prompt: bool[B, V], tokens of the prompt, for the penalties.
+    counts: int32[B, V], tokens of the completion, for the penalties.
     bias: float32[B, V], added to the logits; -inf bans a token.
   """
 
-  cache: Any
+  cache: KVCache
   in_prompt: Any
   counts: Any
   bias: Any
 
 
-def init_state(cfg, slots: int) -> DecodeState:
-  """An empty state."""
+def init_state(cfg: GPTConfig, slots: int) -> DecodeState:
+  """A state of empty slots."""
   shape = (slots, cfg.vocab_size)
   return DecodeState(
     cache=init_cache(cfg, slots, cfg.block_size + SPARE),
@@ -54,7 +61,7 @@ def init_state(cfg, slots: int) -> DecodeState:
 
 
 def buckets(block_size: int) -> list[int]:
-  """32, 64, 128, ... block_size: the lengths programs are compiled for."""
+  """[32, 64, 128, ..., block_size]: lengths that programs are compiled for."""
   sizes, n = [], 32
   while n < block_size:
     sizes.append(n)
@@ -63,24 +70,32 @@ def buckets(block_size: int) -> list[int]:
 
 
 def bucket_for(length: int, block_size: int) -> int:
-  """The smallest bucket of at least `length` columns."""
+  """The smallest bucket with at least `length` columns."""
   return next(b for b in buckets(block_size) if b >= length)
 
 
 def window_start(n: int, block_size: int, stride: int) -> int:
-  """First token of the window when n tokens exist: 0 until they overflow."""
+  """Index of the window's first token when the row has n tokens.
+
+  0 while n <= block_size, then the smallest multiple of `stride` that leaves at
+  most block_size tokens in the window.
+  """
   if n <= block_size:
     return 0
   return stride * -(-(n - block_size) // stride)
 
 
 def steps_until_slide(n: int, block_size: int, stride: int) -> int:
-  """How many tokens can be sampled before the window moves; at least 1."""
+  """Number of tokens to sample before the window moves; at least 1."""
   return window_start(n, block_size, stride) + block_size - n + 1
 
 
 def stride_for(mode: str, block_size: int) -> int:
-  """How far the window moves at once: half for 'slide', 1 for 'exact'."""
+  """Tokens the window moves at once: 1 for 'exact', else half a window.
+
+  Raises:
+    UserError: an unknown mode.
+  """
   if mode not in WINDOW_MODES:
     raise UserError(
       f'window mode {mode!r} is not known; allowed: {", ".join(WINDOW_MODES)}'
@@ -88,22 +103,41 @@ def stride_for(mode: str, block_size: int) -> int:
   return 1 if mode == 'exact' else max(1, block_size // 2)
 
 
-def prefill(model, params, tokens_BL) -> KVCache:
-  """Keys and values of whole (right-padded) rows; L is a bucket.
+def prefill(
+  model: GPT, params: Mapping[str, Any], tokens_BL: jax.Array
+) -> KVCache:
+  """Computes the cache of whole rows.
 
-  Columns past a row's own length hold padding: decoding masks them.
+  Args:
+    tokens_BL: int32[B, L], padded on the right to a bucket of L columns.
+
+  Returns:
+    KVCache of L columns. Those of the padding are masked in decoding.
   """
   batch, length = tokens_BL.shape
   cache = init_cache(model.cfg, batch, length)
   mask_BLS = np.tril(np.ones((length, length), bool))[None]
-  _, cache = model.apply(
+  out: Any = model.apply(
     {'params': params}, tokens_BL, cache=cache, mask_BLS=mask_BLS, head=False
   )
-  return cache
+  return out[1]
 
 
-def insert(state: DecodeState, slot, row: KVCache, in_prompt_V, bias_V):
-  """Puts one prefilled row (B=1) into a slot and forgets what was there."""
+def insert(
+  state: DecodeState,
+  slot: jax.Array,
+  row: KVCache,
+  in_prompt_V: jax.Array,
+  bias_V: jax.Array,
+) -> DecodeState:
+  """Starts a request in a slot: cache, prompt tokens, bias, zero counts.
+
+  Args:
+    slot: int32[].
+    row: KVCache of one row (B = 1), from `prefill`.
+    in_prompt_V: bool[V].
+    bias_V: float32[V].
+  """
 
   def put(old, new):
     start = (slot, *([0] * (old.ndim - 1)))
@@ -117,8 +151,8 @@ def insert(state: DecodeState, slot, row: KVCache, in_prompt_V, bias_V):
   )
 
 
-def refill(state: DecodeState, slot, row: KVCache) -> DecodeState:
-  """Replaces a slot's keys and values after a slide; penalties go on."""
+def refill(state: DecodeState, slot: jax.Array, row: KVCache) -> DecodeState:
+  """Replaces a slot's cache after a slide; keeps counts, prompt and bias."""
   cache = jax.tree.map(
     lambda old, new: jax.lax.dynamic_update_slice(
       old, new.astype(old.dtype), (slot, 0, 0, 0)
@@ -126,47 +160,46 @@ def refill(state: DecodeState, slot, row: KVCache) -> DecodeState:
     state.cache,
     row,
   )
-  return state.replace(cache=cache)
+  return dataclasses.replace(state, cache=cache)
 
 
 def decode_block(
-  model,
-  params,
-  state,
-  slots_b,
-  last_b,
-  length_b,
-  step_b,
-  s,
+  model: GPT,
+  params: Mapping[str, Any],
+  state: DecodeState,
+  slots_b: jax.Array,
+  last_b: jax.Array,
+  length_b: jax.Array,
+  step_b: jax.Array,
+  settings: SamplingSettings,
   *,
-  k,
-  bucket,
-  in_order=False,
-  uniform_bk=None,
-):
-  """k decode steps for b slots in one dispatch.
+  k: int,
+  bucket: int,
+  in_order: bool = False,
+  uniform_bk: jax.Array | None = None,
+) -> tuple[DecodeState, jax.Array, jax.Array]:
+  """Runs k decode steps for b slots in one dispatch.
 
-  The filled part of the cache (`bucket` columns) is read-only inside; new keys
-  and values go to k columns beside it and are written back once at the end.
+  The filled part of the cache (`bucket` columns) is read-only in the loop; new
+  keys and values go to k fresh columns beside it, written back once at the end.
 
   Args:
-    state: DecodeState of all slots.
-    slots_b: int32[b], distinct slots (a scratch slot may repeat).
-    last_b: int32[b], each row's newest token, not in the cache yet.
+    slots_b: int32[b], distinct slots (a slot may repeat with equal inputs).
+    last_b: int32[b], each row's newest token, not yet in the cache.
     length_b: int32[b], tokens in the cache; bucket >= max(length_b).
     step_b: int32[b], completion tokens sampled before this block.
-    s: SamplingParams for the b rows.
-    k: how many steps.
-    bucket: columns of the cache to read; with `in_order` all of them are read
-      without a copy if it is the cache's capacity.
-    in_order: row i is slot i, for all slots: nothing has to be gathered.
-    uniform_bk: float32[b, k] of `sampling.uniforms`, where it is known already:
-      then nothing here draws it, and programs compile faster.
+    settings: SamplingSettings of the b rows.
+    k: number of steps.
+    bucket: columns of the cache to read. The cache's full capacity together
+      with `in_order` avoids a copy.
+    in_order: row i is in slot i and b is the number of slots: no gather.
+    uniform_bk: float32[b, k], the value of `sampling.uniforms` if the caller
+      already has it; the program then compiles faster.
 
   Returns:
-    (state, tokens int32[b, k], logits float32[b, k, V] raw). What a row gets
-    past its window's end is noise, which the penalties do not count: the
-    caller takes `steps_until_slide`.
+    (state, int32[b, k] tokens, float32[b, k, V] raw logits). Steps past the
+    end of a row's window are meaningless (and not counted for the penalties):
+    the caller takes the first `steps_until_slide`.
   """
   cfg = model.cfg
   rows = slots_b.shape[0]
@@ -176,7 +209,7 @@ def decode_block(
   )
   fresh_column = jnp.arange(k, dtype=jnp.int32)[None, None]
   if uniform_bk is None:
-    uniform_bk = sampling.uniforms(s.seed, step_b, k)
+    uniform_bk = sampling.uniforms(settings.seed, step_b, k)
 
   def pick(x):
     return x if in_order else x[slots_b]
@@ -200,8 +233,8 @@ def decode_block(
       write_at=i,
     )
     raw_bV = logits_bLV[:, 0]
-    logits_bV = sampling.penalise(raw_bV, s, in_prompt, counts)
-    token_b = sampling.sample(logits_bV, uniform_b, s, bias)
+    logits_bV = sampling.penalise(raw_bV, settings, in_prompt, counts)
+    token_b = sampling.sample(logits_bV, uniform_b, settings, bias)
     new_bV = vocab == token_b[:, None]
     new_bV &= (length_b + i < cfg.block_size)[:, None]
     counts = counts + new_bV.astype(jnp.int32)
@@ -212,8 +245,9 @@ def decode_block(
   xs = (jnp.arange(k, dtype=jnp.int32), uniform_bk.T)
   (fresh, _, counts), (tokens_kb, logits_kbV) = jax.lax.scan(step, carry, xs)
 
-  # The same as length_b, but known only once all layers have read the cache:
-  # else XLA, which unrolls k=1, copies the cache to write it meanwhile.
+  # Equals length_b, with a data dependency on the last step: otherwise XLA,
+  # which unrolls k=1, copies the cache so that it can write before all layers
+  # have read.
   at_b = jnp.minimum(length_b, length_b + tokens_kb[-1])
 
   def write_back(i, cache):
@@ -224,7 +258,8 @@ def decode_block(
 
     return jax.tree.map(put, cache, fresh)
 
-  state = state.replace(
+  state = dataclasses.replace(
+    state,
     cache=jax.lax.fori_loop(0, rows, write_back, state.cache),
     counts=state.counts.at[slots_b].set(counts),
   )

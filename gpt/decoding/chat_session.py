@@ -1,28 +1,31 @@
-"""A conversation with a model: what has been said, and the next reply.
+"""A conversation with a chat model, for the terminal, scripts and notebooks.
 
-It exists so that the terminal, scripts and notebooks hold the same
-conversation. Everything said is kept as text; each prompt is built anew from
-it, so that what no longer fits is dropped by chat.build_prompt and said.
+The session stores text. Every prompt is rebuilt from it, so that
+chat_format.build_prompt alone decides what no longer fits the window.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
 from gpt.decoding import generation, sampling
 from gpt.decoding.prompt import chat_prompt
 from gpt.errors import UserError
-from gpt.tokenizers import StreamDecoder, chat_format
+from gpt.tokenizers import StreamDecoder, Tokenizer, chat_format
 
 
 @dataclasses.dataclass
 class Reply:
-  """How a reply came about.
+  """A reply and why it ended.
 
-  text: all of it. tokens: sampled, the one that ended it not counted.
-  dropped: tokens of the conversation that the model did not see.
-  ended: 'turn' (the model ended it), 'max_tokens', 'context' (the window is
-    full) or 'stopped' (by the person).
+  Attributes:
+    text: the reply so far.
+    tokens: tokens sampled, without the stop token.
+    dropped: tokens of the conversation that did not fit the prompt.
+    ended: 'turn' (the model ended it), 'max_tokens', 'context' (the window is
+      full) or 'stopped' (by the user).
   """
 
   text: str = ''
@@ -32,29 +35,29 @@ class Reply:
 
 
 class ChatSession:
-  """One conversation; the same seed and the same words give the same replies.
+  """One conversation; equal seeds and messages give equal replies.
 
   Args:
     loaded: LoadedModel of a chat model.
-    seed: the reply number i (from 0, also after clear) uses seed + i.
-    max_tokens: most tokens of a reply. A quarter of the window is kept free
-      for it, or fewer tokens if it needs fewer; a reply that fills the window
-      ends there, because a window that slides would lose BOS and who is
-      speaking.
-    sampling_options: keywords of sampling.params.
+    seed: reply i (counted from 0, again after `clear`) uses seed + i.
+    max_tokens: maximum tokens of a reply. The prompt leaves min(max_tokens, a
+      quarter of the window) free for it. A reply ends where the window ends:
+      sliding would drop BOS and the turn's role.
+    system: system text, '' for none.
+    sampling_options: keywords of sampling.settings.
 
   Raises:
-    UserError: not a chat model.
+    UserError: not a chat model; an invalid option.
   """
 
   def __init__(
     self,
-    loaded,
+    loaded: Any,
     *,
     seed: int = 42,
     max_tokens: int = 256,
     system: str = '',
-    **sampling_options,
+    **sampling_options: Any,
   ):
     if not chat_format.is_chat_tokenizer(loaded.tokenizer):
       raise UserError('this model was not trained to chat')
@@ -62,14 +65,15 @@ class ChatSession:
       raise UserError(f'max_tokens {max_tokens} must be at least 1')
     self.seed, self.max_tokens, self.system = seed, max_tokens, system
     self.messages: list[dict] = []
-    self._options = {}
+    self.reply = Reply()
+    self._options: dict[str, Any] = {}
     self.set_sampling(**sampling_options)
     self._loaded = loaded
     self._params = jax.device_put(loaded.params)
 
   @property
-  def tokenizer(self):
-    """The model's."""
+  def tokenizer(self) -> Tokenizer:
+    """The model's tokenizer."""
     return self._loaded.tokenizer
 
   @property
@@ -77,47 +81,49 @@ class ChatSession:
     """The model's window, in tokens."""
     return self._loaded.cfg.block_size
 
-  def set_sampling(self, **options) -> None:
-    """Changes keywords of sampling.params; UserError if one is impossible."""
-    sampling.params(1, **{**self._options, **options})
+  def set_sampling(self, **options: Any) -> None:
+    """Changes keywords of sampling.settings; UserError if one is invalid."""
+    sampling.settings(1, **{**self._options, **options})
     self._options |= options
 
   def clear(self) -> None:
-    """Forgets what was said; the system text stays."""
+    """Drops all messages; keeps the system text."""
     self.messages = []
 
   def conversation(self) -> list[dict]:
-    """The system text, if any, and everything said: a line of chat data."""
+    """The system text, if any, and all messages: one line of chat data."""
     system = [{'role': 'system', 'content': self.system}] if self.system else []
     return [*system, *self.messages]
 
-  def say(self, text: str, should_stop=lambda: False):
-    """Yields the pieces of the reply to a user's turn as they come.
+  def say(
+    self, text: str, should_stop: Callable[[], bool] = lambda: False
+  ) -> Iterator[str]:
+    """Sends a user message and yields the reply in pieces.
 
-    The turn and the reply, however it ended, become part of the conversation;
-    `reply` tells about it.
+    The message and the reply join the conversation however the reply ended;
+    `self.reply` describes it.
 
     Args:
-      text: what the user says.
-      should_stop: asked after every piece.
+      text: the user's message.
+      should_stop: polled after every piece.
     """
     loaded, self.reply = self._loaded, Reply()
     reply, tokenizer, window = self.reply, self.tokenizer, self.block_size
-    asked = [*self.conversation(), {'role': 'user', 'content': text}]
+    messages = [*self.conversation(), {'role': 'user', 'content': text}]
     room = chat_format.prompt_room(window, self.max_tokens)
-    ids, reply.dropped = chat_format.build_prompt(asked, tokenizer, room)
+    ids, reply.dropped = chat_format.build_prompt(messages, tokenizer, room)
     turn = len(self.messages) // 2
-    start = chat_prompt(tokenizer, ids)
+    prompt = chat_prompt(tokenizer, ids)
     decoder = StreamDecoder(tokenizer)
     try:
       for _, new in generation.generate(
         loaded.model,
         self._params,
         [ids],
-        sampling.params(1, seed=self.seed + turn, **self._options),
+        sampling.settings(1, seed=self.seed + turn, **self._options),
         self.max_tokens,
-        bias_V=start.bias_V,
-        stop_ids=start.stop_ids,
+        bias_V=prompt.bias_V,
+        stop_ids=prompt.stop_ids,
         window='stop',
       ):
         if new is None:

@@ -1,12 +1,15 @@
-"""Generation: completions of token prompts, any length, several at once.
+"""Generation: completions of token prompts of any length, several at once.
 
-Built on gpt/decoding/blocks.py; the server runs its own loop around blocks.
+Built on gpt/decoding/blocks.py. The server runs its own loop on the same
+programs.
 """
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from gpt.decoding import sampling
 from gpt.decoding.blocks import (
   bucket_for,
   init_state,
@@ -18,46 +21,47 @@ from gpt.decoding.blocks import (
   stride_for,
   window_start,
 )
+from gpt.decoding.sampling import SamplingSettings
 from gpt.errors import UserError
+from gpt.model import GPT, GPTConfig
 from gpt.model.kv_cache import init_cache
-from gpt.tokenizers import StreamDecoder
+from gpt.tokenizers import Tokenizer
 
 
 def generate(
-  model,
-  params,
-  prompts,
-  s: sampling.SamplingParams,
+  model: GPT,
+  params: Mapping[str, Any],
+  prompts: Sequence[Sequence[int]],
+  settings: SamplingSettings,
   max_tokens: int,
   *,
-  bias_V=None,
-  stop_ids=(),
+  bias_V: np.ndarray | None = None,
+  stop_ids: Collection[int] = (),
   window: str = 'slide',
   block_steps: int = 8,
-  growing: bool = False,
-):
-  """Completions of token prompts, as they come.
+) -> Iterator[tuple[int, list[int] | None]]:
+  """Streams completions of B token prompts.
 
-  One program decodes all of it (two with window='exact'), because compiling
-  another takes longer than what smaller ones would save.
+  A single decode program serves the whole call (two with window='exact'):
+  compiling more, smaller ones takes longer than they save.
 
   Args:
-    prompts: list of B int sequences, none of them empty (BOS stands first).
-    s: SamplingParams with B rows.
-    max_tokens: most tokens to sample for each row.
-    bias_V: float32[V] added to the logits of all rows, or None.
-    stop_ids: a row ends with the first of these; it is not yielded.
-    window: 'slide', 'exact' or 'stop' (end where the window would move).
-    block_steps: tokens a dispatch (decode.BLOCK_STEPS); the text is the same.
-    growing: compile a program for every bucket and read no more of the cache
-      than is filled: for generations so long that it pays.
+    prompts: B token sequences, none empty (start from BOS).
+    settings: sampling.settings of B rows.
+    max_tokens: maximum number of tokens to sample per row.
+    bias_V: float32[V], added to the logits of all rows.
+    stop_ids: a row ends at the first of these, which is not yielded.
+    window: what happens at the window's end: 'slide' by half a window, 'exact'
+      (by one token), or 'stop'.
+    block_steps: tokens per dispatch, from blocks.BLOCK_STEPS; it does not
+      change the result.
 
   Yields:
-    (row, list of new tokens), then (row, None) once a row has ended.
+    (row, new tokens), and (row, None) once when a row has ended.
 
   Raises:
-    UserError: an argument that makes no sense; a prompt longer than the window
-      with window='stop'.
+    UserError: invalid arguments; a prompt longer than the window with
+      window='stop'.
   """
   cfg = model.cfg
   stride = stride_for(window, cfg.block_size)
@@ -67,13 +71,15 @@ def generate(
   if bias_V is None:
     bias_V = np.zeros(cfg.vocab_size, np.float32)
   longest = min(max(map(len, tokens)) + max_tokens - 1, cfg.block_size)
+  bucket = bucket_for(longest, cfg.block_size)
   start = [-1] * rows
   sampled = [0] * rows
   groups = [
-    _Group(model, jax.device_put(params, device), members, device)
-    for members, device in share_out(rows)
+    _DeviceRows(model, jax.device_put(params, device), members, device, bucket)
+    for members, device in rows_per_device(rows)
   ]
   while any(group.active for group in groups):
+    # Dispatch a block on every device before waiting for any result.
     running = []
     for group in groups:
       active = list(group.active)
@@ -82,23 +88,20 @@ def generate(
       for r in active:
         first = window_start(len(tokens[r]), cfg.block_size, stride)
         if first != start[r]:
-          group.fill(r, tokens[r], first, start[r] < 0, longest, bias_V)
+          group.fill(r, tokens[r], first, start[r] < 0, bias_V)
           start[r] = first
       until_slide = [
         steps_until_slide(len(tokens[r]), cfg.block_size, stride)
         for r in active
       ]
-      # Where the window moves with every token, more than one would be noise.
+      # With a window that moves at every token, only the first step counts.
       moving = window == 'exact' and max(until_slide) == 1
-      length = {r: len(tokens[r]) - 1 - start[r] for r in active}
-      filled = max(1, *length.values()) if growing else longest
       new_bk = group.decode(
         tokens,
-        length,
+        {r: len(tokens[r]) - 1 - start[r] for r in active},
         sampled,
-        s,
+        settings,
         k=1 if moving or max_tokens == 1 else block_steps,
-        bucket=bucket_for(filled, cfg.block_size),
       )
       running.append((group, active, until_slide, new_bk))
     for group, active, until_slide, new_bk in running:
@@ -118,8 +121,8 @@ def generate(
           yield r, None
 
 
-def share_out(rows: int):
-  """[(rows, device)]: a share for each CPU device; all for one accelerator."""
+def rows_per_device(rows: int) -> list[tuple[list[int], Any]]:
+  """[(row indices, device)]: split over CPU devices; one accelerator."""
   devices = jax.local_devices()
   devices = devices if devices[0].platform == 'cpu' else devices[:1]
   share = -(-rows // min(rows, len(devices)))
@@ -129,28 +132,31 @@ def share_out(rows: int):
   ]
 
 
-class _Group:
-  """The rows that one device decodes. `active` shrinks, shapes never do."""
+class _DeviceRows:
+  """The rows decoded on one device: row i is in slot i - members[0].
 
-  def __init__(self, model, params, members, device):
+  `active` shrinks as rows end; array shapes never change.
+  """
+
+  def __init__(self, model, params, members, device, bucket):
     self._model, self._params, self._device = model, params, device
     self._first, self._slots = members[0], len(members)
+    self._bucket = bucket
     self._state = jax.device_put(init_state(model.cfg, len(members)), device)
     self.active = members
 
-  def fill(self, row, tokens, first, fresh, longest, bias_V) -> None:
+  def fill(self, row, tokens, first, fresh, bias_V) -> None:
     """Prefills tokens[first:-1] into the row's slot."""
     cfg = self._model.cfg
     context = tokens[first:-1]
-    length = bucket_for(longest, cfg.block_size)
     if context:
-      padded = np.zeros((1, length), np.int32)
+      padded = np.zeros((1, self._bucket), np.int32)
       padded[0, : len(context)] = context
       cache = jit_prefill(
         self._model, self._params, jax.device_put(padded, self._device)
       )
     else:
-      cache = jax.device_put(init_cache(cfg, 1, length), self._device)
+      cache = jax.device_put(init_cache(cfg, 1, self._bucket), self._device)
     slot = np.int32(row - self._first)
     if fresh:
       in_prompt_V = np.zeros(cfg.vocab_size, bool)
@@ -159,9 +165,9 @@ class _Group:
     else:
       self._state = jit_refill(self._state, slot, cache)
 
-  def decode(self, tokens, length, sampled, s, *, k, bucket):
-    """Starts a block; returns its tokens int32[slots, k], to be waited for."""
-    # Rows that have ended keep their place with another row's numbers.
+  def decode(self, tokens, length, sampled, settings, *, k):
+    """Dispatches a block; returns int32[slots, k] without waiting for it."""
+    # Slots of ended rows repeat an active row, to keep the shapes.
     idle = self._slots - len(self.active)
     pick = np.array(self.active + self.active[:1] * idle, np.int32)
     self._state, new_bk, _ = jit_decode_block(
@@ -172,61 +178,40 @@ class _Group:
       np.array([tokens[r][-1] for r in pick], np.int32),
       np.array([length[r] for r in pick], np.int32),
       np.array([sampled[r] for r in pick], np.int32),
-      jax.tree.map(lambda x: x[pick], s),
+      jax.tree.map(lambda x: x[pick], settings),
       k=k,
-      bucket=bucket,
+      bucket=self._bucket,
     )
     return new_bk
 
 
-def check_request(cfg, prompts, max_tokens: int, window: str) -> None:
-  """Raises UserError for what `generate` would refuse."""
+def check_request(
+  cfg: GPTConfig,
+  prompts: Sequence[Sequence[int]],
+  max_tokens: int,
+  window: str,
+) -> None:
+  """Raises UserError for arguments that `generate` rejects."""
   stride_for(window, cfg.block_size)
   if max_tokens < 1:
     raise UserError(f'max_tokens {max_tokens} must be at least 1')
   for tokens in prompts:
     if not tokens:
-      raise UserError('an empty prompt: start from BOS')
-    wrong = [t for t in tokens if not 0 <= t < cfg.vocab_size]
-    if wrong:
+      raise UserError('the prompt is empty; start from BOS')
+    invalid = [t for t in tokens if not 0 <= t < cfg.vocab_size]
+    if invalid:
       raise UserError(
-        f'token {wrong[0]} is outside the vocabulary of {cfg.vocab_size}'
+        f'token {invalid[0]} is outside the vocabulary of {cfg.vocab_size}'
       )
     if window == 'stop' and len(tokens) > cfg.block_size:
       raise UserError(
-        f'the prompt has {len(tokens)} tokens, but with window=stop no more '
-        f'than the context of {cfg.block_size} fit; shorten it or use '
-        'window=slide'
+        f'the prompt has {len(tokens)} tokens; with window=stop at most the '
+        f'context of {cfg.block_size} fits: shorten it or use window=slide'
       )
 
 
-def prompt_tokens(tokenizer, prompt: str) -> list[int]:
-  """Token ids of a prompt; an empty one starts from BOS."""
-  return tokenizer.encode(prompt).tolist() or [tokenizer.bos_id]
-
-
-def ban_bias(tokenizer) -> np.ndarray:
-  """float32[V]: -inf for what must never be sampled, else 0."""
+def ban_bias(tokenizer: Tokenizer) -> np.ndarray:
+  """float32[V]: -inf for tokens that must never be sampled, else 0."""
   bias_V = np.zeros(tokenizer.vocab_size, np.float32)
   bias_V[list(tokenizer.unsampleable_ids)] = -np.inf
   return bias_V
-
-
-def complete(
-  model, params, tokenizer, prompt, s, max_tokens, *, window='slide'
-):
-  """Pieces of text that continue one prompt; never half a character."""
-  text = StreamDecoder(tokenizer)
-  for _, new in generate(
-    model,
-    params,
-    [prompt_tokens(tokenizer, prompt)],
-    s,
-    max_tokens,
-    bias_V=ban_bias(tokenizer),
-    stop_ids=(tokenizer.eos_id,),
-    window=window,
-  ):
-    piece = text.flush() if new is None else ''.join(map(text.feed, new))
-    if piece:
-      yield piece

@@ -1,25 +1,31 @@
-"""What a person's prompt means to a model: by the data it was trained on.
+"""Text prompts: encoding by data format, and the completion as text.
 
-It exists because the same words stand elsewhere in each kind of document: a
-stream is continued as it is, a line begins with BOS, and what is said to a
-chat model is a user's turn that waits for an answer.
+How a prompt is laid out depends on the data the model was trained on: plain
+text is continued as it stands, a document starts with BOS, and a chat message
+becomes a user turn that awaits the assistant's reply.
 """
 
 import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from gpt.decoding import generation
-from gpt.tokenizers import StreamDecoder, chat_format
+from gpt.decoding.sampling import SamplingSettings
+from gpt.model import GPT
+from gpt.tokenizers import StreamDecoder, Tokenizer, chat_format
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """What to start decoding from, and how it ends.
+  """An encoded prompt and the rules of its completion.
 
-  ids: never empty. stop_ids: a sample ends with the first of them.
-  bias_V: float32[V], -inf for what must not be sampled.
-  names: control tokens that are shown, by id; the others give no text.
+  Attributes:
+    ids: prompt tokens, never empty.
+    stop_ids: the completion ends before the first of these.
+    bias_V: float32[V], added to the logits; -inf bans a token.
+    names: special tokens to print by name, by id; others print nothing.
   """
 
   ids: list[int]
@@ -29,99 +35,119 @@ class Prompt:
 
 
 def read_prompt(
-  tokenizer, format: str, text: str, block_size: int, max_tokens: int
+  tokenizer: Tokenizer,
+  format: str,
+  text: str,
+  block_size: int,
+  max_tokens: int,
 ) -> Prompt:
-  """A prompt for a model of this `data.format`.
-
-  'text': the text, or BOS if there is none. 'lines': BOS and the text, a
-  document that begins so. 'chat': the user says the text, the model answers;
-  without a text it makes up a whole conversation, whose turns are named.
+  """Encodes a prompt for a model trained on this `data.format`.
 
   Args:
-    block_size: of the model; a chat prompt leaves room for an answer of
-      `max_tokens`, or a part of it.
+    format: 'text': the text, or BOS if it is empty. 'lines': BOS and the text,
+      the beginning of a document. 'chat': the text as a user turn, to be
+      answered; if it is empty, BOS: the model writes both parts of a
+      conversation, with the names of the turns.
+    block_size: a chat prompt longer than this, less the room reserved for an
+      answer of `max_tokens`, loses its beginning.
   """
   if format == 'chat' and chat_format.is_chat_tokenizer(tokenizer):
     if text:
-      said = [{'role': 'user', 'content': text}]
+      messages = [{'role': 'user', 'content': text}]
       room = chat_format.prompt_room(block_size, max_tokens)
-      ids, _ = chat_format.build_prompt(said, tokenizer, room)
+      ids, _ = chat_format.build_prompt(messages, tokenizer, room)
       return chat_prompt(tokenizer, ids)
     names = {
       id: name
       for name, id in tokenizer.special_tokens.items()
       if id not in (tokenizer.bos_id, tokenizer.eos_id)
     }
-    ends = tuple({tokenizer.bos_id, tokenizer.eos_id})
-    bias_V = allowing(tokenizer, (*ends, *names))
-    return Prompt([tokenizer.bos_id], ends, bias_V, names)
-  ids = generation.prompt_tokens(tokenizer, text)
-  if format == 'lines' and text:
+    stop_ids = tuple({tokenizer.bos_id, tokenizer.eos_id})
+    bias_V = allowing(tokenizer, (*stop_ids, *names))
+    return Prompt([tokenizer.bos_id], stop_ids, bias_V, names)
+  if format == 'lines':
     ids = [tokenizer.bos_id, *tokenizer.encode(text).tolist()]
-  return Prompt(ids, (tokenizer.eos_id,), generation.ban_bias(tokenizer), {})
+    bias_V = generation.ban_bias(tokenizer)
+    return Prompt(ids, (tokenizer.eos_id,), bias_V, {})
+  return text_prompt(tokenizer, text)
 
 
-def chat_prompt(tokenizer, ids: list[int]) -> Prompt:
-  """A prompt of chat.build_prompt: the answer ends with its turn."""
-  ends = chat_format.stop_ids(tokenizer)
-  return Prompt(ids, ends, allowing(tokenizer, ends), {})
+def text_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
+  """A plain-text prompt; an empty one starts from BOS."""
+  ids = tokenizer.encode(text).tolist() or [tokenizer.bos_id]
+  bias_V = generation.ban_bias(tokenizer)
+  return Prompt(ids, (tokenizer.eos_id,), bias_V, {})
 
 
-def allowing(tokenizer, ids) -> np.ndarray:
-  """float32[V]: generation.ban_bias, but 0 for these ids."""
+def chat_prompt(tokenizer: Tokenizer, ids: list[int]) -> Prompt:
+  """A prompt from ids of chat_format.build_prompt; ends with the turn."""
+  stop_ids = chat_format.stop_ids(tokenizer)
+  return Prompt(ids, stop_ids, allowing(tokenizer, stop_ids), {})
+
+
+def allowing(tokenizer: Tokenizer, ids: Iterable[int]) -> np.ndarray:
+  """float32[V]: generation.ban_bias with these ids allowed."""
   bias_V = generation.ban_bias(tokenizer)
   bias_V[list(ids)] = 0
   return bias_V
 
 
-class Shown:
-  """New tokens as text: whole characters, and the names of turns."""
+def window_mode(prompt: Prompt, format: str, block_size: int) -> str:
+  """'slide' for plain text; documents and chats stop at the window's end."""
+  stops = format != 'text' and len(prompt.ids) <= block_size
+  return 'stop' if stops else 'slide'
 
-  def __init__(self, tokenizer, names: dict[int, str]):
+
+class TurnDecoder:
+  """Streams tokens to text: whole characters only, special tokens by name.
+
+  Args:
+    names: see Prompt.names.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, names: dict[int, str]):
     self._text, self._names = StreamDecoder(tokenizer), names
 
-  def feed(self, new: list[int] | None) -> str:
-    """The text of more tokens; None: the end, of what was held back."""
-    if new is None:
+  def feed(self, tokens: list[int] | None) -> str:
+    """The text of the next tokens; None flushes an incomplete character."""
+    if tokens is None:
       return self._text.flush()
-    return ''.join(map(self._one, new))
+    return ''.join(map(self._feed_one, tokens))
 
-  def _one(self, id: int) -> str:
+  def _feed_one(self, id: int) -> str:
     if id not in self._names:
       return self._text.feed(id)
     return f'{self._text.flush()}\n{self._names[id]} '
 
 
-def window_of(prompt: Prompt, format: str, block_size: int) -> str:
-  """How a sample goes beyond the window: text slides, documents end there."""
-  ends = format != 'text' and len(prompt.ids) <= block_size
-  return 'stop' if ends else 'slide'
-
-
 def complete(
-  model,
-  params,
-  tokenizer,
-  prompt: Prompt,
-  s,
+  model: GPT,
+  params: Mapping[str, Any],
+  tokenizer: Tokenizer,
+  prompt: Prompt | str,
+  settings: SamplingSettings,
   max_tokens: int,
   window: str = 'slide',
-):
-  """Yields pieces of the text that a model gives for one prompt.
+) -> Iterator[str]:
+  """Yields the completion of one prompt in pieces of whole characters.
 
   Args:
-    s: sampling.params of one row.
+    prompt: a str is plain text (`text_prompt`).
+    settings: sampling.settings of one row.
+    max_tokens, window: see generation.generate.
   """
-  shown = Shown(tokenizer, prompt.names)
-  for _, new in generation.generate(
+  if isinstance(prompt, str):
+    prompt = text_prompt(tokenizer, prompt)
+  decoder = TurnDecoder(tokenizer, prompt.names)
+  for _, tokens in generation.generate(
     model,
     params,
     [prompt.ids],
-    s,
+    settings,
     max_tokens,
     bias_V=prompt.bias_V,
     stop_ids=prompt.stop_ids,
     window=window,
   ):
-    if piece := shown.feed(new):
+    if piece := decoder.feed(tokens):
       yield piece

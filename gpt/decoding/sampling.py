@@ -1,17 +1,22 @@
-"""Logits -> token. Every parameter is an array: no value causes a compile.
+"""Sampling: logits -> token, with settings as arrays, one entry per row.
 
-Order: penalties -> bias and bans -> temperature -> top-k -> top-p -> min-p ->
-one draw by inverse CDF. Temperature <= 0 is argmax after penalties and bias.
-Filters are thresholds on the probability: tokens that tie with the last one
-kept are kept too, so the result does not depend on the order of token ids.
+Rows with different settings share one compiled program, and changing a value
+never recompiles.
+
+Order: penalties -> bias -> temperature -> top-k -> top-p -> min-p -> one draw
+by inverse CDF. Temperature <= 0 means argmax after penalties and bias. Every
+filter is a threshold on the probability, so ties with the last token kept are
+kept too and the result does not depend on the order of token ids.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.typing import ArrayLike
 
 from gpt.errors import UserError
 
@@ -19,19 +24,21 @@ _ONE_BITS = 0x3F800000  # float32 1.0
 
 
 @struct.dataclass
-class SamplingParams:
-  """One entry a row.
+class SamplingSettings:
+  """Sampling settings of B rows; built by `settings`.
 
   Attributes:
     seed: uint32[B].
     temperature: float32[B]; <= 0 is greedy.
-    top_k: int32[B]; <= 0 is off.
-    top_p: float32[B] in (0, 1]; 1 is off.
-    min_p: float32[B] in [0, 1); keeps p >= min_p * max p.
-    repetition: float32[B]; 1 is off. Logits of tokens in prompt or completion
-      are divided by it where positive, multiplied where negative (CTRL,
-      Keskar et al. 2019).
-    frequency, presence: float32[B]; OpenAI's penalties on completion tokens.
+    top_k: int32[B]; <= 0 is off (Fan et al. 2018).
+    top_p: float32[B] in (0, 1]; 1 is off (nucleus, Holtzman et al. 2020).
+    min_p: float32[B] in [0, 1); keeps p >= min_p * max p (Nguyen et al. 2024).
+    repetition: float32[B]; 1 is off. Divides positive and multiplies negative
+      logits of tokens in the prompt or completion (CTRL, Keskar et al. 2019).
+    frequency: float32[B]; 0 is off. Times the token's count in the completion,
+      subtracted from its logit (OpenAI API).
+    presence: float32[B]; 0 is off. Subtracted once from the logit of every
+      token in the completion (OpenAI API).
   """
 
   seed: Any
@@ -44,42 +51,44 @@ class SamplingParams:
   presence: Any
 
 
-def params(
+def settings(
   batch_size: int,
   *,
-  seed=0,
-  temperature=0.8,
-  top_k=0,
-  top_p=0.9,
-  min_p=0.0,
-  repetition=1.0,
-  frequency=0.0,
-  presence=0.0,
-) -> SamplingParams:
-  """Numpy SamplingParams from scalars or sequences of length B.
+  seed: ArrayLike | Sequence[int] = 0,
+  temperature: ArrayLike = 0.8,
+  top_k: ArrayLike | Sequence[int] = 0,
+  top_p: ArrayLike = 0.9,
+  min_p: ArrayLike = 0.0,
+  repetition: ArrayLike = 1.0,
+  frequency: ArrayLike = 0.0,
+  presence: ArrayLike = 0.0,
+) -> SamplingSettings:
+  """SamplingSettings as numpy arrays, from scalars or sequences of length B.
 
   Args:
-    seed: any integer; 2^32 of them differ.
+    batch_size: B.
+    seed: any integer, taken modulo 2^32.
+    temperature, ...: see SamplingSettings.
 
   Raises:
-    UserError: a value outside its range (see SamplingParams).
+    UserError: a value outside its range.
   """
 
-  def floats(name, value, allowed, fits):
+  def floats(name, value, allowed, is_allowed):
     with np.errstate(all='ignore'):
       array = np.asarray(value, np.float32)
-      if not np.all(np.isfinite(array) & fits(array)):
+      if not np.all(np.isfinite(array) & is_allowed(array)):
         raise UserError(f'{name} {value} is not {allowed}')
     return np.broadcast_to(array, (batch_size,)).copy()
 
-  def integers(value, fit, dtype):
-    values = [fit(int(x)) for x in np.ravel(np.asarray(value, object))]
+  def integers(value, into_range, dtype):
+    values = [into_range(int(x)) for x in np.ravel(np.asarray(value, object))]
     return np.broadcast_to(np.asarray(values, dtype), (batch_size,)).copy()
 
   def number(name, value):
     return floats(name, value, 'a finite number', np.isfinite)
 
-  return SamplingParams(
+  return SamplingSettings(
     seed=integers(seed, lambda x: x & 0xFFFFFFFF, np.uint32),
     temperature=number('temperature', temperature),
     top_k=integers(top_k, lambda x: min(max(x, 0), 2**31 - 1), np.int32),
@@ -96,12 +105,18 @@ def params(
   )
 
 
-def uniforms(seed_B, step_B, k: int):
-  """float32[B, k] in [0, 1): a function of (seed, number of the token) alone.
+def uniforms(seed_B: ArrayLike, step_B: jax.Array, k: int) -> jax.Array:
+  """Uniform random numbers for the next k tokens of each row.
+
+  Entry [b, i] depends on (seed_B[b], step_B[b] + i) only, so a completion does
+  not depend on batch size, block size or neighbours.
 
   Args:
     seed_B: uint32[B].
     step_B: int32[B], completion tokens sampled so far.
+
+  Returns:
+    float32[B, k] in [0, 1).
   """
 
   def one(seed, step):
@@ -111,31 +126,57 @@ def uniforms(seed_B, step_B, k: int):
   return jax.vmap(jax.vmap(one, (None, 0)))(seed_B, steps_Bk)
 
 
-def penalise(logits_BV, s: SamplingParams, in_prompt_BV, counts_BV):
-  """Repetition, frequency and presence penalties.
+def penalise(
+  logits_BV: jax.Array,
+  settings: SamplingSettings,
+  in_prompt_BV: jax.Array,
+  counts_BV: jax.Array,
+) -> jax.Array:
+  """Applies the repetition, frequency and presence penalties.
+
+  With r, f, p the settings and c the count of a token in the completion:
+
+    logit' = (logit / r if logit > 0 else logit * r   if in prompt or c > 0
+              else logit) - f c - p [c > 0]
 
   Args:
-    in_prompt_BV: bool[B, V], tokens of the prompt.
-    counts_BV: int32[B, V], how often each token was sampled.
+    logits_BV: float32[B, V].
+    in_prompt_BV: bool[B, V], tokens that occur in the prompt.
+    counts_BV: int32[B, V], count of each token in the completion.
+
+  Returns:
+    float32[B, V].
+
+  References:
+    Keskar et al. 2019, CTRL (https://arxiv.org/abs/1909.05858), section 4.1;
+    OpenAI API reference, frequency_penalty and presence_penalty.
   """
   seen_BV = in_prompt_BV | (counts_BV > 0)
   factor_BV = jnp.where(
-    logits_BV > 0, 1 / s.repetition[:, None], s.repetition[:, None]
+    logits_BV > 0,
+    1 / settings.repetition[:, None],
+    settings.repetition[:, None],
   )
   logits_BV = jnp.where(seen_BV, logits_BV * factor_BV, logits_BV)
   counts_BV = counts_BV.astype(jnp.float32)
-  logits_BV -= s.frequency[:, None] * counts_BV
-  return logits_BV - s.presence[:, None] * (counts_BV > 0)
+  logits_BV -= settings.frequency[:, None] * counts_BV
+  return logits_BV - settings.presence[:, None] * (counts_BV > 0)
 
 
-def largest(holds, batch_size: int):
-  """float32[B]: the largest t in [0, 1] for which holds(t) is true.
+def largest(
+  holds: Callable[[jax.Array], jax.Array], batch_size: int
+) -> jax.Array:
+  """The largest t in [0, 1] with holds(t), by bisection.
 
-  Bisection over the bit patterns of float32, which sort like the numbers they
-  stand for: exact after 30 halvings, and no sort of the vocabulary.
+  Non-negative float32 values sort like their bit patterns, so 30 halvings of
+  the pattern give the exact value without sorting the vocabulary.
 
   Args:
-    holds: float32[B] -> bool[B]; true at 0 and never true above a false.
+    holds: float32[B] -> bool[B]; monotone: true at 0, and once false it stays
+      false.
+
+  Returns:
+    float32[B].
   """
 
   def halve(_, bounds):
@@ -153,8 +194,8 @@ def largest(holds, batch_size: int):
   return jax.lax.bitcast_convert_type(low_B, jnp.float32)
 
 
-def top_k_threshold(probs_BV, top_k_B):
-  """float32[B]: the k-th largest probability; 0 where top-k is off."""
+def top_k_threshold(probs_BV: jax.Array, top_k_B: jax.Array) -> jax.Array:
+  """float32[B]: the k-th largest probability; the smallest if top-k is off."""
   k_B = jnp.where(top_k_B <= 0, probs_BV.shape[-1], top_k_B)
 
   def enough(t_B):
@@ -163,11 +204,11 @@ def top_k_threshold(probs_BV, top_k_B):
   return largest(enough, probs_BV.shape[0])
 
 
-def top_p_threshold(probs_BV, top_p_B):
-  """float32[B]: the smallest probability that top-p keeps.
+def top_p_threshold(probs_BV: jax.Array, top_p_B: jax.Array) -> jax.Array:
+  """float32[B]: the smallest probability that top-p keeps; 0 if it is off.
 
-  The most probable tokens are kept until their sum reaches top_p of the whole;
-  the one that crosses is kept. 0 where top_p is 1.
+  The nucleus is the smallest set of most probable tokens whose sum reaches
+  top_p of the total; the token that crosses the threshold is in it.
   """
   target_B = top_p_B * jnp.sum(probs_BV, axis=-1)
 
@@ -179,36 +220,46 @@ def top_p_threshold(probs_BV, top_p_B):
   return jnp.where(top_p_B >= 1, 0.0, threshold_B)
 
 
-def keep_above(probs_BV, threshold_B):
+def keep_above(probs_BV: jax.Array, threshold_B: jax.Array) -> jax.Array:
+  """float32[B, V]: zero where the probability is below the row's threshold."""
   return jnp.where(probs_BV >= threshold_B[:, None], probs_BV, 0.0)
 
 
-def filter_probs(probs_BV, s: SamplingParams):
-  """Probabilities with everything top-k, top-p and min-p exclude set to 0.
+def filter_probs(probs_BV: jax.Array, settings: SamplingSettings) -> jax.Array:
+  """float32[B, V]: probs, zero where top-k, top-p or min-p excludes a token.
 
-  A filter that no row asks for costs nothing.
+  The result is not renormalised. A filter that no row uses costs nothing.
   """
-  sampled_B = s.temperature > 0
-  min_BV = keep_above(probs_BV, s.min_p * jnp.max(probs_BV, axis=-1))
+  top_k_B, top_p_B = settings.top_k, settings.top_p
+  sampled_B = settings.temperature > 0
+  min_BV = keep_above(probs_BV, settings.min_p * jnp.max(probs_BV, axis=-1))
   probs_BV = jax.lax.cond(
-    jnp.any(sampled_B & (s.top_k > 0)),
-    lambda: keep_above(probs_BV, top_k_threshold(probs_BV, s.top_k)),
+    jnp.any(sampled_B & (top_k_B > 0)),
+    lambda: keep_above(probs_BV, top_k_threshold(probs_BV, top_k_B)),
     lambda: probs_BV,
   )
   probs_BV = jax.lax.cond(
-    jnp.any(sampled_B & (s.top_p < 1)),
-    lambda: keep_above(probs_BV, top_p_threshold(probs_BV, s.top_p)),
+    jnp.any(sampled_B & (top_p_B < 1)),
+    lambda: keep_above(probs_BV, top_p_threshold(probs_BV, top_p_B)),
     lambda: probs_BV,
   )
   return jnp.where(min_BV > 0, probs_BV, 0.0)
 
 
-def draw(probs_BV, uniform_B):
-  """int32[B]: inverse CDF; probabilities need not sum to 1.
+def draw(probs_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
+  """Draws one token per row by inverse CDF; probs need not sum to 1.
 
-  The first token with a probability whose CDF is past the uniform. A parallel
-  sum may round so that the CDF rises at a token of probability 0, so that has
-  to be asked for; and it may never get past: then it is the last one.
+  Takes the first possible token whose CDF exceeds the uniform. A parallel
+  cumulative sum can round up at a token of probability 0, so zero-probability
+  tokens are masked explicitly; it can also stay below the uniform, and then
+  the last possible token is taken.
+
+  Args:
+    probs_BV: float32[B, V] >= 0.
+    uniform_B: float32[B] in [0, 1).
+
+  Returns:
+    int32[B].
   """
   cdf_BV = jnp.cumsum(probs_BV, axis=-1)
   target_B = uniform_B * cdf_BV[:, -1]
@@ -219,25 +270,32 @@ def draw(probs_BV, uniform_B):
   return jnp.min(jnp.where(past_BV, ids, last_B[:, None]), axis=-1)
 
 
-def sample(logits_BV, uniform_B, s: SamplingParams, bias_BV):
-  """One token a row from penalised logits.
+def sample(
+  logits_BV: jax.Array,
+  uniform_B: jax.Array,
+  settings: SamplingSettings,
+  bias_BV: jax.Array,
+) -> jax.Array:
+  """Samples one token per row from penalised logits.
 
   Args:
     logits_BV: float32[B, V].
-    uniform_B: float32[B] in [0, 1).
+    uniform_B: float32[B] in [0, 1), from `uniforms`.
     bias_BV: float32, broadcastable to [B, V], added; -inf bans a token.
 
   Returns:
     int32[B].
   """
   logits_BV = logits_BV + bias_BV
-  greedy_B = s.temperature <= 0
-  # A tiny temperature must not overflow: shift first, then divide.
+  greedy_B = settings.temperature <= 0
+  # Shift before dividing: a tiny temperature must not overflow.
   logits_BV -= jnp.max(logits_BV, axis=-1, keepdims=True)
-  temperature_B = jnp.where(greedy_B, 1.0, jnp.maximum(s.temperature, 1e-6))
+  temperature_B = jnp.where(
+    greedy_B, 1.0, jnp.maximum(settings.temperature, 1e-6)
+  )
   probs_BV = jax.nn.softmax(logits_BV / temperature_B[:, None])
-  sampled_B = draw(filter_probs(probs_BV, s), uniform_B)
-  # The first of the largest; argmax would be four times slower on a CPU.
+  sampled_B = draw(filter_probs(probs_BV, settings), uniform_B)
+  # argmax, first of ties; jnp.argmax is four times slower on XLA:CPU.
   ids = jnp.arange(logits_BV.shape[-1], dtype=jnp.int32)[None]
   best_B = jnp.min(jnp.where(logits_BV >= 0, ids, ids.shape[-1] - 1), axis=-1)
   return jnp.where(greedy_B, best_B, sampled_B)

@@ -124,7 +124,7 @@ def sample(loaded) -> tuple[str, str]:
   """(prompt, completion) with the run's own sampling settings and seed."""
   config, tokenizer = loaded.config, loaded.tokenizer
   settings = config['sample']
-  params = sampling.params(
+  params = sampling.settings(
     1,
     seed=config['seed'],
     temperature=settings['temperature'],
@@ -145,7 +145,7 @@ def sample(loaded) -> tuple[str, str]:
     start,
     params,
     length,
-    prompt.window_of(start, format, loaded.cfg.block_size),
+    prompt.window_mode(start, format, loaded.cfg.block_size),
   )
   shown = f'user: {text}\nassistant: ' if chat else text
   return shown, ''.join(new)

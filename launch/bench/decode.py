@@ -70,14 +70,14 @@ def build_ours(batch: int):
   cfg = model.cfg
   params = jax.tree.map(jax.numpy.asarray, params)
   tokens = TOKENS.value or cfg.block_size
-  s = sampling.params(
+  s = sampling.settings(
     batch, seed=range(batch), temperature=1.0, top_p=TOP_P.value
   )
   prompts = [[2 + i % (VOCAB_SIZE.value - 2)] for i in range(batch)]
 
   def run():
     stream = generation.generate(
-      model, params, prompts, s, tokens, block_steps=16, growing=True
+      model, params, prompts, s, tokens, block_steps=16
     )
     return sum(len(new or ()) for _, new in stream)
 
@@ -89,7 +89,7 @@ def build_products(batch: int):
   import jax
   import jax.numpy as jnp
 
-  from gpt.decoding.generation import share_out
+  from gpt.decoding.generation import rows_per_device
 
   model, params = make_model()
   steps = 16
@@ -108,7 +108,7 @@ def build_products(batch: int):
   program = jax.jit(blocks)
   given = [
     jax.device_put((params, jnp.ones((len(rows), model.cfg.n_embd))), device)
-    for rows, device in share_out(batch)
+    for rows, device in rows_per_device(batch)
   ]
 
   def run():

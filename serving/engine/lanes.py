@@ -52,7 +52,7 @@ class Lane:
     self._programs = programs
     self._cfg = programs.model.cfg
     self._free = list(range(slots))[::-1]
-    self._sampling = sampling.params(programs.slots)
+    self._sampling = sampling.settings(programs.slots)
     self._step_seconds = {}  # rows -> running average of a decode step
     self._state = None
 

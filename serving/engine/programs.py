@@ -143,7 +143,7 @@ class Programs:
 
     def block(b, k, bucket):
       row = array((b,), int32)
-      s = shapes_of(sampling.params(b))
+      s = shapes_of(sampling.settings(b))
       every, columns = b == slots, bucket
       if every and bucket == self.block_size:
         columns += blocks.SPARE  # The whole cache is read without a copy.
@@ -233,7 +233,7 @@ class Programs:
         zeros_b,
         length_b,
         zeros_b,
-        sampling.params(b),
+        sampling.settings(b),
         np.zeros((b, k), np.float32),
       )
     self.uniforms(0, 0)

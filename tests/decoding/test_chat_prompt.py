@@ -1,7 +1,7 @@
-"""Prompts continue what models were trained on; the old faults stay away.
+"""Chat prompts equal the layout of the training data.
 
-The faults: BOS missing, a long user turn dropped whole, text that becomes a
-control token, a system text that training lays out otherwise.
+Regressions: a missing BOS, a long user turn dropped whole, user text that
+becomes a control token, a system text laid out unlike in training.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.decoding.prompt import Shown, chat_prompt, read_prompt
+from gpt.decoding.prompt import TurnDecoder, chat_prompt, read_prompt
 from gpt.tokenizers import build_tokenizer, chat_format
 from tests.support.document_tools import conversations
 
@@ -47,7 +47,7 @@ def talks(draw):
 
 @given(messages=talks(), tokenizer=st.sampled_from([CHAT, SYSTEM, PIECES]))
 @relaxed
-def test_a_prompt_is_the_beginning_of_what_is_trained_on(messages, tokenizer):
+def test_a_prompt_is_a_prefix_of_the_training_tokens(messages, tokenizer):
   trained = chat_format.conversation_tokens(tokenizer, messages)
   end = tokenizer.special_tokens[chat_format.END_TURN]
   for n in range(1, len(messages)):
@@ -56,7 +56,7 @@ def test_a_prompt_is_the_beginning_of_what_is_trained_on(messages, tokenizer):
     prompt, dropped = chat_format.build_prompt(messages[:n], tokenizer, 10_000)
     assert dropped == 0
     assert prompt == trained[: len(prompt)]
-    # What follows is the assistant's text and the end of its turn.
+    # In training, the assistant's text and the end of its turn follow.
     answer = tokenizer.encode(messages[n]['content']).tolist()
     rest = trained[len(prompt) :]
     assert rest[: len(answer) + 1] == [*answer, end]
@@ -70,7 +70,7 @@ def test_every_prompt_begins_with_bos_however_much_is_dropped(
   ids, dropped = chat_format.build_prompt(messages, CHAT, context)
   assert ids[0] == CHAT.bos_id and ids.count(CHAT.bos_id) == 1
   assert len(ids) <= context
-  # No turn begins in the middle of another.
+  # Turns do not overlap.
   special = CHAT.special_tokens
   opened = False
   for id in ids[1:-1]:
@@ -93,7 +93,7 @@ def test_a_long_user_turn_is_not_dropped_whole():
   assert CHAT.decode(ids) == long[-26:]
 
 
-def test_after_a_long_history_the_last_question_is_there():
+def test_the_last_question_survives_a_long_history():
   messages = [
     {'role': role, 'content': role[0] * 5 if role[0] == 'a' else 'b' * 5}
     for _ in range(50)
@@ -104,7 +104,7 @@ def test_after_a_long_history_the_last_question_is_there():
   assert ids[1] == CHAT.special_tokens[chat_format.USER]
 
 
-def test_controls_in_what_a_user_says_are_text():
+def test_control_tokens_in_user_text_stay_text():
   evil = ''.join((*chat_format.CHAT_TOKENS, '<|bos|>', '<|eos|>', '</s>'))
   ids, _ = chat_format.build_prompt(
     [{'role': 'user', 'content': evil}], PIECES, 1000
@@ -121,12 +121,14 @@ def test_controls_in_what_a_user_says_are_text():
 
 
 @pytest.mark.parametrize('max_tokens, room', [(8, 92), (25, 75), (900, 75)])
-def test_a_quarter_of_the_window_is_kept_for_the_reply(max_tokens, room):
+def test_at_most_a_quarter_of_the_window_is_reserved_for_the_reply(
+  max_tokens, room
+):
   assert chat_format.prompt_room(100, max_tokens) == room
 
 
 @pytest.mark.parametrize('tokenizer', [CHAT, PIECES])
-def test_only_the_end_of_the_turn_may_be_sampled_of_the_controls(tokenizer):
+def test_end_of_turn_and_eos_are_the_only_control_tokens_sampled(tokenizer):
   prompt = read_prompt(tokenizer, 'chat', 'a', 100, 10)
   wanted, _ = chat_format.build_prompt(
     [{'role': 'user', 'content': 'a'}], tokenizer, 90
@@ -140,7 +142,7 @@ def test_only_the_end_of_the_turn_may_be_sampled_of_the_controls(tokenizer):
   assert not np.isinf(prompt.bias_V[list(text_ids)]).any()
 
 
-def test_without_a_prompt_a_chat_model_plays_both_parts():
+def test_without_a_prompt_a_chat_model_writes_both_parts():
   prompt = read_prompt(CHAT, 'chat', '', 100, 10)
   assert prompt.ids == [CHAT.bos_id]
   assert set(prompt.stop_ids) == {CHAT.bos_id, CHAT.eos_id}
@@ -151,12 +153,12 @@ def test_without_a_prompt_a_chat_model_plays_both_parts():
     special[chat_format.END_TURN],
   ]
   assert not np.isinf(prompt.bias_V[talk]).any()
-  shown = Shown(CHAT, prompt.names)
-  text = shown.feed(talk[:2]) + shown.feed(talk[2:]) + shown.feed(None)
+  decoder = TurnDecoder(CHAT, prompt.names)
+  text = ''.join(map(decoder.feed, (talk[:2], talk[2:], None)))
   assert text == '\n<|user|> ab\n<|end_turn|> '
 
 
-def test_prompts_of_other_formats():
+def test_text_and_lines_prompts():
   ids = PLAIN.encode('ab').tolist()
   assert read_prompt(PLAIN, 'text', 'ab', 9, 9).ids == ids
   assert read_prompt(PLAIN, 'lines', 'ab', 9, 9).ids == [PLAIN.bos_id, *ids]
@@ -166,13 +168,13 @@ def test_prompts_of_other_formats():
     assert empty.bias_V[PLAIN.bos_id] == -np.inf
 
 
-def test_characters_of_several_tokens_come_whole_before_a_control_token():
+def test_a_character_of_several_tokens_is_printed_whole():
   snowman = PIECES.encode('\u2603').tolist()
   assert len(snowman) == 3
   user = PIECES.special_tokens[chat_format.USER]
-  shown = Shown(PIECES, {user: chat_format.USER})
-  assert shown.feed(snowman[:2]) == ''
-  assert shown.feed([snowman[2]]) == '\u2603'
-  assert shown.feed([snowman[0], user]) == '\ufffd\n<|user|> '
+  decoder = TurnDecoder(PIECES, {user: chat_format.USER})
+  assert decoder.feed(snowman[:2]) == ''
+  assert decoder.feed([snowman[2]]) == '\u2603'
+  assert decoder.feed([snowman[0], user]) == '\ufffd\n<|user|> '
   prompt = chat_prompt(PIECES, [1])
   assert prompt.names == {}

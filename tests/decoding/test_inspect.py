@@ -1,4 +1,4 @@
-"""What the notebooks show is what the model computes."""
+"""Attention maps, token probabilities and PCA equal their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,13 @@ def build(**options):
   )
   model = GPT(cfg)
   params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
-  params = jax.tree.map(lambda x: 10 * x, params)  # Attention that is uneven.
+  params = jax.tree.map(lambda x: 10 * x, params)  # Uneven attention.
   tokens = np.random.default_rng(0).integers(0, 20, (3, 12))
   return model, params, tokens
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_rows_are_distributions_over_the_past(name):
+def test_attention_rows_are_distributions_over_the_past(name):
   model, params, tokens = build(**CONFIGS[name])
   probs = inspect.attention_probs(model, params, tokens)
   assert probs.shape == (2, 3, 4, 12, 12) and probs.dtype == np.float32
@@ -43,8 +43,8 @@ def test_rows_are_distributions_over_the_past(name):
   assert probs.std() > 0.05
 
 
-def test_they_are_the_probabilities_the_model_mixes_values_with():
-  """From the definition: the residual stream after the first attention."""
+def test_attention_probs_reproduce_the_attention_output():
+  """By definition: the residual stream after the first attention."""
   model, params, tokens = build()
   probs = inspect.attention_probs(model, params, tokens)[0]
   block = params['block_0']
@@ -69,7 +69,7 @@ def test_next_probs_are_the_softmax_of_the_logits():
   np.testing.assert_allclose(probs, wanted, rtol=1e-4, atol=1e-7)
 
 
-def test_top_tokens_are_readable():
+def test_top_tokens_are_readable_text():
   tokenizer = CharTokenizer('ab\n\u00e9')
   probs = np.array([0.0, 0.1, 0.4, 0.3, 0.15, 0.05])
   assert inspect.top_tokens(tokenizer, probs, 4) == [
@@ -80,7 +80,7 @@ def test_top_tokens_are_readable():
   ]
 
 
-def test_parts_of_characters_are_shown_as_bytes():
+def test_partial_utf8_is_shown_as_escaped_bytes():
   class Bytes:
     special_tokens = {'<|bos|>': 0}
 
@@ -91,7 +91,7 @@ def test_parts_of_characters_are_shown_as_bytes():
   assert inspect.token_text(Bytes(), 0) == '<|bos|>'
 
 
-def test_principal_plane_finds_the_widest_directions():
+def test_principal_plane_finds_the_directions_of_largest_variance():
   rng = np.random.default_rng(0)
   spread = rng.normal(size=(200, 3)) * [5.0, 2.0, 0.01]
   turned = spread @ np.linalg.qr(rng.normal(size=(3, 3)))[0]

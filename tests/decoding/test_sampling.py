@@ -1,14 +1,15 @@
-"""Logits -> token, against a plain numpy reading of the rules.
+"""Sampling against an independent numpy implementation.
 
-The reference works in float64 on one row with sets and loops; the thing tested
-finds thresholds by bisection, in float32, for all rows at once.
+The reference works on one row in float64 with sorting and loops; the code under
+test bisects for thresholds in float32, for all rows at once.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -26,7 +27,7 @@ def softmax(logits):
 
 
 def reference_kept(probs, top_k=0, top_p=1.0, min_p=0.0) -> np.ndarray:
-  """bool[V]: what may be drawn. Ties with the last one kept are kept."""
+  """bool[V]: tokens that may be drawn; ties with the last one are kept."""
   order = np.argsort(-probs, kind='stable')
   k = top_k if 0 < top_k < len(probs) else len(probs)
   kept = list(order[:k])
@@ -35,7 +36,7 @@ def reference_kept(probs, top_k=0, top_p=1.0, min_p=0.0) -> np.ndarray:
     for token in kept:
       if nucleus and mass >= target:
         break
-      nucleus.append(token)  # The one that crosses top_p is kept.
+      nucleus.append(token)  # The token that crosses top_p is kept.
       mass += probs[token]
     kept = nucleus
   return (probs >= probs[kept].min()) & (probs >= min_p * probs.max())
@@ -44,8 +45,8 @@ def reference_kept(probs, top_k=0, top_p=1.0, min_p=0.0) -> np.ndarray:
 def filtered(probs, **kwargs) -> np.ndarray:
   """float32[V] from the code under test."""
   probs = np.asarray(probs, np.float32)
-  s = sampling.params(1, **{'top_p': 1.0, **kwargs})
-  return np.asarray(jit_filter(probs[None], s))[0]
+  settings = sampling.settings(1, **{'top_p': 1.0, **kwargs})
+  return np.asarray(jit_filter(probs[None], settings))[0]
 
 
 def random_probs(vocab: int, seed: int, spread: float = 2.0):
@@ -80,14 +81,14 @@ def test_filters_match_the_reference(name, vocab):
     np.testing.assert_array_equal(got[wanted], probs[wanted])
 
 
-def test_top_p_may_need_more_than_the_fast_candidates():
+def test_top_p_may_keep_hundreds_of_tokens():
   probs = random_probs(LARGE, 0, spread=0.1)  # Nearly uniform.
   kept = (filtered(probs, top_p=0.9) > 0).sum()
   assert kept > 64
   assert kept == reference_kept(probs.astype(np.float64), top_p=0.9).sum()
 
 
-@settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60, deadline=None)
 @given(
   seed=st.integers(0, 2**32 - 1),
   spread=st.floats(0.01, 10),
@@ -95,16 +96,14 @@ def test_top_p_may_need_more_than_the_fast_candidates():
   top_p=st.floats(0.01, 1),
   min_p=st.floats(0, 0.5),
 )
-def test_kept_mass_is_enough_and_not_too_much(
-  seed, spread, top_k, top_p, min_p
-):
-  """True whatever the rounding at the edges, where a reference may differ."""
+def test_kept_mass_is_sufficient_and_minimal(seed, spread, top_k, top_p, min_p):
+  """Holds despite rounding at the edges, where a reference may differ."""
   probs = random_probs(LARGE, seed, spread)
   got = filtered(probs, top_k=top_k, top_p=top_p, min_p=min_p)
   kept = got[got > 0].astype(np.float64)
   assert kept.size and kept.max() == probs.max()
   assert kept.min() >= np.float32(min_p) * probs.max()
-  assert probs[got == 0].max(initial=0) <= kept.min()  # A prefix of the order.
+  assert probs[got == 0].max(initial=0) <= kept.min()  # The most probable.
   k = top_k or LARGE
   allowed = np.sort(probs)[::-1][:k].astype(np.float64)
   if min_p == 0:
@@ -113,7 +112,7 @@ def test_kept_mass_is_enough_and_not_too_much(
   assert kept.size == 1 or without_last < top_p * allowed.sum() + 1e-5
 
 
-def test_ties_are_kept_whatever_their_ids():
+def test_ties_are_kept_regardless_of_token_ids():
   probs = np.array([0.1, 0.2, 0.1, 0.2, 0.2, 0.2])
   assert (filtered(probs, top_k=2) > 0).tolist() == [
     False,
@@ -129,11 +128,10 @@ def test_ties_are_kept_whatever_their_ids():
 
 
 def test_filters_of_a_row_do_not_depend_on_the_other_rows():
-  """What one row filters by changes nothing for another."""
   probs_BV = np.stack([random_probs(LARGE, seed) for seed in range(6)])
   k_B, p_B = [5, 0, 200, 0, 0, 64], [0.9, 0.7, 0.9, 1.0, 0.9999, 1.0]
-  s = sampling.params(6, top_k=k_B, top_p=p_B)
-  together = np.asarray(jit_filter(probs_BV, s))
+  settings = sampling.settings(6, top_k=k_B, top_p=p_B)
+  together = np.asarray(jit_filter(probs_BV, settings))
   for b in range(6):
     alone = filtered(probs_BV[b], top_k=k_B[b], top_p=p_B[b])
     np.testing.assert_array_equal(together[b], alone)
@@ -141,11 +139,15 @@ def test_filters_of_a_row_do_not_depend_on_the_other_rows():
 
 def draw_many(logits, n: int, bias=None, **kwargs) -> np.ndarray:
   """int[n]: draws for seeds 0 .. n-1."""
-  s = sampling.params(n, **{'top_p': 1.0, 'seed': np.arange(n), **kwargs})
-  uniform_B = sampling.uniforms(s.seed, jnp.zeros(n, jnp.int32), 1)[:, 0]
+  settings = sampling.settings(
+    n, **{'top_p': 1.0, 'seed': np.arange(n), **kwargs}
+  )
+  uniform_B = sampling.uniforms(settings.seed, jnp.zeros(n, jnp.int32), 1)[:, 0]
   logits_BV = np.broadcast_to(np.float32(logits), (n, len(logits)))
   bias = np.zeros(len(logits)) if bias is None else bias
-  return np.asarray(jit_sample(logits_BV, uniform_B, s, np.float32(bias)[None]))
+  return np.asarray(
+    jit_sample(logits_BV, uniform_B, settings, np.float32(bias)[None])
+  )
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def test_draws_have_the_filtered_distribution(kwargs):
   counts = np.bincount(draw_many(logits, n, **kwargs), minlength=12)
   assert counts[~kept].sum() == 0
   if kept.sum() > 1:
-    # The seeds are fixed, so this does not come and go: one in 1e4 would fail.
+    # Deterministic, as the seeds are fixed; a random seed fails one in 1e4.
     _, p_value = stats.chisquare(counts[kept], n * expected[kept])
     assert p_value > 1e-4
 
@@ -188,7 +190,7 @@ def test_a_huge_temperature_is_uniform():
 
 
 @pytest.mark.parametrize('temperature', [0.0, -1.0])
-def test_zero_temperature_takes_the_first_of_the_best(temperature):
+def test_zero_temperature_takes_the_first_of_tied_maxima(temperature):
   logits = np.array([0.0, 2.0, 1.0, 2.0])
   assert set(draw_many(logits, 20, temperature=temperature)) == {1}
 
@@ -216,10 +218,10 @@ def test_a_banned_token_is_never_sampled(kwargs):
   assert set(draw_many(logits, 3000, bias, **kwargs)) <= {1, 3, 5}
 
 
-@settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40, deadline=None)
 @given(vocab=st.sampled_from([2, 73, 301, 704]), seed=st.integers(0, 2**20))
-def test_no_uniform_draws_an_impossible_token(vocab, seed):
-  """Not at the ends of [0, 1), and not where a parallel sum rounds up."""
+def test_no_uniform_draws_a_token_of_probability_zero(vocab, seed):
+  """Neither at the ends of [0, 1) nor where a parallel sum rounds up."""
   rng = np.random.default_rng(seed)
   probs = rng.random(vocab, np.float32) * (rng.random(vocab) < 0.5)
   probs[rng.integers(vocab)] = 1
@@ -235,14 +237,14 @@ def test_no_uniform_draws_an_impossible_token(vocab, seed):
   assert (probs[drawn] > 0).all()
 
 
-def test_draw_is_the_inverse_of_the_cdf():
+def test_draw_inverts_the_cdf():
   probs = np.float32([0, 2, 0, 1, 1, 0])
   uniform_B = np.float32([0, 0.49, 0.5, 0.74, 0.75, 0.999])
   drawn = sampling.draw(np.tile(probs, (6, 1)), uniform_B)
   assert drawn.tolist() == [1, 1, 3, 3, 4, 4]
 
 
-def test_uniforms_depend_on_seed_and_step_alone():
+def test_uniforms_depend_on_seed_and_step_only():
   seeds = np.array([7, 8, 7], np.uint32)
   steps = np.array([0, 0, 3], np.int32)
   u_Bk = np.asarray(sampling.uniforms(seeds, steps, 8))
@@ -254,8 +256,8 @@ def test_uniforms_depend_on_seed_and_step_alone():
   assert one[0, 0] == u_Bk[1, 5]
 
 
-def test_uniforms_are_fixed_for_good():
-  """The text of a seed must not change with a version of JAX or of ours."""
+def test_uniforms_equal_golden_values():
+  """A seed's text must not change with the version of JAX or of rgpt."""
   u = sampling.uniforms(np.uint32([42]), np.int32([0]), 3)
   golden = [0.5302608013153076, 0.7276642322540283, 0.6672406196594238]
   np.testing.assert_array_equal(np.asarray(u)[0], np.float32(golden))
@@ -293,7 +295,7 @@ def test_penalties_match_the_reference(kwargs):
   counts = np.bincount(completion, minlength=10).astype(np.int32)
   full = {'repetition': 1.0, 'frequency': 0.0, 'presence': 0.0, **kwargs}
   got = sampling.penalise(
-    logits[None], sampling.params(1, **kwargs), in_prompt[None], counts[None]
+    logits[None], sampling.settings(1, **kwargs), in_prompt[None], counts[None]
   )
   wanted = reference_penalise(logits, prompt, completion, **full)
   np.testing.assert_allclose(np.asarray(got)[0], wanted, rtol=0, atol=1e-6)
@@ -321,13 +323,13 @@ def test_penalties_match_the_reference(kwargs):
     ('presence', np.inf),
   ],
 )
-def test_a_senseless_value_is_named(name, value):
+def test_an_invalid_value_is_rejected_by_name(name, value):
   with pytest.raises(UserError, match=f'{name}.* is not'):
-    sampling.params(2, **{name: value})
+    sampling.settings(2, **{name: value})
 
 
-def test_parameters_of_any_size_are_taken():
-  s = sampling.params(3, seed=[-1, 2**70 + 5, 2**32], top_k=10**15)
-  assert s.seed.tolist() == [2**32 - 1, 5, 0]
-  assert s.top_k.tolist() == [2**31 - 1] * 3
-  assert sampling.params(1, top_k=-5).top_k.tolist() == [0]
+def test_seeds_wrap_and_top_k_saturates():
+  settings = sampling.settings(3, seed=[-1, 2**70 + 5, 2**32], top_k=10**15)
+  assert settings.seed.tolist() == [2**32 - 1, 5, 0]
+  assert settings.top_k.tolist() == [2**31 - 1] * 3
+  assert sampling.settings(1, top_k=-5).top_k.tolist() == [0]

@@ -263,7 +263,7 @@ def test_a_directory_made_by_hand_generates_and_chats(by_hand, tmp_path):
     loaded.model,
     loaded.params,
     [prompt],
-    sampling.params(1, temperature=0.0),
+    sampling.settings(1, temperature=0.0),
     n,
     bias_V=generation.ban_bias(loaded.tokenizer),
   ):

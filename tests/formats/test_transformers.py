@@ -131,7 +131,7 @@ def test_greedy_text_is_ours_even_past_the_context(exported, name, use_cache):
     loaded.model,
     loaded.params,
     [prompt],
-    sampling.params(1, temperature=0.0),
+    sampling.settings(1, temperature=0.0),
     n,
     bias_V=generation.ban_bias(loaded.tokenizer),
   ):

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from gpt.decoding import generation, sampling
+from gpt.decoding import sampling
+from gpt.decoding.prompt import complete
 from gpt.runs.load import load_model
 from gpt.tokenizers import build_tokenizer
 from tests.support.workdirs import ROOT, command, launch, make_parrot
@@ -20,9 +21,9 @@ EMOJI = 'a🙂b👩‍👩‍👧‍👦 é 世界🇩🇪\n\u0301z'
 def expected(workdir, prompt: str, n: int = 200, window='slide', **kwargs):
   """What the library gives for the same request."""
   loaded = load_model(workdir)
-  s = sampling.params(1, **{'seed': 42, **kwargs})
-  text = generation.complete(
-    loaded.model, loaded.params, loaded.tokenizer, prompt, s, n, window=window
+  settings = sampling.settings(1, **{'seed': 42, **kwargs})
+  text = complete(
+    loaded.model, loaded.params, loaded.tokenizer, prompt, settings, n, window
   )
   return ''.join(text)
 
@@ -212,8 +213,8 @@ def test_a_reader_that_leaves_ends_it_quietly(trained_workdir):
     ),
     (
       ['--workdir=W', '--window=stop', '--prompt=' + 'a b ' * 9],
-      'the prompt has 36 tokens, but with window=stop no more than the context '
-      'of 32 fit',
+      'the prompt has 36 tokens; with window=stop at most the context of 32 '
+      'fits',
     ),
   ],
 )

@@ -101,7 +101,7 @@ def test_generation_follows_the_forward_pass(rows):
   _, mixed, params = models(pos='rope')
   prompts = [[1, 2, 3 + i] for i in range(rows)]
   made = [list(p) for p in prompts]
-  greedy = sampling.params(rows, temperature=0.0)
+  greedy = sampling.settings(rows, temperature=0.0)
   for row, new in generation.generate(mixed, params, prompts, greedy, 40):
     made[row] += new or []
   for tokens in made:  # Within the window: what was chosen is near the best.

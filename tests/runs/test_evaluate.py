@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt.data.sample_text import sample_text
-from gpt.decoding.logits import check_ids, write_logits
+from gpt.decoding.inspect import check_ids, write_logits
 from gpt.errors import UserError
 from gpt.runs import metrics
 from gpt.runs.evaluate import full_pass, open_dataset
@@ -224,7 +224,7 @@ def test_logits_are_those_of_the_model(trained_workdir, tmp_path):
 
 
 def test_many_rows_are_worked_on_in_parts(uniform, tmp_path, monkeypatch):
-  monkeypatch.setattr('gpt.decoding.logits.TOKENS_AT_ONCE', 20)
+  monkeypatch.setattr('gpt.decoding.inspect.TOKENS_PER_PASS', 20)
   loaded = load_model(uniform)
   # Each position's logits say which token stands there.
   vocab, width = loaded.cfg.vocab_size, loaded.cfg.n_embd
@@ -232,7 +232,11 @@ def test_many_rows_are_worked_on_in_parts(uniform, tmp_path, monkeypatch):
   params['lm_head'] = params['wte']
   loaded = dataclasses.replace(loaded, params=params)
   ids = np.random.default_rng(0).integers(0, min(vocab, width), (7, 9))
-  assert write_logits(loaded, ids, tmp_path / 'g.npy') == (7, 9, vocab)
+  assert write_logits(loaded.cfg, loaded.params, ids, tmp_path / 'g.npy') == (
+    7,
+    9,
+    vocab,
+  )
   logits = np.load(tmp_path / 'g.npy')
   np.testing.assert_array_equal(logits.argmax(-1), ids)
 
@@ -240,11 +244,11 @@ def test_many_rows_are_worked_on_in_parts(uniform, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   'ids, message',
   [
-    (np.zeros((2, 3)), 'float64; integers'),
+    (np.zeros((2, 3)), 'float64; expected integers'),
     (np.zeros(3, int), r'shape \[3\]'),
     (np.zeros((0, 3), int), r'shape \[0, 3\]'),
     (np.zeros((1, 33), int), 'rows of 33 ids are longer than.* 32'),
-    (np.array([[0, -1]]), 'from -1 to 0; allowed are 0 to'),
+    (np.array([[0, -1]]), 'from -1 to 0; allowed: 0 to'),
     (np.array([[0, 10**6]]), 'from 0 to 1000000; allowed'),
   ],
 )
@@ -256,10 +260,10 @@ def test_senseless_ids_are_refused(uniform, ids, message):
 def test_a_failed_write_leaves_nothing(uniform, tmp_path):
   loaded, ids = load_model(uniform), np.zeros((1, 2), int)
   with pytest.raises(UserError, match='cannot write .*No such file'):
-    write_logits(loaded, ids, tmp_path / 'absent' / 'g.npy')
+    write_logits(loaded.cfg, loaded.params, ids, tmp_path / 'absent' / 'g.npy')
   (tmp_path / 'g.npy').mkdir()  # Cannot be replaced by a file.
   with pytest.raises(UserError, match='cannot write'):
-    write_logits(loaded, ids, tmp_path / 'g.npy')
+    write_logits(loaded.cfg, loaded.params, ids, tmp_path / 'g.npy')
   assert [p.name for p in tmp_path.iterdir()] == ['g.npy']
 
 

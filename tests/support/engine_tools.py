@@ -121,7 +121,7 @@ class Reference:
     window, vocab = tokens[start:], self.cfg.vocab_size
     padded = np.zeros((1, self.cfg.block_size), np.int32)
     padded[0, : len(window)] = window
-    row = sampling.params(
+    row = sampling.settings(
       1,
       seed=seed,
       temperature=s.temperature,
