@@ -19,7 +19,7 @@ OUTPUT = flags.DEFINE_string(
   'output', '', 'HTML file to write. Default: report.html in the workdir.'
 )
 PNG = flags.DEFINE_string(
-  'png', '', 'Also write the loss curves as this image (extra: plots).'
+  'png', '', 'Also write the loss curves as this image.'
 )
 
 

@@ -1,24 +1,28 @@
 """One HTML page about a run: curves, numbers, samples, configuration.
 
-The page is one file that needs no network, no script and no library: charts
-are drawn here as SVG. It can be made while the run is still going.
+The page is one file without scripts that loads nothing: charts are inline SVG.
+It can be made while the run is still going. Every value of the run passes
+through `markup.element`, which escapes it.
 """
 
-import html
 import json
 import math
 import pathlib
-import re
 import statistics
+from collections.abc import Callable
 
+from gpt.errors import UserError
 from gpt.model.config import FUNCTION, SHAPE, describe_options
-from gpt.reports.svg_chart import Series, line_chart, loss_range, smooth
+from gpt.reports import charts, plots
+from gpt.reports.markup import Markup, element, escape, join, number
+from gpt.reports.series import Points, is_number, smooth, thin
 from gpt.runs import metrics
-from gpt.runs import workdir as run
 from gpt.runs.info import versions
 from gpt.runs.record import RunRecord, read_run
+from gpt.runs.workdir import flatten
 
 MAX_SAMPLES = 40
+SMALL = {'width': 480, 'height': 240}  # Pixels of the charts below the first.
 
 
 def report(workdir, defaults: dict | None = None) -> str:
@@ -29,64 +33,79 @@ def report(workdir, defaults: dict | None = None) -> str:
     defaults: the default configuration (nested dicts), to show what differs.
 
   Raises:
-    UserError: see read_run.
+    UserError: see read_run; damaged files; matplotlib is missing.
   """
   record = read_run(workdir)
+  for line in record.lines:
+    if not is_number(line.get('step')):
+      raise UserError(
+        f'{record.workdir / metrics.FILE} is damaged: a line has the step '
+        f'{line.get("step")!r}, and every step is a number'
+      )
   css = pathlib.Path(__file__).parent / 'report.css'
   name = record.workdir.resolve().name
-  sections = [
+  head = join(
+    Markup('<meta charset="utf-8">'),
+    Markup(
+      '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    ),
+    element('title', f'{name}: training report'),
+    element('style', Markup(css.read_text(encoding='utf-8'))),
+  )
+  body = [
     header(record, name),
     tiles(record),
-    '<h2>Curves</h2>',
+    element('h2', 'Curves'),
     curves(record),
-    *([samples(record)] if record.samples else []),
-    '<h2>Evaluations</h2>',
+    samples(record),
+    element('h2', 'Evaluations'),
     eval_table(record),
-    '<h2>Configuration</h2>',
+    element('h2', 'Configuration'),
     config_table(record.config, defaults),
-    '<h2>Where it comes from</h2>',
+    element('h2', 'Origin'),
     origin(record),
   ]
-  return (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f'<title>{esc(name)}: training report</title>'
-    f'<style>{css.read_text(encoding="utf-8")}</style></head><body>\n'
-    + '\n'.join(sections)
-    + '\n</body></html>\n'
+  page = element(
+    'html',
+    element('head', head),
+    element('body', *(join(Markup('\n'), part) for part in body)),
+    lang='en',
   )
+  return f'<!doctype html>\n{page}\n'
 
 
-def esc(value) -> str:
-  """Text for HTML. Control characters, which HTML has not, as U+FFFD."""
-  text = re.sub(r'[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]', '\ufffd', str(value))
-  return html.escape(text)
-
-
-def header(record: RunRecord, name: str) -> str:
-  options = describe_options(record.config['model'], (SHAPE, FUNCTION))
+def header(record: RunRecord, name: str) -> Markup:
+  """Name, size and state of the run."""
+  try:
+    options = describe_options(record.config['model'], (SHAPE, FUNCTION))
+  except (TypeError, ValueError) as e:
+    raise UserError(
+      f'the config.json of {record.workdir} is damaged: in "model", {e}'
+    ) from e
   target = record.config['total_steps']
-  done = 'finished' if record.step >= target else 'under way or interrupted'
-  state = record.end.get('outcome') or done
+  finished = is_number(target) and record.step >= target
+  done = 'finished' if finished else 'running or interrupted'
   size = ''
   if record.parameters:
     size = f'{metrics.count(record.parameters)} parameters, '
-  return (
-    f'<h1>{esc(name)}</h1><p class="lead">{size}'
-    f'{esc(", ".join(options))}; '
-    f'step {record.step:,} of {target:,}, {esc(state)}</p>'
+  lead = (
+    f'{size}{", ".join(options)}; step {record.step:,} of '
+    f'{number(target, ",")}, {record.end.get("outcome") or done}'
   )
+  return join(element('h1', name), element('p', lead, class_='lead'))
 
 
-def tiles(record: RunRecord) -> str:
-  """The numbers one looks for first."""
+def tiles(record: RunRecord) -> Markup:
+  """The numbers a reader looks for first."""
   found = []
 
   def tile(name, value, note=''):
-    small = f'<small>{esc(note)}</small>' if note else ''
-    found.append(f'<div><dt>{esc(name)}</dt><dd>{esc(value)}{small}</dd></div>')
+    small = element('small', note) if note else ''
+    found.append(
+      element('div', element('dt', name), element('dd', value, small))
+    )
 
-  val = [(y, x) for x, y in record.series('val_loss') if y is not None]
+  val = [(y, x) for x, y in record.series('val_loss') if is_number(y)]
   if val:
     loss, step = min(val)
     tile(
@@ -98,126 +117,153 @@ def tiles(record: RunRecord) -> str:
     nats = record.end.get(f'full_{which}_nats_per_token')
     if nats is not None:
       bits = record.end.get(f'full_{which}_bits_per_byte')
-      note = f'nats/token, {bits:.4f} bits/byte' if bits else 'nats/token'
-      tile(f'full pass, {which} weights', f'{nats:.4f}', note)
+      note = f', {number(bits, ".4f")} bits/byte' if bits else ''
+      tile(
+        f'full pass, {which} weights',
+        number(nats, '.4f'),
+        f'nats/token{note}',
+      )
       break
   train = record.last('train_loss')
   if train is not None:
-    tile('training loss', f'{train:.4f}', 'nats/token, last interval')
-  speed = [y for _, y in record.series('tokens_per_s') if y]
+    tile('training loss', number(train, '.4f'), 'nats/token, last interval')
+  speed = [y for _, y in record.series('tokens_per_s') if is_number(y) and y]
   if speed:
-    ms = [y for _, y in record.series('ms_per_step') if y]
+    ms = [y for _, y in record.series('ms_per_step') if is_number(y) and y]
     tile(
       'tokens per second',
       metrics.count(statistics.median(speed)),
       f'median; {statistics.median(ms):.4g} ms/step' if ms else 'median',
     )
   elapsed = record.last('elapsed_s')
-  if elapsed is not None:
-    tile('time', metrics.duration(elapsed), 'evaluations included')
-  model, config = record.config['model'], record.config
-  seen = record.step * config['batch_size'] * model['block_size']
-  tile(
-    'tokens seen',
-    metrics.count(seen),
-    f'{config["batch_size"]} x {model["block_size"]} a step, at most',
-  )
+  if is_number(elapsed):
+    tile('time', metrics.duration(elapsed), 'including evaluations')
+  batch = record.config['batch_size']
+  length = record.config['model']['block_size']
+  if is_number(batch) and is_number(length):
+    tile(
+      'tokens seen',
+      metrics.count(record.step * batch * length),
+      f'at most {batch} x {length} a step',
+    )
   if record.parameters:
     tile(
       'parameters',
       metrics.count(record.parameters),
-      f'vocabulary {record.vocab_size:,}',
+      f'vocabulary {number(record.vocab_size, ",")}',
     )
-  return f'<dl class="tiles">{"".join(found)}</dl>'
+  return element('dl', *found, class_='tiles')
 
 
 def _exp(x: float) -> float:
   return math.exp(min(x, 700))
 
 
-def curves(record: RunRecord) -> str:
-  loss, val = record.series('loss'), record.series('val_loss')
-  smoothed = smooth(loss)
-  main = [
-    Series('', loss, 0, 'faint'),
-    Series('training (smoothed)', smoothed, 0),
-    Series('validation', val, 1, 'dots'),
-  ]
-  ema_note = ''
-  if record.config['opt']['ema_decay']:
-    ema_note = ' Validation is of the averaged weights.'
+def curves(record: RunRecord) -> Markup:
+  """The loss chart, and the small charts below it."""
+  val = record.series('val_loss')
+  runs = {'': record.lines}
   big = _figure(
     'Loss in nats/token',
-    line_chart(
-      main,
-      label='training and validation loss by step',
-      y_label='nats/token',
-      y_range=loss_range(smoothed, val),
-      width=780,
-      height=340,
-    ),
+    'training and validation loss by step',
+    [*record.series('loss'), *val],
+    lambda axes: plots.loss_curves(axes, runs),
+    hover=_hover(val, 'validation'),
+    width=780,
+    height=340,
   )
+  note = 'Points show their numbers under the mouse.'
+  if record.config['opt']['ema_decay']:
+    note += ' Validation uses the averaged weights.'
   small = [
-    _figure(
-      'Learning rate',
-      line_chart(
-        [Series('', record.series('lr'), 2)],
-        label='learning rate by step',
-        width=480,
-        height=240,
-      ),
+    _small(record, 'Learning rate', 'lr', 2),
+    _small(
+      record, 'Tokens per second', 'tokens_per_s', 3, dots=True, zero=True
     ),
-    _figure(
-      'Tokens per second',
-      line_chart(
-        [Series('', record.series('tokens_per_s'), 3, 'dots')],
-        label='tokens per second by step',
-        width=480,
-        height=240,
-        y_range=_from_zero(record.series('tokens_per_s')),
-      ),
-    ),
-    _figure(
-      'Gradient norm',
-      line_chart(
-        [
-          Series('', record.series('grad_norm'), 0, 'faint'),
-          Series('', smooth(record.series('grad_norm')), 0),
-        ],
-        label='gradient norm by step',
-        width=480,
-        height=240,
-        log_y=True,
-      ),
-    ),
-    _figure(
+    _small(record, 'Gradient norm', 'grad_norm', 0, log_y=True),
+    _small(
+      record,
       'Validation, bits per byte',
-      line_chart(
-        [Series('bits/byte', record.series('val_bits_per_byte'), 1, 'dots')],
-        label='validation bits per byte by step',
-        width=480,
-        height=240,
-      ),
+      'val_bits_per_byte',
+      1,
+      dots=True,
     ),
   ]
-  return (
-    f'<div class="charts">{big}</div>'
-    f'<p class="note">Points show their numbers under the mouse.{ema_note}</p>'
-    f'<div class="charts small">{"".join(small)}</div>'
+  return join(
+    element('div', big, class_='charts'),
+    element('p', note, class_='note'),
+    element('div', *small, class_='charts small'),
   )
 
 
-def _figure(title: str, chart: str) -> str:
-  return f'<figure><figcaption>{esc(title)}</figcaption>{chart}</figure>'
+def _small(
+  record: RunRecord,
+  title: str,
+  key: str,
+  color: int,
+  *,
+  dots: bool = False,
+  zero: bool = False,
+  log_y: bool = False,
+) -> Markup:
+  """The chart of one value by step.
+
+  Args:
+    color: index into charts.COLORS.
+    dots: mark the values, and show them under the mouse.
+    zero: the y axis starts at 0.
+    log_y: a logarithmic y axis, with the smoothed curve over the pale one.
+  """
+  points = record.series(key)
+  if log_y:
+    points = [(x, y if is_number(y) and y > 0 else None) for x, y in points]
+
+  def draw(axes):
+    style = {'color': charts.COLORS[color], 'linewidth': 1.6}
+    if log_y:
+      plots.line(axes, points, **style | {'linewidth': 0.8, 'alpha': 0.28})
+      plots.line(axes, smooth(points), **style)
+    else:
+      marker = {'marker': 'o', 'markersize': 3.5} if dots else {}
+      plots.line(axes, points, **style, **marker)
+    if zero:
+      axes.set_ylim(bottom=0)
+    charts.short_numbers(axes, log_y)
+    axes.set_xlabel('step')
+    axes.grid(axis='y')
+
+  return _figure(
+    title,
+    f'{title.lower()} by step',
+    points,
+    draw,
+    hover=_hover(points, '') if dots else [],
+    **SMALL,
+  )
 
 
-def _from_zero(points):
-  ys = [y for _, y in points if y is not None]
-  return (0.0, 1.1 * max(ys)) if ys and max(ys) > 0 else None
+def _hover(points: Points, name: str) -> list[tuple[float, float, str]]:
+  return [
+    (x, y, f'step {x:,}: {name} {y:.5g}'.replace('  ', ' '))
+    for x, y in thin(points)
+    if is_number(y)
+  ]
 
 
-def samples(record: RunRecord) -> str:
-  """What the model wrote on its way; the last one open."""
+def _figure(
+  title: str, label: str, points: Points, draw: Callable, **size
+) -> Markup:
+  """A chart with its title, or a note while there is nothing to draw."""
+  chart = element('p', 'no numbers yet', class_='empty')
+  if any(is_number(y) for _, y in points):
+    chart = charts.svg(draw, label, **size)
+  return element('figure', element('figcaption', title), chart)
+
+
+def samples(record: RunRecord) -> Markup:
+  """Texts the model wrote during training; the last one is open."""
+  if not record.samples:
+    return Markup('')
   val = dict(record.series('val_loss'))
   shown = record.samples
   if len(shown) > MAX_SAMPLES:  # Evenly, with the first and the last.
@@ -229,13 +275,16 @@ def samples(record: RunRecord) -> str:
   parts = []
   for i, (step, text) in enumerate(shown):
     loss = val.get(step)
-    note = f', validation loss {loss:.4f}' if loss is not None else ''
-    opened = ' open' if i == len(shown) - 1 else ''
+    note = '' if loss is None else f', validation loss {number(loss, ".4f")}'
     parts.append(
-      f'<details{opened}><summary>step {step:,}{note}</summary>'
-      f'<pre>{esc(text)}</pre></details>'
+      element(
+        'details',
+        element('summary', f'step {step:,}{note}'),
+        element('pre', text),
+        open=i == len(shown) - 1,
+      )
     )
-  return '<h2>Samples over time</h2>' + ''.join(parts)
+  return join(element('h2', 'Samples over time'), *parts)
 
 
 EVAL_COLUMNS = {
@@ -248,84 +297,91 @@ EVAL_COLUMNS = {
 }
 
 
-def eval_table(record: RunRecord) -> str:
+def eval_table(record: RunRecord) -> Markup:
   """Every evaluation, and all values of the full passes."""
   rows = [line for line in record.lines if 'val_loss' in line]
-  head = ''.join(
-    f'<th class="n">{name}</th>' for name, _ in EVAL_COLUMNS.values()
+  head = element(
+    'tr',
+    _cell('step', 'th'),
+    *(_cell(name, 'th') for name, _ in EVAL_COLUMNS.values()),
   )
-  body = ''.join(
-    f'<tr><td class="n">{line["step"]:,}</td>'
-    + ''.join(
-      f'<td class="n">{_format(line.get(key), spec)}</td>'
-      for key, (_, spec) in EVAL_COLUMNS.items()
+  body = [
+    element(
+      'tr',
+      _cell(number(line['step'], ',')),
+      *(
+        _cell(number(line.get(key), spec))
+        for key, (_, spec) in EVAL_COLUMNS.items()
+      ),
     )
-    + '</tr>'
     for line in rows
+  ]
+  table = element(
+    'details',
+    element('summary', f'{len(rows)} evaluations'),
+    element('div', element('table', head, *body), class_='scroll'),
   )
   full = [
-    (f'step {line["step"]:,}: {key[len("full_") :].replace("_", " ")}', value)
+    element(
+      'tr',
+      element(
+        'td', f'step {line["step"]:,}: {key[len("full_") :].replace("_", " ")}'
+      ),
+      _cell(number(value, '.6g')),
+    )
     for line in record.lines
     for key, value in line.items()
     if key.startswith('full_')
   ]
-  full_rows = ''.join(
-    f'<tr><td>{esc(name)}</td><td class="n">{_format(value, ".6g")}</td></tr>'
-    for name, value in full
-  )
-  table = (
-    f'<details><summary>{len(rows)} evaluations</summary><div class="scroll">'
-    f'<table><tr><th class="n">step</th>{head}</tr>{body}</table></div>'
-    '</details>'
-  )
-  if full:
-    table += (
-      '<p class="note">Full passes over the validation split (weights, '
-      f'value):</p><table>{full_rows}</table>'
-    )
-  return table
+  if not full:
+    return table
+  note = 'Full passes over the validation split (weights, value):'
+  return join(table, element('p', note, class_='note'), element('table', *full))
 
 
-def _format(value, spec: str) -> str:
-  return format(value, spec) if isinstance(value, (int, float)) else ''
+def _cell(text: str, tag: str = 'td') -> Markup:
+  """A right-aligned cell."""
+  return element(tag, text, class_='n')
 
 
-def config_table(config: dict, defaults: dict | None) -> str:
-  """All keys; those that differ from the defaults stand out, with these."""
-  flat = run.flatten(config)
-  known = run.flatten(defaults) if defaults else {}
+def config_table(config: dict, defaults: dict | None) -> Markup:
+  """All keys; those that differ from the defaults stand out."""
+  flat = flatten(config)
+  known = flatten(defaults) if defaults else {}
+  changed = [k for k in flat if k in known and known[k] != flat[k]]
 
   def row(key):
-    changed = key in known and known[key] != flat[key]
-    was = _value(known[key]) if changed else ''
-    mark = ' class="changed"' if changed else ''
-    return (
-      f'<tr{mark}><td><code>{esc(key)}</code></td>'
-      f'<td><code>{esc(_value(flat[key]))}</code></td>'
-      f'<td class="was"><code>{esc(was)}</code></td></tr>'
+    was = _value(known[key]) if key in changed else ''
+    return element(
+      'tr',
+      element('td', element('code', key)),
+      element('td', element('code', _value(flat[key]))),
+      element('td', element('code', was), class_='was'),
+      class_='changed' if key in changed else None,
     )
 
-  changed = [k for k in flat if k in known and known[k] != flat[k]]
-  head = '<tr><th>key</th><th>value</th><th>default</th></tr>'
-  all_rows = ''.join(map(row, flat))
+  names = ('key', 'value', 'default')
+  head = element('tr', *(element('th', name) for name in names))
   parts = []
   if changed:
-    parts.append(
-      f'<p class="note">{len(changed)} of {len(flat)} keys differ from the '
-      f'defaults:</p><table>{head}{"".join(map(row, changed))}</table>'
-    )
-  parts.append(
-    f'<details><summary>all {len(flat)} keys</summary><table>{head}{all_rows}'
-    '</table></details>'
+    note = f'{len(changed)} of {len(flat)} keys differ from the defaults:'
+    parts = [
+      element('p', note, class_='note'),
+      element('table', head, *map(row, changed)),
+    ]
+  everything = element(
+    'details',
+    element('summary', f'all {len(flat)} keys'),
+    element('table', head, *map(row, flat)),
   )
-  return ''.join(parts)
+  return join(*parts, everything)
 
 
-def _value(value) -> str:
+def _value(value: object) -> str:
   return json.dumps(value, ensure_ascii=False)
 
 
-def origin(record: RunRecord) -> str:
+def origin(record: RunRecord) -> Markup:
   """Data, files and versions."""
   rows = {
     'data': record.data.get('description') or record.config['data']['path'],
@@ -338,12 +394,11 @@ def origin(record: RunRecord) -> str:
       f'{name} {version or "missing"}' for name, version in versions().items()
     ),
   }
-  return (
-    '<table>'
-    + ''.join(
-      f'<tr><th>{esc(name)}</th><td>{esc(value)}</td></tr>'
+  return element(
+    'table',
+    *(
+      element('tr', element('th', name), element('td', escape(value)))
       for name, value in rows.items()
       if value
-    )
-    + '</table>'
+    ),
   )

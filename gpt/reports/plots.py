@@ -1,49 +1,55 @@
-"""Figures of runs and models with matplotlib (extra: plots).
+"""Figures of runs and models with matplotlib.
 
 Every function draws into axes it is given; `write_png` makes a file.
 """
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.reports.svg_chart import loss_range, smooth
+from gpt.reports.charts import COLORS, GRID, load_matplotlib
+from gpt.reports.series import Points, is_number, loss_range, smooth, thin
 
-COLORS = ('#1f6fb4', '#d1571c', '#3c8a4e', '#7b5ab0', '#a8842c', '#5c6670')
 
-
-def loss_curves(axes, runs: dict, *, train: bool = True) -> None:
+def loss_curves(
+  axes, runs: dict, *, train: bool = True, markers: bool = True
+) -> None:
   """Loss by step: validation with points, training pale.
+
+  A single run also shows its training loss as it is, paler still.
 
   Args:
     runs: {name: lines of metrics.jsonl}.
     train: draw training losses too.
+    markers: mark each validation.
   """
-  ranges = []
+  ranges, several = [], len(runs) > 1
   for i, (name, lines) in enumerate(runs.items()):
     color = COLORS[i % len(COLORS)]
     val = _points(lines, 'val_loss')
-    loss = smooth(_points(lines, 'loss'))
-    several = len(runs) > 1
-    if train and loss:
-      axes.plot(
-        *zip(*loss),
-        color=color,
-        linewidth=1.2,
-        alpha=0.45,
-        label='' if several else 'training (smoothed)',
-      )
+    raw = _points(lines, 'loss') if train else []
+    loss = smooth(raw)
+    if raw and not several:
+      line(axes, raw, color=color, linewidth=0.8, alpha=0.28)
+    if raw:
+      label = {} if several else {'label': 'training (smoothed)'}
+      alpha = 0.45 if several else 1.0
+      line(axes, loss, color=color, linewidth=1.6, alpha=alpha, **label)
     if val:
-      best = min((y, x) for x, y in val)
+      best = min((y, x) for x, y in val if is_number(y))
       label = name if several else 'validation'
-      axes.plot(
-        *zip(*val),
+      line(
+        axes,
+        val,
         color=color if several else COLORS[1],
-        marker='o',
-        markersize=3,
+        marker='o' if markers else '',
+        markersize=3.5,
         linewidth=1.8,
         label=f'{label} (best {best[0]:.4f} at step {best[1]:,})',
       )
-    ranges.append(loss_range(loss if train else [], val))
+    ranges.append(loss_range(loss, val))
   _step_axis(axes)
   axes.set_ylabel('loss in nats/token')
   if all(ranges):
@@ -54,25 +60,105 @@ def loss_curves(axes, runs: dict, *, train: bool = True) -> None:
 
 
 def curve(axes, runs: dict, key: str, label: str = '') -> None:
-  """Any number of metrics.jsonl by step, a line for each run."""
+  """One value of metrics.jsonl by step, a line for each run."""
   for i, (name, lines) in enumerate(runs.items()):
     points = _points(lines, key)
     if points:
-      axes.plot(
-        *zip(*points), color=COLORS[i % len(COLORS)], label=name, linewidth=1.6
-      )
+      color = COLORS[i % len(COLORS)]
+      line(axes, points, color=color, label=name, linewidth=1.6)
   _step_axis(axes)
   axes.set_ylabel(label or key)
+
+
+def line(axes, points: Points, **style) -> None:
+  """A line through points; values that are no numbers interrupt it."""
+  points = [(x, y if is_number(y) else math.nan) for x, y in thin(points)]
+  axes.plot(*zip(*points), **style)
 
 
 def _step_axis(axes) -> None:
   axes.set_xlabel('step')
   axes.xaxis.get_major_locator().set_params(integer=True)
-  axes.grid(alpha=0.25)
+  axes.grid(color=GRID)
 
 
-def _points(lines, key):
-  return [(x['step'], x[key]) for x in lines if x.get(key) is not None]
+def _points(lines: list[dict], key: str) -> list:
+  """(step, value), with gaps; [] if no value is a number."""
+  points = [(x['step'], x[key]) for x in lines if key in x]
+  return points if any(is_number(y) for _, y in points) else []
+
+
+def loss_by_time(axes, runs: dict) -> None:
+  """Validation loss by wall time, logarithmic, a line for each run.
+
+  In bits per byte, so that tokenizers compare: nats per token times the ratio
+  of the two in the run's full pass.
+
+  Args:
+    runs: {name: (wall seconds in all, lines of metrics.jsonl)} of runs that
+      ended with a full pass. What a run spent outside its own clock (start,
+      end) is put before its first point.
+  """
+  for i, (name, (wall_s, lines)) in enumerate(runs.items()):
+    lines = [x for x in lines if x.get('elapsed_s') is not None]
+    outside = wall_s - lines[-1]['elapsed_s']
+    full = lines[-1]['full_final_bits_per_byte']
+    bits = full / lines[-1]['full_final_nats_per_token']
+    points = [
+      (outside + x['elapsed_s'], x['val_loss'] * bits)
+      for x in lines
+      if x.get('val_loss') is not None
+    ]
+    points.append((wall_s, full))
+    label = f'{name}: {points[-1][1]:.4f} after {wall_s:,.0f} s'
+    axes.plot(
+      *zip(*points),
+      color=COLORS[i % len(COLORS)],
+      marker='o',
+      markersize=3,
+      linewidth=1.8,
+      label=label,
+      linestyle='-' if i < len(COLORS) else '--',
+    )
+  axes.set_xscale('log')
+  axes.set_xlabel('seconds from process start, compiling included')
+  axes.set_ylabel('validation loss in bits/byte')
+  axes.set_ylim(top=4.3)
+  axes.grid(alpha=0.25, which='both')
+  axes.figure.set_size_inches(8, 4 + 0.2 * len(runs))
+  axes.figure.legend(frameon=False, loc='outside lower left', fontsize=9)
+
+
+def loss_png(path, runs: dict, title: str = '', dpi: int = 140) -> None:
+  """Writes the loss curves of runs as an image.
+
+  Raises:
+    UserError: no matplotlib; a path that cannot be written.
+  """
+  write_png(path, lambda axes: loss_curves(axes, runs), title, dpi)
+
+
+def write_png(
+  path, draw: Callable, title: str = '', dpi: int = 140, size=(8, 4.2)
+) -> None:
+  """Writes what draw(axes) draws as an image.
+
+  Args:
+    size: width and height in inches.
+
+  Raises:
+    UserError: no matplotlib; a path that cannot be written.
+  """
+  matplotlib = load_matplotlib()
+  figure = matplotlib.figure.Figure(figsize=size, layout='constrained')
+  axes = figure.subplots()
+  draw(axes)
+  axes.set_title(title, fontsize=11)
+  axes.spines[['top', 'right']].set_visible(False)
+  try:
+    figure.savefig(path, dpi=dpi)
+  except (OSError, ValueError) as e:
+    raise UserError(f'cannot write {path}: {e}') from e
 
 
 def attention_map(axes, probs_LS, tokens=(), title: str = '') -> None:
@@ -167,72 +253,3 @@ def group_color(token: str) -> str:
   if text.isalpha():
     return COLORS[0] if text[0].islower() else COLORS[2]
   return COLORS[5]
-
-
-def loss_by_time(axes, runs: dict) -> None:
-  """Validation loss by wall time, logarithmic, a line for each run.
-
-  In bits per byte, so that tokenizers compare: nats per token times the ratio
-  of the two in the run's full pass.
-
-  Args:
-    runs: {name: (wall seconds in all, lines of metrics.jsonl)} of runs that
-      ended with a full pass. What a run spent outside its own clock (start,
-      end) is put before its first point.
-  """
-  for i, (name, (wall_s, lines)) in enumerate(runs.items()):
-    lines = [x for x in lines if x.get('elapsed_s') is not None]
-    outside = wall_s - lines[-1]['elapsed_s']
-    full = lines[-1]['full_final_bits_per_byte']
-    bits = full / lines[-1]['full_final_nats_per_token']
-    points = [
-      (outside + x['elapsed_s'], x['val_loss'] * bits)
-      for x in lines
-      if x.get('val_loss') is not None
-    ]
-    points.append((wall_s, full))
-    label = f'{name}: {points[-1][1]:.4f} after {wall_s:,.0f} s'
-    axes.plot(
-      *zip(*points),
-      color=COLORS[i % len(COLORS)],
-      marker='o',
-      markersize=3,
-      linewidth=1.8,
-      label=label,
-      linestyle='-' if i < len(COLORS) else '--',
-    )
-  axes.set_xscale('log')
-  axes.set_xlabel('seconds from process start, compiling included')
-  axes.set_ylabel('validation loss in bits/byte')
-  axes.set_ylim(top=4.3)
-  axes.grid(alpha=0.25, which='both')
-  axes.figure.set_size_inches(8, 4 + 0.2 * len(runs))
-  axes.figure.legend(frameon=False, loc='outside lower left', fontsize=9)
-
-
-def loss_png(path, runs: dict, title: str = '', dpi: int = 140) -> None:
-  """Writes the loss curves of runs as an image.
-
-  Raises:
-    UserError: no matplotlib; a path that cannot be written.
-  """
-  write_png(path, lambda axes: loss_curves(axes, runs), title, dpi)
-
-
-def write_png(path, draw, title: str = '', dpi: int = 140) -> None:
-  """Writes what draw(axes) draws as an image; errors as of `loss_png`."""
-  try:
-    from matplotlib.figure import Figure
-  except ImportError as e:
-    raise UserError(
-      "a figure needs matplotlib: pip install 'rgpt[plots]'"
-    ) from e
-  figure = Figure(figsize=(8, 4.2), layout='constrained')
-  axes = figure.subplots()
-  draw(axes)
-  axes.set_title(title, fontsize=11)
-  axes.spines[['top', 'right']].set_visible(False)
-  try:
-    figure.savefig(path, dpi=dpi)
-  except (OSError, ValueError) as e:
-    raise UserError(f'cannot write {path}: {e}') from e

@@ -1,18 +1,17 @@
-"""The report page: whole, self-contained, and true to what the run wrote."""
+"""The report page is self-contained, escaped, and true to the run."""
 
 import html.parser
 import json
 import math
 import re
-import xml.etree.ElementTree as ElementTree
+import sys
 
 import pytest
 
 from configs import default, smoke
 from gpt.errors import UserError
 from gpt.reports import html as report
-from gpt.reports import plots, svg_chart
-from gpt.reports.svg_chart import Series, line_chart, nice_ticks, number, smooth
+from gpt.reports import plots
 from gpt.runs import workdir as run
 from gpt.tokenizers import CharTokenizer
 from tests.support.workdirs import launch
@@ -162,86 +161,60 @@ def test_a_run_that_has_just_begun(workdir):
   (workdir / 'metrics.jsonl').write_text(lines[0] + '\n{"step": 1, "lo')
   page = Page(report.report(workdir))
   words = ' '.join(page.words)
-  assert 'step 0 of 40, under way' in words
+  assert 'step 0 of 40, running or interrupted' in words
   assert 'no numbers yet' in words
   (workdir / 'metrics.jsonl').write_text('')
   assert 'no numbers yet' in report.report(workdir)
 
 
-def test_numbers_that_are_none_interrupt_a_curve():
-  points = [(1, 2.0), (2, None), (3, math.nan), (4, 1.0), (5, 0.5)]
-  svg = line_chart([Series('a', points)], label='x')
-  path = re.search(r'class="line"[^>]* d="([^"]+)"', svg)[1]
-  assert path.count('M') == 2 and path.count('L') == 1
-  ElementTree.fromstring(svg)  # Well-formed XML.
+SCRIPT = '<script>alert(1)</script>'
 
 
-def test_points_lie_where_their_numbers_are():
-  """Two points at known places of known axes."""
-  svg = line_chart(
-    [Series('a', [(0, 1.0), (10, 3.0)], style='dots')],
-    label='x',
-    y_range=(1.0, 3.0),
-    width=400,
-    height=200,
-  )
-  found = [
-    (float(x), float(y))
-    for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)
-  ]
-  margin = svg_chart.MARGIN
-  assert found == [
-    (margin['left'], 200 - margin['bottom']),
-    (400 - margin['right'], margin['top']),
-  ]
+def poisoned(value):
+  """Copies of a JSON value, each with SCRIPT as one of its leaves or keys."""
+  if isinstance(value, dict):
+    for key, inner in value.items():
+      for bad in poisoned(inner):
+        yield value | {key: bad}
+    yield value | {SCRIPT: 1, f'full_{SCRIPT}': 2}
+  elif isinstance(value, list):
+    for i, inner in enumerate(value):
+      for bad in poisoned(inner):
+        yield value[:i] + [bad] + value[i + 1 :]
+  else:
+    yield SCRIPT
 
 
-def test_long_series_keep_their_extremes():
-  points = [(i, math.sin(i)) for i in range(100_000)]
-  points[54_321] = (54_321, 99.0)
-  svg = line_chart([Series('', points)], label='x', height=200)
-  assert len(svg) < 60_000
-  ys = [float(y) for y in re.findall(r'L[\d.]+ ([\d.]+)', svg)]
-  assert min(ys) == pytest.approx(svg_chart.MARGIN['top'] + 0.0455 * 146, abs=1)
-
-
-def test_constant_and_empty_series():
-  assert '<path' in line_chart([Series('a', [(3, 2.0)])], label='x')
-  assert '<path' in line_chart([Series('a', [(1, 0.0), (2, 0.0)])], label='x')
-  assert 'no numbers' in line_chart([Series('a', [(1, None)])], label='x')
-  assert 'no numbers' in line_chart(
-    [Series('a', [(1, -1.0)])], label='x', log_y=True
-  )
-
-
-@pytest.mark.parametrize(
-  'low, high, ticks',
-  [
-    (0, 10, [0, 2, 4, 6, 8, 10]),
-    (1.31, 1.59, [1.35, 1.4, 1.45, 1.5, 1.55]),
-    (0, 2200, [0, 500, 1000, 1500, 2000]),
-    (-1, 1, [-1, -0.5, 0, 0.5, 1]),
-  ],
-)
-def test_ticks_are_round(low, high, ticks):
-  assert nice_ticks(low, high, 6) == pytest.approx(ticks)
-
-
-def test_numbers_are_short():
-  assert [number(x) for x in (0, 3e-4, 1.25, 1200, 20480, 2.5e6)] == [
-    '0',
-    '3e-4',
-    '1.25',
-    '1200',
-    '20.48k',
-    '2.5M',
-  ]
-
-
-def test_smoothing_starts_at_the_first_value():
-  assert smooth([(1, 4.0), (2, 4.0)], 0.9) == [(1, 4.0), (2, 4.0)]
-  ((_, y),) = smooth([(1, 4.0), (2, 2.0)], 0.5)[1:]
-  assert y == pytest.approx((0.25 * 4 + 0.5 * 2) / 0.75)
+@pytest.mark.parametrize('file', ['config.json', 'data.json', 'metrics.jsonl'])
+def test_no_field_of_a_run_can_carry_a_script(workdir, file, monkeypatch):
+  """Each page either escapes the script, or the damage is explained."""
+  # Charts are drawn from numbers alone; the test of one page draws them.
+  monkeypatch.setattr(report.charts, 'svg', lambda *a, **k: report.Markup(''))
+  # The parameter count is of a GPTConfig, which takes no strings.
+  (workdir / 'tokenizer').rename(workdir / 'elsewhere')
+  path = workdir / file
+  if file == 'metrics.jsonl':
+    good = [json.loads(line) for line in path.read_text().splitlines()]
+    cases = (
+      [*good[:i], bad, *good[i + 1 :]]
+      for i in (0, 1, 11, len(good) - 1)
+      for bad in poisoned(good[i])
+    )
+  else:
+    cases = poisoned(json.loads(path.read_text()))
+  shown = refused = 0
+  for case in cases:
+    lines = case if isinstance(case, list) else [case]
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    try:
+      page = report.report(workdir)
+    except UserError as e:
+      assert 'is damaged' in str(e)
+      refused += 1
+      continue
+    assert '<script' not in page.lower(), case
+    shown += '&lt;script&gt;' in page
+  assert shown > refused
 
 
 def test_what_is_no_run_is_explained(tmp_path, workdir):
@@ -262,7 +235,18 @@ def test_the_command_writes_page_and_picture(workdir, tmp_path):
   assert 'is no run' in err
 
 
-def test_a_picture_without_matplotlib_names_the_extra(monkeypatch, tmp_path):
-  monkeypatch.setitem(__import__('sys').modules, 'matplotlib.figure', None)
-  with pytest.raises(UserError, match=r"pip install 'rgpt\[plots\]'"):
-    plots.loss_png(tmp_path / 'x.png', {})
+def test_pages_of_equal_runs_are_equal(workdir):
+  assert report.report(workdir) == report.report(workdir)
+
+
+def test_a_figure_without_matplotlib_names_the_package(
+  monkeypatch, tmp_path, workdir
+):
+  monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+  for make in (
+    lambda: plots.loss_png(tmp_path / 'x.png', {}),
+    lambda: report.report(workdir),
+  ):
+    with pytest.raises(UserError, match='pip install matplotlib') as e:
+      make()
+    assert '\n' not in str(e.value)
