@@ -29,6 +29,7 @@ CONSTRAINTS := constraints-metal-py311.txt
 INTERRUPTED := $(wildcard .venv/.rgpt-installing)
 RUN_STAMP := .venv/.rgpt-run
 TEST_STAMP := .venv/.rgpt-test
+LINT_STAMP := .venv/.rgpt-lint
 METAL_STAMP := .venv-metal/.rgpt-test
 
 .PHONY: train shakespeare serve test test-all test-metal notebooks lint clean \
@@ -63,8 +64,11 @@ test-metal: $(METAL_STAMP)
 notebooks: $(TEST_STAMP)
 	JAX_PLATFORMS=cpu $(PYTHON) -m pytest tests/test_notebooks.py $(ARGS)
 
-lint: $(TEST_STAMP)
+lint: $(LINT_STAMP)
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PYTHON) -m pyright \
+	  --pythonpath $(PYTHON)
 
 $(RUN_STAMP): pyproject.toml $(INTERRUPTED)
 	@.ci/install .venv '' any '$(PYTHONS)'
@@ -74,6 +78,11 @@ $(RUN_STAMP): pyproject.toml $(INTERRUPTED)
 $(TEST_STAMP): pyproject.toml $(INTERRUPTED)
 	@.ci/install .venv '[test]' any '$(PYTHONS)'
 	@touch $(RUN_STAMP) $@
+
+# pyright resolves the imports of the tests' packages too.
+$(LINT_STAMP): pyproject.toml $(INTERRUPTED)
+	@.ci/install .venv '[test,lint]' any '$(PYTHONS)'
+	@touch $(RUN_STAMP) $(TEST_STAMP) $@
 
 # jaxlib 0.5.0 has no wheels beyond Python 3.13.
 $(METAL_STAMP): pyproject.toml $(CONSTRAINTS) \
