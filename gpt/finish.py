@@ -1,5 +1,6 @@
 """What a run leaves behind: a full evaluation, a sample, RandyGPT's files."""
 
+import logging
 import pathlib
 import re
 
@@ -13,10 +14,12 @@ from gpt.runs import checkpoint
 from gpt.runs.checkpoint import BEST
 from gpt.training.evaluation import describe_parts
 
+logger = logging.getLogger(__name__)
+
 SAMPLES = 'samples.txt'
 
 
-def full_evaluation(evaluate, params, mesh, workdir, step: int, log) -> dict:
+def full_evaluation(evaluate, params, mesh, workdir, step: int) -> dict:
   """{'final': ..., 'best': ...}: the whole validation split, once.
 
   'best' is left out if the final weights are the best ones, or the best ones
@@ -29,30 +32,30 @@ def full_evaluation(evaluate, params, mesh, workdir, step: int, log) -> dict:
   results = {'final': evaluate(params, 'val', None)}
   best = checkpoint.find(workdir, BEST)
   if int(best.name) != step:
-    best_params = read_best(best, checkpoint.restore_params, log)
+    best_params = read_best(best, checkpoint.restore_params)
     if best_params is not None:
       best_params = devices.put_replicated(best_params, mesh)
       results['best'] = evaluate(best_params, 'val', None)
   for which, values in results.items():
-    log(
+    logger.info(
       f'full validation pass, {which} weights: '
       f'{values["nats_per_token"]:.4f} nats/token, ppl {values["ppl"]:.2f}, '
       f'{values["bits_per_byte"]:.4f} bits/byte over {values["tokens"]} tokens'
     )
     for line in describe_parts(values):
-      log(f'  {line}')
+      logger.info(f'  {line}')
   return results
 
 
-def read_best(path, read, log):
+def read_best(path, read):
   """read(path), or None and a warning for a checkpoint that is damaged."""
   try:
     return read(path)
   except MemoryError:
     raise
   except Exception as e:
-    log(
-      f'warning: checkpoint {path} cannot be read ({checkpoint.reason(e)}) '
+    logger.warning(
+      f'checkpoint {path} cannot be read ({checkpoint.reason(e)}) '
       'and is left out'
     )
     return None
@@ -108,7 +111,7 @@ def keep_samples(workdir, step: int) -> None:
       return
 
 
-def write_rgpt_files(cfg, state, best_loss: float, workdir, log) -> None:
+def write_rgpt_files(cfg, state, best_loss: float, workdir) -> None:
   """checkpoint.bin and checkpoint_best.bin, where RGPT can express the model.
 
   Args:
@@ -121,7 +124,7 @@ def write_rgpt_files(cfg, state, best_loss: float, workdir, log) -> None:
   randygpt_run.write_state(workdir / names[0], state, best_loss)
   path = checkpoint.find(workdir, BEST)
   if path.parent.name == BEST:
-    best = read_best(path, lambda p: checkpoint.restore_state(p, state), log)
+    best = read_best(path, lambda p: checkpoint.restore_state(p, state))
     if best is not None:
       names.append('checkpoint_best.bin')
       best_state, meta = best
@@ -129,4 +132,6 @@ def write_rgpt_files(cfg, state, best_loss: float, workdir, log) -> None:
         workdir / names[1], best_state, meta['best_loss']
       )
   notes = '; '.join(randygpt_run.notes_on(state))
-  log(f'wrote {" and ".join(names)} in {workdir}{notes and f" ({notes})"}')
+  logger.info(
+    f'wrote {" and ".join(names)} in {workdir}{notes and f" ({notes})"}'
+  )

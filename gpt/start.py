@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import pathlib
 import shutil
 
@@ -19,6 +20,7 @@ from gpt.runs.load import first_readable, read_configs
 from gpt.tokenizers import load_tokenizer
 from gpt.training import state as train_state
 
+logger = logging.getLogger(__name__)
 # What decides what a validation loss is about, beside the text.
 VALIDATION_KEYS = (
   'data.format',
@@ -32,7 +34,7 @@ VALIDATION_KEYS = (
 )
 
 
-def prepare_data(config, workdir, init_from: str, log):
+def prepare_data(config, workdir, init_from: str):
   """(tokenizer, corpus) of a run that starts or goes on.
 
   What a start that failed has left (a tokenizer of another text, say) is
@@ -44,7 +46,7 @@ def prepare_data(config, workdir, init_from: str, log):
       the workdir, whose tokens its weights know.
   """
   if run.read_config(workdir) is not None:
-    return prepare.prepare(config.data, workdir, log=log)
+    return prepare.prepare(config.data, workdir)
   if jax.process_index() == 0:
     shutil.rmtree(pathlib.Path(workdir) / 'checkpoints', ignore_errors=True)
   tokenizer = None
@@ -57,10 +59,10 @@ def prepare_data(config, workdir, init_from: str, log):
         'whose weights know no other: leave it out'
       )
   prepare.drop_leftovers(config.data, workdir, tokenizer)
-  return prepare.prepare(config.data, workdir, tokenizer, log=log)
+  return prepare.prepare(config.data, workdir, tokenizer)
 
 
-def initial_state(config, model, tx, key, checkpoints, init_from, log):
+def initial_state(config, model, tx, key, checkpoints, init_from):
   """(host or device TrainState, metadata): restored, imported or fresh.
 
   Imported weights are kept as the first checkpoint of the run, which knows
@@ -72,18 +74,20 @@ def initial_state(config, model, tx, key, checkpoints, init_from, log):
   """
   ema = config.opt.ema_decay > 0
   create = jax.jit(lambda key: train_state.create(model, tx, key, ema=ema))
-  restored = checkpoints.restore_latest(jax.eval_shape(create, key), log)
+  restored = checkpoints.restore_latest(jax.eval_shape(create, key))
   if restored is not None:
     state, meta = restored
-    log(f'resuming from step {int(state.step)}')
+    logger.info(f'resuming from step {int(state.step)}')
     if init_from:
-      log('note: --init_from only starts a run; this one has started already')
+      logger.info(
+        'note: --init_from only starts a run; this one has started already'
+      )
     return state, meta
   workdir = checkpoints.directory.parent
-  check_nothing_lost(workdir, log)
+  check_nothing_lost(workdir)
   if init_from:
-    params = load_weights(init_from, model.cfg, log)
-    log(f'starting from the weights of {init_from}')
+    params = load_weights(init_from, model.cfg)
+    logger.info(f'starting from the weights of {init_from}')
     state = train_state.from_params(params, tx, ema=ema)
     checkpoints.save(checkpoint.LATEST, state, {})
     if not checkpoints.wait():
@@ -92,7 +96,7 @@ def initial_state(config, model, tx, key, checkpoints, init_from, log):
   return create(key), {}
 
 
-def check_nothing_lost(workdir, log) -> None:
+def check_nothing_lost(workdir) -> None:
   """Refuses to begin again where a run has trained and lost its checkpoints.
 
   Raises:
@@ -109,7 +113,7 @@ def check_nothing_lost(workdir, log) -> None:
       f'{workdir}/checkpoints back. To start afresh choose another --workdir '
       '(--init_from=FILE.bin takes over the weights of an RGPT file)'
     )
-  log('the run has no checkpoint yet: it begins again')
+  logger.info('the run has no checkpoint yet: it begins again')
 
 
 def validation_key(config, corpus) -> str:
@@ -119,13 +123,13 @@ def validation_key(config, corpus) -> str:
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def load_weights(source, cfg, log=print):
+def load_weights(source, cfg):
   """The parameter tree of a workdir's best checkpoint or of an RGPT file."""
   source = pathlib.Path(source)
   if source.is_dir():
     check_same_network(source, cfg)
     _, params = first_readable(
-      checkpoint.candidates(source), checkpoint.restore_params, log
+      checkpoint.candidates(source), checkpoint.restore_params
     )
   else:
     if reasons := randygpt.obstacles(cfg):

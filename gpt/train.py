@@ -8,13 +8,14 @@ with the same parameters, bit for bit, as one that was never interrupted.
 
 import contextlib
 import dataclasses
+import logging
 import math
 import pathlib
 
 import jax
 import numpy as np
 
-from gpt import devices, files, finish, start
+from gpt import devices, files, finish, logs, start
 from gpt.config_check import check_config
 from gpt.data import prepare
 from gpt.errors import UserError
@@ -24,13 +25,15 @@ from gpt.runs import failures, metrics
 from gpt.runs import workdir as run
 from gpt.runs.checkpoint import BEST, LATEST
 from gpt.runs.checkpoint_writer import Checkpoints
-from gpt.runs.console import Console, log_line
+from gpt.runs.console import Console
 from gpt.training import optimizer, plateau, schedules
 from gpt.training import state as train_state
 from gpt.training.evaluation import Evaluator
 from gpt.training.plateau import Plateau
 from gpt.training.profiling import Profiler
 from gpt.training.step import jit_train_step
+
+logger = logging.getLogger(__name__)
 
 # Tokens a CPU device works on at once: activations stay in its L2 cache.
 CPU_MICRO_TOKENS = 512
@@ -54,7 +57,6 @@ def train_and_evaluate(
   init_from='',
   additional_steps=0,
   profile=False,
-  log=log_line,
 ) -> Result:
   """Trains until `config.total_steps`, resuming whatever the workdir holds.
 
@@ -64,7 +66,6 @@ def train_and_evaluate(
     init_from: workdir or RGPT file to take the weights (only) of a new run.
     additional_steps: train this many more steps instead of to total_steps.
     profile: write a trace of a few steps to workdir/profile.
-    log: prints a line; default: stdout, above the progress bar.
 
   Raises:
     UserError: anything the user can mend, before anything is overwritten.
@@ -83,16 +84,19 @@ def train_and_evaluate(
   changed = run.check_resumable(workdir, config)
   run.make(workdir)
   with contextlib.ExitStack() as stack:
+    stack.enter_context(logs.shown_by_default())
+    if not leader:
+      logs.silence()
     stack.enter_context(failures.explained(config, workdir))
     if leader:
-      stack.enter_context(run.lock(workdir, log))
+      stack.enter_context(run.lock(workdir))
       files.remove_leftovers(workdir)
     interrupt = stack.enter_context(run.Interrupt())
 
     # Text -> tokens.
     with devices.process_zero_first():
-      tokenizer, corpus = start.prepare_data(config, workdir, init_from, log)
-    dataset = prepare.create_dataset(config, corpus, tokenizer, log=log)
+      tokenizer, corpus = start.prepare_data(config, workdir, init_from)
+    dataset = prepare.create_dataset(config, corpus, tokenizer)
 
     # Devices, model, optimizer.
     mesh = devices.create_mesh(config.batch_size)
@@ -107,7 +111,7 @@ def train_and_evaluate(
     stack.callback(checkpoints.close)
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
     state, meta = start.initial_state(
-      config, model, tx, init_key, checkpoints, init_from, log
+      config, model, tx, init_key, checkpoints, init_from
     )
     first = int(state.step)
     track = Plateau(**meta.get('plateau', {}))
@@ -117,16 +121,18 @@ def train_and_evaluate(
       changed.pop('total_steps', None)
       track = dataclasses.replace(track, stopped=False, evals_since_best=0)
     if first >= config.total_steps or track.stopped:
-      log(
+      logger.info(
         f'Already at step {first} (target {config.total_steps}). '
         'Nothing to train.'
       )
       if track.stopped:
-        log('The run stopped early; --additional_steps=N goes on.')
+        logger.info('The run stopped early; --additional_steps=N goes on.')
       lowered = first > config.total_steps and not track.stopped
       if lowered or not metrics.lacks_end(workdir, first):
         return Result('nothing', first, track.best_loss, {}, str(workdir))
-      log('It was cut short while it wrote its last files: doing that now.')
+      logger.info(
+        'It was cut short while it wrote its last files: doing that now.'
+      )
     last = first if track.stopped else max(first, config.total_steps)
     if leader:
       run.save_config(workdir, config)
@@ -143,7 +149,7 @@ def train_and_evaluate(
       min_lr=config.min_lr,
     )
     evaluate = Evaluator(model, mesh, dataset)
-    announce(config, cfg, tokenizer, mesh, micro, first, changed, log)
+    announce(config, cfg, tokenizer, mesh, micro, first, changed)
 
     # The loop.
     clock = metrics.Clock(meta.get('elapsed_s', 0.0))
@@ -151,8 +157,8 @@ def train_and_evaluate(
       workdir, first, config.tensorboard, active=leader
     )
     stack.callback(metrics_log.close)
-    console = Console(config, log, clock, first, metrics_log.recent_losses)
-    profiler = Profiler(workdir / 'profile', first, log) if profile else None
+    console = Console(config, clock, first, metrics_log.recent_losses)
+    profiler = Profiler(workdir / 'profile', first) if profile else None
     if leader:
       finish.keep_samples(workdir, first)
 
@@ -170,8 +176,8 @@ def train_and_evaluate(
     def save(which, state):
       step, meta = int(state.step), describe()
       if not checkpoints.save(which, state, meta):
-        log(
-          f'warning: a checkpoint could not be written by step {step} '
+        logger.warning(
+          f'a checkpoint could not be written by step {step} '
           f'({checkpoints.last_error}); earlier ones are untouched. Is the '
           'disk full?'
         )
@@ -202,7 +208,7 @@ def train_and_evaluate(
         quick = evaluate(
           train_state.eval_params(state), 'val', config.eval.windows
         )
-        log(
+        logger.info(
           f'other data validates from now on: step {first} has a loss of '
           f'{quick["nats_per_token"]:.4f} on it (the best so far, '
           f'{track.best_loss:.4f}, is kept in checkpoints/replaced)'
@@ -217,7 +223,9 @@ def train_and_evaluate(
         quick = evaluate(
           train_state.eval_params(state), 'val', config.eval.windows
         )
-        log(f'step 0 | val {quick["nats_per_token"]:.4f} before training')
+        logger.info(
+          f'step 0 | val {quick["nats_per_token"]:.4f} before training'
+        )
         metrics_log.write(
           0,
           val_loss=quick['nats_per_token'],
@@ -265,7 +273,7 @@ def train_and_evaluate(
           scale = np.float32(plateau.lr_scale(track, config.opt))
           state = state.replace(lr_scale=devices.put_replicated(scale, mesh))
           if message:
-            log(message)
+            logger.info(message)
           # Before the checkpoint from which another process may go on.
           if config.eval.sample and leader:
             finish.write_sample(config, model, params, tokenizer, workdir, step)
@@ -287,32 +295,32 @@ def train_and_evaluate(
     outcome = 'early stop' if track.stopped else 'finished'
     if step < config.total_steps and not track.stopped:
       outcome = 'interrupted'
-      log(f'Interrupted at step {step}. Saved in {workdir}/checkpoints.')
+      logger.info(
+        f'Interrupted at step {step}. Saved in {workdir}/checkpoints.'
+      )
     if not saved:
       raise failures.not_saved(checkpoints.last_error, workdir)
     if leader:
-      finish.write_rgpt_files(cfg, state, track.best_loss, workdir, log)
+      finish.write_rgpt_files(cfg, state, track.best_loss, workdir)
     final = {}
     if outcome != 'interrupted':
       params = train_state.eval_params(state)
       if config.eval.full_at_end:
-        final = finish.full_evaluation(
-          evaluate, params, mesh, workdir, step, log
-        )
+        final = finish.full_evaluation(evaluate, params, mesh, workdir, step)
       if leader:
         prompt = config.sample.prompt
         text = finish.write_sample(
           config, model, params, tokenizer, workdir, step
         )
-        log(f'sample after {prompt!r}:\n{prompt}{text}')
+        logger.info(f'sample after {prompt!r}:\n{prompt}{text}')
       metrics_log.write_end(step, outcome, final, clock.elapsed())
     best = ''
     if track.best_step >= 0:
       best = f'; best val {track.best_loss:.4f} at step {track.best_step}'
     duration = metrics.duration(clock.elapsed())
-    log(f'{outcome} at step {step} after {duration}{best}')
+    logger.info(f'{outcome} at step {step} after {duration}{best}')
     if outcome == 'interrupted':
-      log(
+      logger.info(
         f'Go on with: python -m launch.train --workdir={workdir}'
         if additional_steps
         else 'Run the same command again to go on.'
@@ -340,22 +348,24 @@ def local_rows(dataset, step: int, batch_size: int, padded: int) -> dict:
   return devices.pad_rows(dataset.batch_at(step, rows), own.stop - own.start)
 
 
-def announce(config, cfg, tokenizer, mesh, micro, first, changed, log) -> None:
+def announce(config, cfg, tokenizer, mesh, micro, first, changed) -> None:
   """What is about to be trained, on what."""
   device = mesh.devices.flat[0]
-  log(
+  logger.info(
     f'model: {cfg.arch}, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.n_head} '
     f'heads, context {cfg.block_size}, vocabulary {cfg.vocab_size} '
     f'({tokenizer.kind}): {num_params(cfg):,} parameters'
   )
-  log(
+  logger.info(
     f'steps {first} -> {config.total_steps} of {config.batch_size} x '
     f'{cfg.block_size} tokens on {mesh.size} x {device.platform} '
     f'({device.device_kind}), {cfg.dtype}, attention {cfg.attention}, '
     f'{micro} sequences at once'
   )
   for reason in randygpt.obstacles(cfg):
-    log(f'note: no RGPT files (checkpoint.bin) will be written: {reason}')
+    logger.info(
+      f'note: no RGPT files (checkpoint.bin) will be written: {reason}'
+    )
   if first:
     for key, (old, new) in changed.items():
-      log(f'note: {key} changed: {old!r} -> {new!r}')
+      logger.info(f'note: {key} changed: {old!r} -> {new!r}')

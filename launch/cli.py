@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from absl import app, flags
 
+from gpt import logs
 from gpt.errors import UserError
 from launch import config_flag, migrating, program
 from launch.program import BROKEN_PIPE, INTERRUPTED, USAGE_ERROR
@@ -45,6 +46,7 @@ def run(
     sys.stdout.flush()  # Here a closed pipe can still be answered.
     return code
 
+  logs.to_console('stderr')
   # Not news, but absl shows it: "Unable to initialize backend 'tpu'".
   logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
   if hasattr(sys.stdout, 'reconfigure'):

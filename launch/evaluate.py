@@ -11,7 +11,6 @@ compare with another implementation.
 
 import json
 import math
-import sys
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -63,9 +62,10 @@ def loss() -> None:
   from gpt.training.evaluation import describe_parts
 
   loaded = load(num_cpu_devices=0)
-  with open_dataset(
-    loaded, WORKDIR.value, DATA.value, SPLIT.value or '', log_line
-  ) as (dataset, split):
+  with open_dataset(loaded, WORKDIR.value, DATA.value, SPLIT.value or '') as (
+    dataset,
+    split,
+  ):
     total = dataset.targets(split) if len(dataset.losses) == 1 else None
     bar = tqdm(total=total, unit='token', leave=False, disable=None)
     with bar:
@@ -146,10 +146,6 @@ def print_json(values: dict[str, Any]) -> None:
       }
     )
   )
-
-
-def log_line(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ import tempfile
 
 from absl import flags
 
+from gpt import logs
 from gpt.errors import UserError
 from launch import cli, common_flags, config_flag
 
@@ -33,6 +34,7 @@ def main(_: list[str]) -> None:
   from gpt.data.documents import Documents
   from gpt.runs import workdir as run
 
+  logs.to_console('stdout')
   saved = run.read_config(WORKDIR.value) if WORKDIR.value else None
   config = config_flag.of_run(saved)
   check_config(config)

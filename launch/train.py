@@ -13,6 +13,7 @@ import sys
 
 from absl import flags
 
+from gpt import logs
 from gpt.errors import UserError
 from gpt.runs import workdir
 from launch import cli, common_flags, config_flag
@@ -64,6 +65,7 @@ def main(_):
       'of them'
     )
   config = config_flag.of_run(workdir.read_config(directory))
+  logs.to_console('stdout')
   from gpt.train import train_and_evaluate  # JAX, after the flags are right.
 
   train_and_evaluate(

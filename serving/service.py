@@ -169,7 +169,7 @@ class Service:
     async with self._reloading:
       try:
         loaded = await self.in_thread(
-          load.load_model, self._workdir, self._which, log.warning
+          load.load_model, self._workdir, self._which
         )
       except Exception as e:
         log.warning('reload failed: %s', e)

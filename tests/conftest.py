@@ -100,7 +100,7 @@ def trained_workdir(once):
     config = smoke.get_config()
     config.eval.full_at_end = True
     config.parallel.num_cpu_devices = 4
-    train_and_evaluate(config, path / 'run', log=lambda *_, **__: None)
+    train_and_evaluate(config, path / 'run')
 
   return once('trained', make) / 'run'
 

@@ -109,7 +109,7 @@ def test_killed_and_resumed_equals_uninterrupted(packing, talks_file, tmp_path):
   assert 'resuming from step 3' in said
   assert_same_params(tmp_path / 'parts', tmp_path / 'whole')
   loaded = load_model(tmp_path / 'whole', 'latest')
-  with open_dataset(loaded, tmp_path / 'whole', log=lambda _: None) as (ds, s):
+  with open_dataset(loaded, tmp_path / 'whole') as (ds, s):
     values = full_pass(loaded, ds, s)
   assert values['all_nats_per_token'] == pytest.approx(
     final['all_nats_per_token'], rel=1e-5

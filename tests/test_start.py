@@ -275,7 +275,7 @@ def test_checkpoints_only_at_the_end(tmp_path):
 
 def test_a_place_that_may_not_be_written_to_is_named(tmp_path, monkeypatch):
   @contextlib.contextmanager
-  def forbidden(workdir, log):
+  def forbidden(workdir):
     raise PermissionError(errno.EACCES, 'Permission denied', f'{workdir}/.lock')
     yield
 

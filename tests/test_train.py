@@ -395,7 +395,7 @@ def test_what_is_measured_is_the_average_of_the_weights(tmp_path):
   result, _ = run_here(tmp_path, changes)
   path = checkpoint.find(tmp_path, LATEST)
   loaded = load_model(tmp_path, 'latest')
-  with full_pass.open_dataset(loaded, tmp_path, log=lambda _: None) as (
+  with full_pass.open_dataset(loaded, tmp_path) as (
     dataset,
     split,
   ):
@@ -417,9 +417,7 @@ def test_what_is_measured_is_the_average_of_the_weights(tmp_path):
 
 
 def test_the_training_loss_is_the_mean_over_targets():
-  console = Console(
-    smoke.get_config(), lambda _: None, metrics.Clock(), 0, [(2.0, 10.0)]
-  )
+  console = Console(smoke.get_config(), metrics.Clock(), 0, [(2.0, 10.0)])
   for loss, tokens in ((4.0, 30.0), (0.0, 0.0)):
     console.add({'loss': loss, 'lr': 0.1, 'tokens': tokens}, timed=True)
   quick = {'nats_per_token': 1.0, 'ppl': 1.0, 'bits_per_byte': 1.0}

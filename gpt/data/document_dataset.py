@@ -6,6 +6,7 @@ permutation drawn from (seed, epoch), and a step knows its epoch.
 
 import copy
 import itertools
+import logging
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from gpt.data.documents import Documents
 from gpt.data.packing import pack
 from gpt.data.text_dataset import EVAL_STREAM, SPLITS, Batch, random_uniform
 from gpt.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Streams of random numbers, beside those of dataset.py and documents.py.
 ORDER_STREAM, BATCH_STREAM = 3, 4
@@ -44,13 +47,11 @@ class DocumentDataset:
     loss_on: str = 'all',
     packing: bool = False,
     splits=('train', 'val'),
-    log=print,
   ):
     """Args as named; see configs/default.py and Documents.
 
     Args:
       splits: those that will be used.
-      log: called with lines worth telling the user.
 
     Raises:
       UserError: a split without documents.
@@ -71,7 +72,7 @@ class DocumentDataset:
     self._docs = {
       split: (docs := documents.chosen(split))[kept[docs]] for split in SPLITS
     }
-    self._say_what_is_long(fits, skip_long, log)
+    self._say_what_is_long(fits, skip_long)
     for split in splits:
       if not len(self._docs[split]):
         raise UserError(self._nothing_in(split, skip_long))
@@ -100,7 +101,7 @@ class DocumentDataset:
     self.steps_per_epoch = -(-len(self._rows) // batch_size)
     self._epoch_kept: tuple[int, np.ndarray] | None = None
     if 'train' in splits:
-      log(self._describe_batches())
+      logger.info(self._describe_batches())
 
   def _has_targets(self, split: str) -> bool:
     """Whether the assistant says anything that is not cut off."""
@@ -112,18 +113,18 @@ class DocumentDataset:
     ids = self.corpus.read(i)[: self.block_size + 1]
     return bool(self._assistant(ids[None])[0, 1:].any())
 
-  def _say_what_is_long(self, fits, skip_long, log) -> None:
+  def _say_what_is_long(self, fits, skip_long) -> None:
     n, noun = len(fits), self.corpus.noun
     too_long = int((~fits).sum())
     limit = f'block_size {self.block_size}'
     if skip_long:
-      log(
+      logger.info(
         f'skip_long: {too_long:,} of {n:,} {noun} dropped (longer than '
         f'{limit}), {n - too_long:,} kept: {len(self._docs["train"]):,} train, '
         f'{len(self._docs["val"]):,} val'
       )
     elif too_long:
-      log(
+      logger.info(
         f'{too_long:,} of {n:,} {noun} are longer than {limit} and are cut '
         'there; --config.data.skip_long drops them'
       )

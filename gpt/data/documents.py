@@ -6,6 +6,7 @@ is held out whole or not at all. document_dataset.py makes batches of them.
 
 import dataclasses
 import hashlib
+import logging
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from gpt.data.text_dataset import SPLITS, random_uniform
 from gpt.data.token_cache import EncodedInfo, load_or_encode
 from gpt.errors import UserError
 from gpt.tokenizers.chat_format import END_TURN, USER
+
+logger = logging.getLogger(__name__)
 
 # data.format -> the module that reads it.
 FORMATS = {'lines': lines, 'chat': conversations}
@@ -114,7 +117,6 @@ def open_documents(
   cache_dir,
   format: str,
   val_fraction: float,
-  log=print,
   tidy: bool = False,
 ) -> Documents:
   """Encodes `sources` (or finds them encoded) and holds some of them out.
@@ -131,11 +133,11 @@ def open_documents(
   """
   reader = FORMATS[format]
   tokens, starts, info = load_or_encode(
-    sources, tokenizer, reader.NAME, cache_dir, log, tidy, reader.encode
+    sources, tokenizer, reader.NAME, cache_dir, tidy, reader.encode
   )
   chat = format == 'chat'
   if chat:
-    log(conversations.cleanup_line(info.stats))
+    logger.info(conversations.cleanup_line(info.stats))
   if not len(starts):
     what = 'conversation with an assistant turn' if chat else 'document'
     raise UserError(f'no {what} in {sources.description}')

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from gpt import logs
 from gpt.data.document_dataset import DocumentDataset
 from gpt.data.documents import Documents
 
@@ -32,20 +33,20 @@ def report(documents: Documents, tokenizer, batch_size: int) -> list[str]:
   size = 16
   while True:
     fit = int((documents.lengths <= size + 1).sum())
-    datasets = [
-      DocumentDataset(
-        documents,
-        size,
-        batch_size,
-        0,
-        tokenizer,
-        skip_long=True,
-        packing=packing,
-        splits=(),
-        log=lambda line: None,
-      )
-      for packing in (False, True)
-    ]
+    with logs.quiet():
+      datasets = [
+        DocumentDataset(
+          documents,
+          size,
+          batch_size,
+          0,
+          tokenizer,
+          skip_long=True,
+          packing=packing,
+          splits=(),
+        )
+        for packing in (False, True)
+      ]
     if datasets[0].targets('train'):
       by_length, packed = (d.fill() for d in datasets)
       lines.append(

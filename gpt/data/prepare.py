@@ -5,6 +5,7 @@ workdir already has is kept, and what differs from it is said or refused.
 """
 
 import copy
+import logging
 import pathlib
 import shutil
 
@@ -25,6 +26,8 @@ from gpt.runs import workdir as run
 from gpt.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 from gpt.tokenizers.base import EOS, META_FILE
 from gpt.tokenizers.chat_format import CHAT_TOKENS
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
   'Batch',
@@ -56,7 +59,6 @@ def create_dataset(
   corpus: Corpus | Documents,
   tokenizer,
   splits=('train', 'val'),
-  log=print,
 ) -> TextDataset | DocumentDataset:
   """Batches of a corpus, as `config` wants them.
 
@@ -64,7 +66,6 @@ def create_dataset(
     config: ConfigDict; used are seed, batch_size, model.block_size and data.
     corpus: from prepare or open_data, of the same data.format.
     splits: those that will be used.
-    log: called with lines worth telling the user.
 
   Raises:
     UserError: a split is too short, or empty.
@@ -79,7 +80,6 @@ def create_dataset(
     loss_on=config.data.loss_on,
     packing=config.data.packing,
     splits=splits,
-    log=log,
   )
 
 
@@ -88,7 +88,6 @@ def open_data(
   sources: Sources,
   tokenizer: Tokenizer,
   cache_dir,
-  log=print,
   tidy: bool = False,
 ) -> Corpus | Documents:
   """Encodes `sources` (or finds them encoded) and splits them.
@@ -107,7 +106,6 @@ def open_data(
       data_config.document_separator,
       data_config.document_aware,
       data_config.val_fraction,
-      log,
       tidy,
     )
   documents = open_documents(
@@ -116,10 +114,9 @@ def open_data(
     cache_dir,
     data_config.format,
     data_config.val_fraction,
-    log,
     tidy,
   )
-  _log_reading(documents.info, log)
+  _log_reading(documents.info)
   return documents
 
 
@@ -130,7 +127,6 @@ def open_corpus(
   document_separator: str = 'none',
   document_aware: bool = False,
   val_fraction: float = 0.1,
-  log=print,
   tidy: bool = False,
 ) -> Corpus:
   """Encodes `sources` (or finds them encoded) and splits them.
@@ -144,16 +140,16 @@ def open_corpus(
       f'data.val_fraction is {val_fraction}: it must be between 0 and 1'
     )
   tokens, doc_starts, info = load_or_encode(
-    sources, tokenizer, document_separator, cache_dir, log, tidy
+    sources, tokenizer, document_separator, cache_dir, tidy
   )
-  _log_reading(info, log)
+  _log_reading(info)
   if document_separator != 'none' and info.documents < 2:
-    log(
+    logger.info(
       f'data.document_separator {document_separator!r} is not in the text: it '
       'is one document'
     )
   elif document_separator == 'none' and info.stats.eos_marks:
-    log(
+    logger.info(
       f'the text has {EOS} {info.stats.eos_marks:,} times, which are letters '
       f"like others; --config.data.document_separator='{EOS}' ends documents "
       'there'
@@ -166,7 +162,7 @@ def open_corpus(
     if 2 * abs(nearest - n_train) <= room:
       n_train = nearest
     else:
-      log(
+      logger.info(
         'the split into training and validation goes through a document: none '
         'begins near it'
       )
@@ -175,12 +171,12 @@ def open_corpus(
   )
 
 
-def _log_reading(info, log) -> None:
+def _log_reading(info) -> None:
   """Says what reading and encoding had to change."""
   if repairs := info.stats.repairs():
-    log(f'text: {repairs}')
+    logger.info(f'text: {repairs}')
   if info.unknown:
-    log(describe_unknown(info.unknown))
+    logger.info(describe_unknown(info.unknown))
 
 
 def describe_unknown(unknown: dict[str, int]) -> str:
@@ -195,7 +191,7 @@ def describe_unknown(unknown: dict[str, int]) -> str:
 
 
 def prepare(
-  data_config, workdir, tokenizer=None, log=print, special_tokens=()
+  data_config, workdir, tokenizer=None, special_tokens=()
 ) -> tuple[Tokenizer, Corpus | Documents]:
   """Everything training needs from `config.data`: tokenizer and corpus.
 
@@ -209,7 +205,6 @@ def prepare(
     workdir: of the run; gets tokenizer/, cache/ and data.json (that of a run
       that has begun is left alone until it trains: keep_record).
     tokenizer: used instead if the workdir has none.
-    log: called with lines worth telling the user.
     special_tokens: extra control tokens of a tokenizer that is built; those of
       chat.py come by themselves where data.format is chat.
 
@@ -230,26 +225,25 @@ def prepare(
     # Says whose the tokenizer is, should this be cut short.
     record.write(workdir, sources.kind, sources.description, '')
   tokenizer = prepare_tokenizer(
-    data_config, workdir, sources, tokenizer, log, special_tokens
+    data_config, workdir, sources, tokenizer, special_tokens
   )
   corpus = open_data(
     data_config,
     sources,
     tokenizer,
     data_config.cache_dir or workdir / 'cache',
-    log,
     tidy=not data_config.cache_dir,
   )
   sha256 = corpus.info.text_sha256
   if before.get('text_sha256', sha256) not in (sha256, ''):
-    log(
+    logger.info(
       'the text has changed since this run last used it: '
       f'was {before.get("description")}, is {sources.description}'
     )
   if not begun:
     keep_record(workdir, corpus)
-  log(f'data: {sources.description}: {describe(corpus)}')
-  log(f'tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens')
+  logger.info(f'data: {sources.description}: {describe(corpus)}')
+  logger.info(f'tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens')
   return tokenizer, corpus
 
 
@@ -294,7 +288,7 @@ def keep_record(workdir, corpus: Corpus | Documents) -> None:
 
 
 def prepare_tokenizer(
-  data_config, workdir, sources, tokenizer=None, log=print, special_tokens=()
+  data_config, workdir, sources, tokenizer=None, special_tokens=()
 ) -> Tokenizer:
   """The workdir's tokenizer; if it has none, one is made and saved there."""
   directory = pathlib.Path(workdir) / 'tokenizer'
@@ -322,11 +316,10 @@ def prepare_tokenizer(
       _texts(data_config, sources),
       data_config.vocab_size,
       special_tokens,
-      log,
     )
     wanted = data_config.vocab_size
     if tokenizer.kind != 'char' and tokenizer.vocab_size != wanted:
-      log(
+      logger.info(
         f'tokenizer: the text gives {tokenizer.vocab_size:,} tokens, not the '
         f'{wanted:,} asked for'
       )

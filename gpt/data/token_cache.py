@@ -11,6 +11,7 @@ tokens-<fingerprint>.json beside it is written last and makes it valid.
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -24,6 +25,8 @@ from gpt.data.sources import Sources
 from gpt.data.text_reader import MAX_LINE_CHARS, TextStats, iter_pieces
 from gpt.errors import UserError
 from gpt.files import remove_leftovers, replacing, write_atomic
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 # Below this many bytes encoding is over before a bar could be read.
@@ -72,7 +75,6 @@ def load_or_encode(
   tokenizer,
   separator: str,
   directory,
-  log,
   tidy=False,
   encode=None,
 ) -> tuple[np.ndarray, np.ndarray, EncodedInfo]:
@@ -87,7 +89,6 @@ def load_or_encode(
       for text that is not plain.
     directory: where token files are kept; may be shared between runs and
       processes (each writes its own temporary file and renames it).
-    log: called with lines worth telling the user.
     tidy: remove the directory's token files of other fingerprints.
 
   Returns:
@@ -112,7 +113,6 @@ def load_or_encode(
         separator,
         encode,
         base,
-        log,
         {'fingerprint': fingerprint, 'text_sha256': text_sha256},
       )
       if sources.sha256() != text_sha256:
@@ -186,7 +186,7 @@ def add_unknown(tokenizer, text: str, unknown: dict[str, int]) -> None:
 
 
 def _encode_file(
-  sources, tokenizer, separator, encode, base, log, ids
+  sources, tokenizer, separator, encode, base, ids
 ) -> EncodedInfo:
   start = time.monotonic()
   stats, unknown = TextStats(), {}
@@ -195,7 +195,7 @@ def _encode_file(
   size = sources.size
   show_bar = sys.stderr.isatty()
   if size >= BAR_BYTES and not show_bar:
-    log(f'encoding {size / 1e6:,.1f} MB of text; this is kept for next time')
+    logger.info(f'encoding {size / 1e6:,.1f} MB of text; the tokens are cached')
   bar = tqdm.tqdm(
     total=size,
     unit='B',
@@ -232,7 +232,7 @@ def _encode_file(
   write_atomic(base.with_suffix('.json'), text.encode())
   seconds = time.monotonic() - start
   if size >= BAR_BYTES:
-    log(
+    logger.info(
       f'encoded {size / 1e6:,.1f} MB into {n_tokens:,} tokens in '
       f'{seconds:.1f} s'
     )

@@ -4,6 +4,7 @@ Where they lie and what is in them: gpt/runs/checkpoint.py.
 """
 
 import functools
+import logging
 import pathlib
 import shutil
 
@@ -27,6 +28,8 @@ from gpt.runs.checkpoint import (
   split_state,
 )
 from gpt.training.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 def to_host(tree):
@@ -211,7 +214,7 @@ class Checkpoints:
           _move(self.directory, BEST, step, REPLACED)
     return True
 
-  def restore_latest(self, target: TrainState, log=print):
+  def restore_latest(self, target: TrainState):
     """(state, meta) of the newest whole checkpoint, or None if there is none.
 
     Best ones count too: each holds all there is, and a run killed between two
@@ -235,8 +238,8 @@ class Checkpoints:
         problems.append(f'checkpoint {path} cannot be read ({reason(e)})')
         continue
       for problem in problems:
-        log(
-          f'warning: {problem}; it is moved to checkpoints/{DAMAGED} and '
+        logger.warning(
+          f'{problem}; it is moved to checkpoints/{DAMAGED} and '
           f'{which}/{step} is taken'
         )
       for bad_which, bad_step in found[:i]:

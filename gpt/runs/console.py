@@ -4,6 +4,7 @@ A line at every eval; in a terminal a progress bar besides, which the lines
 scroll above. The same numbers go to metrics.jsonl.
 """
 
+import logging
 import math
 import sys
 
@@ -13,12 +14,7 @@ from tqdm import tqdm
 from gpt.runs.metrics import Clock, count, duration
 from gpt.training.plateau import Plateau
 
-
-def log_line(text: str) -> None:
-  """Prints above the progress bar; only the first process of a run does."""
-  if jax.process_index() == 0:
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+logger = logging.getLogger(__name__)
 
 
 class Console:
@@ -28,17 +24,16 @@ class Console:
   compiles.
   """
 
-  def __init__(self, config, log, clock: Clock, first: int, losses=()):
+  def __init__(self, config, clock: Clock, first: int, losses=()):
     """A fresh interval.
 
     Args:
       config: ConfigDict of the run.
-      log: prints a line.
       first: completed steps at the start.
       losses: [(mean, targets)] of the steps since the last eval that an
         earlier process made.
     """
-    self._config, self._log, self._clock = config, log, clock
+    self._config, self._clock = config, clock
     self._bar = None
     if sys.stderr.isatty() and jax.process_index() == 0:
       self._bar = tqdm(
@@ -89,7 +84,7 @@ class Console:
       values['ms_per_step'] = 1e3 * seconds / self._steps
       values['tokens_per_s'] = self._tokens / seconds
     self._losses, self._steps, self._tokens = [], 0, 0.0
-    self._log(self._line(step, values, track))
+    logger.info(self._line(step, values, track))
     return values
 
   def _line(self, step: int, values: dict, track: Plateau) -> str:

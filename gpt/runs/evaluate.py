@@ -4,6 +4,7 @@ The numbers come from the Evaluator that training uses: they mean the same.
 """
 
 import contextlib
+import logging
 import pathlib
 import tempfile
 import types
@@ -16,9 +17,11 @@ from gpt.data.sources import find_sources
 from gpt.errors import UserError
 from gpt.training.evaluation import Evaluator
 
+logger = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
-def open_dataset(loaded, workdir, path: str = '', split: str = '', log=print):
+def open_dataset(loaded, workdir, path: str = '', split: str = ''):
   """The text to judge a model by, encoded by the model's own tokenizer.
 
   Args:
@@ -28,7 +31,6 @@ def open_dataset(loaded, workdir, path: str = '', split: str = '', log=print):
       the run in its cache.
     split: 'val', 'train' or 'all'. '': 'val' for the run's own text, 'all' for
       any other (none of which was trained on).
-    log: called with lines worth telling.
 
   Yields:
     (dataset as data.create_dataset gives it, split).
@@ -54,16 +56,15 @@ def open_dataset(loaded, workdir, path: str = '', split: str = '', log=print):
       sources,
       loaded.tokenizer,
       temporary if path else own_cache,
-      log,
     )
     own = corpus.info.text_sha256 == before.get('text_sha256')
     if before and not own and not path:
-      log(
-        'warning: the text has changed since this run was trained: it was '
+      logger.warning(
+        'the text has changed since this run was trained: it was '
         f'{before.get("description")}, is {corpus.description}'
       )
     if not (before or path):
-      log(
+      logger.info(
         'note: it is not known what this run was trained on; this is '
         f'{corpus.description}'
       )
@@ -73,7 +74,6 @@ def open_dataset(loaded, workdir, path: str = '', split: str = '', log=print):
       corpus,
       loaded.tokenizer,
       splits=(),  # A short last window is no error.
-      log=log,
     )
     if dataset.targets(split) < 1:
       what = getattr(corpus, 'noun', 'tokens')

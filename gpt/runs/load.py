@@ -7,8 +7,8 @@ that a disk has damaged.
 
 import dataclasses
 import hashlib
+import logging
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -21,6 +21,8 @@ from gpt.runs import checkpoint
 from gpt.runs import workdir as run
 from gpt.runs.checkpoint import BEST
 from gpt.tokenizers import Tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,12 +66,7 @@ class LoadedModel:
     return f'randygpt-{cfg.n_layer}L-{cfg.n_head}H-{cfg.n_embd}D'
 
 
-def warn(text: str) -> None:
-  """Prints a line on stderr, where it does not mix with what is generated."""
-  print(f'warning: {text}', file=sys.stderr, flush=True)
-
-
-def load_model(workdir, which: str = BEST, log=warn) -> LoadedModel:
+def load_model(workdir, which: str = BEST) -> LoadedModel:
   """Reads a run's best or latest model.
 
   A checkpoint that cannot be read is passed over with a warning: after the
@@ -78,7 +75,6 @@ def load_model(workdir, which: str = BEST, log=warn) -> LoadedModel:
   Args:
     workdir: directory of a run.
     which: 'best' (the lowest validation loss) or 'latest'.
-    log: called with warnings.
 
   Raises:
     UserError: no such run, no checkpoint, or damage that leaves nothing.
@@ -88,7 +84,7 @@ def load_model(workdir, which: str = BEST, log=warn) -> LoadedModel:
   tokenizer = load_tokenizer(workdir)
   config, cfg = read_configs(workdir, tokenizer.vocab_size)
   path, (params, meta) = first_readable(
-    paths, lambda path: read_checkpoint(path, cfg), log
+    paths, lambda path: read_checkpoint(path, cfg)
   )
   data = record.read(workdir)
   return LoadedModel(GPT(cfg), cfg, params, tokenizer, config, data, meta, path)
@@ -119,12 +115,11 @@ def read_configs(workdir, vocab_size: int) -> tuple[dict, GPTConfig]:
     ) from e
 
 
-def first_readable(paths, read, log=warn):
+def first_readable(paths, read):
   """(path, read(path)) of the first checkpoint for which read does not raise.
 
   Args:
     paths: of checkpoint.candidates.
-    log: called with warnings about those before it.
 
   Raises:
     UserError: there is none.
@@ -138,7 +133,9 @@ def first_readable(paths, read, log=warn):
       problems.append(f'checkpoint {path} cannot be used ({text})')
       continue
     for problem in problems:
-      log(f'{problem}; using {path.parent.name} of step {path.name} instead')
+      logger.warning(
+        f'{problem}; using {path.parent.name} of step {path.name} instead'
+      )
     return path, found
   raise UserError(
     f'no checkpoint in {paths[0].parents[2]} can be used:\n  '

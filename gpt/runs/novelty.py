@@ -1,5 +1,6 @@
 """How many generated documents a model has made up, not memorised."""
 
+from gpt import logs
 from gpt.errors import UserError
 from gpt.runs.evaluate import open_dataset
 
@@ -15,8 +16,7 @@ def count_new(loaded, workdir, texts) -> tuple[int, int]:
   """
   if not loaded.data.get('text_sha256'):
     raise UserError('it is not known what this run was trained on')
-  silent = lambda line: None  # noqa: E731
-  with open_dataset(loaded, workdir, log=silent) as (dataset, _):
+  with logs.quiet(), open_dataset(loaded, workdir) as (dataset, _):
     corpus = dataset.corpus
     if corpus.info.text_sha256 != loaded.data['text_sha256']:
       raise UserError(

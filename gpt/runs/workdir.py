@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -11,6 +12,8 @@ from gpt.data import record
 from gpt.errors import UserError
 from gpt.files import write_atomic
 from gpt.model.config import RUNTIME, option_names
+
+logger = logging.getLogger(__name__)
 
 CONFIG = 'config.json'
 # What a run writes after its config.json.
@@ -149,7 +152,7 @@ def _is_unused(workdir: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def lock(workdir, log=print):
+def lock(workdir):
   """Keeps two processes from training in one workdir.
 
   Some file systems of networks have no locks: that is said, and no more.
@@ -168,8 +171,8 @@ def lock(workdir, log=print):
         'another --workdir'
       ) from e
     except OSError as e:
-      log(
-        f'warning: {workdir} cannot be locked ({e.strerror}): see that no '
+      logger.warning(
+        f'{workdir} cannot be locked ({e.strerror}): see that no '
         'other process trains there'
       )
     yield

@@ -101,7 +101,7 @@ class StreamDecoder:
 
 
 def build_tokenizer(
-  kind: str, texts, vocab_size: int, special_tokens=(), log=None
+  kind: str, texts, vocab_size: int, special_tokens=()
 ) -> Tokenizer:
   """Builds a tokenizer from an iterable of str (pieces end at line ends).
 
@@ -111,7 +111,6 @@ def build_tokenizer(
     texts: the text without document separators.
     vocab_size: number of ids wanted, control tokens included.
     special_tokens: names of extra control tokens.
-    log: called with lines worth telling the user.
 
   Raises:
     UserError: unknown kind, empty text or an impossible vocab_size.
@@ -119,9 +118,9 @@ def build_tokenizer(
   if kind == 'char':
     return build_char(texts, special_tokens)
   if kind == 'sentencepiece':
-    return build_sentencepiece(texts, vocab_size, special_tokens, log)
+    return build_sentencepiece(texts, vocab_size, special_tokens)
   if kind == 'hf':
-    return build_hf(texts, vocab_size, special_tokens, log)
+    return build_hf(texts, vocab_size, special_tokens)
   if kind == 'randygpt':
     raise UserError(
       'a RandyGPT vocabulary is read, not trained: give its vocab.json as '

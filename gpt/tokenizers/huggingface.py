@@ -8,6 +8,7 @@ vocabularies hold all 256 bytes, so that no text is lost.
 
 import functools
 import json
+import logging
 import pathlib
 import re
 
@@ -22,6 +23,8 @@ from gpt.tokenizers.base import (
   replace_surrogates,
 )
 from gpt.tokenizers.sentencepiece import TRAIN_BYTES, sample_lines
+
+logger = logging.getLogger(__name__)
 
 # tokenizer.json of a tokenizer directory is ours (it names the kind).
 HF_FILE = 'hf_tokenizer.json'
@@ -235,7 +238,7 @@ def is_hf_json(meta) -> bool:
 
 
 def build_hf(
-  texts, vocab_size: int, special_tokens=(), log=None, max_bytes=TRAIN_BYTES
+  texts, vocab_size: int, special_tokens=(), max_bytes=TRAIN_BYTES
 ) -> HfTokenizer:
   """Trains byte-level BPE on an iterable of str.
 
@@ -244,7 +247,6 @@ def build_hf(
     vocab_size: ids wanted, control tokens and 256 bytes included; a small
       text gives fewer.
     special_tokens: extra control tokens; their ids follow that of BOS, 0.
-    log: called with a line of text when only a sample is used.
     max_bytes: larger texts are sampled by line.
 
   Raises:
@@ -261,8 +263,8 @@ def build_hf(
   lines, fraction = sample_lines(texts, max_bytes)
   if not lines:
     raise UserError('cannot train a tokenizer: the text is empty')
-  if fraction < 1 and log:
-    log(
+  if fraction < 1:
+    logger.info(
       f'tokenizer: training on a random {fraction:.4g} of the lines (at most '
       f'{max_bytes / 1e6:g} MB)'
     )

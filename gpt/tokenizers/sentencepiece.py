@@ -6,6 +6,7 @@ a symbol of its own makes encoding line by line equal encoding the whole).
 """
 
 import io
+import logging
 import random
 
 import numpy as np
@@ -20,6 +21,8 @@ from gpt.tokenizers.base import (
   iter_lines,
   replace_surrogates,
 )
+
+logger = logging.getLogger(__name__)
 
 MODEL_FILE = 'spm.model'
 SPACE = '\u2581'  # SentencePiece's stand-in for a space
@@ -157,7 +160,7 @@ def sample_lines(texts, max_bytes: int, seed: int = 0):
 
 
 def build_sentencepiece(
-  texts, vocab_size: int, special_tokens=(), log=None, max_bytes=TRAIN_BYTES
+  texts, vocab_size: int, special_tokens=(), max_bytes=TRAIN_BYTES
 ) -> SentencePieceTokenizer:
   """Trains byte-fallback BPE on an iterable of str.
 
@@ -166,7 +169,6 @@ def build_sentencepiece(
     vocab_size: ids wanted, control tokens and 256 bytes included; a small
       text gives fewer.
     special_tokens: extra control tokens, e.g. '<|user|>'.
-    log: called with a line of text when only a sample is used.
     max_bytes: larger texts are sampled by line.
 
   Raises:
@@ -176,8 +178,8 @@ def build_sentencepiece(
   lines, fraction = sample_lines(texts, max_bytes)
   if not lines:
     raise UserError('cannot train a tokenizer: the text is empty')
-  if fraction < 1 and log:
-    log(
+  if fraction < 1:
+    logger.info(
       f'tokenizer: training on a random {fraction:.4g} of the lines (at most '
       f'{max_bytes / 1e6:g} MB)'
     )

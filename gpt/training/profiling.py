@@ -1,6 +1,10 @@
 """A trace of a few training steps, to see where their time goes."""
 
+import logging
+
 import jax
+
+logger = logging.getLogger(__name__)
 
 # Steps of this process before the trace (compiling, warming up) and in it.
 SKIP, STEPS = 3, 5
@@ -9,8 +13,8 @@ SKIP, STEPS = 3, 5
 class Profiler:
   """Writes W/profile, for TensorBoard or https://ui.perfetto.dev."""
 
-  def __init__(self, directory, first_step: int, log):
-    self._directory, self._log = str(directory), log
+  def __init__(self, directory, first_step: int):
+    self._directory = str(directory)
     self._start = first_step + 1 + SKIP
     self._running = False
 
@@ -31,4 +35,4 @@ class Profiler:
     if self._running:
       self._running = False
       jax.profiler.stop_trace()
-      self._log(f'profile of {STEPS} steps written to {self._directory}')
+      logger.info(f'profile of {STEPS} steps written to {self._directory}')

@@ -30,6 +30,7 @@ from tests.support.document_tools import (
   readable,
   write_lines,
 )
+from tests.support.logs import log_lines
 from tests.support.workdirs import launch
 
 relaxed = settings(deadline=None, max_examples=50)
@@ -154,8 +155,8 @@ def test_cleanup_is_said_every_time_and_in_these_words(tmp_path):
     [user('alone')],
   ]
   for _ in range(2):  # The second time from the cache.
-    said = []
-    docs = open_memory(jsonl(*talks), 'chat', CHAR, tmp_path, log=said.append)
+    with log_lines() as said:
+      docs = open_memory(jsonl(*talks), 'chat', CHAR, tmp_path)
     assert said[0] == (
       'data cleanup: 2 conversations trimmed (trailing user turn removed), 1 '
       'skipped (no assistant turn)'
@@ -242,19 +243,14 @@ def test_a_tokenizer_without_turns_is_refused(tmp_path):
   path = write_lines(tmp_path / 'talks.jsonl', TALKS)
   config = data_config(path, 'chat', tokenizer_path=str(tmp_path / 'plain'))
   with pytest.raises(UserError, match=re.escape('has no <|assistant|>')):
-    prepare.prepare(config, tmp_path / 'run', log=lambda line: None)
+    prepare.prepare(config, tmp_path / 'run')
   assert not (tmp_path / 'run' / 'tokenizer').exists()
 
 
 def test_characters_outside_the_vocabulary_are_counted(tmp_path):
-  said = []
-  open_memory(
-    jsonl([user('a\u2603'), assistant('\u2603b')]),
-    'chat',
-    CHAR,
-    tmp_path,
-    log=said.append,
-  )
+  with log_lines() as said:
+    talk = jsonl([user('a\u2603'), assistant('\u2603b')])
+    open_memory(talk, 'chat', CHAR, tmp_path)
   assert any(
     'dropped 2 characters' in line and '\u2603' in line for line in said
   )

@@ -23,6 +23,7 @@ from tests.support.document_tools import (
   open_memory,
   readable,
 )
+from tests.support.logs import log_lines
 
 relaxed = settings(deadline=None, max_examples=60)
 tokenizer = document_tools.tokenizer
@@ -161,18 +162,16 @@ def test_lengths_of_batches_are_few_and_waste_least(lengths, more):
 def test_long_documents_are_cut_or_skipped_and_it_is_said(tokenizer, tmp_path):
   text = '\n'.join(['abc', 'abcdefg', 'gfedcba', 'ba', 'cb', 'abcdef'])
   docs = open_memory(text, 'lines', tokenizer, tmp_path)
-  said = []
-  ds = batches_of(docs, tokenizer, 7, log=said.append, splits=())
+  with log_lines() as said:
+    ds = batches_of(docs, tokenizer, 7, splits=())
   assert said == [
     '2 of 6 documents are longer than block_size 7 and are cut there; '
     '--config.data.skip_long drops them'
   ]
   rows = [r for b in ds.eval_batches('all') for r in rows_of(tokenizer, b)]
   assert '<|bos|>abcdefg' in rows and '<|bos|>abcdef<|eos|>' in rows
-  said.clear()
-  ds = batches_of(
-    docs, tokenizer, 7, skip_long=True, log=said.append, splits=()
-  )
+  with log_lines() as said:
+    ds = batches_of(docs, tokenizer, 7, skip_long=True, splits=())
   val = int(docs.held_out[[0, 3, 4, 5]].sum())
   assert said == [
     'skip_long: 2 of 6 documents dropped (longer than block_size 7), 4 kept: '
@@ -209,8 +208,8 @@ def test_packing_places_each_once_and_no_two_windows_could_be_one(
 def test_packing_uses_more_of_a_window(documents, tokenizer):
   shares = []
   for packing in (False, True):
-    said = []
-    ds = batches_of(documents, tokenizer, 32, packing=packing, log=said.append)
+    with log_lines() as said:
+      ds = batches_of(documents, tokenizer, 32, packing=packing)
     assert f'{ds.fill()["here"]:.1%} of the positions are used' in said[-1]
     batches = [ds.batch_at(step) for step in range(ds.steps_per_epoch)]
     counts = sum(b['weights'].sum() for b in batches)

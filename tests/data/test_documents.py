@@ -70,9 +70,7 @@ def test_a_line_that_spells_a_control_token_is_text(tmp_path):
 
 def test_the_vocabulary_has_no_line_ends(tmp_path):
   path = write_lines(tmp_path / 'names.txt', NAMES)
-  tokenizer, _ = data.prepare(
-    data_config(path, 'lines'), tmp_path, log=lambda line: None
-  )
+  tokenizer, _ = data.prepare(data_config(path, 'lines'), tmp_path)
   assert tokenizer.vocab_size == 2 + len(set(''.join(NAMES)))
 
 

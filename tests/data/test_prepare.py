@@ -7,14 +7,15 @@ from gpt.errors import UserError
 from gpt.tokenizers import CharTokenizer, build_tokenizer, load_tokenizer
 from tests.support import data_tools
 from tests.support.data_tools import TEXT, config, write
+from tests.support.logs import log_lines
 
 own_world = data_tools.own_world  # Around every test.
 
 
 def test_prepare_says_what_it_uses(tmp_path):
   path = write(tmp_path / 'mine.txt', TEXT.replace('\n', '\r\n'))
-  said = []
-  prepare.prepare(config(path), tmp_path / 'run', log=said.append)
+  with log_lines() as said:
+    prepare.prepare(config(path), tmp_path / 'run')
   text = '\n'.join(said)
   assert 'mine.txt' in text and 'CRLF' in text and 'char' in text
 
@@ -22,10 +23,10 @@ def test_prepare_says_what_it_uses(tmp_path):
 def test_tokenizer_of_a_workdir_is_kept(tmp_path):
   path = write(tmp_path / 'a.txt', TEXT)
   args = config(path, tokenizer='sentencepiece'), tmp_path / 'run'
-  first, _ = prepare.prepare(*args, log=lambda line: None)
+  first, _ = prepare.prepare(*args)
   write(tmp_path / 'a.txt', TEXT[5000:] + 'new words\u00e9 ' * 500)
-  said = []
-  again, corpus = prepare.prepare(*args, log=said.append)
+  with log_lines() as said:
+    again, corpus = prepare.prepare(*args)
   assert again.fingerprint == first.fingerprint
   assert (
     corpus.tokens.tolist()
@@ -36,11 +37,11 @@ def test_tokenizer_of_a_workdir_is_kept(tmp_path):
 
 def test_unknown_characters_of_new_text_are_reported(tmp_path):
   path = write(tmp_path / 'a.txt', TEXT)
-  prepare.prepare(config(path), tmp_path / 'run', log=lambda line: None)
+  prepare.prepare(config(path), tmp_path / 'run')
   write(tmp_path / 'a.txt', TEXT + '\u00e9\u00e9\u00df')
   for _ in range(2):  # encoded, then from the cache
-    said = []
-    prepare.prepare(config(path), tmp_path / 'run', log=said.append)
+    with log_lines() as said:
+      prepare.prepare(config(path), tmp_path / 'run')
     assert 'dropped 3 characters' in '\n'.join(said)
     assert "'\u00e9' x2" in '\n'.join(said)
 
@@ -55,14 +56,14 @@ def test_unknown_characters_of_new_text_are_reported(tmp_path):
 )
 def test_another_tokenizer_in_a_workdir_is_refused(changes, message, tmp_path):
   args = {'path': 'sample', 'tokenizer': 'sentencepiece'}
-  prepare.prepare(config(**args), tmp_path / 'run', log=lambda line: None)
+  prepare.prepare(config(**args), tmp_path / 'run')
   build_tokenizer('sentencepiece', ['other\n' * 9], 300).save('other')
   with pytest.raises(UserError, match=message):
     prepare.prepare(config(**{**args, **changes}), tmp_path / 'run')
 
 
 def test_missing_control_tokens_of_a_saved_tokenizer_are_named(tmp_path):
-  prepare.prepare(config(), tmp_path / 'run', log=lambda line: None)
+  prepare.prepare(config(), tmp_path / 'run')
   with pytest.raises(UserError, match=r'has no <\|user\|>'):
     prepare.prepare(config(), tmp_path / 'run', special_tokens=['<|user|>'])
 
@@ -77,7 +78,7 @@ def test_tokenizer_path_is_used_and_resumes(tmp_path):
     tmp_path / 'run',
   )
   for _ in range(2):
-    used, _ = prepare.prepare(*args, log=lambda line: None)
+    used, _ = prepare.prepare(*args)
     assert used.fingerprint == tokenizer.fingerprint
   saved = load_tokenizer(tmp_path / 'run')
   assert saved.fingerprint == tokenizer.fingerprint
@@ -100,6 +101,4 @@ def test_empty_text_is_an_error(tmp_path):
 @pytest.mark.parametrize('fraction', [-0.1, 1.5])
 def test_impossible_val_fraction_is_an_error(fraction, tmp_path):
   with pytest.raises(UserError, match='between 0 and 1'):
-    prepare.prepare(
-      config(val_fraction=fraction), tmp_path / 'run', log=lambda line: None
-    )
+    prepare.prepare(config(val_fraction=fraction), tmp_path / 'run')

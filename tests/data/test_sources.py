@@ -13,6 +13,7 @@ from gpt.errors import UserError
 from gpt.tokenizers import build_tokenizer
 from tests.support import data_tools
 from tests.support.data_tools import TEXT, config, read_text, write
+from tests.support.logs import log_lines
 
 own_world = data_tools.own_world  # Around every test.
 
@@ -84,13 +85,13 @@ def test_auto_prefers_train_txt_then_shakespeare_then_sample(
 
 def test_auto_keeps_the_text_a_run_began_with(tmp_path):
   workdir = tmp_path / 'run'
-  prepare.prepare(config('auto'), workdir, log=lambda line: None)
+  prepare.prepare(config('auto'), workdir)
   write(tmp_path / 'cwd/train.txt', TEXT)
-  said = []
-  _, corpus = prepare.prepare(config('auto'), workdir, log=said.append)
+  with log_lines() as said:
+    _, corpus = prepare.prepare(config('auto'), workdir)
   assert 'built-in sample' in corpus.description
   assert 'another --workdir' in '\n'.join(said)
-  _, corpus = prepare.prepare(config('auto'), tmp_path / 'new', log=said.append)
+  _, corpus = prepare.prepare(config('auto'), tmp_path / 'new')
   assert corpus.description == 'train.txt'
   os.remove('train.txt')
   with pytest.raises(UserError, match='train.txt is not here'):

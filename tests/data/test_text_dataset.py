@@ -10,6 +10,7 @@ from gpt.errors import UserError
 from gpt.tokenizers import EOS, CharTokenizer
 from tests.support import data_tools
 from tests.support.data_tools import TEXT, corpus_of
+from tests.support.logs import log_lines
 
 own_world = data_tools.own_world  # Around every test.
 relaxed = settings(deadline=None, max_examples=100)
@@ -241,14 +242,13 @@ def test_a_split_is_not_given_away_to_end_at_a_document(tmp_path):
 def test_separators_that_do_not_fit_the_text_are_said(
   separator, text, words, tmp_path
 ):
-  said = []
-  prepare.open_corpus(
-    data_tools.memory_source(text * 50 if separator == 'none' else text),
-    CharTokenizer(text),
-    tmp_path,
-    separator,
-    log=said.append,
-  )
+  with log_lines() as said:
+    prepare.open_corpus(
+      data_tools.memory_source(text * 50 if separator == 'none' else text),
+      CharTokenizer(text),
+      tmp_path,
+      separator,
+    )
   said = '\n'.join(said)
   assert (words in said) if words else not said
 

@@ -179,9 +179,8 @@ def test_literal_eos_becomes_the_eos_id_only_as_separator(kind, tmp_path):
 
 def test_vocabulary_does_not_contain_the_separator(tmp_path):
   path = write(tmp_path / 'a.txt', 'abc<|eos|>cab' * 50)
-  said = []
   tokenizer, corpus = prepare.prepare(
-    config(path, document_separator=EOS), tmp_path / 'run', log=said.append
+    config(path, document_separator=EOS), tmp_path / 'run'
   )
   assert tokenizer.chars == ['a', 'b', 'c']
   assert (corpus.tokens == tokenizer.eos_id).sum() == 50

@@ -176,10 +176,11 @@ def test_text_that_changes_while_it_is_read_is_refused(tmp_path):
 
 MEASURE = """
 import json, re, sys, types
-from gpt import data
+from gpt.data import prepare
+from gpt.data.text_dataset import TextDataset
 config = types.SimpleNamespace(**json.loads(sys.argv[1]))
-tokenizer, corpus = data.prepare(config, sys.argv[2], log=lambda line: None)
-ds = data.TextDataset(corpus, 256, 64, 0, tokenizer)
+tokenizer, corpus = prepare.prepare(config, sys.argv[2])
+ds = TextDataset(corpus, 256, 64, 0, tokenizer)
 for step in range(20):
   ds.batch_at(step)
 # Not ru_maxrss: that begins with what the parent had when it forked.
@@ -226,9 +227,7 @@ def test_many_at_once_make_the_same_cache(tmp_path):
 def test_a_workdir_keeps_one_token_file_a_shared_cache_all(tmp_path):
   def count(cache_dir, text):
     path = write(tmp_path / 'a.txt', text)
-    prepare.prepare(
-      config(path, cache_dir=cache_dir), tmp_path / 'run', log=lambda line: None
-    )
+    prepare.prepare(config(path, cache_dir=cache_dir), tmp_path / 'run')
     return len(list((tmp_path / (cache_dir or 'run/cache')).glob('*.bin')))
 
   shared = str(tmp_path / 'shared')

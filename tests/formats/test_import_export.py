@@ -128,7 +128,6 @@ def test_old_weights_only_file_gets_a_fresh_optimizer(tmp_path):
 def test_training_goes_on_as_if_it_had_never_left(tmp_path):
   """export -> import in the middle of a run changes no bit of its end."""
   one, two = tmp_path / 'one', tmp_path / 'two'
-  quiet = {'log': lambda *a, **k: None}
   settings = {
     'data.path': 'sample',
     'eval.every': 2,
@@ -138,13 +137,13 @@ def test_training_goes_on_as_if_it_had_never_left(tmp_path):
   }
   # A constant learning rate, so that both targets are on one curve.
   settings |= {'opt.decay_fraction': 0.0, 'checkpoint.every': 2}
-  train_and_evaluate(config(total_steps=3, **settings), one, **quiet)
+  train_and_evaluate(config(total_steps=3, **settings), one)
   middle = tmp_path / 'middle.bin'
   randygpt_run.export_rgpt(one, 'latest', middle)
   assert middle.read_bytes() == (one / 'checkpoint.bin').read_bytes()
   randygpt_run.import_rgpt(middle, config(**settings), load_tokenizer(one), two)
   for workdir in (one, two):
-    train_and_evaluate(config(total_steps=6, **settings), workdir, **quiet)
+    train_and_evaluate(config(total_steps=6, **settings), workdir)
   ends = [(w / 'checkpoint.bin').read_bytes() for w in (one, two)]
   assert ends[0] == ends[1]
   assert ends[0][12:20] == struct.pack('<II', 5, 6)
@@ -176,9 +175,7 @@ def test_a_tokenizer_trained_elsewhere_is_the_runs_own(tmp_path):
   randygpt_run.import_rgpt(file, config(**changes), tokenizer, workdir)
   changes |= {'total_steps': 11, 'eval.windows': 2, 'sample.max_tokens': 1}
   changes['parallel.num_cpu_devices'] = 4
-  result = train_and_evaluate(
-    config(**changes), workdir, log=lambda *a, **k: None
-  )
+  result = train_and_evaluate(config(**changes), workdir)
   assert result.step == 11 and tokenizer.requested_vocab_size == 360
 
 

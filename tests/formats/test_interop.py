@@ -273,9 +273,7 @@ def test_commands_round_trip_and_training_goes_on(chat_run, tmp_path):
   saved.eval.update(windows=2, full_at_end=False)
   saved.sample.max_tokens = 1
   saved.parallel.num_cpu_devices = 4
-  result = train_and_evaluate(
-    saved, back, additional_steps=2, log=lambda *a, **k: None
-  )
+  result = train_and_evaluate(saved, back, additional_steps=2)
   assert (result.outcome, result.step) == ('finished', 2)
   assert load_model(back).step == 2
 

@@ -19,6 +19,7 @@ from gpt.runs.checkpoint import BEST, LATEST
 from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.training import optimizer
 from gpt.training import state as train_state
+from tests.support.logs import log_lines
 
 CFG = GPTConfig(vocab_size=5, n_embd=4, n_head=1, n_layer=1, block_size=4)
 
@@ -61,8 +62,8 @@ def steps(workdir, which):
 
 def restore(workdir):
   """((state, meta), lines that were logged)."""
-  lines = []
-  result = Checkpoints(workdir).restore_latest(make_state(), lines.append)
+  with log_lines() as lines:
+    result = Checkpoints(workdir).restore_latest(make_state())
   return result, lines
 
 

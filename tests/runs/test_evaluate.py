@@ -16,6 +16,7 @@ from gpt.runs import metrics
 from gpt.runs.evaluate import full_pass, open_dataset
 from gpt.runs.load import load_model
 from gpt.tokenizers import build_tokenizer
+from tests.support.logs import log_lines
 from tests.support.workdirs import launch, make_parrot, make_run
 
 TEXT = 'Grüße, 世界! ' * 40 + 'end'
@@ -25,11 +26,11 @@ def last_line(out: str) -> dict:
   return json.loads(out.splitlines()[-1])
 
 
-def evaluate(workdir, *, path='', split='', log=lambda _: None):
+def evaluate(workdir, *, path='', split=''):
   """(numbers, split) in this process."""
   loaded = load_model(workdir)
   seen = []
-  with open_dataset(loaded, workdir, str(path), split, log) as (dataset, split):
+  with open_dataset(loaded, workdir, str(path), split) as (dataset, split):
     values = full_pass(loaded, dataset, split, seen.append)
   assert sum(seen) == values['tokens']
   return values, split
@@ -191,16 +192,16 @@ def test_a_changed_text_is_noticed(tmp_path):
     lambda _, shape: np.zeros(shape),
     data={'path': str(file)},
   )
-  lines = []
-  assert evaluate(tmp_path / 'run', log=lines.append)[1] == 'val'
+  with log_lines() as lines:
+    assert evaluate(tmp_path / 'run')[1] == 'val'
   assert lines == [
     f'note: it is not known what this run was trained on; this is {file}'
   ]
-  lines.clear()
   (tmp_path / 'run' / 'data.json').write_text(
     '{"description": "what it was", "text_sha256": "0"}'
   )
-  evaluate(tmp_path / 'run', log=lines.append)
+  with log_lines() as lines:
+    evaluate(tmp_path / 'run')
   assert 'the text has changed since this run was trained' in lines[0]
 
 

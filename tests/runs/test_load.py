@@ -13,6 +13,7 @@ from gpt.errors import UserError
 from gpt.runs import checkpoint
 from gpt.runs.load import load_model, params_sha256
 from gpt.tokenizers import build_tokenizer
+from tests.support.logs import log_lines
 from tests.support.workdirs import make_run
 
 
@@ -78,8 +79,8 @@ def test_training_data_is_not_needed(copy):
 @pytest.mark.parametrize('damage', DAMAGE)
 def test_a_damaged_best_gives_way_to_the_latest_with_a_warning(copy, damage):
   DAMAGE[damage](checkpoints_in(copy, 'best')[-1])
-  warnings = []
-  loaded = load_model(copy, log=warnings.append)
+  with log_lines() as warnings:
+    loaded = load_model(copy)
   assert (loaded.which, loaded.step) == ('latest', 20)
   # Where the metadata is gone too, no loss makes it the first to be tried.
   (warning,) = warnings
@@ -88,8 +89,8 @@ def test_a_damaged_best_gives_way_to_the_latest_with_a_warning(copy, damage):
 
 def test_a_damaged_latest_gives_way_to_the_one_before(copy):
   truncate(checkpoints_in(copy, 'latest')[-1])
-  warnings = []
-  loaded = load_model(copy, 'latest', warnings.append)
+  with log_lines() as warnings:
+    loaded = load_model(copy, 'latest')
   assert (loaded.which, loaded.step, len(warnings)) == ('latest', 15, 1)
 
 

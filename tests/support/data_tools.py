@@ -93,6 +93,5 @@ def corpus_of(
     separator,
     aware,
     val_fraction,
-    log=lambda line: None,
   )
   return tokenizer, corpus

@@ -14,10 +14,7 @@ from gpt.runs import checkpoint
 from gpt.runs.checkpoint import LATEST
 from gpt.tokenizers import build_tokenizer
 from gpt.train import train_and_evaluate
-
-
-def silent(line, **kwargs):
-  """A log that says nothing."""
+from tests.support.logs import log_lines
 
 
 def names(n: int, seed: int = 0) -> list[str]:
@@ -102,14 +99,13 @@ def memory_source(text):
   return sources.Sources('files', (item,), 'a test')
 
 
-def open_memory(text, format, tokenizer, tmp_path, log=silent, **changes):
+def open_memory(text, format, tokenizer, tmp_path, **changes):
   """Documents of an in-memory text."""
   return prepare.open_data(
     data_config('', format, **changes),
     memory_source(text),
     tokenizer,
     tmp_path / 'cache',
-    log,
   )
 
 
@@ -126,12 +122,11 @@ def batches_of(
   block_size=16,
   batch_size=4,
   seed=0,
-  log=silent,
   **kwargs,
 ):
   """A DocumentDataset."""
   return DocumentDataset(
-    documents, block_size, batch_size, seed, tokenizer, log=log, **kwargs
+    documents, block_size, batch_size, seed, tokenizer, **kwargs
   )
 
 
@@ -155,17 +150,16 @@ def train_small(workdir, changes, crash_at=''):
       **changes,
     }
   )
-  lines = []
 
-  def log(line, **kwargs):
+  def crash(line):
     if crash_at and line.startswith(crash_at):
       raise InterruptedError(line)
-    lines.append(line)
 
-  try:
-    return train_and_evaluate(config, workdir, log=log), lines
-  except InterruptedError:
-    return None, lines
+  with log_lines(crash) as lines:
+    try:
+      return train_and_evaluate(config, workdir), lines
+    except InterruptedError:
+      return None, lines
 
 
 def assert_same_params(given, wanted) -> None:

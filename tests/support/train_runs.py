@@ -5,6 +5,7 @@ import pytest
 from configs import smoke
 from gpt.errors import UserError
 from gpt.train import train_and_evaluate
+from tests.support.logs import log_lines
 
 # Evals and saves out of step, dropout, plateaus, samples: all there is to get
 # wrong in a resume.
@@ -45,20 +46,17 @@ class Crash(Exception):
 
 def run_here(workdir, changes=(), crash_at='', **kwargs):
   """(Result, lines) of a run in this process; may crash at a printed line."""
-  lines = []
 
-  def log(text):
-    lines.append(text)
+  def crash(text):
     if crash_at and crash_at in text:
       raise Crash
 
-  if crash_at:
-    with pytest.raises(Crash):
-      train_and_evaluate(settings(changes), workdir, log=log, **kwargs)
-    return None, lines
-  return train_and_evaluate(
-    settings(changes), workdir, log=log, **kwargs
-  ), lines
+  with log_lines(crash) as lines:
+    if crash_at:
+      with pytest.raises(Crash):
+        train_and_evaluate(settings(changes), workdir, **kwargs)
+      return None, lines
+    return train_and_evaluate(settings(changes), workdir, **kwargs), lines
 
 
 def refused(workdir, changes=(), **kwargs) -> str:
