@@ -163,11 +163,27 @@ def test_make_targets_exist(page):
       assert re.search(rf'^{target}:', makefile, re.M), target
 
 
-def test_environment_variables_exist(page):
-  source = ''.join(
+@functools.cache
+def program() -> str:
+  """All our source, each string literal on one line."""
+  source = '\n'.join(
     path.read_text()
     for folder in ('gpt', 'launch', 'serving')
     for path in (ROOT / folder).rglob('*.py')
   )
+  return re.sub(r"""['"]\s*\n\s*f?['"]""", '', source)
+
+
+def test_environment_variables_exist(page):
   variables = set(re.findall(r'\bRGPT_[A-Z_]+\b', page.read_text()))
-  assert not [v for v in variables if v not in source]
+  assert not [v for v in variables if v not in program()]
+
+
+def test_messages_that_are_explained_exist():
+  """The headings `message` of troubleshooting, N, M and ... being anything."""
+  page = (ROOT / 'docs/troubleshooting.md').read_text()
+  messages = re.findall(r'^\*\*`(.+?)`\*\*', page, re.M)
+  assert messages
+  for message in messages:
+    for fixed in re.split(r'\b[NM]\b|\.\.\.', message):
+      assert fixed.strip(' ().') in program(), message
