@@ -1,38 +1,60 @@
-"""Muon: momentum made orthogonal, for the matrices of the blocks.
+"""Muon: orthogonalised momentum for the block matrices (Jordan et al. 2024).
 
-Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon): the update of a
-matrix is its Nesterov momentum with all singular values moved to about 1, by a
-few Newton-Schulz iterations. Embeddings and head stay with AdamW.
+The update of a matrix is its Nesterov momentum with all singular values moved
+to about 1 by a few Newton-Schulz iterations. Embeddings and head use AdamW.
 
-At small batches the iterations cost as much as the gradients. So matrices of
-equal shape are stacked into one batched product, and the stack is shared out
-over the devices of the mesh instead of being repeated on each.
+At small batch sizes the iterations cost as much as the gradients. Matrices of
+equal shape are therefore stacked into one batched product, and the stack is
+sharded over the mesh instead of being computed on every device.
+
+References:
+  Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon).
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt.model.mixed_precision import product, row_major
 
-# Newton-Schulz: X <- aX + (bA + cA^2)X with A = XX^T (Jordan et al. 2024).
+# Coefficients of the quintic Newton-Schulz iteration (Jordan et al. 2024).
 A, B, C = 3.4445, -4.7750, 2.0315
 
 
 class MuonState(NamedTuple):
-  """momentum: float32 tree of the block matrices; rest: AdamW's state."""
+  """Muon's optimizer state.
+
+  Attributes:
+    momentum: float32 tree of the block matrices.
+    rest: AdamW's state, of all other params.
+  """
 
   momentum: Any
   rest: Any
 
 
-def orthogonalise(x_NRC, steps: int, mixed: bool = False):
-  """float32[N, R, C], R <= C, with singular values moved to about 1.
+def orthogonalise(
+  x_NRC: jax.Array, steps: int, mixed: bool = False
+) -> jax.Array:
+  """Moves the singular values of N matrices to about 1 (Newton-Schulz).
 
-  Five steps bring nearly all of them between 0.7 and 1.2; tiny ones less far.
+    X_0 = X / |X|_F
+    X_{k+1} = A X_k + (B G + C G^2) X_k,  G = X_k X_k^T
+
+  Five steps bring nearly all singular values into [0.7, 1.2]; very small ones
+  stay below.
+
+  Args:
+    x_NRC: float32[N, R, C] with R <= C.
+    steps: number of iterations.
+    mixed: bfloat16 operands, float32 sums; precise enough for the iteration.
+
+  Returns:
+    float32[N, R, C].
   """
   einsum = product if mixed else jnp.einsum
   norm_N11 = jnp.sqrt(jnp.sum(x_NRC * x_NRC, axis=(1, 2), keepdims=True))
@@ -44,36 +66,44 @@ def orthogonalise(x_NRC, steps: int, mixed: bool = False):
   return x_NRC
 
 
-def orthogonalise_tree(tree, steps: int, mesh=None, mixed: bool = False):
-  """Every matrix of a tree, equal shapes in one call, spread over the mesh."""
+def orthogonalise_tree(
+  tree: Any, steps: int, mesh: Mesh | None = None, mixed: bool = False
+) -> Any:
+  """Orthogonalises every matrix of a tree, one stack per shape.
+
+  Args:
+    tree: float32 matrices; tall ones are transposed on the way.
+    mesh: shards each stack over its devices; None: a single device.
+  """
   leaves, treedef = jax.tree.flatten(tree)
   wide = [x if x.shape[0] <= x.shape[1] else x.T for x in leaves]
-  out = [None] * len(leaves)
+  out: list[Any] = [None] * len(leaves)
   for shape in sorted({x.shape for x in wide}):
     members = [i for i, x in enumerate(wide) if x.shape == shape]
     stack_NRC = jnp.stack([wide[i] for i in members])
     if mixed:
       stack_NRC = row_major(stack_NRC)
     if mesh is not None and mesh.size > 1:
-      spare = -len(members) % mesh.size
-      stack_NRC = jnp.pad(stack_NRC, ((0, spare), (0, 0), (0, 0)))
-      shared = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-      stack_NRC = jax.lax.with_sharding_constraint(stack_NRC, shared)
+      padding = -len(members) % mesh.size
+      stack_NRC = jnp.pad(stack_NRC, ((0, padding), (0, 0), (0, 0)))
+      sharded = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+      stack_NRC = jax.lax.with_sharding_constraint(stack_NRC, sharded)
     stack_NRC = orthogonalise(stack_NRC, steps, mixed)
     if mesh is not None and mesh.size > 1:
-      whole = NamedSharding(mesh, PartitionSpec())
-      stack_NRC = jax.lax.with_sharding_constraint(stack_NRC, whole)
+      replicated = NamedSharding(mesh, PartitionSpec())
+      stack_NRC = jax.lax.with_sharding_constraint(stack_NRC, replicated)
     for i, x in zip(members, stack_NRC):
       out[i] = x if leaves[i].shape == shape else x.T
   return jax.tree.unflatten(treedef, out)
 
 
 def is_block(name: str) -> bool:
+  """Whether a top-level name of the params is a transformer block."""
   return name.startswith('block_')
 
 
-def split_tree(tree):
-  """(block matrices, everything else) of a parameter tree."""
+def split_tree(tree: Mapping[str, Any]) -> tuple[dict, dict]:
+  """(block matrices, everything else) of a tree like params."""
   blocks = {name: x for name, x in tree.items() if is_block(name)}
   return blocks, {name: x for name, x in tree.items() if not is_block(name)}
 
@@ -85,27 +115,41 @@ def muon(
   momentum: float = 0.95,
   steps: int = 5,
   weight_decay: float = 0.0,
-  mesh=None,
+  mesh: Mesh | None = None,
   mixed: bool = False,
 ) -> optax.GradientTransformation:
-  """Directions to be scaled by -lr, as from the other chains.
+  """Muon for the block matrices, `rest` for everything else.
+
+    m_t = momentum m_{t-1} + (1 - momentum) g_t
+    n_t = momentum m_t + (1 - momentum) g_t
+    u_t = scale (sqrt(max(1, out / in)) orthogonalise(n_t)
+                 + weight_decay * params)
 
   Args:
-    rest: the transformation of what is not a block matrix.
-    scale: learning rate of the matrices over that of the rest.
-    momentum: of the Nesterov average of gradients.
+    rest: the transformation of all other params.
+    scale: learning rate of the block matrices over that of the rest.
+    momentum: decay of the Nesterov momentum.
     steps: Newton-Schulz iterations.
-    weight_decay: decoupled, of the matrices.
-    mesh: devices to share the iterations out over.
-    mixed: iterate with products.product, which is precise enough for it.
+    weight_decay: decoupled weight decay of the block matrices.
+    mesh: devices that share the iterations; None: a single device.
+    mixed: see `orthogonalise`.
+
+  Returns:
+    A transformation whose updates are directions, to be scaled by -lr.
+
+  References:
+    Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon). Unlike
+    optax.contrib.muon, the Nesterov average has no bias correction.
   """
 
   def init(params):
     blocks, others = split_tree(params)
     return MuonState(jax.tree.map(jnp.zeros_like, blocks), rest.init(others))
 
-  def update(grads, state, params):
-    blocks, others = split_tree(grads)
+  def update(updates, state, params=None):
+    if params is None:
+      raise ValueError('muon needs params: tx.update(updates, state, params)')
+    blocks, others = split_tree(updates)
     params_blocks, params_others = split_tree(params)
     average = jax.tree.map(
       lambda m, g: momentum * m + (1 - momentum) * g, state.momentum, blocks
@@ -114,7 +158,7 @@ def muon(
       lambda m, g: momentum * m + (1 - momentum) * g, average, blocks
     )
     directions = jax.tree.map(
-      # sqrt(out/in): equal change of the outputs whatever the shape.
+      # sqrt(out / in): the outputs change equally, whatever the shape.
       lambda o, p: (
         scale
         * (o * max(1.0, p.shape[1] / p.shape[0]) ** 0.5 + weight_decay * p)
@@ -122,7 +166,8 @@ def muon(
       orthogonalise_tree(nesterov, steps, mesh, mixed),
       params_blocks,
     )
-    others, rest_state = rest.update(others, state.rest, params_others)
-    return {**directions, **others}, MuonState(average, rest_state)
+    rest_directions: Any
+    rest_directions, rest_state = rest.update(others, state.rest, params_others)
+    return {**directions, **rest_directions}, MuonState(average, rest_state)
 
   return optax.GradientTransformation(init, update)

@@ -1,23 +1,36 @@
-"""Optax chains: gradients -> directions; the step multiplies by -lr.
+"""Optimizers: optax chains from gradients to update directions.
 
-The learning rate stays outside the chain: train_step computes it from the step
-and the plateau factor and reports the very number it used.
+The learning rate is not part of the chain. The training step computes it from
+the schedule and the plateau factor, applies params -= lr * direction, and
+reports that same number.
 """
+
+from typing import Any
 
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from gpt.errors import UserError
 from gpt.training import muon
 
 
-def create(config, mesh=None, mixed=False) -> optax.GradientTransformation:
-  """The chain `config.opt` describes; updates are to be scaled by -lr.
+def create(
+  config: Any, mesh: Mesh | None = None, mixed: bool = False
+) -> optax.GradientTransformation:
+  """Gradient clipping, then AdamW or Muon, from `config.opt`.
 
   Args:
-    mesh: devices over which Muon shares its iterations out; None: one.
-    mixed: whether Muon's products are in mixed precision, as the model's.
+    config: Any; reads `lr` and `opt`.
+    mesh: devices that share Muon's iterations; None: a single device.
+    mixed: Muon iterates with bfloat16 operands, as the model's products.
+
+  Returns:
+    A transformation whose updates are directions, to be scaled by -lr.
+
+  Raises:
+    UserError: an unknown name or a value out of range.
   """
   opt = config.opt
   if opt.name == 'adamw':
@@ -44,13 +57,32 @@ def create(config, mesh=None, mixed=False) -> optax.GradientTransformation:
   raise UserError(f'opt.name {opt.name!r} is not known; allowed: adamw, muon')
 
 
-def adamw(opt) -> optax.GradientTransformation:
-  """Adam with decoupled decay on every tensor (Loshchilov & Hutter 2019)."""
+def adamw(opt: Any) -> optax.GradientTransformation:
+  """AdamW directions: Adam with decoupled weight decay on every tensor.
+
+    m_t = b1 m_{t-1} + (1 - b1) g_t
+    v_t = b2 v_{t-1} + (1 - b2) g_t^2
+    u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
+          + weight_decay * params
+
+  Args:
+    opt: ConfigDict `config.opt`; reads b1, b2, eps and weight_decay.
+
+  Raises:
+    UserError: a value out of range.
+
+  References:
+    Kingma & Ba 2015, Adam (https://arxiv.org/abs/1412.6980);
+    Loshchilov & Hutter 2019, AdamW (https://arxiv.org/abs/1711.05101).
+  """
   for name in ('b1', 'b2'):
     if not 0 <= opt[name] < 1:
       raise UserError(f'opt.{name} {opt[name]} is not in [0, 1)')
   if opt.weight_decay < 0 or opt.eps <= 0:
-    raise UserError('opt.weight_decay must be >= 0 and opt.eps > 0')
+    raise UserError(
+      f'opt.weight_decay must be >= 0 and opt.eps > 0, got {opt.weight_decay} '
+      f'and {opt.eps}'
+    )
   return optax.chain(
     optax.scale_by_adam(b1=opt.b1, b2=opt.b2, eps=opt.eps),
     optax.add_decayed_weights(opt.weight_decay)
@@ -59,8 +91,16 @@ def adamw(opt) -> optax.GradientTransformation:
   )
 
 
-def clipping(opt) -> optax.GradientTransformation:
-  """'element' clamps every gradient entry to +-clip_value (RandyGPT)."""
+def clipping(opt: Any) -> optax.GradientTransformation:
+  """Gradient clipping by `opt.clip`, with c = opt.clip_value:
+
+    'element': g_i = min(max(g_i, -c), c), RandyGPT's default
+    'global_norm': g = g * min(1, c / |g|) (Pascanu et al. 2013)
+    'none': g
+
+  Raises:
+    UserError: an unknown name; c <= 0.
+  """
   if opt.clip != 'none' and opt.clip_value <= 0:
     raise UserError(f'opt.clip_value {opt.clip_value} must be positive')
   if opt.clip == 'element':
@@ -74,14 +114,15 @@ def clipping(opt) -> optax.GradientTransformation:
   )
 
 
-def is_adam(x) -> bool:
+def is_adam(x: Any) -> bool:
+  """Whether a node of an optimizer state is Adam's."""
   return isinstance(x, optax.ScaleByAdamState)
 
 
-def adam_state(opt_state):
-  """The ScaleByAdamState (count, mu, nu) of all parameters, or None.
+def adam_state(opt_state: Any) -> optax.ScaleByAdamState | None:
+  """Adam's (count, mu, nu) if they cover all params, else None.
 
-  Under Muon there is one, but not for the matrices of the blocks: None.
+  With Muon, Adam's state lacks the block matrices: None.
   """
   found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)]
   if len(found) != 1 or not any(map(muon.is_block, found[0].mu)):
@@ -89,8 +130,13 @@ def adam_state(opt_state):
   return found[0]
 
 
-def with_adam_state(opt_state, mu, nu, count: int):
-  """The same optax state with Adam's moments and step replaced."""
+def with_adam_state(opt_state: Any, mu: Any, nu: Any, count: int) -> Any:
+  """A copy of the optimizer state with Adam's moments and count replaced.
+
+  Args:
+    mu, nu: float32 trees like params, first and second moments.
+    count: Adam's step, the number of updates that made the moments.
+  """
   new = optax.ScaleByAdamState(np.asarray(count, np.int32), mu, nu)
   return jax.tree.map(
     lambda x: new if is_adam(x) else x, opt_state, is_leaf=is_adam

@@ -1,21 +1,38 @@
 """Learning-rate schedules: functions of the 0-based step, as in optax.
 
-Step s is the update that takes the run from s to s + 1 completed steps. Each
-schedule is pure in the step and in `total_steps`, so a resumed run continues
-on the same curve. The plateau factor is applied outside (plateau.py).
+Step s is the update from s to s + 1 completed steps. A schedule depends only
+on the step and on `total_steps`, so a resumed run continues on the same curve.
+The plateau factor (plateau.py) is applied by the training step, see `scale_lr`.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from gpt.errors import UserError
 
 
-def randy(lr, min_lr, total_steps, decay_fraction=0.4) -> optax.Schedule:
-  """Constant lr, then cosine to min_lr over the last part (RandyGPT).
+def randy(
+  lr: float, min_lr: float, total_steps: int, decay_fraction: float = 0.4
+) -> optax.Schedule:
+  """Constant, then cosine decay to min_lr: RandyGPT's schedule.
 
-  lr_s = min_lr + (lr - min_lr) (1 + cos(pi p)) / 2,
-  p = clip((s - s0) / (total_steps - s0), 0, 1), s0 = total (1 - fraction).
+  With S = total_steps and s0 = (1 - decay_fraction) S:
+
+    p = clip((s - s0) / (S - s0), 0, 1)
+    lr_s = min_lr + (lr - min_lr) (1 + cos(pi p)) / 2
+
+  Args:
+    lr: the constant rate.
+    min_lr: the rate at total_steps and after.
+    total_steps: S.
+    decay_fraction: fraction of the steps that decay, in [0, 1].
+
+  Returns:
+    step -> float32[] learning rate.
   """
   start = total_steps * (1 - decay_fraction)
 
@@ -27,11 +44,23 @@ def randy(lr, min_lr, total_steps, decay_fraction=0.4) -> optax.Schedule:
   return schedule
 
 
-def linear_warmup(lr, total_steps, warmup_steps=200) -> optax.Schedule:
-  """Linear to lr, then linear to 0 (microgpt); the first step is lr/warmup.
+def linear_warmup(
+  lr: float, total_steps: int, warmup_steps: int = 200
+) -> optax.Schedule:
+  """Linear warmup, then linear decay to 0: microgpt's schedule.
 
-  lr_s = lr (s + 1) / warmup for s < warmup, else
-  lr (total - s) / (total - warmup).
+  With S = total_steps and W = warmup_steps:
+
+    lr_s = lr (s + 1) / W          if s < W
+           lr (S - s) / (S - W)    otherwise, clipped to [0, lr]
+
+  Args:
+    lr: the peak rate, reached at the last warmup step.
+    total_steps: S.
+    warmup_steps: W; the first step uses lr / W.
+
+  Returns:
+    step -> float32[] learning rate.
   """
 
   def schedule(step):
@@ -42,10 +71,33 @@ def linear_warmup(lr, total_steps, warmup_steps=200) -> optax.Schedule:
   return schedule
 
 
-def wsd(lr, min_lr, total_steps, warmup_steps=0, decay_fraction=0.4):
+def wsd(
+  lr: float,
+  min_lr: float,
+  total_steps: int,
+  warmup_steps: int = 0,
+  decay_fraction: float = 0.4,
+) -> optax.Schedule:
   """Warmup, stable, decay: linear up, constant, linear down to min_lr.
 
-  The trapezoid of Zhai et al. 2022 and Hu et al. 2024 (MiniCPM).
+  With S = total_steps, W = warmup_steps and s0 = (1 - decay_fraction) S:
+
+    p = clip((s - s0) / (S - s0), 0, 1)
+    lr_s = min(lr (s + 1) / W, lr + (min_lr - lr) p)
+
+  Args:
+    lr: the constant rate.
+    min_lr: the rate at total_steps and after.
+    total_steps: S.
+    warmup_steps: W; 0 starts at the constant rate.
+    decay_fraction: fraction of the steps that decay, in [0, 1].
+
+  Returns:
+    step -> float32[] learning rate.
+
+  References:
+    Zhai et al. 2022 (https://arxiv.org/abs/2106.04560), section 3.5;
+    Hu et al. 2024, MiniCPM (https://arxiv.org/abs/2404.06395), section 4.
   """
   start = total_steps * (1 - decay_fraction)
 
@@ -57,13 +109,24 @@ def wsd(lr, min_lr, total_steps, warmup_steps=0, decay_fraction=0.4):
   return schedule
 
 
-def scale_lr(lr, scale, min_lr):
-  """lr * scale (the plateau factor), but not below min_lr nor above lr."""
+def scale_lr(lr: ArrayLike, scale: ArrayLike, min_lr: float) -> jax.Array:
+  """max(lr * scale, min(lr, min_lr)): the plateau factor with a floor.
+
+  The factor never takes the rate below min_lr, and never above the schedule,
+  which may itself be below min_lr (during warmup).
+  """
   return jnp.maximum(lr * scale, jnp.minimum(lr, min_lr))
 
 
-def from_config(config) -> optax.Schedule:
-  """The schedule `config.opt.schedule` names, for `config.total_steps`."""
+def from_config(config: Any) -> optax.Schedule:
+  """The schedule `config.opt.schedule` over `config.total_steps`.
+
+  Args:
+    config: ConfigDict; reads lr, min_lr, total_steps and opt.
+
+  Raises:
+    UserError: an unknown name; a value out of range; warmup with 'randy'.
+  """
   name, opt = config.opt.schedule, config.opt
   if not 0 < config.lr:
     raise UserError(f'lr {config.lr} must be positive')
@@ -73,7 +136,7 @@ def from_config(config) -> optax.Schedule:
       'set both, e.g. --config.lr=1e-5 --config.min_lr=1e-6'
     )
   if not 0 <= opt.decay_fraction <= 1:
-    raise UserError(f'opt.decay_fraction {opt.decay_fraction} not in [0, 1]')
+    raise UserError(f'opt.decay_fraction {opt.decay_fraction} is not in [0, 1]')
   if opt.warmup_steps < 0:
     raise UserError(f'opt.warmup_steps {opt.warmup_steps} is negative')
   if name == 'randy':

@@ -1,24 +1,28 @@
-"""What training changes, arrays only: all a checkpoint must hold to go on.
+"""Training state: the arrays that change during training, and no others.
 
-There is no random state: every key is folded from (seed, step), and the data
-order is a function of (seed, step) too.
+There is no random state. Every key is folded from (seed, step) and the data
+order is a function of (seed, step), so this is all a checkpoint needs to resume
+exactly.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
+
+from gpt.model import GPT
 
 
 @struct.dataclass
 class TrainState:
   """Attributes:
-  step: int32[], completed optimizer steps.
-  params: float32 tree of the model.
-  opt_state: the optax state; Adam's count is its own step.
-  lr_scale: float32[], the plateau factor on the learning rate.
-  ema: running average of params, or None.
+  step: int32[], number of completed optimizer steps.
+  params: float32 tree, the model's weights.
+  opt_state: state of the optax transformation; Adam counts its own steps.
+  lr_scale: float32[], plateau factor on the learning rate.
+  ema: exponential moving average of params, or None.
   """
 
   step: Any
@@ -28,14 +32,27 @@ class TrainState:
   ema: Any = None
 
 
-def create(model, tx, key, *, ema: bool = False) -> TrainState:
-  """A fresh state; pure, so it can be jitted or traced abstractly."""
+def create(
+  model: GPT,
+  tx: optax.GradientTransformation,
+  key: jax.Array,
+  *,
+  ema: bool = False,
+) -> TrainState:
+  """Initialises a state at step 0; pure, so it can be jitted or eval_shaped.
+
+  Args:
+    key: the initialisation key (`jax.random.key`).
+    ema: whether to keep an average of the params.
+  """
   params = model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
   return from_params(params, tx, ema=ema)
 
 
-def from_params(params, tx, *, ema: bool = False) -> TrainState:
-  """A state at step 0 around given weights."""
+def from_params(
+  params: Any, tx: optax.GradientTransformation, *, ema: bool = False
+) -> TrainState:
+  """A state at step 0 with the given params."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -45,6 +62,6 @@ def from_params(params, tx, *, ema: bool = False) -> TrainState:
   )
 
 
-def eval_params(state: TrainState):
-  """The weights to judge and to sample with: the average where there is one."""
+def eval_params(state: TrainState) -> Any:
+  """The params to evaluate and sample with: the EMA if there is one."""
   return state.params if state.ema is None else state.ema

@@ -1,33 +1,50 @@
 """One optimizer step and one evaluation step: pure functions.
 
-`train_step` and `eval_step` know nothing of jit, donation or devices and are
-tested as they are; `jit_train_step` and `jit_eval_step` attach all of that.
-
     (state, batch, key) -> (state, metrics)
 
-A batch is a dict: tokens int32[B, T+1], weights float32[B, T] (1 where the
-target counts), rows int32[B] (the row's place in the global batch; it keys the
-dropout), and segments int32[B, T+1] where sequences share a row.
+`train_step` and `eval_step` know nothing of jit, donation or devices, and are
+tested as they are; `jit_train_step` and `jit_eval_step` add those.
+
+A batch is a dict of B rows with T targets each:
+  tokens: int32[B, T+1]
+  weights: float32[B, T], 0/1 loss mask of the targets
+  rows: int32[B], index of the row in the global batch; it keys the dropout
+  segments: optional int32[B, T+1], packed documents; attention stays within
+  positions: optional int32[B, T], position of each token in its document
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from gpt import devices
+from gpt.model import GPT
 from gpt.model.dropout import row_seeds
 from gpt.model.losses import cross_entropy, weighted_sum
 from gpt.training.schedules import scale_lr
 from gpt.training.state import TrainState
 
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
 
-def batch_nats(model, params, batch, dropout_key=None):
-  """float32[B, T]: nats of every target of the batch."""
+
+def batch_nats(
+  model: GPT, params: Any, batch: Batch, dropout_key: jax.Array | None = None
+) -> jax.Array:
+  """float32[B, T]: cross-entropy of every target, in nats.
+
+  Args:
+    dropout_key: None disables dropout.
+  """
   tokens_BT = batch['tokens']
   segments = batch.get('segments')
-  logits_BLV = model.apply(
+  logits_BTV: Any = model.apply(
     {'params': params},
     tokens_BT[:, :-1],
     positions_BL=batch.get('positions'),
@@ -36,19 +53,32 @@ def batch_nats(model, params, batch, dropout_key=None):
     if dropout_key is None or model.cfg.dropout == 0
     else row_seeds(dropout_key, batch['rows']),
   )
-  return cross_entropy(logits_BLV, tokens_BT[:, 1:])
+  return cross_entropy(logits_BTV, tokens_BT[:, 1:])
 
 
-def gradients(model, params, batch, dropout_key, micro_batch_size=0, axis=None):
-  """Gradient of the mean loss over the whole batch, and the loss (sum, count).
+def gradients(
+  model: GPT,
+  params: Any,
+  batch: Batch,
+  dropout_key: jax.Array | None,
+  micro_batch_size: int = 0,
+  axis: str | None = None,
+) -> tuple[Any, jax.Array, jax.Array]:
+  """Gradient of the mean loss over the global batch.
+
+  The mean is over all targets of weight 1, so the result does not depend on
+  how the batch is divided into devices and micro-batches (up to rounding).
 
   Args:
     batch: this device's rows.
-    micro_batch_size: rows worked on at once; must divide the rows. 0: all.
-    axis: mesh axis to add up over, or None for a single device.
+    dropout_key: None disables dropout.
+    micro_batch_size: rows per forward and backward pass; must divide the
+      number of rows. 0: all of them.
+    axis: mesh axis to sum over; None: a single device.
 
   Returns:
-    (grads, nats sum, count): the tree of parameters, float32[], float32[].
+    (grads, nats, count): a tree like params, the float32[] sum of the losses
+    and the float32[] sum of the weights, at least 1.
   """
   rows = batch['rows'].shape[0]
   micro = micro_batch_size or rows
@@ -65,7 +95,7 @@ def gradients(model, params, batch, dropout_key, micro_batch_size=0, axis=None):
   if micro == rows:
     loss, grads = grad_fn(params, batch)
   else:
-    slices = jax.tree.map(
+    micro_batches = jax.tree.map(
       lambda x: x.reshape(rows // micro, micro, *x.shape[1:]), batch
     )
 
@@ -73,7 +103,7 @@ def gradients(model, params, batch, dropout_key, micro_batch_size=0, axis=None):
       return jax.tree.map(jnp.add, carry, grad_fn(params, batch)), None
 
     zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
-    (loss, grads), _ = jax.lax.scan(accumulate, zeros, slices)
+    (loss, grads), _ = jax.lax.scan(accumulate, zeros, micro_batches)
   if axis is not None:
     loss, grads = jax.lax.psum((loss, grads), axis)
   return grads, loss * total, total
@@ -81,27 +111,33 @@ def gradients(model, params, batch, dropout_key, micro_batch_size=0, axis=None):
 
 def train_step(
   state: TrainState,
-  batch,
-  key,
+  batch: Batch,
+  key: jax.Array,
   *,
-  model,
+  model: GPT,
   tx: optax.GradientTransformation,
-  schedule,
+  schedule: optax.Schedule,
   min_lr: float = 0.0,
   ema_decay: float = 0.0,
-  gradients_fn=gradients,
-):
-  """One update of the parameters.
+  gradients_fn: Callable[..., tuple[Any, jax.Array, jax.Array]] = gradients,
+) -> tuple[TrainState, Metrics]:
+  """One optimizer step.
+
+    params -= lr_s * tx(grads),  lr_s = scale_lr(schedule(s), lr_scale, min_lr)
+    ema = ema_decay * ema + (1 - ema_decay) * params, if the state has one
 
   Args:
-    batch: see the module's docstring.
+    batch: see the module docstring.
     key: the run's dropout key; folded with the step here.
-    min_lr: the plateau factor does not take the learning rate below it.
-    gradients_fn: `gradients`, or a version of it spread over devices.
+    tx: gradients to directions, without the learning rate (optimizer.create).
+    schedule: step -> learning rate.
+    min_lr: floor of the learning rate under the plateau factor.
+    ema_decay: decay of the average of the params.
+    gradients_fn: `gradients`, or a version sharded over devices.
 
   Returns:
-    (state, metrics): loss (nats/token, mean over the batch), lr, grad_norm
-    (before clipping), tokens (targets that counted).
+    (state, metrics) with float32[] metrics: loss (nats/token, mean over the
+    batch), lr, grad_norm (global, before clipping), tokens (sum of weights).
   """
   dropout_key = jax.random.fold_in(key, state.step)
   grads, nats, count = gradients_fn(model, state.params, batch, dropout_key)
@@ -117,20 +153,23 @@ def train_step(
     'grad_norm': optax.tree.norm(grads),
     'tokens': count,
   }
-  state = state.replace(
-    step=state.step + 1, params=params, opt_state=opt_state, ema=ema
+  state = dataclasses.replace(
+    state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema
   )
   return state, metrics
 
 
-def eval_step(params, batch, bytes_V, *, model):
-  """Sums over a batch: nats, count, and the UTF-8 bytes of the targets.
+def eval_step(
+  params: Any, batch: Batch, bytes_V: jax.Array, *, model: GPT
+) -> jax.Array:
+  """Sums over a batch, without dropout.
 
   Args:
-    bytes_V: float32[V], bytes of each token.
+    bytes_V: float32[V], UTF-8 bytes of each token.
 
   Returns:
-    float32[3].
+    float32[3]: nats, number of targets, UTF-8 bytes of the targets; each
+    weighted by the loss mask.
   """
   nats_BT = batch_nats(model, params, batch)
   nats, count = weighted_sum(nats_BT, batch['weights'])
@@ -138,8 +177,22 @@ def eval_step(params, batch, bytes_V, *, model):
   return jnp.stack([nats, count, jnp.sum(n_bytes_BT * batch['weights'])])
 
 
-def jit_train_step(model, tx, schedule, mesh, *, micro_batch_size=0, **kwargs):
-  """`train_step` compiled for a mesh, the state donated."""
+def jit_train_step(
+  model: GPT,
+  tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  mesh: Mesh,
+  *,
+  micro_batch_size: int = 0,
+  min_lr: float = 0.0,
+  ema_decay: float = 0.0,
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]:
+  """`train_step` compiled for a mesh: state replicated and donated.
+
+  Args:
+    micro_batch_size: see `gradients`.
+    model, tx, schedule, min_lr, ema_decay: see `train_step`.
+  """
 
   def gradients_fn(model, params, batch, dropout_key):
     fn = functools.partial(gradients, model, micro_batch_size=micro_batch_size)
@@ -157,21 +210,24 @@ def jit_train_step(model, tx, schedule, mesh, *, micro_batch_size=0, **kwargs):
     model=model,
     tx=tx,
     schedule=schedule,
+    min_lr=min_lr,
+    ema_decay=ema_decay,
     gradients_fn=gradients_fn,
-    **kwargs,
   )
-  whole, split = devices.replicated_sharding(mesh), devices.batch_sharding(mesh)
+  replicated = devices.replicated_sharding(mesh)
   return jax.jit(
     step,
-    in_shardings=(whole, split, whole),
-    out_shardings=(whole, whole),
+    in_shardings=(replicated, devices.batch_sharding(mesh), replicated),
+    out_shardings=(replicated, replicated),
     donate_argnums=0,
   )
 
 
-def jit_eval_step(model, mesh):
-  """`eval_step` compiled for a mesh; the parameters are kept."""
-  whole, split = devices.replicated_sharding(mesh), devices.batch_sharding(mesh)
+def jit_eval_step(
+  model: GPT, mesh: Mesh
+) -> Callable[[Any, Any, Any], jax.Array]:
+  """`eval_step` compiled for a mesh: params replicated, not donated."""
+  replicated = devices.replicated_sharding(mesh)
 
   def step(params, batch, bytes_V):
     fn = functools.partial(eval_step, model=model)
@@ -184,4 +240,8 @@ def jit_eval_step(model, mesh):
       out_specs=devices.REPLICATED,
     )(params, batch, bytes_V)
 
-  return jax.jit(step, in_shardings=(whole, split, whole), out_shardings=whole)
+  return jax.jit(
+    step,
+    in_shardings=(replicated, devices.batch_sharding(mesh), replicated),
+    out_shardings=replicated,
+  )

@@ -1,9 +1,10 @@
-"""Muon: the iteration, its batching over shapes, and where it applies."""
+"""Muon: the iteration, stacking by shape, sharding, and who gets it."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from configs import default
@@ -21,7 +22,7 @@ def matrices(*shapes, seed=0):
 
 @pytest.mark.parametrize('mixed, tolerance', [(False, 2e-5), (True, 0.03)])
 @pytest.mark.parametrize('shape', [(16, 16), (8, 32), (32, 8)])
-def test_singular_values_come_close_to_one(shape, mixed, tolerance):
+def test_singular_values_move_close_to_one(shape, mixed, tolerance):
   x = matrices(shape)
   got = jax.jit(lambda x: muon.orthogonalise_tree(x, steps=5, mixed=mixed))(x)[
     'm0'
@@ -30,13 +31,13 @@ def test_singular_values_come_close_to_one(shape, mixed, tolerance):
   values = np.linalg.svd(got, compute_uv=False)
   assert got.shape == shape
   assert 0.4 < values.min() and values.max() < 1.3
-  # The directions stay: U^T got V is diagonal in the basis of x.
+  # Singular vectors are unchanged: U^T got V is diagonal.
   u, _, vt = np.linalg.svd(x['m0'], full_matrices=False)
   core = u.T @ got @ vt.T
   np.testing.assert_allclose(core, np.diag(np.diag(core)), atol=tolerance)
 
 
-def test_one_call_for_all_equals_one_call_for_each():
+def test_a_tree_equals_its_matrices_one_by_one():
   x = matrices((8, 8), (8, 32), (32, 8), (8, 8))
   together = muon.orthogonalise_tree(x, steps=5)
   for name, value in x.items():
@@ -44,7 +45,7 @@ def test_one_call_for_all_equals_one_call_for_each():
     np.testing.assert_allclose(together[name], alone, atol=1e-5)
 
 
-def test_shared_out_over_devices_is_the_same():
+def test_sharding_over_devices_changes_nothing():
   x = matrices((8, 8), (8, 32), (8, 8), (8, 8), (8, 8))
   mesh = devices.create_mesh(4, jax.devices()[:4])
   assert mesh.size == 4
@@ -54,7 +55,7 @@ def test_shared_out_over_devices_is_the_same():
     np.testing.assert_allclose(spread[name], alone[name], atol=1e-5)
 
 
-def test_blocks_get_muon_and_the_rest_gets_the_rest():
+def test_only_block_matrices_get_muon():
   params = {
     'wte': jnp.ones((4, 3)),
     'block_0': {'fc1': jnp.asarray(matrices((3, 12))['m0'])},
@@ -69,8 +70,23 @@ def test_blocks_get_muon_and_the_rest_gets_the_rest():
   assert set(state.momentum) == {'block_0'}
 
 
-def orthogonal_by_hand(x, steps):
-  """float64, from the post: quintic iterations on the wider orientation."""
+@pytest.mark.skipif(
+  not hasattr(optax.contrib, 'muon'), reason='optax without muon'
+)
+def test_directions_equal_those_of_optax_without_momentum():
+  """optax bias-corrects its momentum, so only momentum 0 is comparable."""
+  params = {'block_0': matrices((16, 16), (8, 32), (32, 8))}
+  grads = {'block_0': matrices((16, 16), (8, 32), (32, 8), seed=1)}
+  ours = muon.muon(optax.identity(), scale=1.0, momentum=0.0, weight_decay=0.1)
+  theirs = optax.contrib.muon(1.0, beta=0.0, weight_decay=0.1)
+  given, _ = jax.jit(ours.update)(grads, ours.init(params), params)
+  wanted, _ = jax.jit(theirs.update)(grads, theirs.init(params), params)
+  for name, direction in given['block_0'].items():
+    np.testing.assert_allclose(direction, -wanted['block_0'][name], atol=2e-5)
+
+
+def reference_orthogonalise(x, steps):
+  """float64, as in the post: quintic iterations on the wide orientation."""
   x = x.astype(np.float64)
   tall = x.shape[0] > x.shape[1]
   x = x.T if tall else x
@@ -81,8 +97,8 @@ def orthogonal_by_hand(x, steps):
   return x.T if tall else x
 
 
-def test_updates_equal_muon_by_hand():
-  """Three of them, as a config gives them: clipping, decay, both rates."""
+def test_updates_equal_the_reference_muon():
+  """Three updates from a config, with clipping, decay and both rates."""
   config = default.get_config()
   config.lr, config.opt.name = 0.01, 'muon'
   config.opt.muon_lr, config.opt.muon_momentum = 0.05, 0.8
@@ -113,7 +129,7 @@ def test_updates_equal_muon_by_hand():
     for grads in all_grads:
       g = np.clip(grads['block_0'][name].astype(np.float64), -0.5, 0.5)
       m = 0.8 * m + 0.2 * g
-      direction = orthogonal_by_hand(0.8 * m + 0.2 * g, 4)
+      direction = reference_orthogonalise(0.8 * m + 0.2 * g, 4)
       direction *= max(1.0, shape[1] / shape[0]) ** 0.5
       p = p - 0.05 * (direction + 0.1 * p)
     np.testing.assert_allclose(given['block_0'][name], p, atol=2e-5)

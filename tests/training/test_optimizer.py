@@ -1,4 +1,4 @@
-"""AdamW by hand: moments, bias correction, decoupled decay, both clippings."""
+"""AdamW and clipping against an independent float64 implementation."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def random_tree(rng, scale=1.0):
 
 
 def adamw_by_hand(params, all_grads, lr, opt):
-  """float64 parameters after the updates, from the paper's algorithm 2."""
+  """float64 params after the updates, by algorithm 2 of the AdamW paper."""
   p, treedef = jax.tree.flatten(params)
   p = [x.astype(np.float64) for x in p]
   m, v = [np.zeros_like(x) for x in p], [np.zeros_like(x) for x in p]
@@ -51,7 +51,7 @@ def adamw_by_hand(params, all_grads, lr, opt):
 @pytest.mark.parametrize(
   'changes',
   [
-    {},  # randy: element-wise clamp at 1, decay 0.1, betas 0.9 and 0.999.
+    {},  # randy: clamp at 1, decay 0.1, betas 0.9 and 0.999.
     {'clip': 'none'},
     {'clip': 'global_norm', 'clip_value': 0.5},
     {'clip': 'global_norm', 'clip_value': 1e6},
@@ -60,7 +60,7 @@ def adamw_by_hand(params, all_grads, lr, opt):
     {'b1': 0.85, 'b2': 0.99, 'weight_decay': 0.0, 'clip': 'none'},
   ],
 )
-def test_updates_equal_adamw_by_hand(changes):
+def test_updates_equal_the_reference_adamw(changes):
   config = options(**changes)
   rng = np.random.default_rng(0)
   params, lr = random_tree(rng), 0.01
@@ -79,14 +79,14 @@ def test_updates_equal_adamw_by_hand(changes):
   )
 
 
-def test_element_clamp_keeps_small_entries_as_they_are():
+def test_element_clipping_leaves_small_entries_unchanged():
   tx = optimizer.clipping(options().opt)
   grads = {'x': jnp.asarray([-5.0, -0.5, 0.0, 1.0, 7.0])}
   clipped, _ = tx.update(grads, tx.init(grads))
   assert clipped['x'].tolist() == [-1.0, -0.5, 0.0, 1.0, 1.0]
 
 
-def test_global_norm_keeps_the_direction():
+def test_global_norm_clipping_keeps_the_direction():
   tx = optimizer.clipping(options(clip='global_norm', clip_value=1.0).opt)
   grads = {'x': jnp.asarray([3.0, 0.0]), 'y': jnp.asarray([-4.0])}
   clipped, _ = tx.update(grads, tx.init(grads))
@@ -120,7 +120,7 @@ def test_adam_state_is_found_and_replaced():
   np.testing.assert_array_equal(adam.mu['wte'], mu['wte'])
   np.testing.assert_array_equal(adam.nu['block_0']['wq'], nu['block_0']['wq'])
   assert jax.tree.structure(changed) == jax.tree.structure(opt_state)
-  # Bias correction goes on from step 7: the eighth update, not the first.
+  # Bias correction continues from step 7: this is the eighth update.
   directions, after = tx.update(params, changed, params)
   assert int(optimizer.adam_state(after).count) == 8
 
@@ -137,7 +137,7 @@ def test_adam_state_is_found_and_replaced():
     ({'eps': 0.0}, 'opt.eps > 0'),
   ],
 )
-def test_bad_options_are_refused(changes, words):
+def test_invalid_options_are_rejected(changes, words):
   with pytest.raises(UserError) as error:
     optimizer.create(options(**changes))
   assert words in str(error.value)

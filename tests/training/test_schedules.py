@@ -1,4 +1,4 @@
-"""Schedules by table, and the options that make no sense."""
+"""Schedules against tables of values; invalid options are rejected."""
 
 import math
 
@@ -27,7 +27,7 @@ def with_warmup(name, **changes):
 
 # Each row: schedule, options, {0-based step: learning rate}.
 TABLE = [
-  # RandyGPT: constant to 60 %, half a cosine to min_lr, then min_lr.
+  # RandyGPT: constant for 60 %, half a cosine to min_lr, then min_lr.
   (
     'randy',
     {},
@@ -45,7 +45,7 @@ TABLE = [
   ('randy', {'decay_fraction': 1.0}, {0: 1.0, 50: 0.55, 100: 0.1}),
   ('randy', {'decay_fraction': 0.0}, {0: 1.0, 99: 1.0}),
   ('randy', {'total_steps': 1000}, {600: 1.0, 800: 0.55, 1000: 0.1}),
-  # microgpt: the first step is lr / warmup; the peak is the last of warmup.
+  # microgpt: the first step uses lr / warmup, the last of warmup the peak.
   (
     'linear_warmup',
     {'warmup_steps': 20},
@@ -63,7 +63,7 @@ TABLE = [
   ),
   ('linear_warmup', {'warmup_steps': 0}, {0: 1.0, 50: 0.5, 100: 0.0}),
   ('linear_warmup', {'warmup_steps': 1}, {0: 1.0, 1: 1.0}),
-  # Fewer steps than warmup: never at the peak, never negative.
+  # Fewer steps than warmup: below the peak, not negative.
   ('linear_warmup', {'warmup_steps': 200}, {0: 1 / 200, 99: 0.5}),
   (
     'wsd',
@@ -90,7 +90,7 @@ TABLE = [
       100: 0.1,
     },
   ),
-  # The warmup goes on into the decay.
+  # Warmup and decay overlap.
   (
     'wsd',
     {'warmup_steps': 10, 'decay_fraction': 1.0},
@@ -105,7 +105,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize('name, options, table', TABLE)
-def test_schedule_by_table(name, options, table):
+def test_schedule_equals_its_table(name, options, table):
   schedule = jax.jit(make(name, **options))
   steps = np.array(list(table), np.int32)
   given = [float(schedule(step)) for step in steps]
@@ -114,11 +114,11 @@ def test_schedule_by_table(name, options, table):
 
 @pytest.mark.parametrize('name', ['randy', 'linear_warmup', 'wsd'])
 @pytest.mark.parametrize('decay_fraction', [0.4, 0.95, 1.0])
-def test_rate_never_jumps_and_never_leaves_its_bounds(name, decay_fraction):
+def test_rate_is_continuous_and_bounded(name, decay_fraction):
   schedule = jax.jit(with_warmup(name, decay_fraction=decay_fraction))
   rates = np.array([float(schedule(np.int32(s))) for s in range(120)])
   assert 0.9 < rates.max() < 1 + 1e-6 and rates.min() >= 0.0
-  # The steepest is the warmup: a tenth a step.
+  # The warmup is steepest: a tenth of the peak per step.
   assert np.abs(np.diff(rates)).max() < 0.1 + 1e-6
 
 
@@ -136,12 +136,12 @@ def test_python_and_traced_steps_agree(name):
   [
     (1.0, 1.0, 1.0),
     (1.0, 0.5, 0.5),
-    (0.4, 0.125, 0.1),  # Not below min_lr,
+    (0.4, 0.125, 0.1),  # Not below min_lr.
     (0.1, 0.5, 0.1),
-    (0.02, 0.5, 0.02),  # and never above the schedule (a warmup's first steps).
+    (0.02, 0.5, 0.02),  # Not above the schedule (early in a warmup).
   ],
 )
-def test_plateau_scales_the_rate_down_to_the_floor(lr, scale, scaled):
+def test_plateau_factor_stops_at_min_lr(lr, scale, scaled):
   assert float(schedules.scale_lr(lr, scale, 0.1)) == pytest.approx(scaled)
 
 
@@ -153,15 +153,15 @@ def test_plateau_scales_the_rate_down_to_the_floor(lr, scale, scaled):
     ({'lr': 0.01}, 'min_lr 0.1 must be between 0 and lr 0.01; set both'),
     ({'min_lr': -0.1}, 'min_lr -0.1 must be between 0 and lr'),
     ({'warmup_steps': -1}, 'opt.warmup_steps -1'),
-    ({'decay_fraction': 1.5}, 'opt.decay_fraction 1.5 not in [0, 1]'),
+    ({'decay_fraction': 1.5}, 'opt.decay_fraction 1.5 is not in [0, 1]'),
   ],
 )
-def test_impossible_options_are_refused(options, words):
+def test_invalid_options_are_rejected(options, words):
   with pytest.raises(UserError) as error:
     make('wsd', **options)
   assert words in str(error.value)
 
 
-def test_unknown_schedule_names_the_known_ones():
+def test_unknown_schedule_lists_the_known_ones():
   with pytest.raises(UserError, match="'cosine' is not known; allowed: randy"):
     make('cosine')

@@ -1,7 +1,7 @@
-"""The training step: it learns, and how it is cut up changes nothing.
+"""The training step learns, and dividing the batch changes nothing.
 
-One device or four, one pass or micro-batches, a batch that divides or one
-that must be padded: the same update, up to float32 summation order.
+One device or four, one pass or micro-batches, with or without padding: the
+same update, up to the order of float32 sums.
 """
 
 import functools
@@ -13,11 +13,17 @@ import optax
 import pytest
 
 from configs import default
-from gpt import devices as sharding
+from gpt import devices
 from gpt.model import GPT, GPTConfig
 from gpt.training import optimizer
 from gpt.training import state as train_state
-from gpt.training import step as train_step
+from gpt.training.step import (
+  batch_nats,
+  gradients,
+  jit_eval_step,
+  jit_train_step,
+  train_step,
+)
 
 CFG = GPTConfig(
   vocab_size=17, n_embd=16, n_head=2, n_layer=1, block_size=12, init_std=0.1
@@ -30,7 +36,7 @@ def random_batch(rows, seed=0, ragged=False):
   weights = np.ones((rows, 12), np.float32)
   if ragged:
     weights = (rng.random((rows, 12)) < 0.6).astype(np.float32)
-    weights[0] = 0  # A row with nothing to learn.
+    weights[0] = 0  # A row without targets.
   return {
     'tokens': rng.integers(0, 17, (rows, 13)).astype(np.int32),
     'weights': weights,
@@ -43,20 +49,20 @@ def adamw():
 
 
 def run_steps(
-  devices, micro=0, dropout=0.0, rows=8, steps=3, ema_decay=0.0, tx=None
+  n_devices, micro=0, dropout=0.0, rows=8, steps=3, ema_decay=0.0, tx=None
 ):
-  """(state, metrics of every step) after some steps on random batches."""
+  """(state, [metrics of each step]) after `steps` random batches."""
   model = GPT(
     GPTConfig(**{**vars(CFG), 'dropout': dropout, 'attention': 'blocked'})
   )
   tx = tx or adamw()
-  mesh = sharding.create_mesh(rows, jax.devices()[:devices])
-  padded = sharding.padded_batch_size(rows, mesh, micro or 1)
+  mesh = devices.create_mesh(rows, jax.devices()[:n_devices])
+  padded = devices.padded_batch_size(rows, mesh, micro or 1)
   state = jax.jit(
     lambda key: train_state.create(model, tx, key, ema=ema_decay > 0)
   )(jax.random.key(0))
-  state = sharding.put_replicated(state, mesh)
-  step = train_step.jit_train_step(
+  state = devices.put_replicated(state, mesh)
+  step = jit_train_step(
     model,
     tx,
     optax.constant_schedule(1e-2),
@@ -66,8 +72,8 @@ def run_steps(
   )
   history = []
   for i in range(steps):
-    batch = sharding.pad_rows(random_batch(rows, i, ragged=True), padded)
-    state, metrics = step(state, sharding.put_batch(batch, mesh), KEY)
+    batch = devices.pad_rows(random_batch(rows, i, ragged=True), padded)
+    state, metrics = step(state, devices.put_batch(batch, mesh), KEY)
     history.append(jax.device_get(metrics))
   return jax.device_get(state), history
 
@@ -78,7 +84,7 @@ def one_device(rows=8, dropout=0.0):
 
 
 def assert_same(given, wanted):
-  """Equal but for summation order; Adam divides by sqrt(v), which magnifies."""
+  """Equal up to summation order, which Adam magnifies by 1 / sqrt(v)."""
   for a, b in zip(given[1], wanted[1]):
     assert a['tokens'] == b['tokens']
     np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-5)
@@ -102,17 +108,17 @@ def test_micro_batches_equal_one_big_batch(dropout, micro):
   )
 
 
-# 5 rows on 4 devices: 3 devices of 2, the last half padding. On 2 devices in
-# micro-batches of 2: 8 rows, 3 of them padding.
-@pytest.mark.parametrize('rows, devices, micro', [(5, 4, 0), (5, 2, 2)])
-def test_batches_that_do_not_divide_are_padded(rows, devices, micro):
+# 5 rows on 4 devices: 3 devices with 2 rows each, 1 row of padding. On 2
+# devices with micro-batches of 2: 8 rows, 3 of them padding.
+@pytest.mark.parametrize('rows, n_devices, micro', [(5, 4, 0), (5, 2, 2)])
+def test_batches_that_do_not_divide_are_padded(rows, n_devices, micro):
   assert_same(
-    run_steps(devices, micro, rows=rows, dropout=0.3),
+    run_steps(n_devices, micro, rows=rows, dropout=0.3),
     one_device(rows=rows, dropout=0.3),
   )
 
 
-def test_same_devices_give_the_same_bits():
+def test_a_repeated_run_is_bit_identical():
   first, second = (run_steps(4, dropout=0.3) for _ in range(2))
   jax.tree.map(np.testing.assert_array_equal, first, second)
 
@@ -125,10 +131,10 @@ def test_dropout_changes_with_the_step_and_the_key():
   state = train_state.from_params(params, adamw())
   step = jax.jit(
     functools.partial(
-      train_step.train_step,
+      train_step,
       model=model,
       tx=adamw(),
-      schedule=optax.constant_schedule(0.0),  # Only the dropout differs.
+      schedule=optax.constant_schedule(0.0),  # Only dropout differs.
     )
   )
   batch = random_batch(4)
@@ -144,17 +150,15 @@ def test_dropout_changes_with_the_step_and_the_key():
 
 
 def test_overfits_one_batch():
-  """Random tokens, learnt by heart: there is no way but through memory."""
+  """Random tokens: a low loss is possible only by memorising them."""
   model, tx = GPT(CFG), adamw()
-  mesh = sharding.create_mesh(4, jax.devices()[:1])
-  state = sharding.put_replicated(
+  mesh = devices.create_mesh(4, jax.devices()[:1])
+  state = devices.put_replicated(
     jax.jit(lambda key: train_state.create(model, tx, key))(jax.random.key(0)),
     mesh,
   )
-  step = train_step.jit_train_step(
-    model, tx, optax.constant_schedule(1e-2), mesh
-  )
-  batch = sharding.put_batch(random_batch(4), mesh)
+  step = jit_train_step(model, tx, optax.constant_schedule(1e-2), mesh)
+  batch = devices.put_batch(random_batch(4), mesh)
   state, metrics = step(state, batch, KEY)
   assert float(metrics['loss']) > 2.5  # ln 17 is 2.83.
   for _ in range(300):
@@ -164,7 +168,7 @@ def test_overfits_one_batch():
 
 
 def test_update_is_minus_lr_times_direction():
-  """With plain SGD the step can be followed by hand."""
+  """Plain SGD, so that the update is known in closed form."""
   model, tx = GPT(CFG), optax.identity()
   params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))[
     'params'
@@ -173,7 +177,7 @@ def test_update_is_minus_lr_times_direction():
   batch = random_batch(4, ragged=True)
   after, metrics = jax.jit(
     functools.partial(
-      train_step.train_step,
+      train_step,
       model=model,
       tx=tx,
       schedule=lambda step: 0.1 + step,
@@ -181,7 +185,7 @@ def test_update_is_minus_lr_times_direction():
   )(state, batch, KEY)
   assert float(metrics['lr']) == pytest.approx(0.05)
   grads, nats, count = jax.jit(
-    functools.partial(train_step.gradients, model, dropout_key=None)
+    functools.partial(gradients, model, dropout_key=None)
   )(params, batch)
   assert float(count) == batch['weights'].sum() == float(metrics['tokens'])
   assert float(nats / count) == pytest.approx(float(metrics['loss']), 1e-6)
@@ -193,7 +197,7 @@ def test_update_is_minus_lr_times_direction():
   )
 
 
-def test_average_of_the_weights_follows_them():
+def test_ema_follows_the_params():
   states = [run_steps(1, steps=n, ema_decay=0.9)[0] for n in (0, 1, 2)]
   wanted = states[0].params
   for state in states[1:]:
@@ -215,14 +219,14 @@ def test_eval_step_sums_nats_targets_and_bytes():
   batch = random_batch(8, ragged=True)
   sums = [
     np.asarray(
-      train_step.jit_eval_step(model, mesh)(
-        params, sharding.put_batch(batch, mesh), bytes_V
+      jit_eval_step(model, mesh)(
+        params, devices.put_batch(batch, mesh), bytes_V
       )
     )
-    for mesh in (sharding.create_mesh(8, jax.devices()[:n]) for n in (1, 4))
+    for mesh in (devices.create_mesh(8, jax.devices()[:n]) for n in (1, 4))
   ]
   np.testing.assert_allclose(sums[0], sums[1], rtol=1e-5)
-  nats = jax.jit(functools.partial(train_step.batch_nats, model))(params, batch)
+  nats = jax.jit(functools.partial(batch_nats, model))(params, batch)
   w = batch['weights']
   np.testing.assert_allclose(
     sums[0],
@@ -244,7 +248,7 @@ def test_batch_without_any_target_changes_nothing_but_decay():
   ]
   state, metrics = jax.jit(
     functools.partial(
-      train_step.train_step,
+      train_step,
       model=model,
       tx=tx,
       schedule=lambda step: 0.1,
