@@ -1,0 +1,273 @@
+"""The packages depend on each other in one direction; see docs/architecture.md.
+
+All of it is read from the source, imports inside functions included.
+"""
+
+import ast
+import collections
+import functools
+import importlib
+import io
+import json
+import pathlib
+import tokenize
+
+import pytest
+
+from launch.__main__ import COMMANDS
+from tests.support.commands import run_all
+from tests.support.workdirs import ROOT
+
+# Everything that a package or module may import besides itself. `model` stands
+# for gpt.model, and a module in the folder gpt/ for itself.
+BASE = {'errors', 'files', 'logs', 'devices'}
+MAY_IMPORT = {
+  'errors': set(),
+  'files': {'errors'},
+  'logs': set(),
+  'devices': {'errors', 'logs'},
+  'model': BASE,
+  'tokenizers': BASE,
+  'data': BASE | {'tokenizers'},
+  'training': BASE | {'model'},
+  'decoding': BASE | {'model', 'tokenizers'},
+}
+LEARNING = {*MAY_IMPORT}
+MAY_IMPORT |= {
+  'runs': LEARNING,
+  'formats': LEARNING | {'runs'},
+  'reports': LEARNING | {'runs'},
+  'config_check': LEARNING | {'runs'},
+  'start': LEARNING | {'runs', 'formats'},
+  'finish': LEARNING | {'runs', 'formats'},
+  'train': LEARNING | {'runs', 'formats', 'config_check', 'start', 'finish'},
+}
+SERVING_MAY_IMPORT = {
+  'engine': {'metrics'},
+  'http': {'engine', 'metrics'},
+}
+# TODO: none of these is meant to stay.
+PENDING = {
+  'gpt.data.prepare imports gpt.runs.workdir',
+  'gpt.runs.record imports gpt.finish',
+  'serving.engine.engine imports serving.http.errors',
+  'serving.engine.jobs imports serving.http.schemas',
+  'serving.engine.programs imports serving.http.schemas',
+  'serving.engine.scheduler imports serving.http.errors',
+}
+PENDING_DEAD = {'gpt.data.text_dataset: window_starts'}
+# Files that run in another program's process, with its packages.
+ELSEWHERE = ROOT / 'gpt' / 'formats' / 'hf_code'
+MOST_LINES = 420
+
+# Overridden methods, which only a library calls.
+CALLED_BY_LIBRARIES = {
+  '_should_upgrade',  # uvicorn
+  'collect',  # prometheus_client
+  'emit',  # logging
+  'handle_exit',  # uvicorn
+  'send_400_response',  # uvicorn
+}
+
+
+@functools.cache
+def modules() -> dict[str, pathlib.Path]:
+  """{'gpt.model.config': its file, ...} of all packages of the program."""
+  found = {}
+  for package in ('gpt', 'serving', 'launch', 'configs'):
+    for path in sorted((ROOT / package).rglob('*.py')):
+      if ELSEWHERE not in path.parents:
+        parts = path.relative_to(ROOT).with_suffix('').parts
+        name = '.'.join(parts).removesuffix('.__init__')
+        found[name] = path
+  return found
+
+
+@functools.cache
+def tree(path) -> ast.Module:
+  return ast.parse(path.read_text(encoding='utf-8'))
+
+
+def imported_names(path) -> set[str]:
+  """Dotted names of all imports of a file: 'gpt.model.GPT', 'absl.flags'."""
+  names = set()
+  for node in ast.walk(tree(path)):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}: relative import'
+      names |= {f'{node.module}.{alias.name}' for alias in node.names}
+  return names
+
+
+@functools.cache
+def imports() -> dict[str, set[str]]:
+  """{module: modules of the program that it imports}."""
+  graph = {}
+  for module, path in modules().items():
+    graph[module] = set()
+    for name in imported_names(path):
+      while name and name not in modules():
+        name = name.rpartition('.')[0]
+      if name and name != module:
+        graph[module].add(name)
+  return graph
+
+
+def arrows(package: str) -> list[tuple[str, str, str, str]]:
+  """(part, other part, module, imported module) within a top package."""
+  found = []
+  for module, targets in imports().items():
+    for target in targets:
+      if module.startswith(f'{package}.') and target.startswith(f'{package}.'):
+        parts = module.split('.')[1], target.split('.')[1]
+        if parts[0] != parts[1]:
+          found.append((*parts, module, target))
+  return found
+
+
+def test_every_part_of_gpt_imports_only_what_is_below_it():
+  wrong = [
+    f'{module} imports {target}'
+    for part, other, module, target in arrows('gpt')
+    if other not in MAY_IMPORT[part]
+  ]
+  assert not set(wrong) - PENDING, '\n'.join(wrong)
+
+
+def test_the_engine_knows_nothing_of_http():
+  wrong = [
+    f'{module} imports {target}'
+    for part, other, module, target in arrows('serving')
+    if part in SERVING_MAY_IMPORT and other not in SERVING_MAY_IMPORT[part]
+  ]
+  assert not set(wrong) - PENDING, '\n'.join(wrong)
+  for module, path in modules().items():
+    if module.startswith('serving.engine'):
+      libraries = {name.split('.')[0] for name in imported_names(path)}
+      assert not libraries & {'starlette', 'uvicorn', 'h11', 'pydantic'}, module
+
+
+@pytest.mark.parametrize(
+  'package, others',
+  [
+    ('gpt', {'gpt'}),
+    ('serving', {'serving', 'gpt'}),
+    ('configs', {'configs'}),
+  ],
+)
+def test_packages_are_layered(package, others):
+  wrong = [
+    f'{module} imports {target}'
+    for module, targets in imports().items()
+    for target in targets
+    if module.split('.')[0] == package and target.split('.')[0] not in others
+  ]
+  assert not wrong, '\n'.join(wrong)
+
+
+def test_imports_have_no_cycle():
+  finished, path = set(), []
+
+  def visit(module):
+    assert module not in path, ' -> '.join([*path, module])
+    if module not in finished:
+      path.append(module)
+      for target in sorted(imports()[module]):
+        visit(target)
+      finished.add(path.pop())
+
+  for module in modules():
+    visit(module)
+
+
+def test_only_launchers_read_command_line_flags():
+  wrong = [
+    module
+    for module, path in modules().items()
+    if not module.startswith('launch.')
+    and any(name.startswith('absl') for name in imported_names(path))
+  ]
+  assert not wrong
+
+
+def test_every_module_can_be_imported():
+  for module in modules():
+    if not module.startswith('launch'):
+      importlib.import_module(module)
+  # Launchers define flags of the same names: each in a process of its own.
+  launchers = [f'launch.{name}' for name in COMMANDS]
+  ended = run_all([[name, '--help'] for name in launchers])
+  assert not {
+    name: done.err for name, done in zip(launchers, ended) if done.code
+  }
+
+
+def test_no_file_is_long():
+  long = {
+    str(path.relative_to(ROOT)): lines
+    for path in modules().values()
+    if (lines := len(path.read_text().splitlines())) > MOST_LINES
+  }
+  assert not long
+
+
+def names_in(source: str) -> collections.Counter:
+  """How often each identifier occurs in Python code."""
+  tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+  return collections.Counter(
+    t.string for t in tokens if t.type == tokenize.NAME
+  )
+
+
+def definitions(path):
+  """Names of a module's functions, classes, constants and methods."""
+  for node in tree(path).body:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+      yield node.name
+    elif isinstance(node, ast.ClassDef):
+      yield node.name
+      for child in node.body:
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+          yield child.name
+    elif isinstance(node, ast.Assign):
+      yield from (t.id for t in node.targets if isinstance(t, ast.Name))
+
+
+def notebook_code() -> str:
+  cells = [
+    cell
+    for path in sorted((ROOT / 'notebooks').glob('*.ipynb'))
+    for cell in json.loads(path.read_text())['cells']
+    if cell['cell_type'] == 'code'
+  ]
+  lines = [
+    line for cell in cells for line in ''.join(cell['source']).split('\n')
+  ]
+  return '\n'.join(line for line in lines if not line.startswith(('%', '!')))
+
+
+def test_nothing_is_defined_for_tests_alone():
+  used, defined = names_in(notebook_code()), collections.Counter()
+  where = {}
+  for module, path in modules().items():
+    source = path.read_text()
+    if path.name == '__init__.py':  # A re-export is no use.
+      source = '\n'.join(
+        ast.unparse(node)
+        for node in tree(path).body
+        if not isinstance(node, ast.ImportFrom)
+      )
+    used += names_in(source)
+    for name in definitions(path):
+      defined[name] += 1
+      where[name] = module
+  dead = {
+    f'{where[name]}: {name}'
+    for name, count in defined.items()
+    if used[name] <= count
+    and not (name.startswith('__') and name.endswith('__'))
+    and name not in CALLED_BY_LIBRARIES
+  }
+  assert CALLED_BY_LIBRARIES <= defined.keys()
+  assert not dead - PENDING_DEAD, '\n'.join(sorted(dead))
