@@ -11,14 +11,16 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
+from gpt import terminal
+
 ROOTS = ('gpt', 'launch')
 
 
 class ConsoleHandler(logging.Handler):
   """Plain lines: INFO to stdout or stderr, `warning: ...` to stderr.
 
-  Lines appear above a tqdm progress bar. Streams are looked up at each line,
-  since notebooks and tests replace them.
+  Lines appear above a tqdm progress bar; a terminal.Line fits the terminal.
+  Streams are looked up at each line, since notebooks and tests replace them.
   """
 
   def __init__(self, info_to: str = 'stderr'):
@@ -27,8 +29,11 @@ class ConsoleHandler(logging.Handler):
     self.info_to = info_to
 
   def emit(self, record: logging.LogRecord) -> None:
-    text = self.format(record)
     stream: TextIO = getattr(sys, self.info_to)
+    if isinstance(record.msg, terminal.Line):
+      text = terminal.rendered(record.msg, stream)
+    else:
+      text = self.format(record)
     if record.levelno >= logging.WARNING:
       text = f'{record.levelname.lower()}: {text}'
       stream = sys.stderr

@@ -1,20 +1,72 @@
-"""What a run tells the person who watches it.
+"""Progress of a run on the console: a line at every eval, and a progress bar.
 
-A line at every eval; in a terminal a progress bar besides, which the lines
-scroll above. The same numbers go to metrics.jsonl.
+Only a terminal shows the bar; the lines scroll above it. The same numbers go
+to metrics.jsonl.
 """
 
+import collections
 import logging
 import math
+import statistics
 import sys
+import time
+from collections.abc import MutableMapping
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
+from gpt import terminal
 from gpt.runs.metrics import Clock, count, duration
 from gpt.training.plateau import Plateau
 
 logger = logging.getLogger(__name__)
+
+
+# The order in which parts of an eval's line are shortened (see terminal.Line).
+SHORTEN = (
+  'val',
+  'time',
+  'best',
+  'lr',
+  'patience',
+  'speed',
+  'best',
+  'speed',
+  'time',
+  'loss',
+)
+
+
+class Bar(tqdm):
+  """A progress bar whose time left is that of the steps after the first.
+
+  The first step compiles. The median of the intervals between steps leaves out
+  evals, samples and checkpoints, too.
+  """
+
+  def __init__(self, *args, **kwargs):
+    self._last: float | None = None
+    self._intervals = collections.deque(maxlen=64)
+    super().__init__(*args, **kwargs)
+
+  def step(self) -> None:
+    """Another step has been dispatched."""
+    now = time.perf_counter()
+    if self._last is not None and self.n > self.initial + 1:
+      self._intervals.append(now - self._last)
+    self._last = now
+    self.update()
+
+  @property
+  def format_dict(self) -> MutableMapping[str, Any]:
+    """The fields of the bar; see tqdm."""
+    fields = super().format_dict
+    if self._intervals:
+      fields['rate'] = 1 / max(statistics.median(self._intervals), 1e-9)
+    else:  # A rate of 0 steps is shown as '?'.
+      fields['rate'], fields['initial'] = None, fields['n']
+    return fields
 
 
 class Console:
@@ -36,7 +88,7 @@ class Console:
     self._config, self._clock = config, clock
     self._bar = None
     if sys.stderr.isatty() and jax.process_index() == 0:
-      self._bar = tqdm(
+      self._bar = Bar(
         total=config.total_steps,
         initial=first,
         unit='step',
@@ -49,7 +101,7 @@ class Console:
   def tick(self) -> None:
     """Another step has been dispatched."""
     if self._bar is not None:
-      self._bar.update()
+      self._bar.step()
 
   def add(self, metrics: dict, timed: bool) -> None:
     """A step has finished; `timed`: the clock has run during it."""
@@ -87,30 +139,39 @@ class Console:
     logger.info(self._line(step, values, track))
     return values
 
-  def _line(self, step: int, values: dict, track: Plateau) -> str:
+  def _line(self, step: int, values: dict, track: Plateau) -> terminal.Line:
     total = self._config.total_steps
-    parts = [
-      f'step {step}/{total}',
-      f'loss {values.get("train_loss", math.nan):.4f}',
-      f'val {values["val_loss"]:.4f} ppl {values["val_ppl"]:.2f}',
-      f'lr {self._lr:.2e}',
-      f'best {track.best_loss:.4f} @{track.best_step}',
-    ]
+    val = f'val {values["val_loss"]:.4f}'
+    best = f'best {track.best_loss:.4f}'
     elapsed = f'{duration(values["elapsed_s"])} elapsed'
+    parts = {
+      'step': [f'step {step}/{total}'],
+      'loss': [f'loss {values.get("train_loss", math.nan):.4f}', ''],
+      'val': [f'{val} ppl {values["val_ppl"]:.2f}', val],
+      'lr': [f'lr {self._lr:.2e}', ''],
+      'best': [f'{best} @{track.best_step}', best, ''],
+    }
     if 'ms_per_step' in values:
       ms = values['ms_per_step']
-      left = duration((total - step) * ms / 1e3)
-      parts += [
-        f'{ms:.{0 if ms >= 10 else 1}f} ms/step '
-        f'{count(values["tokens_per_s"])} tok/s',
-        f'{elapsed}, {left} left',
+      speed = f'{ms:.{0 if ms >= 10 else 1}f} ms/step'
+      left = f'{duration((total - step) * ms / 1e3)} left'
+      parts['speed'] = [
+        f'{speed} {count(values["tokens_per_s"])} tok/s',
+        speed,
+        '',
       ]
+      parts['time'] = [f'{elapsed}, {left}', left, '']
     else:
-      parts.append(elapsed)
+      parts['time'] = [elapsed, '']
     patience = self._config.opt.plateau_patience
     if patience:
-      parts.append(f'patience {track.evals_since_best}/{patience}')
-    return ' | '.join(parts)
+      waited = f'{track.evals_since_best}/{patience}'
+      parts['patience'] = [f'patience {waited}', '']
+    colors = {'step': 'bold', 'lr': 'dim', 'speed': 'dim', 'time': 'dim'}
+    if track.best_step == step:
+      colors['val'] = 'green'
+    order = [name for name in SHORTEN if name in parts]
+    return terminal.Line(parts, order, colors)
 
   def close(self) -> None:
     if self._bar is not None:
