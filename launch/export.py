@@ -9,6 +9,9 @@ rgpt: a RandyGPT checkpoint (RGPT0003) with Adam's moments; --output is a file.
 safetensors: one file of tensors, named as microgpt names them.
 microgpt: a model directory of microgpt (architecture microgpt only).
 hf: a directory that transformers loads (trust_remote_code), with a model card.
+
+An existing --output is refused; --overwrite replaces a file or an earlier
+export.
 """
 
 import pathlib
@@ -30,47 +33,41 @@ DTYPE = flags.DEFINE_enum(
   'dtype',
   'f32',
   ['f32', 'f16', 'bf16'],
-  'Type of the weights (not of rgpt). Half precision halves the file; what it '
-  'does to the logits is printed.',
+  'Type of the weights (not of rgpt). Half precision halves the file; its '
+  'effect on the logits is printed.',
 )
 WHICH = common_flags.which()
+OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'Replace an existing file or an earlier export.'
+)
 
 
 def main(_):
-  if not WORKDIR.value or not OUTPUT.value:
+  workdir, output, format = WORKDIR.value, OUTPUT.value, FORMAT.value
+  if not workdir or not output:
     raise UserError('--workdir=DIRECTORY and --output=PATH are needed')
-  write = write_rgpt if FORMAT.value == 'rgpt' else write_other
-  which, step, notes = write(WORKDIR.value, WHICH.value, OUTPUT.value)
+  if format == 'rgpt' and DTYPE.value != 'f32':
+    raise UserError(
+      f'RandyGPT files hold float32, not {DTYPE.value}: leave --dtype out, or '
+      'choose --format=safetensors'
+    )
+  from gpt.formats.directories import check_output
+
+  check_output(output, format, OVERWRITE.value)
+  from gpt.formats.convert import export  # Slow: imports JAX.
+
+  which, step, notes = export(
+    workdir, WHICH.value, format, output, DTYPE.value, OVERWRITE.value
+  )
   print(
-    f'wrote {OUTPUT.value} ({FORMAT.value}, {DTYPE.value}, '
-    f'{size(OUTPUT.value):,} bytes): {which} checkpoint, step {step}'
+    f'wrote {output} ({format}, {DTYPE.value}, {size(output):,} bytes): '
+    f'{which} checkpoint, step {step}'
   )
   for note in notes:
     print(note)
 
 
-def write_rgpt(workdir, which, output) -> tuple[str, int, list[str]]:
-  from gpt.formats.randygpt_run import (
-    export_rgpt,  # JAX, after the flags are right.
-  )
-
-  if DTYPE.value != 'f32':
-    raise UserError(
-      f'RandyGPT files hold float32, not {DTYPE.value}: leave --dtype out, or '
-      'choose --format=safetensors'
-    )
-  if pathlib.Path(output).is_dir():
-    raise UserError(f'{output} is a directory; --output must name a file')
-  return export_rgpt(workdir, which, output)
-
-
-def write_other(workdir, which, output) -> tuple[str, int, list[str]]:
-  from gpt.formats.convert import export
-
-  return export(workdir, which, FORMAT.value, output, DTYPE.value)
-
-
-def size(output) -> int:
+def size(output: str) -> int:
   """Bytes of a file, or of all files in a directory."""
   path = pathlib.Path(output)
   files = path.rglob('*') if path.is_dir() else [path]

@@ -1,16 +1,22 @@
-"""A run becomes files for other programs, and their files become a run."""
+"""Exports a run for other programs, and imports their models as new runs."""
 
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from gpt.data import record as data_record
 from gpt.errors import UserError, explained_writes
-from gpt.formats import huggingface, interop, model_card
+from gpt.formats import huggingface, microgpt, model_card
+from gpt.formats.directories import LAYOUTS, Path, check_output
+from gpt.formats.randygpt_run import export_rgpt
+from gpt.formats.tensors import rounding_report, write_model_file
 from gpt.model import GPTConfig
-from gpt.model.config import RUNTIME, option_names
+from gpt.model.config import FORMATS, RUNTIME, option_names, unrepresentable
 from gpt.runs import create
 from gpt.runs import workdir as run
 from gpt.runs.info import finite
@@ -19,8 +25,7 @@ from gpt.tokenizers.chat_format import is_chat_tokenizer
 from gpt.training import optimizer
 from gpt.training.state import from_params
 
-FORMATS = ('microgpt', 'hf')
-# microgpt's own training, for a run that goes on from its weights.
+# microgpt's own hyperparameters, for a run that continues from its weights.
 MICROGPT_TRAINING = {
   'lr': 1e-3,
   'min_lr': 0.0,
@@ -40,111 +45,136 @@ MICROGPT_TRAINING = {
 }
 
 
-def export(workdir, which: str, format: str, output, dtype: str):
+def export(
+  workdir: Path,
+  which: str,
+  format: str,
+  output: Path,
+  dtype: str = 'f32',
+  overwrite: bool = False,
+) -> tuple[str, int, list[str]]:
   """Writes a run's best or latest weights for another program.
 
   Args:
-    format: 'safetensors' (output: a file), 'microgpt' or 'hf' (a directory).
-    dtype: 'f32', 'f16' or 'bf16'.
+    which: 'best' or 'latest', the preferred checkpoint.
+    format: 'rgpt' or 'safetensors' (output is a file), 'microgpt' or 'hf' (a
+      directory).
+    dtype: 'f32', 'f16' or 'bf16'; rgpt has float32 alone.
+    overwrite: whether an existing file or earlier export may be replaced.
 
   Returns:
-    ('best' or 'latest': what was found, completed steps, lines worth telling).
+    ('best' or 'latest': the checkpoint that was found, its completed steps,
+    notes for the user).
 
   Raises:
-    UserError: no such run; a model that the format has not; a place that
-      cannot be written to.
+    UserError: no such run; a model that the format cannot represent; a place
+      that exists or cannot be written to.
   """
-  if (pathlib.Path(output) / 'checkpoints').exists():
-    raise UserError(f'{output} is a run; choose another --output')
+  check_output(output, format, overwrite)
+  if format == 'rgpt':
+    return export_rgpt(workdir, which, output)
   loaded = load_model(workdir, which)
   cfg, params = loaded.cfg, loaded.params
+  reasons = unrepresentable(cfg, format) if format in FORMATS else []
+  if reasons:
+    raise UserError(
+      f'this model cannot be written for {format}: {"; ".join(reasons)}'
+    )
   notes, rounding = [], None
   if dtype != 'f32':
-    rounding = interop.rounding_report(cfg, params, dtype) | {'dtype': dtype}
-    notes.append(
-      f'{dtype}: the largest change of a logit by rounding the weights is '
-      f'{rounding["max_error"]:.3g} (logits up to {rounding["max_logit"]:.3g}),'
-      f' over {rounding["positions"]:,} positions; the likeliest token is the '
-      f'same at {100 * rounding["same_argmax"]:.1f} %'
-    )
+    rounding = rounding_report(cfg, params, dtype)
+    notes.append(_rounding_note(rounding))
   record = {
     'config': loaded.config,
     'step': loaded.step,
     'best_loss': finite(loaded.meta.get('best_loss')),
     'data': loaded.data,
   }
+  tokenizer = loaded.tokenizer
   if format == 'microgpt':
-    tokenizer, data = loaded.tokenizer, loaded.config['data']
-    end = tokenizer.bos_id if data['format'] == 'chat' else tokenizer.eos_id
-    notes += interop.write_microgpt(output, cfg, params, tokenizer, dtype, end)
+    chat = loaded.config['data']['format'] == 'chat'
+    end = tokenizer.bos_id if chat else tokenizer.eos_id
+    notes += microgpt.write_microgpt(output, cfg, params, tokenizer, dtype, end)
   elif format == 'hf':
     card = model_card.card(loaded, workdir, rounding)
     notes += huggingface.write_hf(
-      output, cfg, params, loaded.tokenizer, dtype, record, card
+      output, cfg, params, tokenizer, dtype, record, card
     )
   else:
-    if pathlib.Path(output).is_dir():
-      raise UserError(f'{output} is a directory; --output must name a file')
-    interop.write_safetensors(output, cfg, params, dtype, record)
+    write_model_file(output, cfg, params, dtype, record)
   return loaded.which, loaded.step, notes
 
 
-def detect(directory) -> str:
-  """'microgpt' or 'hf', by the files of a directory."""
+def _rounding_note(report: Mapping[str, Any]) -> str:
+  return (
+    f'{report["dtype"]}: rounding the weights changes logits by at most '
+    f'{report["max_error"]:.3g} (logits up to {report["max_logit"]:.3g}) over '
+    f'{report["positions"]:,} positions; the likeliest token is the same at '
+    f'{100 * report["same_argmax"]:.1f} % of them'
+  )
+
+
+def detect(directory: Path) -> str:
+  """'microgpt' or 'hf', from the files of a directory."""
   directory = pathlib.Path(directory)
   if not directory.is_dir():
     raise UserError(f'no such directory: {directory}')
-  if (directory / interop.META).is_file():
-    return 'microgpt'
-  if (directory / huggingface.CONFIG).is_file():
-    return 'hf'
+  for format, layout in LAYOUTS.items():
+    if (directory / layout.mark).is_file():
+      return format
   raise UserError(
-    f'{directory} is neither a microgpt directory ({interop.META}, '
-    f'{interop.WEIGHTS}, {interop.TOKENIZER}) nor one that launch.export '
+    f'{directory} is neither a microgpt directory ({microgpt.META}, '
+    f'{microgpt.WEIGHTS}, {microgpt.TOKENIZER}) nor one that launch.export '
     f'--format=hf wrote ({huggingface.CONFIG}, {huggingface.WEIGHTS})'
   )
 
 
 def import_directory(
-  directory, format: str, config, workdir, overrides=None
-) -> dict:
-  """Makes a new run from a directory; training can go on from it.
+  directory: Path,
+  format: str,
+  config: ConfigDict,
+  workdir: Path,
+  overrides: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """Makes a new run from a model directory; it can be trained further.
 
-  The optimizer starts afresh. A microgpt directory does not tell how far it
+  The optimizer starts afresh. A microgpt directory does not record how long it
   was trained: its run is at step 0, with microgpt's hyperparameters.
 
   Args:
-    format: one of FORMATS, or 'auto'.
-    config: ConfigDict of configs/default.py; filled in and saved.
-    overrides: {'data.format': 'text', ...}, which win (not over the model's
-      shape).
+    format: 'microgpt', 'hf' or 'auto'.
+    config: of configs/default.py; filled in and saved.
+    overrides: {'data.format': 'text', ...}, which win over the model's own
+      record, except for the model's shape and function.
 
   Returns:
-    'format', 'step', 'parameters', 'tokenizer' (kind), 'chat' (bool).
+    'format', 'step', 'parameters', 'tokenizer' (kind), 'chat' (bool), 'cfg'
+    (the GPTConfig).
 
   Raises:
-    UserError: files that cannot be used, a workdir in use.
+    UserError: unusable files, or a workdir in use.
   """
   if format == 'auto':
     format = detect(directory)
-  workdir = pathlib.Path(workdir)
+  workdir, overrides = pathlib.Path(workdir), dict(overrides or {})
   create.check_free(workdir)
-  read = {'microgpt': interop.read_microgpt, 'hf': huggingface.read_hf}
+  read = {'microgpt': microgpt.read_microgpt, 'hf': huggingface.read_hf}
   foreign = read[format](directory)
-  record, tokenizer = foreign.extra, foreign.tokenizer
+  record, tokenizer = foreign.record, foreign.tokenizer
   chat = is_chat_tokenizer(tokenizer)
   if format == 'microgpt':
     config.update_from_flattened_dict(MICROGPT_TRAINING)
     config.data.format = 'chat' if chat else 'lines'
   else:
-    take(config, record.get('config') or {})
-  config.update_from_flattened_dict(overrides or {})
+    _take_over(config, record.get('config') or {})
+  config.update_from_flattened_dict(overrides)
   cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
-  free = option_names(RUNTIME)
-  for name, value in foreign.shape.items():
-    if f'model.{name}' in (overrides or {}) and name in free:
-      continue
-    if getattr(cfg, name) != value:  # Else 'auto' may stay what it is.
+  free = {
+    name for name in option_names(RUNTIME) if f'model.{name}' in overrides
+  }
+  for name, value in foreign.options.items():
+    # An equal value may stay written as 'auto'.
+    if name not in free and getattr(cfg, name) != value:
       config.model[name] = value
   config.data.tokenizer = tokenizer.kind
   config.data.tokenizer_path = ''
@@ -169,8 +199,8 @@ def import_directory(
   }
 
 
-def take(config, saved: dict) -> None:
-  """Takes over the keys of a saved config that exist and fit."""
+def _take_over(config: ConfigDict, saved: Mapping[str, Any]) -> None:
+  """Takes over the saved keys that exist in `config` and have its types."""
   known = run.flatten(json.loads(json.dumps(config.to_dict())))
   for key, value in run.flatten(saved).items():
     if key in known and isinstance(value, type(known[key])):

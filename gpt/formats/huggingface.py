@@ -1,31 +1,38 @@
-"""A directory that Hugging Face's `transformers` loads, and the way back.
+"""Directories for Hugging Face's `transformers`, written and read back.
 
 config.json, model.safetensors    the model; config.json['rgpt'] is the run
 modeling_rgpt.py, configuration_rgpt.py    its code (trust_remote_code)
-generation_config.json            what generate() starts from
+generation_config.json            defaults of generate()
 tokenizer.json, tokenizer_config.json      where they can be expressed
-rgpt_tokenizer/                   our tokenizer, for the way back
+rgpt_tokenizer/                   our tokenizer, for reading back
 README.md                         the model card
 """
 
 import json
 import pathlib
 import shutil
+from collections.abc import Mapping
+from typing import Any
 
 from gpt.errors import UserError, explained_writes
 from gpt.files import write_atomic
-from gpt.formats import safetensors_file, tokenizer_json
-from gpt.formats.interop import (
-  Foreign,
+from gpt.formats import tokenizer_json
+from gpt.formats.directories import (
+  ForeignModel,
+  Path,
   check_vocab_size,
-  from_tensors,
   make_directory,
   read_json,
+)
+from gpt.formats.tensors import (
+  from_tensors,
+  read_tensors,
   to_tensors,
+  write_tensors,
 )
 from gpt.model import GPTConfig
 from gpt.model.config import option_names, unrepresentable
-from gpt.tokenizers import load_tokenizer
+from gpt.tokenizers import Tokenizer, load_tokenizer
 from gpt.tokenizers.base import BOS, EOS
 from gpt.tokenizers.chat_format import (
   ASSISTANT,
@@ -39,20 +46,11 @@ CODE = ('configuration_rgpt.py', 'modeling_rgpt.py')
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 TOKENIZER_FILES = ('tokenizer.json', 'tokenizer_config.json')
 OUR_TOKENIZER = 'rgpt_tokenizer'
-FILES = (
-  *CODE,
-  WEIGHTS,
-  CONFIG,
-  CARD,
-  *TOKENIZER_FILES,
-  OUR_TOKENIZER,
-  'generation_config.json',
-)
 REQUIRED = ('arch', 'n_embd', 'n_head', 'n_layer', 'block_size')
 TORCH_DTYPES = {'f32': 'float32', 'f16': 'float16', 'bf16': 'bfloat16'}
 
 
-def their_name(name: str) -> str:
+def hf_tensor_name(name: str) -> str:
   """'layer0.attn_wq' -> 'layers.0.attn_wq.weight', 'wte' -> 'wte.weight'."""
   layer, _, leaf = name.partition('.')
   if leaf:
@@ -60,31 +58,42 @@ def their_name(name: str) -> str:
   return f'{name}.weight'
 
 
-def our_name(name: str) -> str:
-  """The inverse of `their_name`; other names stay as they are."""
-  name = name.removesuffix('.weight')
+def tensor_name(hf_name: str) -> str:
+  """The inverse of `hf_tensor_name`; other names stay as they are."""
+  name = hf_name.removesuffix('.weight')
   if name.startswith('layers.'):
     return 'layer' + name.removeprefix('layers.')
   return name
 
 
 def write_hf(
-  directory, cfg: GPTConfig, params, tokenizer, dtype: str, run: dict, card: str
+  directory: Path,
+  cfg: GPTConfig,
+  params: Mapping[str, Any],
+  tokenizer: Tokenizer,
+  dtype: str,
+  record: Mapping[str, Any],
+  card: str,
 ) -> list[str]:
   """Writes the directory; the weights come last.
 
   Args:
-    run: what config.json keeps of the run ('config', 'step', 'best_loss').
-    card: the model card, where '{tokenizer_note}' gets what there is to say.
+    dtype: a key of tensors.DTYPES.
+    record: what config.json keeps of the run: 'config', 'step', 'best_loss'.
+    card: the model card, in which '{tokenizer_note}' is filled in.
 
   Returns:
-    Lines worth telling.
+    Notes for the user.
+
+  Raises:
+    UserError: a model that the code in hf_code cannot represent; a place that
+      cannot be written to.
   """
   if reasons := unrepresentable(cfg, 'hf'):
     raise UserError(
       f'this model cannot be written for transformers: {"; ".join(reasons)}'
     )
-  directory = make_directory(directory, FILES, CONFIG, {'model_type': 'rgpt'})
+  directory = make_directory(directory)
   files, notes = {}, []
   try:
     files['tokenizer.json'] = tokenizer_json.equivalent(tokenizer)
@@ -102,8 +111,8 @@ def write_hf(
     )
   assets = pathlib.Path(__file__).parent / 'hf_code'
   files |= {name: (assets / name).read_bytes() for name in CODE}
-  files[CONFIG] = _json(model_config(cfg, tokenizer, dtype, run))
-  files['generation_config.json'] = _json(generation_config(tokenizer, run))
+  files[CONFIG] = _json(model_config(cfg, tokenizer, dtype, record))
+  files['generation_config.json'] = _json(generation_config(tokenizer, record))
   files[CARD] = card.replace('{tokenizer_note}', note).encode()
   with explained_writes(directory):
     for name in TOKENIZER_FILES:
@@ -112,13 +121,15 @@ def write_hf(
     tokenizer.save(directory / OUR_TOKENIZER)
     for name, data in files.items():
       write_atomic(directory / name, data)
-  tensors = {their_name(k): x for k, x in to_tensors(params).items()}
-  safetensors_file.write(directory / WEIGHTS, tensors, dtype, {'format': 'pt'})
+  tensors = {hf_tensor_name(k): x for k, x in to_tensors(params).items()}
+  write_tensors(directory / WEIGHTS, tensors, dtype, {'format': 'pt'})
   return notes
 
 
-def model_config(cfg: GPTConfig, tokenizer, dtype: str, run: dict) -> dict:
-  """config.json."""
+def model_config(
+  cfg: GPTConfig, tokenizer: Tokenizer, dtype: str, record: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The content of config.json; arguments as of `write_hf`."""
   return {
     'model_type': 'rgpt',
     'architectures': ['RgptForCausalLM'],
@@ -132,13 +143,15 @@ def model_config(cfg: GPTConfig, tokenizer, dtype: str, run: dict) -> dict:
     'bos_token_id': tokenizer.bos_id,
     'eos_token_id': tokenizer.eos_id,
     'pad_token_id': tokenizer.eos_id,
-    'rgpt': run,
+    'rgpt': dict(record),
   }
 
 
-def generation_config(tokenizer, run: dict) -> dict:
-  """Sampling as the run samples, and what must never be sampled."""
-  sample = run['config']['sample']
+def generation_config(
+  tokenizer: Tokenizer, record: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The run's own sampling settings, and tokens that must not be sampled."""
+  sample = record['config']['sample']
   ends = [tokenizer.eos_id]
   if is_chat_tokenizer(tokenizer):
     ends.append(tokenizer.special_tokens[END_TURN])
@@ -162,8 +175,8 @@ def generation_config(tokenizer, run: dict) -> dict:
   }
 
 
-def tokenizer_config(tokenizer, cfg: GPTConfig) -> dict:
-  """tokenizer_config.json, with a chat template where the model can chat."""
+def tokenizer_config(tokenizer: Tokenizer, cfg: GPTConfig) -> dict[str, Any]:
+  """The content of tokenizer_config.json, with a template for chat models."""
   names = tokenizer_json.control_names(tokenizer)
   config = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
@@ -179,11 +192,11 @@ def tokenizer_config(tokenizer, cfg: GPTConfig) -> dict:
   return config
 
 
-def chat_template(names: dict) -> str:
-  """The Jinja template with the ids of gpt.tokenizers.chat_format.build_prompt.
+def chat_template(names: Mapping[str, str]) -> str:
+  """A Jinja template that gives the ids of tokenizers.chat_format.build_prompt.
 
   Args:
-    names: our names of the control tokens -> theirs.
+    names: our name of each control token -> its text in tokenizer.json.
   """
   turn = '{{ %(open)s + m["content"] + "' + names[END_TURN] + '" }}'
   roles = {'user': f'"{names[USER]}"', 'assistant': f'"{names[ASSISTANT]}"'}
@@ -191,8 +204,9 @@ def chat_template(names: dict) -> str:
     roles['system'] = f'"{names[SYSTEM]}"'
     head, alone, turns = '', '', 'messages'
   else:
-    # As in tokenizers.chat_format: without a token of its own it opens the
-    # first user turn, or is one where none follows; an empty one is none.
+    # As in tokenizers.chat_format: without a <|system|> token the text opens
+    # the first user turn, or is a user turn itself where none follows. An
+    # empty text is left out.
     head = (
       '{% set system = "" %}{% set turns = messages %}'
       '{% if messages[0]["role"] == "system" %}{% set turns = messages[1:] %}'
@@ -232,11 +246,11 @@ def chat_template(names: dict) -> str:
   )
 
 
-def read_hf(directory) -> Foreign:
-  """Reads a directory that `write_hf` (or transformers, from it) has written.
+def read_hf(directory: Path) -> ForeignModel:
+  """Reads a directory written by `write_hf`, or re-saved by transformers.
 
   Raises:
-    UserError: files that are missing, damaged or of another model.
+    UserError: missing or damaged files, or another kind of model.
   """
   directory = pathlib.Path(directory)
   config = read_json(directory / CONFIG)
@@ -249,23 +263,26 @@ def read_hf(directory) -> Foreign:
       f'{directory} holds a model of type {config.get("model_type")!r}: only '
       'directories that launch.export --format=hf wrote can be read'
     )
+  names = option_names(format='hf')
   try:
     # Exports older than an option have its default.
-    names = [name for name in option_names(format='hf') if name in config]
-    shape = {name: config[name] for name in {*REQUIRED, *names}}
-    cfg = GPTConfig(vocab_size=config['vocab_size'], **shape)
-    shape = {name: getattr(cfg, name) for name in option_names(format='hf')}
-  except (KeyError, TypeError) as e:
+    given = {*REQUIRED, *(name for name in names if name in config)}
+    options = {name: config[name] for name in given}
+    cfg = GPTConfig(vocab_size=config['vocab_size'], **options)
+  except KeyError as e:
     raise UserError(f'{directory / CONFIG} lacks {e}') from e
-  tensors, _ = safetensors_file.read(directory / WEIGHTS)
+  except TypeError as e:
+    raise UserError(f'{directory / CONFIG} has a wrong value: {e}') from e
+  tensors = read_tensors(directory / WEIGHTS)
   params = from_tensors(
-    {our_name(k): x for k, x in tensors.items()}, cfg, directory / WEIGHTS
+    {tensor_name(k): x for k, x in tensors.items()}, cfg, directory / WEIGHTS
   )
   ours = directory / OUR_TOKENIZER
   tokenizer = load_tokenizer(ours if ours.is_dir() else directory)
   check_vocab_size(tokenizer, cfg, directory)
-  return Foreign(shape, params, tokenizer, config.get('rgpt') or {})
+  options = {name: getattr(cfg, name) for name in names}
+  return ForeignModel(options, params, tokenizer, config.get('rgpt') or {})
 
 
-def _json(value: dict) -> bytes:
+def _json(value: Mapping[str, Any]) -> bytes:
   return (json.dumps(value, indent=2, ensure_ascii=False) + '\n').encode()

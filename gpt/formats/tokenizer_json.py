@@ -1,69 +1,79 @@
 """Our tokenizers as Hugging Face's tokenizer.json: the same ids for any text.
 
-Nothing there corresponds to a character or SentencePiece vocabulary as such,
-but byte pair encoding without `unk` drops unknown characters just as ours do,
-and its vocabulary may hold any strings:
+The format has no character or SentencePiece vocabularies, but byte pair
+encoding without `unk` drops unknown characters just as ours do, and its
+vocabulary may hold any strings:
 
   char           no merges, no pre-tokenizer
   randygpt       the merges as they are; newlines stand alone
   sentencepiece  BPE with byte fallback: the merges follow from the scores, and
                  spaces stay spaces
-  hf             the file that the tokenizer is
+  hf             the tokenizer's own file
 
-What cannot be expressed is refused. The control tokens are `special` tokens
-there: programs that load the file turn their names in a text into their ids
-unless told not to (`split_special_tokens=True`), ours never does.
+Tokenizers that cannot be expressed are refused. Control tokens become `special`
+tokens: programs that load the file turn their names inside a text into their
+ids unless `split_special_tokens=True` is set; our encoders never do.
 """
 
 import dataclasses
 import json
-import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gpt.data.sample_text import sample_text
 from gpt.errors import UserError
+from gpt.tokenizers import (
+  CharTokenizer,
+  HfTokenizer,
+  RandyTokenizer,
+  SentencePieceTokenizer,
+  Tokenizer,
+)
 from gpt.tokenizers.base import BOS
-from gpt.tokenizers.huggingface import HfTokenizer
 
 ISOLATED = {'type': 'Split', 'behavior': 'Isolated', 'invert': False}
 FUSE = {'type': 'Fuse'}
-# SentencePiece's ModelProto.SentencePiece.Type, and TrainerSpec.ModelType.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-BPE_MODEL = 2
 
 
 @dataclasses.dataclass
 class Vocabulary:
   """A tokenizer as byte pair encoding.
 
-  tokens: the text of every id; of control tokens their name.
-  control: their ids.
-  merges: (left, right) texts, the most urgent first.
-  pre_tokenizer, decoder: parts of tokenizer.json.
+  Attributes:
+    tokens: the text of each id; control tokens have their names.
+    control: ids of the control tokens.
+    merges: (left, right) texts in the order of priority.
+    pre_tokenizer, decoder: parts of tokenizer.json.
+    byte_fallback: characters without a token become byte tokens.
   """
 
   tokens: list[str]
   control: set[int]
   merges: list[tuple[str, str]]
-  pre_tokenizer: dict | None
-  decoder: dict
+  pre_tokenizer: dict[str, Any] | None
+  decoder: dict[str, Any]
   byte_fallback: bool = False
 
 
-def vocabulary(tokenizer) -> Vocabulary:
-  """The tokenizer as byte pair encoding.
+def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+  """Expresses a tokenizer as byte pair encoding.
 
   Raises:
-    UserError: it cannot be expressed; says why.
+    UserError: that is impossible; the message gives the reason.
   """
-  describe = {
-    'char': _char,
-    'randygpt': _randy,
-    'sentencepiece': _sentencepiece,
-    'hf': _hf,
-  }[tokenizer.kind]
-  found = describe(tokenizer)
+  match tokenizer:
+    case CharTokenizer():
+      found = _char(tokenizer)
+    case RandyTokenizer():
+      found = _randy(tokenizer)
+    case SentencePieceTokenizer():
+      found = _sentencepiece(tokenizer)
+    case HfTokenizer():
+      found = _hf(tokenizer)
+    case _:
+      raise _impossible(f'its kind is {tokenizer.kind}')
   names = {id: name for name, id in tokenizer.special_tokens.items()}
-  # Where one token is both, as in microgpt, it is the beginning.
+  # One token may be BOS and EOS, as in microgpt: its name is BOS.
   names[tokenizer.bos_id] = BOS
   for id, name in names.items():
     found.tokens[id] = name
@@ -74,12 +84,16 @@ def vocabulary(tokenizer) -> Vocabulary:
   return found
 
 
-def to_json(found: Vocabulary, order=None, names=None) -> bytes:
-  """A tokenizer.json.
+def to_json(
+  found: Vocabulary,
+  order: Sequence[int] | None = None,
+  names: Mapping[int, str] | None = None,
+) -> bytes:
+  """The bytes of a tokenizer.json.
 
   Args:
     order: the ids to keep, in the order of their new ids; default: all.
-    names: {id: other name} of control tokens.
+    names: {id: name} of control tokens that get another name.
   """
   order = range(len(found.tokens)) if order is None else order
   names = names or {}
@@ -121,24 +135,34 @@ def to_json(found: Vocabulary, order=None, names=None) -> bytes:
   return json.dumps(spec, ensure_ascii=False, indent=1).encode()
 
 
-def equivalent(tokenizer) -> bytes:
-  """The tokenizer.json with the ids of `tokenizer`, checked where possible.
+def equivalent(tokenizer: Tokenizer) -> bytes:
+  """A tokenizer.json with the ids of `tokenizer`, see `check`.
 
   Raises:
-    UserError: there is none.
+    UserError: the tokenizer cannot be expressed as one.
   """
-  if tokenizer.kind == 'hf':
+  if isinstance(tokenizer, HfTokenizer):
     return tokenizer.data
   data = to_json(vocabulary(tokenizer))
   check(tokenizer, data)
   return data
 
 
-def check(tokenizer, data: bytes, new_ids=None) -> None:
-  """Compares both on the built-in sample, if the library is installed.
+def check(
+  tokenizer: Tokenizer,
+  data: bytes,
+  new_ids: Mapping[int, int] | None = None,
+) -> None:
+  """Compares the ids of both on the built-in sample text.
+
+  Without the `tokenizers` library nothing is checked.
 
   Args:
-    new_ids: {our id: the file's id}, where they differ.
+    data: a tokenizer.json.
+    new_ids: {our id: the file's id}; default: the ids are the same.
+
+  Raises:
+    UserError: the ids differ.
   """
   try:
     import tokenizers  # noqa: F401
@@ -160,14 +184,14 @@ def _impossible(reason: str) -> UserError:
   )
 
 
-def _char(tokenizer) -> Vocabulary:
+def _char(tokenizer: CharTokenizer) -> Vocabulary:
   tokens = [
     tokenizer.token_bytes(i).decode() for i in range(tokenizer.vocab_size)
   ]
   return Vocabulary(tokens, set(), [], None, FUSE)
 
 
-def _randy(tokenizer) -> Vocabulary:
+def _randy(tokenizer: RandyTokenizer) -> Vocabulary:
   ids = {t: i for i, t in enumerate(tokenizer.vocab)}
   merges = sorted(set(tokenizer.merges), key=lambda m: ids[m[0] + m[1]])
   for a, b in merges:
@@ -185,13 +209,13 @@ def _randy(tokenizer) -> Vocabulary:
   )
 
 
-def _hf(tokenizer) -> Vocabulary:
+def _hf(tokenizer: HfTokenizer) -> Vocabulary:
   spec = json.loads(tokenizer.data)
   added = {t['content']: t['id'] for t in spec['added_tokens']}
   vocab = spec['model']['vocab'] | added
   if any(not t['special'] for t in spec['added_tokens']):
     raise _impossible('it has added tokens that are not special')
-  tokens = sorted(vocab, key=vocab.get)
+  tokens = sorted(vocab, key=lambda token: vocab[token])
   merges = [
     tuple(m.split(' ')) if isinstance(m, str) else tuple(m)
     for m in spec['model']['merges']
@@ -206,22 +230,27 @@ def _hf(tokenizer) -> Vocabulary:
   )
 
 
-def _sentencepiece(tokenizer) -> Vocabulary:
-  model_type, pieces = parse_model(tokenizer.model)
-  if model_type != BPE_MODEL:
+def _sentencepiece(tokenizer: SentencePieceTokenizer) -> Vocabulary:
+  # SentencePiece's processor does not distinguish user-defined symbols from
+  # other pieces; its protobuf does.
+  from sentencepiece import sentencepiece_model_pb2 as pb
+
+  model = pb.ModelProto.FromString(tokenizer.model)
+  if model.trainer_spec.model_type != pb.TrainerSpec.BPE:
     raise _impossible('its SentencePiece model is not BPE')
+  kinds = pb.ModelProto.SentencePiece
   tokens, control, symbols, scores = [], set(), [], {}
-  for id, (piece, score, kind) in enumerate(pieces):
-    text = piece.replace('\u2581', ' ')
+  for id, entry in enumerate(model.pieces):
+    text = entry.piece.replace('\u2581', ' ')
     tokens.append(text)
-    if kind in (UNKNOWN, CONTROL):
+    if entry.type in (kinds.UNKNOWN, kinds.CONTROL):
       control.add(id)
-    elif kind == USER_DEFINED:
+    elif entry.type == kinds.USER_DEFINED:
       symbols.append(text)
-    elif kind == NORMAL:
-      scores[text] = score
-    elif kind == UNUSED:
-      raise _impossible(f'{piece!r} is marked unused')
+    elif entry.type == kinds.NORMAL:
+      scores[text] = entry.score
+    elif entry.type == kinds.UNUSED:
+      raise _impossible(f'{entry.piece!r} is marked unused')
   if any(len(s) != 1 for s in symbols):
     raise _impossible(f'a symbol of more than one character: {symbols}')
   merges = [
@@ -230,59 +259,17 @@ def _sentencepiece(tokenizer) -> Vocabulary:
     for cut in range(1, len(text))
     if text[:cut] in scores and text[cut:] in scores
   ]
-  # The best score first; of two ways to the same piece either will do.
-  merges = [(a, b) for *_, a, b in sorted(merges, reverse=True)]
+  # The best score first; two ways to the same piece are equivalent.
+  pairs = [(a, b) for *_, a, b in sorted(merges, reverse=True)]
   pattern = '|'.join(f'\\x{{{ord(s):x}}}' for s in symbols)
   split = {**ISOLATED, 'pattern': {'Regex': pattern}} if symbols else None
   decoder = {'type': 'Sequence', 'decoders': [{'type': 'ByteFallback'}, FUSE]}
-  return Vocabulary(tokens, control, merges, split, decoder, True)
+  return Vocabulary(tokens, control, pairs, split, decoder, True)
 
 
-def parse_model(model: bytes) -> tuple[int, list[tuple[str, float, int]]]:
-  """(model type, [(piece, score, kind)]) of a serialised SentencePiece model.
-
-  Its Python API does not tell user-defined symbols from other pieces.
-  """
-  pieces, model_type = [], 1
-  for field, value in _fields(model):
-    if field == 1:
-      piece = {1: b'', 2: b'\0' * 4, 3: NORMAL, **dict(_fields(value))}
-      (score,) = struct.unpack('<f', piece[2])
-      pieces.append((piece[1].decode(), score, piece[3]))
-    elif field == 2:
-      model_type = dict(_fields(value)).get(3, model_type)
-  return model_type, pieces
-
-
-def _fields(data: bytes):
-  """(number, value) of a protobuf message; int, or bytes."""
-  i = 0
-
-  def varint() -> int:
-    nonlocal i
-    value = shift = 0
-    while True:
-      byte = data[i]
-      i += 1
-      value |= (byte & 127) << shift
-      shift += 7
-      if byte < 128:
-        return value
-
-  while i < len(data):
-    key = varint()
-    wire = key & 7
-    if wire == 0:
-      yield key >> 3, varint()
-      continue
-    size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
-    yield key >> 3, data[i : i + size]
-    i += size
-
-
-def control_names(tokenizer) -> dict[str, str]:
-  """Our name of each control token -> its text in `equivalent`."""
-  if tokenizer.kind != 'hf':
+def control_names(tokenizer: Tokenizer) -> dict[str, str]:
+  """{our name of a control token: its text in the file of `equivalent`}."""
+  if not isinstance(tokenizer, HfTokenizer):
     return {name: name for name in tokenizer.special_tokens}
   added = json.loads(tokenizer.data)['added_tokens']
   content = {t['id']: t['content'] for t in added}

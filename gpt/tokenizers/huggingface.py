@@ -42,13 +42,13 @@ def _library():
   return tokenizers
 
 
-def our_name(content: str) -> str:
+def rgpt_token(content: str) -> str:
   """'<user>' -> '<|user|>'; other names stay as they are."""
   match = re.fullmatch(r'<(\w+)>', content)
   return f'<|{match[1]}|>' if match else content
 
 
-def their_name(name: str) -> str:
+def microgpt_token(name: str) -> str:
   """'<|user|>' -> '<user>', microgpt's spelling."""
   match = re.fullmatch(r'<\|(\w+)\|>', name)
   return f'<{match[1]}>' if match else name
@@ -98,7 +98,7 @@ class HfTokenizer(BaseTokenizer):
     control = {
       t['content']: t['id'] for t in spec['added_tokens'] if t['special']
     }
-    names = {our_name(content): id for content, id in control.items()}
+    names = {rgpt_token(content): id for content, id in control.items()}
     if BOS not in names:
       raise UserError(
         'this tokenizer.json has no document mark: a special token <bos> (or '
@@ -253,7 +253,9 @@ def build_hf(
     UserError: no `tokenizers` library, no text, vocab_size too small.
   """
   tokenizers = _library()
-  names = [their_name(n) for n in (BOS, *check_special_tokens(special_tokens))]
+  names = [
+    microgpt_token(n) for n in (BOS, *check_special_tokens(special_tokens))
+  ]
   least = len(names) + 256
   if vocab_size < least:
     raise UserError(

@@ -14,7 +14,7 @@ from gpt.data.sample_text import sample_text
 from gpt.decoding import generation, sampling
 from gpt.formats import model_card
 from gpt.formats.convert import export, import_directory
-from gpt.formats.interop import rounding_report
+from gpt.formats.tensors import rounding_report
 from gpt.runs.load import load_model, params_sha256
 from gpt.tokenizers import build_tokenizer
 from gpt.tokenizers.chat_format import CHAT_TOKENS, build_prompt

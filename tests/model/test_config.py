@@ -282,9 +282,7 @@ def test_the_exported_configuration_has_exactly_the_options_of_the_format():
     if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
   }
   assert stored == set(names)
-  written = model_config(
-    cfg, CharTokenizer('ab'), 'f32', run={'config': {}, 'step': 0}
-  )
+  written = model_config(cfg, CharTokenizer('ab'), 'f32', {'step': 0})
   assert {k: written[k] for k in expected} == expected
 
 

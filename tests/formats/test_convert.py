@@ -2,6 +2,8 @@
 
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from ml_collections import ConfigDict
 
 from gpt.data import record as data_record
 from gpt.errors import UserError
-from gpt.formats import huggingface, interop, model_card
+from gpt.formats import huggingface, model_card
 from gpt.formats.convert import export, import_directory
+from gpt.formats.tensors import rounding_report
 from gpt.formats.tokenizer_json import equivalent, vocabulary
 from gpt.runs import workdir
 from gpt.runs.load import load_model, params_sha256
@@ -131,7 +134,7 @@ def test_the_card_tells_data_config_numbers_and_a_sample(
 def test_half_precision_error_is_measured(chat_run):
   loaded = load_model(chat_run)
   reports = [
-    interop.rounding_report(loaded.cfg, loaded.params, dtype)
+    rounding_report(loaded.cfg, loaded.params, dtype)
     for dtype in ('f32', 'f16', 'bf16')
   ]
   exact, half, brain = reports
@@ -203,28 +206,74 @@ def test_a_model_goes_without_what_cannot_be_expressed(no_sample, tmp_path):
 # --- places to write to, and the commands ------------------------------------
 
 
-def test_only_an_earlier_export_is_written_over(no_sample, chat_run, tmp_path):
-  for _ in range(2):
-    export(chat_run, 'best', 'microgpt', tmp_path / 'out', 'f32')
+@pytest.mark.parametrize('format', ['rgpt', 'safetensors', 'microgpt', 'hf'])
+def test_an_existing_output_is_kept_unless_overwrite_is_given(
+  no_sample, request, tmp_path, format
+):
+  run = 'trained_workdir' if format == 'rgpt' else 'chat_run'
+  source, out = request.getfixturevalue(run), tmp_path / 'out'
+  export(source, 'best', format, out)
+
+  def content():
+    files = [out] if out.is_file() else [p for p in out.rglob('*')]
+    return {p: p.read_bytes() for p in files if p.is_file()}
+
+  before = content()
+  with pytest.raises(UserError, match='exists already: add --overwrite'):
+    export(source, 'best', format, out)
+  assert content() == before
+  export(source, 'best', format, out, overwrite=True)
+  assert content() == before  # Equal runs give equal files.
+
+
+def test_directories_that_are_no_exports_are_never_written_to(
+  chat_run, tmp_path
+):
   mine = tmp_path / 'mine'
   mine.mkdir()
   for name, text in (
     ('README.md', 'mine'),
     ('config.json', '{"model_type": "llama"}'),
+    ('notes.txt', 'mine, too'),
   ):
     (mine / name).write_text(text)
-    with pytest.raises(UserError, match='nothing in it will be overwritten'):
-      export(chat_run, 'best', 'hf', mine, 'f32')
+    for format in ('microgpt', 'hf'):
+      with pytest.raises(UserError, match='nothing in it will be overwritten'):
+        export(chat_run, 'best', format, mine, overwrite=True)
     assert (mine / name).read_text() == text
-  (tmp_path / 'README.md').write_text('mine')
-  for format in ('microgpt', 'hf'):
-    with pytest.raises(UserError, match='nothing in it will be overwritten'):
-      export(chat_run, 'best', format, tmp_path, 'f32')
-  assert (tmp_path / 'README.md').read_text() == 'mine'
   with pytest.raises(UserError, match='is a run; choose another --output'):
-    export(chat_run, 'best', 'hf', chat_run, 'f32')
+    export(chat_run, 'best', 'hf', chat_run, overwrite=True)
+  with pytest.raises(UserError, match='notes.txt is a file; --format=hf'):
+    export(chat_run, 'best', 'hf', mine / 'notes.txt', overwrite=True)
+  with pytest.raises(UserError, match='there is no directory'):
+    export(chat_run, 'best', 'safetensors', tmp_path / 'none/x')
+
+
+def test_an_import_leaves_other_runs_alone(chat_run, tmp_path):
+  export(chat_run, 'best', 'microgpt', tmp_path / 'out')
   with pytest.raises(UserError, match='already holds config.json'):
     import_directory(tmp_path / 'out', 'auto', config(), chat_run)
+
+
+def test_the_output_is_checked_before_jax_is_imported(tmp_path):
+  """Even the workdir, which does not exist here, is looked at later."""
+  file = tmp_path / 'thesis.txt'
+  file.write_text('mine')
+  program = (
+    'import sys; from launch import cli, export\n'
+    'try: cli.run(export.main)\n'
+    'finally: print("jax" in sys.modules)'
+  )
+  for format in ('rgpt', 'safetensors', 'hf'):
+    done = subprocess.run(
+      [sys.executable, '-c', program]
+      + ['--workdir=none', f'--format={format}', f'--output={file}'],
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 2 and done.stdout == 'False\n', done.stderr
+    assert 'thesis.txt' in done.stderr
+  assert file.read_text() == 'mine'
 
 
 def test_an_import_knows_its_text_and_takes_what_the_config_sets(
@@ -257,7 +306,7 @@ def test_commands_round_trip_and_training_goes_on(chat_run, tmp_path):
     f'--output={out}',
   )
   assert 'best checkpoint, step 7' in said
-  assert 'f16: the largest change of a logit' in said
+  assert 'f16: rounding the weights changes logits by at most' in said
   said, _ = launch(
     'import_model',
     f'--input={out}',
@@ -289,5 +338,5 @@ def test_mistakes_are_explained(chat_run, tmp_path):
     code=2,
   )
   assert 'RandyGPT files hold float32, not f16' in err
-  assert huggingface.our_name('layers.3.mlp_fc1.weight') == 'layer3.mlp_fc1'
+  assert huggingface.tensor_name('layers.3.mlp_fc1.weight') == 'layer3.mlp_fc1'
   assert pathlib.Path(tmp_path / 'x.bin').exists() is False

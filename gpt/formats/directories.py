@@ -1,0 +1,166 @@
+"""Model directories of other programs: layouts, safe places, shared checks.
+
+This module imports no JAX: `launch.export` checks its --output first.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from gpt.errors import UserError, explained_writes
+from gpt.model import GPTConfig
+from gpt.tokenizers import Tokenizer
+
+Path = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """What an exported directory holds.
+
+  Attributes:
+    files: names of its files and directories.
+    mark: the JSON file that identifies it.
+    keys: entries of that file; None stands for any value.
+  """
+
+  files: tuple[str, ...]
+  mark: str
+  keys: Mapping[str, Any]
+
+
+LAYOUTS = {
+  'microgpt': Layout(
+    files=('weights.safetensors', 'meta.json', 'tokenizer.json'),
+    mark='meta.json',
+    keys=dict.fromkeys(('n_embd', 'n_head', 'n_layer', 'block_size')),
+  ),
+  'hf': Layout(
+    files=(
+      'configuration_rgpt.py',
+      'modeling_rgpt.py',
+      'model.safetensors',
+      'config.json',
+      'README.md',
+      'tokenizer.json',
+      'tokenizer_config.json',
+      'rgpt_tokenizer',
+      'generation_config.json',
+    ),
+    mark='config.json',
+    keys={'model_type': 'rgpt'},
+  ),
+}
+
+
+@dataclasses.dataclass
+class ForeignModel:
+  """A model read from another program's directory.
+
+  Attributes:
+    options: the keys of `config.model` that the directory fixes.
+    params: parameter tree, float32 numpy.
+    tokenizer: its vocabulary size is that of the weights.
+    record: what our own exports keep of their run ('config', 'step', ...).
+  """
+
+  options: dict[str, Any]
+  params: dict[str, Any]
+  tokenizer: Tokenizer
+  record: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def check_output(output: Path, format: str, overwrite: bool = False) -> None:
+  """Checks that an export may be written to `output`.
+
+  Args:
+    format: 'rgpt' or 'safetensors' (files), 'microgpt' or 'hf' (directories).
+    overwrite: whether an existing file or an earlier export may be replaced.
+
+  Raises:
+    UserError: it may not; nothing has been written.
+  """
+  output = pathlib.Path(output)
+  if (output / 'checkpoints').exists():
+    raise UserError(f'{output} is a run; choose another --output')
+  if format not in LAYOUTS:
+    if output.is_dir():
+      raise UserError(f'{output} is a directory; --output must name a file')
+    if not output.parent.is_dir():
+      raise UserError(
+        f'cannot write {output}: there is no directory {output.parent}'
+      )
+    if output.exists() and not overwrite:
+      raise _exists(output)
+    return
+  if output.exists() and not output.is_dir():
+    raise UserError(
+      f'{output} is a file; --format={format} writes a directory: choose '
+      'another --output'
+    )
+  found = sorted(p.name for p in output.iterdir()) if output.exists() else []
+  if not found:
+    return
+  layout = LAYOUTS[format]
+  strange = [name for name in found if name not in layout.files]
+  if not strange and not _has_mark(output, layout):
+    strange = found
+  if strange:
+    raise UserError(
+      f'{output} holds {strange[0]}, which is no part of an export to '
+      f'{format}: nothing in it will be overwritten. Choose a new --output'
+    )
+  if not overwrite:
+    raise _exists(output)
+
+
+def _exists(output: pathlib.Path) -> UserError:
+  return UserError(
+    f'{output} exists already: add --overwrite to replace it, or choose '
+    'another --output'
+  )
+
+
+def _has_mark(directory: pathlib.Path, layout: Layout) -> bool:
+  try:
+    given = read_json(directory / layout.mark)
+  except UserError:
+    return False
+  return all(
+    given.get(key) is not None and value in (None, given[key])
+    for key, value in layout.keys.items()
+  )
+
+
+def make_directory(directory: Path) -> pathlib.Path:
+  """Makes a directory with its parents; UserError if that is impossible."""
+  with explained_writes(directory):
+    pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+  return pathlib.Path(directory)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """Reads a JSON object; UserError if the file holds anything else."""
+  try:
+    value = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  except OSError as e:
+    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
+  except ValueError as e:
+    raise UserError(f'{path} is not JSON: {e}') from e
+  if not isinstance(value, dict):
+    raise UserError(f'{path} does not hold a JSON object')
+  return value
+
+
+def check_vocab_size(
+  tokenizer: Tokenizer, cfg: GPTConfig, directory: Path
+) -> None:
+  """Raises UserError unless tokenizer and weights have as many tokens."""
+  if tokenizer.vocab_size != cfg.vocab_size:
+    raise UserError(
+      f'{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the '
+      f'model {cfg.vocab_size}'
+    )

@@ -1,0 +1,273 @@
+"""Weights as named tensors in safetensors files.
+
+Files hold matrices as [out, in]; our parameters are [in, out]. Tensors have
+microgpt's names: `wte`, `wpe`, `lm_head`, `layer0.attn_wq`, ...
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors
+from safetensors.numpy import save
+
+from gpt.errors import UserError
+from gpt.files import write_atomic
+from gpt.model import GPT, GPTConfig, abstract_params
+
+LEAVES = {
+  'wq': 'attn_wq',
+  'wk': 'attn_wk',
+  'wv': 'attn_wv',
+  'wo': 'attn_wo',
+  'fc1': 'mlp_fc1',
+  'gate': 'mlp_gate',
+  'fc2': 'mlp_fc2',
+}
+TABLES = ('wte', 'wpe', 'lm_head')
+PROBE_SHAPE = (4, 256)  # Rows and most columns of the half precision probe.
+
+# Dtypes of exports, by their names on the command line.
+DTYPES = {
+  'f32': np.dtype(np.float32),
+  'f16': np.dtype(np.float16),
+  'bf16': np.dtype(ml_dtypes.bfloat16),
+}
+# Dtypes that are read, by their names in the file's header.
+READABLE = {
+  'F32': np.dtype('<f4'),
+  'F16': np.dtype('<f2'),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+  'F64': np.dtype('<f8'),
+}
+LENGTH_BYTES = 8  # A file begins with the length of its JSON header.
+
+Tensors = dict[str, np.ndarray]
+Path = str | os.PathLike[str]
+
+
+# --- names and shapes
+
+
+def to_tensors(params: Mapping[str, Any]) -> Tensors:
+  """Our parameter tree under the files' names, matrices as [out, in]."""
+  tensors = {}
+  for name, value in params.items():
+    if name in TABLES:
+      tensors[name] = np.asarray(value)
+      continue
+    layer = name.replace('block_', 'layer')
+    for leaf, x in value.items():
+      tensors[f'{layer}.{LEAVES[leaf]}'] = np.asarray(x).T
+  return tensors
+
+
+def from_tensors(
+  tensors: Tensors, cfg: GPTConfig, source: Path
+) -> dict[str, Any]:
+  """The float32 parameter tree of a model.
+
+  Args:
+    source: where the tensors come from, for errors.
+
+  Raises:
+    UserError: tensors or shapes that do not fit the config.
+  """
+  wanted = {name: x.shape for name, x in to_tensors(_zeros(cfg)).items()}
+  for name in sorted(wanted.keys() | tensors.keys()):
+    if name not in tensors:
+      raise UserError(
+        f'{source}: {name} is missing: expected {wanted[name]} from the config'
+      )
+    if name not in wanted:
+      raise UserError(
+        f'{source}: unexpected tensor {name} {tensors[name].shape}: the model '
+        'of the config has none of this name'
+      )
+    if tensors[name].shape != wanted[name]:
+      raise UserError(
+        f'{source}: {name}: expected {wanted[name]} from the config, found '
+        f'{tensors[name].shape}'
+      )
+  ours = {leaf: name for name, leaf in LEAVES.items()}
+  params: dict[str, Any] = {}
+  for name, x in tensors.items():
+    layer, _, leaf = name.partition('.')
+    x = np.asarray(x, np.float32)
+    if leaf:
+      block = params.setdefault(layer.replace('layer', 'block_'), {})
+      block[ours[leaf]] = np.ascontiguousarray(x.T)
+    else:
+      params[name] = x
+  return params
+
+
+def _zeros(cfg: GPTConfig) -> dict[str, Any]:
+  """A parameter tree of zeros that takes no memory."""
+
+  def zeros(tree):
+    if isinstance(tree, dict):
+      return {name: zeros(x) for name, x in tree.items()}
+    return np.broadcast_to(np.float32(0), tree.shape)
+
+  return zeros(dict(abstract_params(cfg)))
+
+
+# --- half precision
+
+
+def round_to(tensors: Tensors, dtype: str) -> Tensors:
+  """Converts float32 tensors, rounding to nearest.
+
+  Args:
+    dtype: a key of DTYPES.
+
+  Raises:
+    UserError: a number too large for the dtype.
+  """
+  rounded = {}
+  for name, x in tensors.items():
+    x = np.asarray(x, np.float32)
+    with np.errstate(over='ignore'):
+      rounded[name] = x.astype(DTYPES[dtype])
+    if not np.isfinite(rounded[name]).all() and np.isfinite(x).all():
+      raise UserError(
+        f'{name} holds {np.abs(x).max():.3g}, too large for {dtype}; use '
+        '--dtype=bf16 or --dtype=f32'
+      )
+  return rounded
+
+
+def rounding_report(
+  cfg: GPTConfig, params: Mapping[str, Any], dtype: str
+) -> dict[str, Any]:
+  """Measures how rounding the weights to `dtype` changes float32 logits.
+
+  Uses up to 4 x 256 positions of seeded random tokens.
+
+  Returns:
+    'dtype', 'max_error' (largest change of a logit), 'max_logit' (largest
+    absolute logit), 'same_argmax' (fraction of positions with the same
+    likeliest token), 'positions' (their number).
+  """
+  cfg = dataclasses.replace(
+    cfg, dtype='float32', attention='plain', dropout=0.0, remat=False
+  )
+  rounded = from_tensors(round_to(to_tensors(params), dtype), cfg, 'weights')
+  shape = PROBE_SHAPE[0], min(PROBE_SHAPE[1], cfg.block_size)
+  tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, shape)
+  forward = jax.jit(GPT(cfg).apply)
+  with jax.default_matmul_precision('highest'):
+    exact, close = (
+      np.asarray(forward({'params': p}, tokens.astype(np.int32)))
+      for p in (params, rounded)
+    )
+  same = exact.argmax(-1) == close.argmax(-1)
+  return {
+    'dtype': dtype,
+    'max_error': float(np.abs(exact - close).max()),
+    'max_logit': float(np.abs(exact).max()),
+    'same_argmax': float(same.mean()),
+    'positions': int(same.size),
+  }
+
+
+# --- files
+
+
+def write_tensors(
+  path: Path,
+  tensors: Tensors,
+  dtype: str,
+  metadata: Mapping[str, str] | None = None,
+) -> int:
+  """Writes a whole safetensors file or leaves an older one unchanged.
+
+  Equal arguments give equal bytes.
+
+  Args:
+    tensors: name -> float32 array; converted to `dtype`.
+    metadata: entries of the file's header.
+
+  Returns:
+    The size of the file in bytes.
+
+  Raises:
+    UserError: numbers too large for the dtype; a place that cannot be written
+      to.
+  """
+  # The library writes an array's memory: transposed ones in the wrong order.
+  arrays = {
+    name: np.asarray(x, order='C')
+    for name, x in round_to(tensors, dtype).items()
+  }
+  data = _with_metadata(save(arrays), metadata or {})
+  try:
+    write_atomic(path, data)
+  except OSError as e:
+    raise UserError(f'cannot write {path}: {e.strerror or e}') from e
+  return len(data)
+
+
+def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
+  """The library itself would write several entries in a random order."""
+  if not metadata:
+    return data
+  length = int.from_bytes(data[:LENGTH_BYTES], 'little')
+  body = data[LENGTH_BYTES + length :]
+  header = json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length])
+  header = {'__metadata__': dict(metadata), **header}
+  text = json.dumps(header, separators=(',', ':')).encode()
+  text += b' ' * (-len(text) % LENGTH_BYTES)  # Tensors start aligned.
+  return len(text).to_bytes(LENGTH_BYTES, 'little') + text + body
+
+
+def read_tensors(path: Path) -> Tensors:
+  """{name: float32 array} of a safetensors file; other floats are converted.
+
+  Raises:
+    UserError: a missing or damaged file, or tensors that are not floats.
+  """
+  try:
+    data = pathlib.Path(path).read_bytes()
+  except OSError as e:
+    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
+  try:
+    found = safetensors.deserialize(data)
+  except safetensors.SafetensorError as e:
+    raise UserError(f'{path} is not a whole safetensors file: {e}') from e
+  tensors = {}
+  for name, entry in found:
+    if entry['dtype'] not in READABLE:
+      raise UserError(
+        f'{path}: {name} is {entry["dtype"]}; allowed: {", ".join(READABLE)}'
+      )
+    shape = tuple(entry['shape'])
+    x = np.frombuffer(entry['data'], READABLE[entry['dtype']], math.prod(shape))
+    tensors[name] = x.reshape(shape).astype(np.float32)
+  return tensors
+
+
+def write_model_file(
+  path: Path,
+  cfg: GPTConfig,
+  params: Mapping[str, Any],
+  dtype: str,
+  record: Mapping[str, Any],
+) -> int:
+  """Writes one file of weights; returns its size in bytes.
+
+  Its header holds the architecture and, as JSON under 'rgpt', `record`.
+  """
+  metadata = {'format': 'pt', 'rgpt': json.dumps(record)}
+  metadata |= {
+    name: str(value) for name, value in dataclasses.asdict(cfg).items()
+  }
+  return write_tensors(path, to_tensors(params), dtype, metadata)
