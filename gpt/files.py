@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all.
+"""Atomic file writes: a file is complete or absent.
 
-A file is written under a temporary name beside its place, brought to the disk
-and renamed. What a killed process leaves of it is named `.NAME.tmp-*`.
+Data goes to a temporary file in the same directory, is fsynced and renamed over
+the target. A killed process leaves a temporary file named `.NAME.tmp-*`.
 """
 
 import contextlib
@@ -9,13 +9,22 @@ import os
 import pathlib
 import tempfile
 import time
+from collections.abc import Iterator
+from typing import BinaryIO
 
-STALE_SECONDS = 3600.0  # Younger ones may belong to another process.
+# Younger temporary files may belong to a live process.
+STALE_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
-def replacing(path):
-  """An open binary file that becomes `path` at the end, unless that fails."""
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """Opens a binary file that replaces `path` when the block succeeds.
+
+  If the block raises, `path` is unchanged. The file's mode is 0o644.
+
+  Raises:
+    OSError: the directory is not writable, or `path` is a directory.
+  """
   path = pathlib.Path(path)
   fd, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.tmp-')
   try:
@@ -30,17 +39,17 @@ def replacing(path):
     raise
 
 
-def write_atomic(path, data: bytes) -> None:
-  """Writes a whole file."""
+def write_atomic(path: str | os.PathLike, data: bytes) -> None:
+  """Writes `data` to `path` atomically; raises OSError like `replacing`."""
   with replacing(path) as file:
     file.write(data)
 
 
-def remove_leftovers(directory) -> None:
-  """Removes what processes that were killed long ago have left there."""
+def remove_leftovers(directory: str | os.PathLike) -> None:
+  """Removes temporary files that killed processes left over an hour ago."""
   for path in pathlib.Path(directory).glob('.*.tmp-*'):
     try:
       if time.time() - path.stat().st_mtime > STALE_SECONDS:
         path.unlink()
     except OSError:
-      pass  # Another process was faster.
+      pass  # Another process removed it first.

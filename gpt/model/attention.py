@@ -1,8 +1,11 @@
-"""Attention kernels behind one function; `resolve_kernel` chooses once.
+"""Attention: one function, several kernels, chosen once by `resolve_kernel`.
 
-`plain` is the formula. The others compute the same numbers faster and are
-tested against it in value and gradient.
+`plain` is the formula. `blocked` and `cudnn` compute the same function faster;
+`blocked` is tested against `plain` in value and gradient. `attend_cached` is
+the attention of decoding.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +15,25 @@ from gpt.errors import UserError
 from gpt.model.mixed_precision import einsum_f32, row_major
 
 KERNELS = ('plain', 'blocked', 'cudnn')
-# Finite, so that a row with nothing to attend to gives numbers and not NaN.
+# Finite: a fully masked row gives numbers instead of NaN.
 MASKED = -1e9
 
 
 def resolve_kernel(
   name: str, backend: str, dtype: str = 'float32', head_dim: int = 0
 ) -> str:
-  """The kernel for `config.model.attention` on a backend.
+  """Resolves `config.model.attention` to one of KERNELS.
+
+  'auto' is 'blocked' on a CPU, 'cudnn' on a GPU that supports these operands,
+  and 'plain' elsewhere.
 
   Args:
-    backend: of gpt.devices.backend_name.
-    dtype: of the operands.
+    backend: a value of gpt.devices.backend_name.
+    dtype: dtype of queries, keys and values.
+    head_dim: K.
 
   Raises:
-    UserError: an unknown name; one that cannot work with these operands.
+    UserError: an unknown name; 'cudnn' where it does not work.
   """
   fits = dtype == 'bfloat16' and head_dim % 8 == 0 and head_dim <= 128
   if name == 'auto':
@@ -35,10 +42,9 @@ def resolve_kernel(
     return 'cudnn' if backend == 'cuda' and fits else 'plain'
   if name == 'cudnn' and 'cuda' in backend and not (fits and backend == 'cuda'):
     raise UserError(
-      'model.attention cudnn wants a GPU of compute capability 8.0, bfloat16 '
-      'and heads of a multiple of 8, at most 128; here the device is '
-      f'{backend}, the dtype {dtype}, the head dimension {head_dim}: set '
-      '--config.model.attention=auto'
+      'model.attention cudnn needs a GPU of compute capability 8.0, bfloat16 '
+      'and a head dimension that is a multiple of 8, at most 128; got '
+      f'{backend}, {dtype} and {head_dim}: set --config.model.attention=auto'
     )
   if name not in KERNELS:
     raise UserError(
@@ -48,23 +54,29 @@ def resolve_kernel(
   return name
 
 
-def causal_mask(length: int):
-  """bool[L, L]: query l may see key s <= l."""
+def causal_mask(length: int) -> np.ndarray:
+  """bool[L, L]: query l attends to keys s <= l."""
   return np.tril(np.ones((length, length), bool))
 
 
-def attend(q_BLHK, k_BSHK, v_BSHK, mask_BLS):
+def attend(
+  q_BLHK: jax.Array,
+  k_BSGK: jax.Array,
+  v_BSGK: jax.Array,
+  mask_BLS: jax.Array | np.ndarray,
+) -> jax.Array:
   """softmax(q k^T / sqrt(K)) v over the keys where the mask is true.
 
   Args:
-    q_BLHK: float[B, L, H, K] queries.
-    k_BSHK, v_BSHK: float[B, S, G, K]; each of the G heads serves H/G queries.
+    q_BLHK: float[B, L, H, K].
+    k_BSGK, v_BSGK: float[B, S, G, K]; each head serves H/G query heads
+      (grouped-query attention, Ainslie et al. 2023).
     mask_BLS: bool, broadcastable to [B, L, S].
 
   Returns:
-    float[B, L, H, K] in the dtype of q. The softmax is float32.
+    float[B, L, H, K] in the dtype of q. The softmax is in float32.
   """
-  k_BSHK, v_BSHK = repeat_kv(q_BLHK, k_BSHK), repeat_kv(q_BLHK, v_BSHK)
+  k_BSHK, v_BSHK = repeat_kv(q_BLHK, k_BSGK), repeat_kv(q_BLHK, v_BSGK)
   scores_BHLS = einsum_f32('BLHK,BSHK->BHLS', q_BLHK, k_BSHK)
   scores_BHLS *= q_BLHK.shape[-1] ** -0.5
   scores_BHLS = jnp.where(mask_BLS[:, None], scores_BHLS, MASKED)
@@ -73,42 +85,55 @@ def attend(q_BLHK, k_BSHK, v_BSHK, mask_BLS):
   return out_BLHK.astype(q_BLHK.dtype)
 
 
-def attend_cached(q_BLHK, pieces, mask_BLS):
-  """Attention to keys and values that lie in one or more cache pieces.
+def attend_cached(
+  q_BLHK: jax.Array,
+  pieces: Sequence[tuple[jax.Array, jax.Array]],
+  mask_BLS: jax.Array | np.ndarray,
+) -> jax.Array:
+  """`attend` to keys and values stored in one or more pieces of cache.
+
+  Reading the pieces separately avoids a concatenated copy of the cache.
 
   Args:
     q_BLHK: float[B, L, H, K].
-    pieces: [(k, v), ...], each float[B, G, S_i, K]; the S columns of the mask
-      are those of the pieces, one after the other.
-    mask_BLS: bool, broadcastable to [B, L, S].
+    pieces: [(k, v), ...], each float[B, G, S_i, K].
+    mask_BLS: bool, broadcastable to [B, L, S]; its S = sum(S_i) columns are
+      those of the pieces in order.
 
   Returns:
     float[B, L, H, K].
   """
   B, L, H, K = q_BLHK.shape
   G = pieces[0][0].shape[1]
-  # The R queries that share a head, at all L places: rows of one product. An
-  # axis of length 1 in a product costs XLA:CPU up to four times its time.
+  # M = H/G * L: the queries that share a head are rows of one matmul. XLA:CPU
+  # takes up to four times as long for a matmul with an axis of length 1.
   q_BGMK = q_BLHK.reshape(B, L, G, H // G, K).transpose(0, 2, 3, 1, 4)
-  one = L == 1 and G == H
-  q_BGMK = q_BGMK.reshape((B, G, K) if one else (B, G, -1, K))
+  single = L == 1 and G == H
+  q_BGMK = q_BGMK.reshape((B, G, K) if single else (B, G, -1, K))
   scores_BGMS = jnp.concatenate(
-    [product(q_BGMK, k, transposed=True) for k, _ in pieces], axis=-1
+    [grouped_matmul(q_BGMK, k, transposed=True) for k, _ in pieces], axis=-1
   ).astype(jnp.float32)
-  mask = mask_BLS if one else jnp.tile(mask_BLS, (1, H // G, 1))[:, None]
+  mask = mask_BLS if single else jnp.tile(mask_BLS, (1, H // G, 1))[:, None]
   scores_BGMS = jnp.where(mask, scores_BGMS * K**-0.5, MASKED)
   probs_BGMS = jax.nn.softmax(scores_BGMS).astype(q_BLHK.dtype)
   ends = np.cumsum([k.shape[2] for k, _ in pieces])[:-1]
   out_BGMK = sum(
-    product(probs, v)
+    grouped_matmul(probs, v)
     for probs, (_, v) in zip(jnp.split(probs_BGMS, ends, axis=-1), pieces)
   )
   out_BGRLK = out_BGMK.reshape(B, G, H // G, L, K)
   return out_BGRLK.transpose(0, 3, 1, 2, 4).reshape(q_BLHK.shape)
 
 
-def product(x, y_BGSK, transposed=False):
-  """x @ y (or its transpose) for each of the B x G; x may be one row each."""
+def grouped_matmul(
+  x: jax.Array, y_BGSK: jax.Array, transposed: bool = False
+) -> jax.Array:
+  """x @ y for each of the B x G matrices, or x @ y.T if `transposed`.
+
+  Args:
+    x: float[B, G, M, S] ([B, G, M, K] if transposed), or without the axis M.
+    y_BGSK: float[B, G, S, K], cast to the dtype of x.
+  """
   row = '' if x.ndim == 3 else 'M'
   terms = (
     f'BG{row}K,BGSK->BG{row}S' if transposed else (f'BG{row}S,BGSK->BG{row}K')
@@ -116,25 +141,37 @@ def product(x, y_BGSK, transposed=False):
   return jnp.einsum(terms, x, y_BGSK.astype(x.dtype))
 
 
-def repeat_kv(q_BLHK, kv_BSHK):
-  """Repeats each key/value head for the queries that share it."""
-  groups = q_BLHK.shape[2] // kv_BSHK.shape[2]
-  return kv_BSHK if groups == 1 else jnp.repeat(kv_BSHK, groups, axis=2)
+def repeat_kv(q_BLHK: jax.Array, kv_BSGK: jax.Array) -> jax.Array:
+  """float[B, S, H, K]: each key/value head repeated for its query heads."""
+  groups = q_BLHK.shape[2] // kv_BSGK.shape[2]
+  return kv_BSGK if groups == 1 else jnp.repeat(kv_BSGK, groups, axis=2)
 
 
-def causal_self_attention(q_BLHK, k_BLHK, v_BLHK, segments_BL=None, *, kernel):
-  """Attention of a whole sequence to itself, no peeking ahead.
+def causal_self_attention(
+  q_BLHK: jax.Array,
+  k_BLGK: jax.Array,
+  v_BLGK: jax.Array,
+  segments_BL: jax.Array | None = None,
+  *,
+  kernel: str,
+) -> jax.Array:
+  """Causal attention of whole sequences; see `attend` for the formula.
 
   Args:
-    segments_BL: int32[B, L] or None; tokens attend within equal segments.
+    q_BLHK: float[B, L, H, K].
+    k_BLGK, v_BLGK: float[B, L, G, K].
+    segments_BL: int32[B, L]; attention stays within equal numbers.
     kernel: one of KERNELS, from `resolve_kernel`.
+
+  Returns:
+    float[B, L, H, K] in the dtype of q.
   """
   if kernel == 'cudnn' and segments_BL is None:
     return jax.nn.dot_product_attention(
-      q_BLHK, k_BLHK, v_BLHK, is_causal=True, implementation='cudnn'
+      q_BLHK, k_BLGK, v_BLGK, is_causal=True, implementation='cudnn'
     )
   if kernel == 'blocked':
-    k_BLHK, v_BLHK = repeat_kv(q_BLHK, k_BLHK), repeat_kv(q_BLHK, v_BLHK)
+    k_BLHK, v_BLHK = repeat_kv(q_BLHK, k_BLGK), repeat_kv(q_BLHK, v_BLGK)
     qkv = (x.transpose(0, 2, 1, 3) for x in (q_BLHK, k_BLHK, v_BLHK))
     if q_BLHK.dtype == jnp.bfloat16:
       qkv = map(row_major, qkv)
@@ -143,16 +180,16 @@ def causal_self_attention(q_BLHK, k_BLHK, v_BLHK, segments_BL=None, *, kernel):
   mask_BLS = causal_mask(q_BLHK.shape[1])[None]
   if segments_BL is not None:
     mask_BLS = mask_BLS & (segments_BL[:, :, None] == segments_BL[:, None, :])
-  return attend(q_BLHK, k_BLHK, v_BLHK, mask_BLS)
+  return attend(q_BLHK, k_BLGK, v_BLGK, mask_BLS)
 
 
-# Queries are taken in this many row blocks: what lies above the diagonal of
-# blocks is never computed, and the scores of one block stay in cache.
+# Queries are processed in this many row blocks: blocks above the diagonal are
+# never computed, and the scores of one block stay in the CPU's cache.
 ROW_BLOCKS = 4
 
 
 def row_blocks(length: int) -> list[tuple[int, int]]:
-  """[(first, end)] of the query blocks."""
+  """[(first, end), ...] of the query blocks."""
   size = max(1, -(-length // ROW_BLOCKS))
   return [(i, min(i + size, length)) for i in range(0, length, size)]
 
@@ -188,19 +225,27 @@ def _blocked_forward(q_BHLK, k_BHLK, v_BHLK, segments_BL):
 
 
 @jax.custom_vjp
-def blocked_attention(q_BHLK, k_BHLK, v_BHLK, segments_BL=None):
-  """`attend` with a causal mask, in row blocks; same value and gradient.
+def blocked_attention(
+  q_BHLK: jax.Array,
+  k_BHLK: jax.Array,
+  v_BHLK: jax.Array,
+  segments_BL: jax.Array | None = None,
+) -> jax.Array:
+  """Causal attention in row blocks; same value and gradient as `attend`.
 
-  The backward pass recomputes the probabilities from the saved log-sum-exp
-  (Dao et al. 2022, FlashAttention, section 3), so no [L, S] array outlives its
-  block.
+  The backward pass recomputes the probabilities from the saved log-sum-exp, so
+  no [L, S] array outlives its block.
 
   Args:
     q_BHLK, k_BHLK, v_BHLK: float[B, H, L, K].
-    segments_BL: int32[B, L] or None.
+    segments_BL: int32[B, L]; attention stays within equal numbers.
 
   Returns:
-    float[B, H, L, K].
+    float[B, H, L, K] in the dtype of q.
+
+  References:
+    Dao et al. 2022, FlashAttention (https://arxiv.org/abs/2205.14135), section
+    3 and appendix B.
   """
   return _blocked_forward(q_BHLK, k_BHLK, v_BHLK, segments_BL)[0]
 
@@ -230,7 +275,7 @@ def _blocked_bwd(saved, dout_BHLK):
     dscores_BHLS = probs_BHLS * (dprobs_BHLS - delta_BHL1[:, :, rows]) * scale
     dscores_BHLS = dscores_BHLS.astype(dtype)
     dqs.append(einsum_f32('BHLS,BHSK->BHLK', dscores_BHLS, k_BHLK[:, :, :end]))
-    # Of the two factors the small one is transposed.
+    # Transpose the smaller factor; the other keeps its layout.
     q_BHKL = row_major(q.swapaxes(2, 3))
     dout_BHKL = row_major(dout.swapaxes(2, 3))
     dk = einsum_f32('BHKL,BHLS->BHKS', q_BHKL, dscores_BHLS)

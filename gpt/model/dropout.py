@@ -1,33 +1,34 @@
-"""Dropout bits from a counter-based integer hash: cheap and reproducible.
+"""Dropout (Srivastava et al. 2014) with bits from a counter-based hash.
 
-JAX's threefry costs a quarter of a training step on a CPU. Masks need far less
-than a cryptographic generator: here element i of row b in layer site s of step
-t is a hash of (key, t, b, s, i). The mask therefore does not depend on how the
-batch is cut into devices and micro-batches.
+JAX's threefry takes a quarter of a training step on a CPU, and masks need far
+less than a cryptographic generator. Here the bits of element i of row b at
+dropout site s in step t are a hash of (key, t, b, s, i), so the mask does not
+depend on how the batch is divided into devices and micro-batches.
 
-`mix` is the 32-bit finaliser "lowbias32" (Chris Wellons, "Prospecting for hash
-functions", 2018; bias 0.17), a bijection of uint32.
+References:
+  Chris Wellons 2018, "Prospecting for hash functions": the 32-bit finaliser
+  lowbias32 (bias 0.17), a bijection of uint32.
 """
 
 import jax
 import jax.numpy as jnp
 
-_GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: consecutive counters far apart.
+_GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive counters.
 
 
-def mix(x):
-  """uint32 -> uint32, every input bit flips each output bit half the time."""
+def mix(x: jax.Array) -> jax.Array:
+  """lowbias32: uint32 -> uint32; each input bit flips half the output bits."""
   x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
   x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
   return x ^ (x >> 16)
 
 
-def row_seeds(key, rows_B):
-  """uint32[B, 2]: a pair of seeds for each global batch row.
+def row_seeds(key: jax.Array, rows_B: jax.Array) -> jax.Array:
+  """uint32[B, 2]: a pair of seeds per row.
 
   Args:
     key: the step's dropout key (`jax.random.key`).
-    rows_B: int32[B], the rows' places in the global batch.
+    rows_B: int32[B], index of each row in the global batch.
   """
   words = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)
   rows_B = rows_B.astype(jnp.uint32) * jnp.uint32(_GOLDEN)
@@ -36,17 +37,24 @@ def row_seeds(key, rows_B):
   return jnp.stack([a_B, b_B], axis=-1)
 
 
-def dropout(x_BLD, rate: float, seeds_Bx2, site: int):
-  """Zeroes elements with probability `rate`, scales the rest to keep the mean.
+def dropout(
+  x_BLD: jax.Array, rate: float, seeds_Bx2: jax.Array | None, site: int
+) -> jax.Array:
+  """Zeroes elements with probability `rate` and scales the others.
+
+    x' = x * keep / (1 - rate),  keep ~ Bernoulli(1 - rate)
 
   The rate is rounded to a multiple of 2^-16; the scale uses the rounded rate,
-  so the expectation is exact.
+  so the expectation is exactly x.
 
   Args:
     x_BLD: float[B, L, D].
-    rate: 0 <= rate < 1.
-    seeds_Bx2: uint32[B, 2] from `row_seeds`, or None (no dropout: inference).
-    site: which dropout of the network this is.
+    rate: in [0, 1).
+    seeds_Bx2: uint32[B, 2] from `row_seeds`; None: no dropout (inference).
+    site: index of this dropout in the network.
+
+  Returns:
+    float[B, L, D] in the dtype of x.
   """
   threshold = min(round(rate * 65536), 65535)
   if seeds_Bx2 is None or threshold == 0:

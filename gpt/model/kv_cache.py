@@ -1,34 +1,48 @@
-"""The key/value cache of decoding: an explicit argument and result."""
+"""The key/value cache of decoding, an explicit argument and result."""
 
-from typing import Any
-
+import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
+
+from gpt.model.config import GPTConfig
 
 
 @struct.dataclass
 class KVCache:
-  """Keys and values of the tokens seen, one pair of arrays for each layer.
+  """Keys and values of earlier tokens, one pair of arrays per layer.
+
+  The cache does not record which of its S columns are filled: the caller
+  passes a mask, so rows of different lengths share a cache. Heads come before
+  columns, so that a decode step reads each head's keys contiguously.
 
   Attributes:
-    k: tuple of N arrays float[B, G, S, K], rotated already where pos='rope'.
-    v: tuple of N arrays float[B, G, S, K].
-
-  Which of the S columns hold something is the caller's knowledge (a mask), so
-  that rows of different lengths share one cache. Heads stand before columns:
-  a decode step then reads each head's keys as one contiguous piece.
+    k: N arrays float[B, G, S, K]; with pos='rope', already rotated.
+    v: N arrays float[B, G, S, K].
   """
 
-  k: Any
-  v: Any
+  k: tuple[jax.Array, ...]
+  v: tuple[jax.Array, ...]
 
   @property
   def capacity(self) -> int:
+    """S, the number of columns."""
     return self.k[0].shape[2]
 
 
-def init_cache(cfg, batch_size: int, capacity: int, dtype=None) -> KVCache:
-  """Zeros for `batch_size` rows of `capacity` columns."""
+def init_cache(
+  cfg: GPTConfig,
+  batch_size: int,
+  capacity: int,
+  dtype: DTypeLike | None = None,
+) -> KVCache:
+  """A cache of zeros.
+
+  Args:
+    batch_size: B.
+    capacity: S, columns.
+    dtype: default: the dtype of the activations.
+  """
   shape = (batch_size, cfg.kv_heads, capacity, cfg.head_dim)
   dtype = dtype or jnp.dtype(cfg.activation_dtype)
   k = tuple(jnp.zeros(shape, dtype) for _ in range(cfg.n_layer))

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy as (sum, count), and its reporting units."""
+"""Next-token cross-entropy as (sum, count), and the units it is reported in."""
 
 import math
 
@@ -6,16 +6,18 @@ import jax
 import jax.numpy as jnp
 
 
-def cross_entropy(logits_BLV, targets_BL):
-  """Nats of each target: logsumexp(logits) - logits[target].
+def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
+  """Cross-entropy of each target: logsumexp(logits) - logits[target].
+
+  The target's logit is selected by comparison instead of a gather: the gradient
+  is then dense arithmetic, correct on every backend (Metal included).
 
   Args:
     logits_BLV: float32[B, L, V].
     targets_BL: int32[B, L].
 
   Returns:
-    float32[B, L]. The target's logit is picked by comparison, not by gather:
-    its gradient is dense arithmetic, right on every backend.
+    float32[B, L], nats.
   """
   vocab = jax.lax.broadcasted_iota(jnp.int32, (1, 1, logits_BLV.shape[-1]), 2)
   is_target_BLV = vocab == targets_BL[:, :, None]
@@ -23,16 +25,26 @@ def cross_entropy(logits_BLV, targets_BL):
   return jax.nn.logsumexp(logits_BLV, axis=-1) - picked_BL
 
 
-def weighted_sum(nats_BL, weights_BL):
-  """(sum, count): add them up over batches, divide once when reporting."""
+def weighted_sum(
+  nats_BL: jax.Array, weights_BL: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """(sum, count) as float32[]: add up over batches, divide when reporting.
+
+  Args:
+    nats_BL: float32[B, L] losses.
+    weights_BL: float32[B, L], 0/1 loss mask.
+  """
   return jnp.sum(nats_BL * weights_BL), jnp.sum(weights_BL)
 
 
 def perplexity(nats_per_token: float) -> float:
-  """exp(nats per token); inf instead of an overflow."""
+  """exp(nats per token); inf where that overflows."""
   return math.exp(nats_per_token) if nats_per_token < 700 else math.inf
 
 
 def bits_per_byte(nats: float, n_bytes: float) -> float:
-  """Total nats / (ln 2 * bytes of UTF-8 text): comparable across tokenizers."""
+  """Total nats / (ln 2 * UTF-8 bytes): comparable across tokenizers.
+
+  NaN if there are no bytes.
+  """
   return nats / (math.log(2) * n_bytes) if n_bytes else math.nan

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gpt.model.mixed_precision import product, row_major
+from gpt.model.mixed_precision import einsum_bf16, row_major
 
 # Coefficients of the quintic Newton-Schulz iteration (Jordan et al. 2024).
 A, B, C = 3.4445, -4.7750, 2.0315
@@ -56,7 +56,7 @@ def orthogonalise(
   Returns:
     float32[N, R, C].
   """
-  einsum = product if mixed else jnp.einsum
+  einsum = einsum_bf16 if mixed else jnp.einsum
   norm_N11 = jnp.sqrt(jnp.sum(x_NRC * x_NRC, axis=(1, 2), keepdims=True))
   x_NRC = x_NRC / (norm_N11 + 1e-7)
   for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Every attention kernel computes what the formula says, and its gradient."""
+"""Every attention kernel equals the formula, in value and gradient."""
 
 import functools
 
@@ -16,8 +16,8 @@ from gpt.model.attention import (
 )
 
 FAST = [name for name in KERNELS if name not in ('plain', 'cudnn')]
-# (B, L, H, G, K): odd lengths, lengths below and around the block sizes,
-# shared key/value heads, one head.
+# (B, L, H, G, K): odd lengths, lengths below and around the block size, shared
+# key/value heads, a single head.
 SHAPES = [
   (1, 1, 1, 1, 4),
   (2, 3, 2, 2, 8),
@@ -37,7 +37,7 @@ def random_qkv(shape, scale=1.5):
 
 
 def value_and_gradients(kernel, q, k, v, segments=None):
-  """The output and the gradient of a lopsided function of it."""
+  """The output, and gradients of an asymmetric function of it."""
   weights = jnp.asarray(
     np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
   )
@@ -79,7 +79,7 @@ def test_kernel_agrees_with_plain_in_bfloat16(kernel):
   wanted, wanted_grads = value_and_gradients('plain', q, k, v)
   given, given_grads = value_and_gradients(kernel, q, k, v)
   assert given.dtype == jnp.bfloat16
-  # Two roundings of 2^-9 relative on values of about 1.
+  # Two roundings of 2^-9, relative, on values of magnitude 1.
   for a, b in zip((given, *given_grads), (wanted, *wanted_grads)):
     np.testing.assert_allclose(
       a.astype(np.float32), b.astype(np.float32), rtol=0.03, atol=0.03
@@ -102,7 +102,7 @@ def test_first_token_attends_to_itself_only(kernel):
   np.testing.assert_allclose(out[:, 0], v[:, 0], rtol=1e-6)
 
 
-def test_plain_is_the_formula():
+def test_plain_equals_the_formula():
   q, k, v = random_qkv((1, 4, 1, 1, 3))
   out = jax.jit(functools.partial(causal_self_attention, kernel='plain'))(
     q, k, v
@@ -114,13 +114,13 @@ def test_plain_is_the_formula():
     np.testing.assert_allclose(out[0, t, 0], wanted, rtol=1e-5)
 
 
-def test_row_with_nothing_to_attend_to_stays_finite():
+def test_a_fully_masked_row_is_finite():
   q, k, v = random_qkv((2, 3, 2, 2, 4))
   mask = jnp.zeros((2, 3, 3), bool).at[0].set(True)
   assert np.all(np.isfinite(jax.jit(attend)(q, k, v, mask)))
 
 
-def test_unknown_kernel_is_refused():
+def test_unknown_kernel_is_rejected():
   with pytest.raises(UserError, match="'fast' is not known; allowed: auto, p"):
     resolve_kernel('fast', 'cpu')
 
@@ -128,17 +128,17 @@ def test_unknown_kernel_is_refused():
 @pytest.mark.parametrize(
   'backend', ['cpu', 'cuda', 'old cuda', 'rocm', 'metal', 'mps']
 )
-def test_auto_kernel_exists(backend):
+def test_auto_resolves_to_a_known_kernel(backend):
   assert resolve_kernel('auto', backend) in KERNELS
   assert resolve_kernel('plain', backend) == 'plain'
 
 
-def test_cudnn_where_it_cannot_work_is_refused():
+def test_cudnn_is_rejected_where_it_cannot_work():
   assert resolve_kernel('cudnn', 'cuda', 'bfloat16', 64) == 'cudnn'
   for given in (
     ('cuda', 'float32', 64),
     ('cuda', 'bfloat16', 10),
     ('old cuda', 'bfloat16', 64),
   ):
-    with pytest.raises(UserError, match='cudnn wants a GPU of compute'):
+    with pytest.raises(UserError, match='cudnn needs a GPU of compute'):
       resolve_kernel('cudnn', *given)

@@ -1,7 +1,7 @@
-"""Dropout masks: the right rate, no bias, and nothing in common with others.
+"""Dropout masks: correct rate, no bias, and no correlations.
 
-A mask is a function of (run key, step, row, site, element) and of nothing
-else, above all not of how the batch is cut into devices and micro-batches.
+A mask is a function of (run key, step, row, site, element) alone. It does not
+depend on how the batch is divided into devices and micro-batches.
 """
 
 import itertools
@@ -26,7 +26,7 @@ def kept(rate=0.5, step=0, rows=(0,), site=0, seed=0, width=WIDTH):
 
 @pytest.mark.parametrize('rate', [0.1, 0.2, 0.5, 0.9])
 @pytest.mark.parametrize('width', [3, 52, 256])
-def test_rate_is_what_was_asked_for(rate, width):
+def test_fraction_of_zeros_is_the_rate(rate, width):
   keep = kept(rate, rows=range(16), width=width)
   # The rate is rounded to 2^-16; five standard errors on top.
   error = 5 * np.sqrt(rate * (1 - rate) / keep.size) + 2**-17
@@ -34,18 +34,18 @@ def test_rate_is_what_was_asked_for(rate, width):
 
 
 @pytest.mark.parametrize('rate', [0.1, 0.3, 0.9])
-def test_mean_is_kept_and_survivors_are_scaled_alike(rate):
+def test_mean_is_preserved_by_one_scale(rate):
   seeds = row_seeds(jax.random.key(0), jnp.arange(32))
   out = np.asarray(dropout(jnp.ones((32, LENGTH, WIDTH)), rate, seeds, 0))
   scales = np.unique(out[out != 0])
   assert len(scales) == 1
   assert scales[0] == pytest.approx(1 / (1 - rate), abs=0.02 / (1 - rate))
-  # Not the wanted rate but the one that is realised sets the scale: no bias.
+  # The scale uses the rounded rate, so the mean is unbiased.
   error = 5 * np.sqrt(rate / (1 - rate) / out.size)
   assert abs(out.mean() - 1) < error
 
 
-def test_gradient_passes_where_the_value_does():
+def test_gradient_has_the_mask_of_the_value():
   seeds = row_seeds(jax.random.key(0), jnp.arange(2))
   x = jnp.ones((2, LENGTH, WIDTH))
   out = dropout(x, 0.25, seeds, 3)
@@ -54,14 +54,14 @@ def test_gradient_passes_where_the_value_does():
 
 
 @pytest.mark.parametrize('rate, seeds', [(0.0, True), (0.5, False)])
-def test_without_rate_or_seeds_nothing_is_dropped(rate, seeds):
+def test_without_rate_or_seeds_the_input_is_returned(rate, seeds):
   x = jnp.ones((2, 4, 8))
   seeds = row_seeds(jax.random.key(0), jnp.arange(2)) if seeds else None
   assert dropout(x, rate, seeds, 0) is x
 
 
 def test_masks_of_rows_sites_steps_and_seeds_are_independent():
-  """Any two agree on half of their elements, as coin tosses would."""
+  """Any two agree on half of their elements, like coin tosses."""
   masks = [
     kept(step=step, rows=[row], site=site, seed=seed)
     for step, row, site, seed in itertools.product(
@@ -71,7 +71,7 @@ def test_masks_of_rows_sites_steps_and_seeds_are_independent():
   masks = np.stack(masks).reshape(len(masks), -1).astype(np.float64) * 2 - 1
   correlations = masks @ masks.T / masks.shape[1]
   np.fill_diagonal(correlations, 0)
-  # 72 masks, 2556 pairs: six standard errors are never reached by chance.
+  # 72 masks, 2556 pairs: six standard errors do not occur by chance.
   assert np.abs(correlations).max() < 6 / np.sqrt(masks.shape[1])
 
 

@@ -1,4 +1,4 @@
-"""Losses by hand: cross-entropy, weights, and what is reported of them."""
+"""Cross-entropy, the loss mask, perplexity and bits per byte."""
 
 import math
 
@@ -45,7 +45,7 @@ def test_huge_logits_give_finite_losses():
   assert nats == [0.0, 2e4, 1e4]
 
 
-def test_weighted_sum_ignores_what_weighs_nothing():
+def test_weighted_sum_ignores_masked_targets():
   nats = jnp.asarray([[1.0, 2.0], [4.0, 8.0]])
   weights = jnp.asarray([[1.0, 0.0], [1.0, 1.0]])
   total, count = losses.weighted_sum(nats, weights)
@@ -65,6 +65,6 @@ def test_perplexity(nats, ppl):
 
 
 def test_bits_per_byte_counts_bytes_not_tokens():
-  # Ten tokens of two bytes each at ln 4 nats: 2 bits a token, 1 bit a byte.
+  # Ten tokens of two bytes at ln 4 nats each: 2 bits/token, 1 bit/byte.
   assert losses.bits_per_byte(10 * math.log(4), 20) == pytest.approx(1.0)
   assert math.isnan(losses.bits_per_byte(1.0, 0))

@@ -1,4 +1,4 @@
-"""Mixed products against NumPy, and models with them against float32."""
+"""Mixed-precision matmuls against NumPy, and models against float32."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def rounded(x):
 @example(2, 32, 256, 64, False)
 @example(2, 32, 64, 256, True)
 @example(2, 32, 256, 64, True)
-def test_value_and_gradient_of_every_shape(batch, n, i, o, transposed):
+def test_value_and_gradient_for_every_shape(batch, n, i, o, transposed):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(batch, n, i)).astype(np.float32)
   w = rng.normal(size=(o, i) if transposed else (i, o)).astype(np.float32)
@@ -66,12 +66,12 @@ def test_value_and_gradient_of_every_shape(batch, n, i, o, transposed):
 
 
 def models(**options):
-  """(float32 model, the same in mixed precision, parameters)."""
+  """(float32 model, the same model in mixed precision, params)."""
   both = [
     GPT(GPTConfig(**SHAPE, **options, dtype=d)) for d in ('float32', 'mixed')
   ]
   params = both[0].init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-  # As large as trained ones: attention that is neither even nor certain.
+  # As large as trained weights: attention neither uniform nor one-hot.
   return (*both, jax.tree.map(lambda x: 5 * x, params['params']))
 
 
@@ -104,7 +104,7 @@ def test_generation_follows_the_forward_pass(rows):
   greedy = sampling.settings(rows, temperature=0.0)
   for row, new in generation.generate(mixed, params, prompts, greedy, 40):
     made[row] += new or []
-  for tokens in made:  # Within the window: what was chosen is near the best.
+  for tokens in made:  # Within the window: the choice is close to the best.
     tokens = np.array([tokens[: SHAPE['block_size']]])
     logits = np.asarray(mixed.apply({'params': params}, tokens))[0, 2:-1]
     chosen = np.take_along_axis(logits, tokens[0, 3:, None], -1)[:, 0]
