@@ -20,11 +20,12 @@ from tests.support.workdirs import ROOT
 
 # Everything that a package or module may import besides itself. `model` stands
 # for gpt.model, and a module in the folder gpt/ for itself.
-BASE = {'errors', 'files', 'logs', 'devices'}
+BASE = {'errors', 'files', 'terminal', 'logs', 'devices'}
 MAY_IMPORT = {
   'errors': set(),
   'files': {'errors'},
-  'logs': set(),
+  'terminal': set(),
+  'logs': {'terminal'},
   'devices': {'errors', 'logs'},
   'model': BASE,
   'tokenizers': BASE,
