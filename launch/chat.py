@@ -69,12 +69,12 @@ def main(_: list[str]) -> None:
 
 def open_session() -> 'ChatSession':
   """A new conversation with the model that the flags name."""
-  directory = pathlib.Path(os.path.expanduser(WORKDIR.value))
+  directory = pathlib.Path(common_flags.need_workdir(WORKDIR))
   train = (
     'python -m launch.train --config=configs/chat_small.py '
     '--config.data.path=FILE.jsonl --workdir='
   )
-  if not directory.exists() and WORKDIR.value == DEFAULT_MODEL:
+  if not directory.exists() and not flags.FLAGS['workdir'].present:
     raise UserError(
       f'there is no model in {DEFAULT_MODEL} yet. Give one with --workdir='
       f'DIRECTORY, or train one there:\n  {train}{directory}'

@@ -4,6 +4,7 @@ A mistake on the command line is answered with one or two lines that name what
 was given and the closest thing that exists, and exit code 2.
 """
 
+import errno
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from launch.suggest import closest, did_you_mean
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # --help lists them under the launcher.
 HELP = ('-h', '-help', '--help')
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(
@@ -30,9 +32,9 @@ def run(
   """Parses the flags, calls main(argv) and exits with what it returns.
 
   --help: 0. UserError: `error: ...` on stderr, exit code 2. Ctrl-C: 130. A
-  reader that went away (`| head`): 141, in silence. Anything else is a bug of
-  ours and keeps its traceback. Unless `allow_args`, words that are not flags
-  are errors.
+  reader that went away (`| head`): 141, in silence. A full disk: 2. Anything
+  else is a bug of ours and keeps its traceback. Unless `allow_args`, words that
+  are not flags are errors.
   """
 
   def parse(argv: list[str]) -> list[str]:
@@ -65,6 +67,12 @@ def run(
   except BrokenPipeError:
     _flush_stdout()
     _end_process(BROKEN_PIPE)
+  except OSError as e:
+    if e.errno not in DISK_FULL:
+      raise
+    where = f' {e.filename}' if e.filename else ' the output'
+    print(f'error: cannot write{where}: {e.strerror}', file=sys.stderr)
+    _end_process(USAGE_ERROR)
 
 
 def _leave_with(code: int) -> NoReturn:
@@ -159,6 +167,14 @@ def _readable(message: str) -> str:
     message,
   )
   message = re.sub(r'^flag --', '--', message)
+  message = re.sub(
+    r'^Missing value for flag --(\S+)', r'--\1 needs a value: --\1=...', message
+  )
+  message = re.sub(
+    r'^ERROR:: Unable to open flagfile: .*?\] (.*): (.*)',
+    r'cannot read --flagfile=\2: \1',
+    message,
+  )
   message = re.sub(
     r'invalid literal for int\(\).*', 'expected an integer', message
   )

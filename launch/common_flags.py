@@ -6,6 +6,7 @@
 A function of a flag's name defines it for the calling module.
 """
 
+import os
 from collections.abc import Callable
 
 from absl import flags
@@ -16,11 +17,31 @@ from gpt.errors import UserError
 flags.disclaim_key_flags()  # --help lists them under the launcher.
 
 
+class _Directory(flags.ArgumentParser):
+  """A path; the shell leaves the ~ of --workdir=~/runs to the program."""
+
+  def parse(self, argument: str) -> str:
+    path = os.path.expanduser(argument)
+    try:
+      os.stat(path or '.')
+    except FileNotFoundError:
+      pass  # A new run.
+    except OSError as e:
+      raise ValueError(e.strerror) from e
+    return path
+
+
 def workdir(
   help: str = 'Directory of a trained run.', default: str | None = None
 ) -> flags.FlagHolder[str | None]:
   """--workdir."""
-  return flags.DEFINE_string('workdir', default, help)
+  return flags.DEFINE(
+    _Directory(),
+    'workdir',
+    default,
+    help,
+    serializer=flags.ArgumentSerializer(),
+  )
 
 
 def need_workdir(

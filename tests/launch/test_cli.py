@@ -26,14 +26,14 @@ import time
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli, config_flag
+from launch import cli, common_flags, config_flag
 
 _CONFIG = config_flag.define(DEFAULT)
 _COUNT = flags.DEFINE_integer('max_tokens', 3, 'Tokens.')
 _RATE = flags.DEFINE_float('temperature', 0.8, 'Temperature.')
 _LOUD = flags.DEFINE_bool('stream', True, 'Stream.')
 _MODE = flags.DEFINE_enum('which', 'best', ['best', 'latest'], 'Which.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
+_WORKDIR = common_flags.workdir()
 if os.environ.get('REQUIRED'):
   flags.mark_flag_as_required('workdir')
 
@@ -192,6 +192,10 @@ MISTAKES = [
   (['--config=configs/type.py'], ['configs/type.py failed: line 8', 'lr']),
   (['--config=configs/syntax.py'], ['configs/syntax.py failed', 'Syntax']),
   (['--config=configs/empty.py'], ['configs/empty.py failed', 'get_config']),
+  (['--max_tokens'], ['--max_tokens needs a value: --max_tokens=...']),
+  (['--flagfile=absent'], ["cannot read --flagfile='absent': No such file"]),
+  ([f'--workdir={300 * "x"}'], ['--workdir=xxx', 'File name too long']),
+  (['--workdir=data.txt/run'], ['--workdir=data.txt/run: Not a directory']),
   (['--max_tokens=many'], ['--max_tokens=many: expected an integer']),
   (['--temperature=hot'], ['--temperature=hot: expected a number']),
   (['--stream=maybe'], ['--stream=maybe: expected true or false']),
@@ -222,6 +226,24 @@ def answers(tree):
 )
 def test_mistakes_are_explained(answers, args, texts):
   assert_refused(answers[tuple(args)], *texts)
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')
+def test_a_full_disk_under_stdout_is_named(tree):
+  for args, env in (([], {}), (['--help'], {}), ([], {'DO': 'flood'})):
+    with open('/dev/full', 'w') as full:
+      done = subprocess.run(
+        [sys.executable, 'go.py', *args],
+        cwd=tree,
+        env=environment(**env),
+        stdout=full,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+    assert done.returncode == 2
+    assert done.stderr == (
+      'error: cannot write the output: No space left on device\n'
+    )
 
 
 def test_what_is_missing_is_named(tree):

@@ -49,8 +49,12 @@ def test_defaults_continue_the_prompt_and_say_only_the_completion(
 ):
   prompt = 'ROMEO:'
   out, err = launch(
-    'generate', f'--workdir={trained_workdir}', f'--prompt={prompt}'
+    'generate',
+    f'--workdir={trained_workdir}',
+    f'--prompt={prompt}',
+    stdin=b'not the prompt',
   )
+  assert 'note: stdin is not read; --prompt_file=- takes the prompt' in err
   assert out == with_newline(expected(trained_workdir, prompt))
   assert 'randygpt-2L-4H-32D, best checkpoint, step' in err
   assert '200 tokens; the first after' in err
@@ -108,6 +112,31 @@ def test_a_prompt_longer_than_the_window_comes_through_a_pipe(trained_workdir):
   assert len(out) >= 40
   assert 'warning: - is not UTF-8' in err
   assert "'\ufffd' x1" in err
+
+
+READS_STDIN = 'from launch.generate import stdin_has_data as f; print(f())'
+
+
+def test_a_text_on_stdin_is_noticed_and_silence_never_blocks(tmp_path):
+  (tmp_path / 'text').write_text('ROMEO:')
+  (tmp_path / 'empty').touch()
+  reading, writing = os.pipe()  # Open and silent, as under a service manager.
+  full, end = os.pipe()
+  os.write(end, b'ROMEO:')
+  for stdin, noticed in (
+    (open(tmp_path / 'text'), True),
+    (open(tmp_path / 'empty'), False),
+    (open(os.devnull), False),
+    (open(full), True),
+    (open(reading), False),
+  ):
+    with stdin:
+      out = subprocess.check_output(
+        [sys.executable, '-c', READS_STDIN], cwd=ROOT, stdin=stdin, text=True
+      )
+    assert out == f'{noticed}\n'
+  os.close(writing)
+  os.close(end)
 
 
 def test_text_streams_in_whole_characters(parrot):
