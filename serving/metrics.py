@@ -167,10 +167,9 @@ class Metrics:
     for cause in ABORTS:
       self.aborted.labels(cause)
 
-  def baseline_routes(self, routes) -> None:
-    """Zero for the (template, method) pairs there are, answered with 200."""
-    for template, method in routes:
-      self.http.labels(template, method, '200')
+  def baseline_route(self, template: str, method: str) -> None:
+    """Makes a route appear in the metrics before its first request."""
+    self.http.labels(template, method, '200')
 
   def count_response(self, route: str, method: str, status: int) -> None:
     method = method if method in METHODS else 'other'

@@ -1,4 +1,4 @@
-"""A real server process: socket, signals, uvicorn, and how it ends."""
+"""The server process: socket, signals, uvicorn, exit code."""
 
 import asyncio
 import errno
@@ -8,24 +8,27 @@ import os
 import signal
 import socket
 import sys
+from typing import Any
 
 import uvicorn
 
 from gpt.errors import UserError
+from gpt.runs.load import LoadedModel
 from serving.http.app import create_app
 from serving.http.protocol import Protocol
+from serving.options import Options
 from serving.service import Service
 
 log = logging.getLogger('rgpt.serve')
 
 FAILED_EXIT, FORCED_EXIT = 1, 1
 SEND_BUFFER = 128 << 10
-STALLED_SECONDS = 120  # without a byte read, while there are some to be read
+STALLED_SECONDS = 120  # unacknowledged data after which a connection ends
 HEAD_BYTES = 64 << 10
 
 
 def bind(host: str, port: int) -> socket.socket:
-  """A listening socket. Raises UserError where it cannot be had."""
+  """A listening socket. Raises UserError if it cannot be opened."""
   try:
     family, kind, protocol, _, address = socket.getaddrinfo(
       host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -33,7 +36,7 @@ def bind(host: str, port: int) -> socket.socket:
     sock = socket.socket(family, kind, protocol)
     if os.name == 'posix':
       sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # What the kernel may hold for a reader that stands still, each.
+    # Bounds what the kernel holds for each reader that stalls.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     if hasattr(socket, 'TCP_USER_TIMEOUT'):  # Linux; connections inherit it.
       sock.setsockopt(
@@ -41,8 +44,8 @@ def bind(host: str, port: int) -> socket.socket:
       )
     sock.bind(address)
     sock.listen(2048)
-  except UnicodeError as e:  # Of the encoding of names; not an OSError.
-    raise UserError(f'--host={host} is not the name of a host') from e
+  except UnicodeError as e:  # From encoding the name; not an OSError.
+    raise UserError(f'--host={host} is not a valid host name') from e
   except OverflowError as e:
     raise UserError(f'--port={port} is not a port: 0 to 65535') from e
   except OSError as e:
@@ -56,60 +59,81 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-  """uvicorn, except that a signal drains before anything is closed.
+  """uvicorn, but signals drain the service before anything is closed.
+
+  The first SIGTERM, Ctrl-C or SIGHUP (a closed terminal) drains. A second
+  SIGTERM or Ctrl-C leaves at once; further SIGHUPs are ignored, as shells and
+  service managers send them along with other signals.
 
   Attributes:
     code: exit code of the process.
   """
 
-  def __init__(self, config, service):
+  def __init__(self, config: uvicorn.Config, service: Service):
     super().__init__(config)
     self.code = 0
     self._service = service
-    self._loop = None
-    self._draining = None
+    self._loop: asyncio.AbstractEventLoop | None = None
+    self._draining: int | None = None
 
-  async def startup(self, sockets=None) -> None:
+  async def startup(self, sockets: list[socket.socket] | None = None) -> None:
     self._loop = asyncio.get_running_loop()
+    hang_up = getattr(signal, 'SIGHUP', None)
+    # Under nohup it stays ignored.
+    if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:
+      signal.signal(hang_up, self.handle_exit)
     await super().startup(sockets)
     self._service.start()
 
-  def handle_exit(self, sig, frame) -> None:
-    """SIGTERM, Ctrl-C: once to drain, twice to leave at once."""
-    if self._draining is not None or self._loop is None:
+  def handle_exit(self, sig: int, frame: Any) -> None:
+    if self._draining is None and self._loop is not None:
+      self._draining = sig
+      self._loop.call_soon_threadsafe(self._begin_drain, self._loop)
+    elif sig != getattr(signal, 'SIGHUP', None):
       os._exit(FORCED_EXIT)
-    self._draining = sig
-    self._loop.call_soon_threadsafe(self._begin_drain)
 
-  def _begin_drain(self) -> None:
-    log.info('%s: finishing what runs', signal.Signals(self._draining).name)
-    self._loop.create_task(self._drain())
+  def _begin_drain(self, loop: asyncio.AbstractEventLoop) -> None:
+    name = signal.Signals(self._draining or 0).name
+    log.info('%s: finishing running requests', name)
+    self._drain_task = loop.create_task(self._drain())
 
   async def _drain(self) -> None:
     await self._service.drain()
     self.should_exit = True
 
-  def die(self, error) -> None:
-    """The engine has failed: say why, answer 503, leave."""
+  def die(self, error: BaseException) -> None:
+    """Logs why the engine has failed and ends the process soon.
+
+    Until then requests get 503.
+    """
     if isinstance(error, UserError):
       log.critical('%s', error)
     else:
       log.critical('the engine has failed', exc_info=error)
     self.code = FAILED_EXIT
-    self._loop.call_later(0.5, setattr, self, 'should_exit', True)
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.5, setattr, self, 'should_exit', True)
 
 
-def serve(loaded, workdir, which, options, sock) -> int:
-  """Serves until a signal or a failure ends it; the exit code."""
-  server = None
+def serve(
+  loaded: LoadedModel,
+  workdir: Any,
+  which: str,
+  options: Options,
+  sock: socket.socket,
+) -> int:
+  """Serves until a signal or a failure ends it; returns the exit code."""
+  servers: list[Server] = []
   service = Service(
-    loaded, workdir, which, options, lambda error: server.die(error)
+    loaded, workdir, which, options, lambda error: servers[0].die(error)
+  )
+  # uvicorn calls it like a class.
+  http: Any = functools.partial(
+    Protocol, options.body_timeout, options.body_limit + HEAD_BYTES
   )
   config = uvicorn.Config(
     create_app(service),
-    http=functools.partial(
-      Protocol, options.body_timeout, options.body_limit + HEAD_BYTES
-    ),
+    http=http,
     ws='none',
     lifespan='off',
     log_config=None,
@@ -119,10 +143,11 @@ def serve(loaded, workdir, which, options, sock) -> int:
     timeout_graceful_shutdown=1,
   )
   server = Server(config, service)
+  servers.append(server)
   asyncio.run(server.serve([sock]))
   service.engine.stop()
   if not (service.engine.join(2.0) and service.close(0.5)):
-    # It compiles, or turns a text into tokens, and nothing can stop that.
+    # A compilation or a tokenizer is still running and cannot be stopped.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(server.code)

@@ -1,79 +1,79 @@
-"""Continuous batching: one thread that owns the device and all slots.
+"""Continuous batching: one thread owns the device and all slots.
 
-Every turn of the loop drops what nobody wants any more, gives free slots to
-waiting choices, moves windows that are full, and decodes one block for all
-slots. What happens in a block depends on no neighbour: parameters are arrays
-with one entry a row, and randomness is counted by (seed, token).
+Each turn of its loop releases cancelled sequences, gives free slots to waiting
+ones, moves full windows, and decodes one block for all slots. A row does not
+depend on its neighbours: sampling parameters are arrays with one entry per row,
+and random numbers are indexed by (seed, token).
 """
 
 import concurrent.futures
-import dataclasses
 import logging
 import threading
 import time
+from collections.abc import Callable
 
-from serving.engine import jobs
+import numpy as np
+
+from gpt.model import GPT
+from serving.engine.errors import RequestFailed, StepFailed, Unavailable
+from serving.engine.events import (
+  Closed,
+  Delta,
+  Event,
+  Failed,
+  Finished,
+  Scored,
+  Started,
+)
+from serving.engine.jobs import Job, Sequence, stride
 from serving.engine.lanes import Lane, lane_count
 from serving.engine.programs import Programs
 from serving.engine.scheduler import Scheduler
 from serving.engine.scores import PromptScores, choice_logprobs
-from serving.http import errors
-from serving.metrics import ABORTS
+from serving.engine.weights import Weights
+from serving.metrics import ABORTS, Metrics
 
 log = logging.getLogger('rgpt.serve')
 
-# Prompts prefilled between two blocks, so that running streams go on; a lane.
+# Prompts a lane prefills between two blocks; more would stall its streams.
 ADMIT_AT_ONCE = 4
-# Failed steps in a row after which the state is beyond repair.
+# Consecutive failed steps after which the engine gives up.
 MAX_FAILURES = 3
 LOADING, READY, DRAINING, FAILED = 'loading', 'ready', 'draining', 'failed'
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Weights:
-  """One set of weights; jobs keep theirs while newer ones are in use.
-
-  Attributes:
-    params: arrays on the device.
-    fingerprint: short text that differs between sets.
-  """
-
-  params: object
-  fingerprint: str
-
-
 class Engine:
-  """The slots, the thread that works them, and what other threads may ask.
+  """The slots and the thread that works on them.
 
   Args:
-    model: the GPT. weights: the Weights to begin with.
-    slots: choices decoded at once.
+    weights: for jobs that start before the first `swap`.
+    slots: sequences decoded at once.
     max_queue: requests that may wait.
-    metrics: a Metrics.
-    post: called with a list of (job, event), on the engine's thread.
+    post: called on the engine's thread with a list of (job, event).
     on_death: called with the error that ends the thread.
-    lanes: how many; None: as many as pay. shapes: see Programs.
+    lanes: how many; None: the fastest number.
+    shapes: see Programs.
   """
 
   def __init__(
     self,
-    model,
-    weights,
-    slots,
-    max_queue,
-    metrics,
-    post,
-    on_death,
-    lanes=None,
-    shapes=None,
+    model: GPT,
+    weights: Weights,
+    slots: int,
+    max_queue: int,
+    metrics: Metrics,
+    post: Callable[[list[tuple[Job, Event]]], None],
+    on_death: Callable[[BaseException], None],
+    lanes: int | None = None,
+    shapes: list[tuple[int, int, int]] | None = None,
   ):
     self.block_size = model.cfg.block_size
     lanes = lanes or lane_count(slots, weights.params)
     in_lane = -(-slots // lanes)
     self.programs = Programs(model, in_lane, lanes, shapes)
     self.lanes = [
-      Lane(self.programs, min(in_lane, slots - first))
-      for first in range(0, slots, in_lane)
+      Lane(index, self.programs, min(in_lane, slots - first))
+      for index, first in enumerate(range(0, slots, in_lane))
     ]
     self.scheduler = Scheduler(slots, max_queue)
     self.state = LOADING
@@ -84,7 +84,7 @@ class Engine:
     self._on_death = on_death
     self._wake = threading.Event()
     self._stopping = False
-    self._outbox = []
+    self._outbox: list[tuple[Job, Event]] = []
     self._failures = 0
     self._workers = concurrent.futures.ThreadPoolExecutor(
       len(self.lanes), thread_name_prefix='rgpt-lane'
@@ -93,41 +93,41 @@ class Engine:
       target=self._run, name='rgpt-engine', daemon=True
     )
 
-  # What other threads call.
+  # Called by other threads.
 
   def start(self) -> None:
-    """Starts the thread; it compiles everything before it is ready."""
+    """Starts the thread, which compiles every program before it is ready."""
     self._thread.start()
 
   def check_open(self) -> None:
-    """Raises ApiError (503) unless new requests are taken."""
+    """Raises Unavailable unless the engine takes new requests."""
     if self.state != READY:
-      raise errors.unavailable(self.state)
+      raise Unavailable(self.state)
 
   def close(self) -> None:
-    """Takes no more requests; what runs goes on."""
+    """Refuses new requests; running ones continue."""
     with self._lock:
       if self.state in (LOADING, READY):
         self.state = DRAINING
 
-  def submit(self, job) -> None:
-    """Queues a filled job for which `scheduler.reserve` was called."""
+  def submit(self, job: Job) -> None:
+    """Queues a filled job whose place was reserved with the scheduler."""
     self.scheduler.submit(job)
     self._wake.set()
 
-  def cancel(self, job, cause: str) -> None:
-    """Nobody wants the job any more; its slots are free within one block."""
+  def cancel(self, job: Job, cause: str) -> None:
+    """Ends a job early; its slots are free within one block."""
     if not job.cancelled:
       job.cancelled = cause
       self._wake.set()
 
   def swap(self, weights: Weights) -> None:
-    """New weights for jobs that have not begun."""
+    """Sets the weights of jobs that have not started yet."""
     self.weights = weights
     self._wake.set()
 
   def stop(self) -> None:
-    """Ends the thread after the block in progress."""
+    """Ends the thread after its current block."""
     self._stopping = True
     self._wake.set()
 
@@ -156,10 +156,10 @@ class Engine:
     except BaseException as e:
       self.state = FAILED
       self._on_death(e)
-      self._fail_everything(errors.internal())
+      self._fail_everything(StepFailed())
 
   @property
-  def _active(self) -> list:
+  def _active(self) -> list[Sequence]:
     """Sequences that hold a slot."""
     return [seq for lane in self.lanes for seq in lane.active]
 
@@ -186,49 +186,49 @@ class Engine:
       if seq.job.cancelled:
         self._release(seq)
 
-  def _recover(self, lane, error: Exception) -> None:
-    """Fails the requests whose state is lost; the lane starts from nothing."""
+  def _recover(self, lane: Lane, error: Exception) -> None:
+    """Fails the requests of a lane, whose state is lost, and resets it."""
     self._failures += 1
-    log.error('a step has failed; its requests end', exc_info=error)
+    log.error('a step failed; its requests end', exc_info=error)
     for job in {seq.job for seq in lane.active}:
-      self._fail(job, errors.internal(), 'error')
+      self._fail(job, StepFailed(), 'error')
     if self._failures >= MAX_FAILURES:
       raise error
     lane.reset()
 
-  def _fail(self, job, error, cause: str) -> None:
+  def _fail(self, job: Job, error: RequestFailed, cause: str) -> None:
     if not job.cancelled:
       job.cancelled = cause
-      self._outbox.append((job, jobs.Failed(error)))
+      self._outbox.append((job, Failed(error)))
     if self.scheduler.drop(job):
       self._close(job)
     for seq in self._active:
       if seq.job is job:
         self._release(seq)
 
-  def _fail_everything(self, error) -> None:
+  def _fail_everything(self, error: RequestFailed) -> None:
     running = {seq.job for seq in self._active}
     for job in running.union(self.scheduler.waiting_jobs()):
       self._fail(job, error, 'error')
     self._flush()
 
-  def _release(self, seq) -> None:
-    """Takes the slot from a sequence that has ended or is not wanted."""
-    seq.lane.release(seq)
+  def _release(self, seq: Sequence) -> None:
+    """Takes the slot from a sequence that has ended or was cancelled."""
+    self.lanes[seq.lane].release(seq)
     if self.scheduler.release(seq):
       self._close(seq.job)
 
-  def _close(self, job) -> None:
+  def _close(self, job: Job) -> None:
     job.ended = time.perf_counter()
-    if job.cancelled in ABORTS:  # Not: it has waited too long for a slot.
+    if job.cancelled in ABORTS:  # A queue timeout is a rejection instead.
       self._metrics.aborted.labels(job.cancelled).inc()
     elif not job.cancelled:
-      self._metrics.success.labels(job.sequences[-1].finish).inc()
+      self._metrics.success.labels(str(job.sequences[-1].finish)).inc()
       self._metrics.e2e.observe(job.ended - job.created)
-    self._outbox.append((job, jobs.Closed()))
+    self._outbox.append((job, Closed()))
 
   def _admit(self) -> None:
-    """Gives free slots to waiting choices, a few between two blocks."""
+    """Gives free slots to waiting sequences, a few between two blocks."""
     limit = sum(lane.free for lane in self.lanes)
     if self._active:
       limit = min(limit, ADMIT_AT_ONCE * len(self.lanes))
@@ -238,47 +238,59 @@ class Engine:
       if seq is None:
         return
       job = seq.job
-      seq.lane = lane
       lane.take(seq)
       if job.weights is None:
         job.weights = self.weights
-        self._metrics.queue_time.observe(job.started - job.created)
+        waited = (job.started or job.created) - job.created
+        self._metrics.queue_time.observe(waited)
         self._metrics.prompt_tokens.inc(job.prompt_tokens)
-        self._outbox.append((job, jobs.Started()))
+        self._outbox.append((job, Started()))
       if job.wants_scores:
-        number = seq.index // job.sampling.n
-        if number not in job.scores:
-          job.scores[number] = PromptScores(seq.prompt, job, self.block_size)
-          if job.scores[number].done:  # A single token has no pass to wait for.
-            self._post_scores(job, number)
-        seq.scores = job.scores[number]
+        seq.scores = self._scores_of(seq)
+
+  def _scores_of(self, seq: Sequence) -> PromptScores:
+    """The scores of a sequence's prompt, shared by all its choices."""
+    job, number = seq.job, seq.index // seq.job.sampling.n
+    if number not in job.scores:
+      job.scores[number] = PromptScores(
+        seq.prompt,
+        seq.tokenizer,
+        job.sampling.logprobs or 0,
+        self.block_size,
+        stride(job.sampling.overflow, self.block_size),
+      )
+      if job.scores[number].done:  # A single token needs no pass.
+        self._post_scores(job, number)
+    return job.scores[number]
 
   def _score(self) -> None:
-    """One pass over a prompt for one of those that want its scores."""
+    """Runs one pass over one prompt whose scores are incomplete."""
     for seq in self._active:
-      if seq.scored:
+      if seq.scores is None or seq.scores.done:
         continue
       try:
+        assert seq.job.weights is not None
         seq.scores.advance(self.programs, seq.job.weights.params)
       except Exception as e:
-        self._recover(seq.lane, e)
+        self._recover(self.lanes[seq.lane], e)
         return
       if seq.scored:
         self._post_scores(seq.job, seq.index // seq.job.sampling.n)
       return
 
-  def _post_scores(self, job, number: int) -> None:
-    event = jobs.Scored(number, job.scores[number].tokens)
+  def _post_scores(self, job: Job, number: int) -> None:
+    event = Scored(number, job.scores[number].tokens)
     self._outbox.append((job, event))
 
   def _decode(self) -> None:
-    """One block in every lane, all at the same time."""
+    """Decodes one block in every lane, all lanes at the same time."""
     for seq in self._active:
       if seq.scored and seq.room(self.block_size) <= 0:
         self._progress(seq, seq.end('length'))
     busy = [lane for lane in self.lanes if lane.active]
     others = [self._workers.submit(lane.step) for lane in busy[1:]]
-    results = []  # of all lanes, before any of them is touched
+    # Complete before any lane's sequences are changed.
+    results: list[tuple[list, Exception | None]] = []
     for lane, future in zip(busy, [None, *others]):
       try:
         results.append((future.result() if future else lane.step(), None))
@@ -286,20 +298,28 @@ class Engine:
         results.append(([], e))
     now = time.perf_counter()
     for lane, (rows, error) in zip(busy, results):
-      for row in rows:
-        self._accept(*row, now)
+      for seq, ids, logits_kV, slid in rows:
+        self._accept(seq, ids, logits_kV, slid, now)
       if error is not None:
         self._recover(lane, error)
     if busy and not any(error for _, error in results):
       self._failures = 0
 
-  def _accept(self, seq, ids, logits_kV, slid: bool, now: float) -> None:
-    """Takes what a block has sampled for a sequence."""
+  def _accept(
+    self,
+    seq: Sequence,
+    ids: list[int],
+    logits_kV: np.ndarray | None,
+    slid: bool,
+    now: float,
+  ) -> None:
+    """Appends what a block has sampled to its sequence."""
     if seq.job.cancelled:
       return
     logprobs = None
     if logits_kV is not None:
-      logprobs = choice_logprobs(logits_kV, ids, seq.job.sampling.logprobs)
+      alternatives = seq.job.sampling.logprobs or 0
+      logprobs = choice_logprobs(logits_kV, ids, alternatives)
     before, counted = len(seq.sampled), seq.counted
     delta = seq.accept(ids, logprobs)
     self._metrics.slides.inc(slid)
@@ -307,22 +327,22 @@ class Engine:
     self._observe(seq, len(seq.sampled) - before, now)
     self._progress(seq, delta)
 
-  def _observe(self, seq, tokens: int, now: float) -> None:
-    """Times of newly sampled tokens."""
+  def _observe(self, seq: Sequence, tokens: int, now: float) -> None:
+    """Records the latencies of newly sampled tokens."""
     job = seq.job
     if job.first is None:
       job.first = now
       self._metrics.ttft.observe(now - job.created)
-    # There is none before a sequence's first token.
+    # The first token of a sequence ends no gap.
     gaps = tokens - (len(seq.sampled) == tokens)
-    if gaps:
+    if gaps and seq.last_time is not None:
       self._metrics.inter_token.observe((now - seq.last_time) / tokens, gaps)
     seq.last_time = now
 
-  def _progress(self, seq, delta) -> None:
-    """Passes on new text; frees the slot of a sequence that has ended."""
+  def _progress(self, seq: Sequence, delta: Delta | None) -> None:
+    """Posts new text and frees the slot of a sequence that has ended."""
     if delta is not None:
       self._outbox.append((seq.job, delta))
     if seq.finish:
-      self._outbox.append((seq.job, jobs.Finished(seq.index, seq.finish)))
+      self._outbox.append((seq.job, Finished(seq.index, seq.finish)))
       self._release(seq)

@@ -1,147 +1,76 @@
-"""One request's work: the choices to generate, and what comes of them.
+"""One request as the engine sees it: a job, and a sequence for each choice.
 
-A Job is made by the event loop and worked on by the engine thread. What the
-engine has to say travels as events, in order, through the job's mailbox.
+The event loop creates a Job, the engine thread works on it. Results travel
+back as events, in order, through the job's mailbox.
 """
 
-import asyncio
 import collections
-import dataclasses
 import time
+from collections.abc import Iterable
 
+import jax
 import numpy as np
 
 from gpt.decoding import blocks
+from gpt.tokenizers import Tokenizer
+from serving.engine.events import Delta, Mailbox, Token
+from serving.engine.sampling import Sampling
+from serving.engine.scores import PromptScores
 from serving.engine.text import Stop, TextStream
-from serving.http.schemas import Sampling
-
-
-@dataclasses.dataclass
-class Token:
-  """A token with its log-probability.
-
-  Attributes:
-    start, end: characters of its choice's text before it and after it.
-    logprob: None for a prompt's first token.
-    top: [(id, logprob)], most probable first.
-  """
-
-  id: int
-  start: int
-  end: int
-  logprob: float | None
-  top: list
-
-
-@dataclasses.dataclass
-class Started:
-  """A slot is held."""
-
-
-@dataclasses.dataclass
-class Scored:
-  """The log-probabilities of a prompt: a Token for each of its tokens."""
-
-  prompt: int
-  tokens: list
-
-
-@dataclasses.dataclass
-class Delta:
-  """New text of a choice; `tokens` only where log-probabilities are wanted."""
-
-  index: int
-  text: str
-  tokens: list
-
-
-@dataclasses.dataclass
-class Finished:
-  """A choice has ended: reason is 'stop' or 'length'."""
-
-  index: int
-  reason: str
-
-
-@dataclasses.dataclass
-class Failed:
-  """The request ends here; `error` is an ApiError or ClientGone."""
-
-  error: Exception
-
-
-@dataclasses.dataclass
-class Closed:
-  """Nothing more comes: all choices have ended, or were given up."""
-
-
-class Mailbox:
-  """Events from the engine, taken by one coroutine."""
-
-  def __init__(self):
-    self._events = []
-    self._arrived = asyncio.Event()
-
-  def put(self, event) -> None:
-    """Called on the event loop."""
-    self._events.append(event)
-    self._arrived.set()
-
-  def __len__(self):
-    return len(self._events)
-
-  def __iter__(self):
-    return iter(self._events)
-
-  async def wait(self) -> None:
-    """Waits for an event, and leaves it there."""
-    await self._arrived.wait()
-
-  async def take(self) -> list:
-    """All events that have come; waits for at least one."""
-    await self.wait()
-    self._arrived.clear()
-    events, self._events = self._events, []
-    return events
+from serving.engine.weights import Weights
 
 
 class Job:
   """One request; `fill` completes it before it is submitted.
 
+  Args:
+    sampling: the client's sampling options.
+    created: arrival of the request, time.perf_counter().
+
   Attributes:
-    sampling: what is asked for.
     prompts: int32[n] arrays, none of them empty.
-    bias_V: float32[V] added to the logits.
-    stop_ids: ids that end a choice. stops: strings that do, as Stops.
-    sequences: one for each choice, prompt by prompt.
-    scores: prompt number -> PromptScores, where they are wanted.
-    weights: the Weights all its choices use, once a slot is held.
-    cancelled: why nobody wants the answer any more, or ''.
-    pending: sequences without a slot. busy: number of those that hold one.
-    created, started, first, ended: seconds of time.perf_counter().
+    tokens_dropped: tokens of a chat that did not fit into the context.
+    bias_V: float32[V], added to the logits.
+    stop_ids: ids that end a choice. stops: strings that do.
+    sequences: all choices, prompt by prompt.
+    scores: prompt number -> PromptScores, where logprobs of prompts are due.
+    weights: used by all choices; None until the first slot is held.
+    cancelled: the cause, once nobody wants the answer; else ''.
+    pending: sequences without a slot. busy: number of sequences with one.
+    created, started, first, ended: seconds of time.perf_counter(): arrival,
+      first slot, first token, end.
   """
 
-  def __init__(self, sampling: Sampling):
+  def __init__(self, sampling: Sampling, created: float | None = None):
     self.sampling = sampling
     self.mailbox = Mailbox()
-    self.prompts = []
-    self.tokenizer = None
-    self.sequences = []
-    self.pending = collections.deque()
-    self.scores = {}
-    self.bias_V = None
-    self.stop_ids = frozenset()
-    self.stops = []
-    self.weights = None
+    self.prompts: list[np.ndarray] = []
+    self.tokens_dropped = 0
+    self.sequences: list[Sequence] = []
+    self.pending: collections.deque[Sequence] = collections.deque()
+    self.scores: dict[int, PromptScores] = {}
+    self.bias_V: np.ndarray | None = None
+    self.stop_ids: frozenset[int] = frozenset()
+    self.stops: list[Stop] = []
+    self.weights: Weights | None = None
     self.cancelled = ''
-    self.created = time.perf_counter()
-    self.started = self.first = self.ended = None
+    self.created = time.perf_counter() if created is None else created
+    self.started: float | None = None
+    self.first: float | None = None
+    self.ended: float | None = None
     self.busy = 0
 
-  def fill(self, prompts, bias_V, stop_ids, tokenizer) -> None:
-    """Sets what is known once the prompts are tokens."""
+  def fill(
+    self,
+    prompts: list[np.ndarray],
+    bias_V: np.ndarray | None,
+    stop_ids: Iterable[int],
+    tokenizer: Tokenizer,
+    tokens_dropped: int = 0,
+  ) -> None:
+    """Adds what is known once the prompts are tokenized."""
     self.prompts = prompts
-    self.tokenizer = tokenizer
+    self.tokens_dropped = tokens_dropped
     self.bias_V = bias_V
     self.stop_ids = frozenset(stop_ids)
     n = self.sampling.n
@@ -165,51 +94,75 @@ class Job:
   def wants_scores(self) -> bool:
     return self.sampling.echo and self.sampling.logprobs is not None
 
+  @property
+  def outcome(self) -> str:
+    """For the log: why it was cancelled, or its finish reasons, or '-'."""
+    reasons = {seq.finish or '' for seq in self.sequences}
+    if self.cancelled or not reasons or '' in reasons:
+      return self.cancelled or '-'
+    return ','.join(sorted(reasons))
+
 
 class Sequence:
   """One choice while it is generated; belongs to the engine thread.
 
+  Args:
+    job: its request.
+    index: of the choice within the job.
+    prompt: int32[n], not empty.
+    seed: only its low 32 bits are used.
+
   Attributes:
-    index: of the choice; prompt: int32[n] tokens, not empty.
-    sampled: ids sampled so far. counted: those of them that usage counts.
-    start: first token of the window in the cache; -1: nothing is there.
-    lane, slot: where it is decoded; None until it is admitted.
+    sampled: ids sampled so far. counted: how many of them usage counts.
+    start: first token of the window in the cache; -1: the cache is empty.
+    lane: index of its lane. slot: within the lane. Both -1 until admitted.
     finish: None, 'stop' or 'length'.
-    scores: PromptScores to be done first, or None.
-    last_time: when its newest tokens came, or the block that gives the first
-      began, time.perf_counter().
+    scores: PromptScores that must be complete before decoding, or None.
+    last_time: arrival of its newest tokens, or start of the block that yields
+      the first; time.perf_counter().
     uniforms: float32 random numbers of the steps from `drawn` on, or None.
   """
 
-  def __init__(self, job: Job, index: int, prompt, seed: int, tokenizer):
+  def __init__(
+    self,
+    job: Job,
+    index: int,
+    prompt: np.ndarray,
+    seed: int,
+    tokenizer: Tokenizer,
+  ):
     self.job = job
     self.index = index
     self.prompt = prompt
+    self.tokenizer = tokenizer
     self.seed = seed & 0xFFFFFFFF
-    self.sampled = []
+    self.sampled: list[int] = []
     self.counted = 0
     self.start = -1
-    self.slot = self.lane = None
-    self.finish = None
-    self.scores = None
-    self.last_time = None
-    self.uniforms, self.drawn = None, 0
+    self.lane = -1
+    self.slot = -1
+    self.finish: str | None = None
+    self.scores: PromptScores | None = None
+    self.last_time: float | None = None
+    self.uniforms: np.ndarray | jax.Array | None = None
+    self.drawn = 0
     self._text = TextStream(tokenizer, job.stops)
-    self._pending = []
-    self._counts_V, self._tallied = None, 0
+    self._pending: list[Token] = []
+    self._counts_V: np.ndarray | None = None
+    self._tallied = 0
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.prompt) + len(self.sampled)
 
-  def window(self, start: int):
-    """int32 tokens from `start` to the last but one: what the cache holds."""
+  def window(self, start: int) -> np.ndarray:
+    """int32 tokens from `start` to the last but one, as the cache holds."""
     n = len(self.prompt)
     tail = np.array(self.sampled[max(0, start - n) : -1], np.int32)
     head = self.prompt[start:] if self.sampled else self.prompt[start:-1]
     return np.concatenate([head, tail]) if len(tail) else head
 
-  def counts(self, vocab_size: int):
-    """int32[V]: how often each id has been sampled."""
+  def counts(self, vocab_size: int) -> np.ndarray:
+    """int32[V]: how often each id has been sampled; a fresh copy."""
     if self._counts_V is None:
       self._counts_V = np.zeros(vocab_size, np.int32)
     new = np.array(self.sampled[self._tallied :], np.int64)
@@ -219,7 +172,7 @@ class Sequence:
 
   @property
   def scored(self) -> bool:
-    """Whether it need not wait for its prompt's log-probabilities."""
+    """Whether no log-probability of its prompt is outstanding."""
     return self.scores is None or self.scores.done
 
   @property
@@ -227,7 +180,7 @@ class Sequence:
     return self.sampled[-1] if self.sampled else int(self.prompt[-1])
 
   def room(self, block_size: int) -> int:
-    """How many tokens may be sampled before something changes; 0: no more."""
+    """Tokens that fit before the window moves or the choice ends."""
     s = self.job.sampling
     slide = blocks.steps_until_slide(
       len(self), block_size, stride(s.overflow, block_size)
@@ -236,12 +189,15 @@ class Sequence:
       return 0
     return min(slide, s.max_tokens - len(self.sampled))
 
-  def accept(self, ids, logprobs=None) -> Delta | None:
-    """Takes newly sampled ids; sets `finish` where the text ends.
+  def accept(
+    self,
+    ids: list[int],
+    logprobs: list[tuple[float, list[tuple[int, float]]]] | None = None,
+  ) -> Delta | None:
+    """Appends newly sampled ids; sets `finish` where the text ends.
 
     Args:
-      ids: list of int.
-      logprobs: None or for each id (its logprob, [(id, logprob), ...]).
+      logprobs: for each id (its logprob, [(id, logprob), ...]), or None.
 
     Returns:
       The text that may be shown now, or None.
@@ -268,11 +224,11 @@ class Sequence:
     return self._delta(pieces)
 
   def end(self, reason: str) -> Delta | None:
-    """Ends it without another token."""
+    """Ends the choice without another token."""
     self.finish = reason
     return self._delta([])
 
-  def _delta(self, pieces) -> Delta | None:
+  def _delta(self, pieces: list[str]) -> Delta | None:
     if not self.finish and len(self.sampled) >= self.job.sampling.max_tokens:
       self.finish = 'length'
     if self.finish:
@@ -291,6 +247,6 @@ class Sequence:
 
 
 def stride(overflow: str, block_size: int) -> int:
-  """Of the window, for a value of context_overflow."""
+  """How far the window moves at once, for a value of context_overflow."""
   mode = 'stop' if overflow == 'error' else overflow
   return blocks.stride_for(mode, block_size)

@@ -1,13 +1,13 @@
-"""Slots and the device state behind them, in lanes that work side by side.
+"""Groups of slots, each with its own cache, that decode side by side.
 
 A decode step of a small model keeps one core busy, so on a CPU there is a lane
-for each core: a group of slots with a cache of its own. All lanes run the same
-compiled programs on the same weights, each from a thread of its own. On an
-accelerator there is one lane. Which lane a sequence is in changes nothing in
-its text.
+for each core. All lanes run the same compiled programs on the same weights,
+each from its own thread. An accelerator has one lane. The text of a sequence
+does not depend on its lane.
 """
 
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,21 +15,22 @@ import numpy as np
 from gpt.decoding import blocks, sampling
 from gpt.devices import num_cores
 from serving.engine import jobs
-from serving.engine.programs import MANY_ROWS
+from serving.engine.jobs import Sequence
+from serving.engine.programs import MANY_ROWS, Programs
 
-# A block that takes longer makes streams jerky and new requests wait.
+# Longer blocks make streams jerky and new requests wait.
 BLOCK_SECONDS = 0.03
-# Steps of a block in which some row is to give its first token: it should not
-# have to wait for many more, nor the others lose much. With many rows, in
-# nearly every block one begins.
+# Steps of a block in which some row yields its first token: few, so that the
+# token comes soon. With MANY_ROWS nearly every block holds such a row, so there
+# the limit would cost too much.
 FIRST_STEPS = 4
-# Weights beyond this share the memory's bandwidth, not the caches of cores:
-# then all rows should use them at once.
+# Larger weights are limited by memory bandwidth, not by a core's caches: one
+# lane then reads them once for all rows.
 LANE_BYTES = 64 << 20
 
 
-def lane_count(slots: int, params) -> int:
-  """How many lanes pay for these weights on this machine."""
+def lane_count(slots: int, params: Any) -> int:
+  """The number of lanes that is fastest for these weights on this machine."""
   size = sum(x.nbytes for x in jax.tree.leaves(params))
   if jax.default_backend() != 'cpu' or size > LANE_BYTES:
     return 1
@@ -37,31 +38,34 @@ def lane_count(slots: int, params) -> int:
 
 
 class Lane:
-  """Some slots, and the device state behind them.
+  """Some slots and the device state behind them.
 
   Args:
-    programs: the Programs, compiled for `programs.slots` slots.
+    index: of the lane.
+    programs: compiled for `programs.slots` slots.
     slots: how many of them may be used.
 
   Attributes:
     active: sequences that hold a slot.
   """
 
-  def __init__(self, programs, slots: int):
-    self.active = []
+  def __init__(self, index: int, programs: Programs, slots: int):
+    self.index = index
+    self.active: list[Sequence] = []
     self._programs = programs
     self._cfg = programs.model.cfg
     self._free = list(range(slots))[::-1]
     self._sampling = sampling.settings(programs.slots)
-    self._step_seconds = {}  # rows -> running average of a decode step
-    self._state = None
+    # Number of rows -> running average of the seconds a decode step takes.
+    self._step_seconds: dict[int, float] = {}
+    self._state: Any = None
 
   def reset(self) -> None:
-    """An empty device state; no sequence may be active."""
+    """Clears the device state; no sequence may be active."""
     self._state = self._programs.new_state()
 
-  def warm_up(self, params) -> None:
-    """Runs everything once: first runs are slow."""
+  def warm_up(self, params: Any) -> None:
+    """Runs every program once: first runs are slow."""
     self.reset()
     self._state = self._programs.warm_up(params, self._state)
 
@@ -69,34 +73,38 @@ class Lane:
   def free(self) -> int:
     return len(self._free)
 
-  def take(self, seq) -> None:
-    """Gives a sequence a slot; its cache is filled by the next `step`."""
+  def take(self, seq: Sequence) -> None:
+    """Gives a sequence a slot; the next `step` fills its cache."""
     slot = seq.slot = self._free.pop()
+    seq.lane = self.index
     self.active.append(seq)
     s, rows = seq.job.sampling, self._sampling
     rows.seed[slot] = seq.seed
     rows.temperature[slot] = s.temperature
     rows.top_k[slot] = s.top_k
-    # float32 takes what is far smaller for 0, and 0 for nothing or infinity.
+    # Far smaller values are 0 in float32: an empty set, or a division by zero.
     rows.top_p[slot] = max(s.top_p, 1e-6)
     rows.min_p[slot] = s.min_p
     rows.repetition[slot] = max(s.repetition, 1e-6)
     rows.frequency[slot] = s.frequency
     rows.presence[slot] = s.presence
 
-  def release(self, seq) -> None:
-    """Takes the slot from a sequence that has ended or is not wanted."""
+  def release(self, seq: Sequence) -> None:
+    """Takes the slot from a sequence that has ended or was cancelled."""
     self.active.remove(seq)
     self._free.append(seq.slot)
 
-  def step(self) -> list:
-    """One block for every sequence of the lane that can go on.
+  def step(
+    self,
+  ) -> list[tuple[Sequence, list[int], np.ndarray | None, bool]]:
+    """Decodes one block for every sequence of the lane that can continue.
 
     Returns:
-      [(sequence, new ids, raw logits float32[n, V] or None, slid)]; none for
-      those that may not sample any more or wait for their prompt's scores.
+      [(sequence, new ids, raw logits float32[n, V] or None, slid)]. Sequences
+      without room, or whose prompt still waits for its scores, are left out.
     """
-    window, groups, out = self._cfg.block_size, {}, []
+    window, out = self._cfg.block_size, []
+    groups: dict[Any, list[tuple[Sequence, bool]]] = {}
     for seq in self.active:
       if seq.room(window) <= 0 or not seq.scored:
         continue
@@ -112,9 +120,10 @@ class Lane:
       out += self._decode(weights.params, group, fresh)
     return out
 
-  def _prefill(self, seq, stride: int) -> None:
-    """Fills the slot's cache for where the window starts now."""
+  def _prefill(self, seq: Sequence, stride: int) -> None:
+    """Fills the slot's cache from the current start of the window."""
     job, vocab = seq.job, self._cfg.vocab_size
+    assert job.weights is not None
     seq.start = blocks.window_start(len(seq), self._cfg.block_size, stride)
     in_prompt_V = np.zeros(vocab, bool)
     in_prompt_V[seq.prompt] = True
@@ -130,8 +139,15 @@ class Lane:
       job.bias_V,
     )
 
-  def _decode(self, params, group, fresh: bool) -> list:
-    """One block for sequences that share their weights."""
+  def _decode(
+    self, params: Any, group: list[tuple[Sequence, bool]], fresh: bool
+  ) -> list[tuple[Sequence, list[int], np.ndarray | None, bool]]:
+    """Decodes one block for sequences that share their weights.
+
+    Args:
+      group: (sequence, whether its window has just moved).
+      fresh: some sequence of the lane has no token yet.
+    """
     window = self._cfg.block_size
     rooms = [seq.room(window) for seq, _ in group]
     b = self._programs.rows(len(group))
@@ -143,8 +159,8 @@ class Lane:
       seq.slot: (seq.last_token, len(seq) - 1 - seq.start, len(seq.sampled))
       for seq, _ in group
     }
-    # Others only fill the program up: what a row does past the window's end
-    # goes to spare columns, which nobody reads.
+    # Idle slots pad the program's rows. Rows at the window's end write to the
+    # cache's spare columns, which are never read.
     idle = [s for s in range(self._programs.slots) if s not in rows]
     rows |= {slot: (0, window, 0) for slot in idle[: b - len(group)]}
     slots = sorted(rows)
@@ -178,17 +194,17 @@ class Lane:
       out.append((seq, tokens_bk[i][:room], logits, slid))
     return out
 
-  def _draw(self, seq, k: int):
+  def _draw(self, seq: Sequence, k: int) -> np.ndarray:
     """float32[k]: the random numbers of the next k steps."""
-    at = len(seq.sampled) - seq.drawn
-    if at + k > len(seq.uniforms):
+    at, drawn = len(seq.sampled) - seq.drawn, seq.uniforms
+    if drawn is None or at + k > len(drawn):
       seq.drawn, at = len(seq.sampled), 0
-      seq.uniforms = self._programs.uniforms(seq.seed, seq.drawn)
-    seq.uniforms = np.asarray(seq.uniforms)
+      drawn = self._programs.uniforms(seq.seed, seq.drawn)
+    seq.uniforms = np.asarray(drawn)
     return seq.uniforms[at : at + k]
 
   def _block_steps(self, b: int, room: int) -> int:
-    """Steps of the next block: long ones cost less, short ones wait less."""
+    """Steps of the next block: long blocks cost less, short ones wait less."""
     steps = self._programs.steps(b)
     step = self._step_seconds.get(b, 0.0)
     longest = max((k for k in steps if k * step <= BLOCK_SECONDS), default=1)

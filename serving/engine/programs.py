@@ -1,14 +1,19 @@
 """Every program the server ever runs, compiled before it reports ready.
 
-Shapes are the only thing a program is compiled for: prompt lengths in buckets,
-numbers of rows, steps a dispatch, filled columns. Requests are rounded up to
-what exists, so none of them can cause a compilation. Each compiled program is
-called directly; there is no tracing cache to fall through.
+Programs differ in shapes alone: bucket of prompt lengths, number of rows, steps
+per dispatch, filled columns. Requests are rounded up to a shape that exists, so
+no request can cause a compilation. Compiled programs are called directly, not
+through jit's tracing cache.
 """
 
 import concurrent.futures
+import dataclasses
 import functools
+import logging
 import threading
+import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,24 +21,28 @@ import numpy as np
 
 from gpt.decoding import blocks, sampling
 from gpt.devices import num_cores
-from serving.http.schemas import MAX_TOP_LOGPROBS
+from gpt.model import GPT
+from serving.engine.sampling import MAX_TOP_LOGPROBS
 
-ROW_COUNTS = (1, 4)  # and all slots, over all lanes
+log = logging.getLogger('rgpt.serve')
+
+ROW_COUNTS = (1, 4)  # and all slots; divided among the lanes
 MANY_ROWS = 8
-STEPS = (1, 4, 16)  # of a block; each costs seconds of start-up
+STEPS = (1, 4, 16)  # per block; each costs seconds of start-up
 UNIFORMS = 256  # random numbers drawn at once for a sequence
+PROGRESS_SECONDS = 5.0  # between two log lines while compiling
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
 
 
 class CompileCount:
-  """Counts compilations of this process, from the moment it is made."""
+  """Counts this process's compilations from its creation on."""
 
   def __init__(self):
     self._lock = threading.Lock()
     self.value = 0
     jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-  def _listen(self, event: str, duration: float, **_) -> None:
+  def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
     if event == COMPILE_EVENT:
       with self._lock:
         self.value += 1
@@ -41,12 +50,21 @@ class CompileCount:
 
 @functools.cache
 def compile_count() -> CompileCount:
-  """The one counter: JAX keeps listeners for ever."""
+  """The only counter of the process: JAX never drops a listener."""
   return CompileCount()
 
 
-def admit(model, params, state, slot, tokens_1L, in_prompt_V, counts_V, bias_V):
-  """Prefills a slot, at a request's start and after each slide.
+def admit(
+  model: GPT,
+  params: Any,
+  state: blocks.DecodeState,
+  slot: Any,
+  tokens_1L: Any,
+  in_prompt_V: Any,
+  counts_V: Any,
+  bias_V: Any,
+) -> blocks.DecodeState:
+  """Prefills a slot when a request starts and after each slide.
 
   Args:
     slot: int32 scalar.
@@ -59,19 +77,23 @@ def admit(model, params, state, slot, tokens_1L, in_prompt_V, counts_V, bias_V):
   row = blocks.prefill(model, params, tokens_1L)
   state = blocks.insert(state, slot, row, in_prompt_V, bias_V)
   counts = jax.lax.dynamic_update_slice(state.counts, counts_V[None], (slot, 0))
-  return state.replace(counts=counts)
+  return dataclasses.replace(state, counts=counts)
 
 
-def score(model, params, tokens_1L, targets_L):
-  """Log-probabilities of given next tokens, and the most probable ones.
+def score(
+  model: GPT, params: Any, tokens_1L: Any, targets_L: Any
+) -> tuple[Any, Any, Any]:
+  """Log-probabilities of the given next tokens and of the most probable ones.
 
   Args:
     tokens_1L: int32[1, L] inputs. targets_L: int32[L].
 
   Returns:
-    (float32[L] of the targets, float32[L, C] largest, int32[L, C] their ids).
+    (float32[L] of the targets, float32[L, C] the largest, int32[L, C] their
+    ids), with C = MAX_TOP_LOGPROBS or V, whichever is smaller.
   """
-  logits_LV = model.apply({'params': params}, tokens_1L)[0]
+  logits_1LV: Any = model.apply({'params': params}, tokens_1L)
+  logits_LV = logits_1LV[0]
   logp_LV = jax.nn.log_softmax(logits_LV)
   vocab = jnp.arange(logits_LV.shape[-1], dtype=jnp.int32)[None]
   hit_LV = vocab == targets_L[:, None]
@@ -86,9 +108,9 @@ def block_shapes(
 ) -> list[tuple[int, int, int]]:
   """(rows, steps, bucket) of a lane's decode programs.
 
-  All numbers of steps exist for the whole window. Shorter buckets exist for
-  the long blocks, where a generation spends its time: doubling ones, and for
-  many rows, whose caches cost more than the weights, eighths of the window.
+  Blocks of every length exist for the whole window. The longest blocks, where
+  generation spends its time, also exist for shorter buckets: powers of two, and
+  with many rows, whose caches cost more than the weights, eighths of it.
   """
   rows = {min(slots, -(-b // lanes)) for b in ROW_COUNTS} | {slots}
   shapes = []
@@ -102,51 +124,71 @@ def block_shapes(
 
 
 class Programs:
-  """The compiled programs of one model, for lanes of a number of slots.
+  """The compiled programs of one model for lanes of a fixed number of slots.
 
   Args:
-    model: the GPT.
     slots: of a lane.
     lanes: how many share the rows.
     shapes: (rows, steps, bucket) of the decode programs; None: `block_shapes`.
   """
 
-  def __init__(self, model, slots: int, lanes: int = 1, shapes=None):
+  def __init__(
+    self,
+    model: GPT,
+    slots: int,
+    lanes: int = 1,
+    shapes: list[tuple[int, int, int]] | None = None,
+  ):
     self.model = model
     self.slots = slots
     self.block_size = model.cfg.block_size
     self._shapes = shapes or block_shapes(slots, lanes, self.block_size)
-    self._blocks = {}
-    self._admit = {}
-    self._score = self._uniforms = self._new_state = None
+    self._blocks: dict[tuple[int, int, int], Callable] = {}
+    self._admit: dict[int, Callable] = {}
+    self._score: Any = None
+    self._uniforms: Any = None
+    self._new_state: Any = None
 
-  def compile(self, params) -> int:
-    """Compiles everything, several programs at once; gives their number.
+  def compile(self, params: Any) -> int:
+    """Compiles all programs, several at once, and logs its progress.
 
     Args:
       params: the weights, or ShapeDtypeStructs of them.
-    """
-    params = shapes_of(params)
-    jobs = self._jobs(params)
-    # XLA compiles without the interpreter lock; tracing needs it.
-    with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
-      futures = [pool.submit(job) for job in jobs]
-      for future in futures:
-        future.result()
-    return len(jobs)
 
-  def _jobs(self, params):
+    Returns:
+      The number of programs.
+    """
+    jobs = self._jobs(shapes_of(params))
+    # XLA compiles without the interpreter lock; tracing needs it.
+    pool = concurrent.futures.ThreadPoolExecutor(num_cores())
+    with pool:
+      futures = [pool.submit(job) for job in jobs]
+      began = time.perf_counter()
+      while True:
+        done, left = concurrent.futures.wait(
+          futures, PROGRESS_SECONDS, concurrent.futures.FIRST_EXCEPTION
+        )
+        for future in done:
+          if future.exception():
+            pool.shutdown(cancel_futures=True)
+            future.result()
+        if not left:
+          return len(jobs)
+        log_progress(len(done), len(jobs), time.perf_counter() - began)
+
+  def _jobs(self, params: Any) -> list[Callable[[], None]]:
+    """One function for each program; it compiles and stores it."""
     cfg, model, slots = self.model.cfg, self.model, self.slots
     int32 = jnp.int32
     state = jax.eval_shape(lambda: blocks.init_state(cfg, slots))
     vocab = (cfg.vocab_size,)
 
-    def block(b, k, bucket):
+    def block(b: int, k: int, bucket: int) -> None:
       row = array((b,), int32)
       s = shapes_of(sampling.settings(b))
       every, columns = b == slots, bucket
       if every and bucket == self.block_size:
-        columns += blocks.SPARE  # The whole cache is read without a copy.
+        columns += blocks.SPARE  # Reading the whole cache needs no copy.
       lowered = blocks.jit_decode_block.lower(
         model,
         params,
@@ -163,7 +205,7 @@ class Programs:
       )
       self._blocks[b, k, bucket] = lowered.compile()
 
-    def prefill(length):
+    def prefill(length: int) -> None:
       program = jax.jit(admit, static_argnums=0, donate_argnums=2)
       self._admit[length] = program.lower(
         model,
@@ -176,7 +218,7 @@ class Programs:
         array(vocab, jnp.float32),
       ).compile()
 
-    def scoring():
+    def scoring() -> None:
       length = self.block_size
       self._score = (
         jax.jit(score, static_argnums=0)
@@ -186,7 +228,7 @@ class Programs:
         .compile()
       )
 
-    def uniforms():
+    def uniforms() -> None:
       program = jax.jit(
         lambda seed, step: sampling.uniforms(seed[None], step[None], UNIFORMS)[
           0
@@ -196,7 +238,7 @@ class Programs:
         array((), jnp.uint32), array((), int32)
       ).compile()
 
-    def new_state():
+    def new_state() -> None:
       program = jax.jit(lambda: blocks.init_state(cfg, slots))
       self._new_state = program.lower().compile()
 
@@ -206,12 +248,14 @@ class Programs:
     ]
     return [*jobs, scoring, uniforms, new_state]
 
-  def new_state(self):
+  def new_state(self) -> blocks.DecodeState:
     """An empty DecodeState."""
     return self._new_state()
 
-  def warm_up(self, params, state):
-    """Runs everything once on an idle state; gives the state."""
+  def warm_up(
+    self, params: Any, state: blocks.DecodeState
+  ) -> blocks.DecodeState:
+    """Runs every program once on an idle state; returns the state."""
     vocab, zeros = self.model.cfg.vocab_size, np.zeros
     for length in self._admit:
       state = self.admit(
@@ -240,7 +284,16 @@ class Programs:
     self.score(params, zeros(1, np.int32), zeros(1, np.int32))
     return jax.block_until_ready(state)
 
-  def admit(self, params, state, slot, tokens, in_prompt_V, counts_V, bias_V):
+  def admit(
+    self,
+    params: Any,
+    state: blocks.DecodeState,
+    slot: int,
+    tokens: np.ndarray,
+    in_prompt_V: np.ndarray,
+    counts_V: np.ndarray,
+    bias_V: np.ndarray | None,
+  ) -> blocks.DecodeState:
     """As `admit`; `tokens` is int32[n] with n <= block_size."""
     length = blocks.bucket_for(max(1, len(tokens)), self.block_size)
     padded = np.zeros((1, length), np.int32)
@@ -250,23 +303,31 @@ class Programs:
     )
 
   def rows(self, n: int) -> int:
-    """The number of rows of the program that decodes n."""
+    """Rows of the smallest program that decodes n sequences."""
     return min(b for b, _, _ in self._shapes if b >= n)
 
   def steps(self, b: int) -> list[int]:
-    """Numbers of steps there are programs for, with b rows; ascending."""
+    """Block lengths available with b rows, in ascending order."""
     return sorted({k for a, k, _ in self._shapes if a == b})
 
-  def uniforms(self, seed: int, step: int):
-    """float32[UNIFORMS] of `sampling.uniforms`, from `step` on; not awaited."""
+  def uniforms(self, seed: int, step: int) -> jax.Array:
+    """float32[UNIFORMS] of `sampling.uniforms` from `step` on; not awaited."""
     return self._uniforms(np.uint32(seed), np.int32(step))
 
   def block(
-    self, params, state, slots_b, last_b, length_b, step_b, s, uniform_bk
-  ):
-    """As `decode.decode_block`, for a b of `rows` and a k of `steps`.
+    self,
+    params: Any,
+    state: blocks.DecodeState,
+    slots_b: np.ndarray,
+    last_b: np.ndarray,
+    length_b: np.ndarray,
+    step_b: np.ndarray,
+    s: sampling.SamplingSettings,
+    uniform_bk: np.ndarray,
+  ) -> tuple[blocks.DecodeState, jax.Array, jax.Array]:
+    """As `blocks.decode_block`, for a b of `rows` and a k of `steps`.
 
-    Slots are in ascending order; rows of length block_size are not decoded.
+    Slots are in ascending order; rows of length block_size are padding.
     """
     b, k = uniform_bk.shape
     longest = int(np.max(length_b, where=length_b < self.block_size, initial=1))
@@ -284,19 +345,32 @@ class Programs:
       uniform_bk=uniform_bk,
     )
 
-  def score(self, params, tokens, targets):
-    """As `score`, for int32[n] tokens and targets, as numpy of length n."""
+  def score(
+    self, params: Any, tokens: np.ndarray, targets: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `score`, for int32[n] tokens and targets; numpy of length n."""
     n = len(tokens)
     padded = np.zeros((2, self.block_size), np.int32)
     padded[0, :n], padded[1, :n] = tokens, targets
-    out = self._score(params, padded[:1], padded[1])
-    return tuple(np.asarray(x)[:n] for x in out)
+    target_L, best_LC, ids_LC = map(
+      np.asarray, self._score(params, padded[:1], padded[1])
+    )
+    return target_L[:n], best_LC[:n], ids_LC[:n]
 
 
-def array(shape, dtype):
+def log_progress(done: int, total: int, seconds: float) -> None:
+  """Logs that compilation is under way, and that it is worth waiting for."""
+  cached = jax.config.jax_compilation_cache_dir
+  later = '; later starts reuse what is compiled now' if cached else ''
+  log.info(
+    'compiling: %d of %d programs after %.0f s%s', done, total, seconds, later
+  )
+
+
+def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def shapes_of(tree):
+def shapes_of(tree: Any) -> Any:
   """ShapeDtypeStructs of arrays."""
   return jax.tree.map(lambda x: array(np.shape(x), x.dtype), tree)

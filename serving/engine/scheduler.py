@@ -1,22 +1,24 @@
-"""Who waits and who is next: the queue between the routes and the engine.
+"""The queue between the routes and the engine.
 
-Space is reserved before a prompt is even tokenised, so that a full queue costs
-nothing. Of the waiting requests the one with the fewest slots is served next,
-then the oldest: 64 prompts in one request do not shut out a single one.
+A request reserves its place before its prompt is tokenized, so rejecting it
+costs nothing when the queue is full. The waiting request with the fewest slots
+is served next, then the oldest: one request with 64 prompts does not shut out a
+single prompt.
 """
 
 import threading
 import time
 
-from serving.http import errors
+from serving.engine.errors import QueueFull
+from serving.engine.jobs import Job, Sequence
 
 
 class Scheduler:
-  """Thread-safe; the event loop puts jobs in, the engine takes choices out.
+  """Thread-safe; the event loop adds jobs, the engine takes sequences.
 
   Args:
     slots: sequences decoded at once.
-    max_queue: requests that may wait beyond those a free slot is there for.
+    max_queue: requests that may wait beyond those that free slots will take.
   """
 
   def __init__(self, slots: int, max_queue: int):
@@ -25,32 +27,29 @@ class Scheduler:
     self._slots = slots
     self._busy = 0
     self._reserved = 0
-    self._jobs = []  # with choices that wait for a slot, oldest first
-    self._running = []  # with a slot
+    self._jobs: list[Job] = []  # with sequences that wait, oldest first
+    self._running: list[Job] = []  # with at least one slot
 
   def reserve(self) -> None:
-    """Takes a place in the queue. Raises ApiError (503) if it is full."""
+    """Takes a place in the queue. Raises QueueFull."""
     with self._lock:
       if self._waiting() >= self._max_queue + self._slots - self._busy:
-        raise errors.overloaded(
-          f'The server is busy: {self._waiting()} requests wait already.',
-          'queue_full',
-        )
+        raise QueueFull(self._waiting())
       self._reserved += 1
 
   def unreserve(self) -> None:
-    """Gives the place back."""
+    """Returns the place."""
     with self._lock:
       self._reserved -= 1
 
-  def submit(self, job) -> None:
+  def submit(self, job: Job) -> None:
     """Turns a reservation into a waiting job."""
     with self._lock:
       self._reserved -= 1
       self._jobs.append(job)
 
-  def next(self):
-    """The Sequence to be given a slot, or None; counts it as busy."""
+  def next(self) -> Sequence | None:
+    """The next sequence to get a slot, counted as busy; None if none waits."""
     with self._lock:
       if not self._jobs:
         return None
@@ -66,8 +65,8 @@ class Scheduler:
         job.started = time.perf_counter()
       return sequence
 
-  def release(self, sequence) -> bool:
-    """A slot is free again; True if that was the last of its job."""
+  def release(self, sequence: Sequence) -> bool:
+    """Frees the slot of a sequence; True if its job is complete."""
     job = sequence.job
     with self._lock:
       job.busy -= 1
@@ -76,15 +75,15 @@ class Scheduler:
         self._running.remove(job)
       return not job.busy and not job.pending
 
-  def drop(self, job) -> bool:
-    """Forgets the choices that still wait; True if nothing is left of it."""
+  def drop(self, job: Job) -> bool:
+    """Removes a job's waiting sequences; True if it holds no slot either."""
     with self._lock:
       job.pending.clear()
       if job in self._jobs:
         self._jobs.remove(job)
       return not job.busy
 
-  def waiting_jobs(self) -> list:
+  def waiting_jobs(self) -> list[Job]:
     with self._lock:
       return list(self._jobs)
 
@@ -94,6 +93,6 @@ class Scheduler:
   def counts(self) -> tuple[int, int, int]:
     """(requests running, requests waiting, busy slots)."""
     with self._lock:
-      # Begun, and between two of its choices.
-      begun = sum(j.started is not None and not j.busy for j in self._jobs)
-      return len(self._running) + begun, self._waiting(), self._busy
+      # A job between two of its sequences is running without a slot.
+      between = sum(j.started is not None and not j.busy for j in self._jobs)
+      return len(self._running) + between, self._waiting(), self._busy

@@ -1,39 +1,54 @@
-"""Log-probabilities: of a prompt's tokens, and of sampled ones."""
+"""Log-probabilities of a prompt's tokens and of sampled tokens."""
+
+from typing import Any
 
 import numpy as np
 
 from gpt.decoding import blocks
-from serving.engine import jobs
+from gpt.tokenizers import Tokenizer
+from serving.engine.events import Token
+from serving.engine.programs import Programs
 from serving.engine.text import TextStream
 
 
 class PromptScores:
-  """The log-probability of each token of a prompt, given those before it.
+  """The log-probability of each token of a prompt given the tokens before it.
 
-  As many passes as the window has places over the prompt; `advance` does one
-  of them, so that a long prompt does not stop everybody else.
+  `advance` runs one forward pass; a long prompt takes one for each position of
+  its window, and other requests decode in between.
+
+  Args:
+    prompt: int32[n], not empty.
+    alternatives: most probable tokens to report at each place.
+    stride: how far the window moves at once.
 
   Attributes:
-    tokens: a jobs.Token for each token of the prompt so far.
-    done: all are there.
+    tokens: scored so far, from the first on.
   """
 
-  def __init__(self, prompt, job, block_size: int):
+  def __init__(
+    self,
+    prompt: np.ndarray,
+    tokenizer: Tokenizer,
+    alternatives: int,
+    block_size: int,
+    stride: int,
+  ):
     self._prompt = prompt
-    self._alternatives = job.sampling.logprobs
+    self._alternatives = alternatives
     self._block_size = block_size
-    self._stride = jobs.stride(job.sampling.overflow, block_size)
-    self._text = TextStream(job.tokenizer)
-    self.tokens = []
-    # What comes before the first token is unknown.
+    self._stride = stride
+    self._text = TextStream(tokenizer)
+    self.tokens: list[Token] = []
+    # The first token has no context, so no probability.
     self._append(None, [])
 
   @property
   def done(self) -> bool:
     return len(self.tokens) == len(self._prompt)
 
-  def advance(self, programs, params) -> None:
-    """Scores all tokens whose window starts at the same place."""
+  def advance(self, programs: Programs, params: Any) -> None:
+    """Scores every token whose window starts where the next token's does."""
     if self.done:
       return
     n, window = len(self.tokens), self._block_size
@@ -46,19 +61,23 @@ class PromptScores:
       pairs = zip(ids_LC[i].tolist(), best_LC[i].tolist())
       self._append(float(target_L[i]), list(pairs)[: self._alternatives])
 
-  def _append(self, logprob, top) -> None:
+  def _append(
+    self, logprob: float | None, top: list[tuple[int, float]]
+  ) -> None:
     id, before = int(self._prompt[len(self.tokens)]), self._text.length
     self._text.feed(id)
-    self.tokens.append(jobs.Token(id, before, self._text.length, logprob, top))
+    self.tokens.append(Token(id, before, self._text.length, logprob, top))
 
 
-def choice_logprobs(logits_kV, ids, alternatives: int) -> list:
+def choice_logprobs(
+  logits_kV: np.ndarray, ids: list[int], alternatives: int
+) -> list[tuple[float, list[tuple[int, float]]]]:
   """For each id (its log-probability, [(id, log-probability), ...]).
 
   Args:
-    logits_kV: float32[k, V], as the model gave them.
+    logits_kV: float32[k, V], raw model output.
     ids: k sampled ids.
-    alternatives: how many of the most probable ones.
+    alternatives: how many of the most probable tokens to list.
   """
   top_V = logits_kV.max(axis=-1, keepdims=True)
   shifted_kV = logits_kV - top_V
@@ -70,8 +89,8 @@ def choice_logprobs(logits_kV, ids, alternatives: int) -> list:
   return out
 
 
-def largest(values_V, k: int) -> list[int]:
-  """Ids of the k largest, largest first; of equal ones the smallest id."""
+def largest(values_V: np.ndarray, k: int) -> list[int]:
+  """Ids of the k largest values in descending order; ties by lower id."""
   k = min(k, len(values_V))
   if not k:
     return []

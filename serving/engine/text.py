@@ -1,18 +1,20 @@
 """Tokens of one choice -> the text that may be shown so far.
 
-Two things keep text back: half a character, and what could be the beginning of
-a stop string. Both depend on the tokens alone, so the pieces joined are the
-same text whatever their size.
+Two things are held back: an incomplete character, and text that could begin a
+stop string. Both depend on the tokens alone, so the pieces join to the same
+text however the tokens are grouped.
 """
 
-from gpt.tokenizers import StreamDecoder
+from collections.abc import Iterable
+
+from gpt.tokenizers import StreamDecoder, Tokenizer
 
 
 class Stop:
-  """A stop string, ready to be found (Knuth, Morris, Pratt 1977).
+  """A stop string with its failure table (Knuth, Morris, Pratt 1977).
 
   Attributes:
-    fallback: for each length of a match, that of the next shorter one.
+    fallback: for each match length, the next shorter match that still holds.
   """
 
   def __init__(self, text: str):
@@ -27,16 +29,19 @@ class Stop:
 
 
 class StopMatcher:
-  """Finds a Stop, which any number of them may share, in a stream."""
+  """Finds a Stop in a stream of characters; matchers share its table.
+
+  Attributes:
+    matched: length of the longest prefix of the stop string that ends here.
+  """
 
   def __init__(self, stop: Stop):
     self.stop = stop.text
-    # How long the match is of which all characters so far are the last ones.
     self.matched = 0
     self._fallback = stop.fallback
 
   def feed(self, c: str) -> bool:
-    """Takes one character; whether the string ends with it."""
+    """Takes one character; True if it completes the stop string."""
     k = self.matched
     while k and self.stop[k] != c:
       k = self._fallback[k - 1]
@@ -45,15 +50,15 @@ class StopMatcher:
 
 
 class TextStream:
-  """Feeds on token ids, gives text; ends at the first of `stops` (Stops).
+  """Turns token ids into text and ends at the first of `stops`.
 
   Attributes:
     length: characters decoded so far, shown or not.
-    shown: characters given out.
-    stopped: a stop string was found; nothing more comes.
+    shown: characters returned so far.
+    stopped: a stop string was found; nothing more follows.
   """
 
-  def __init__(self, tokenizer, stops=()):
+  def __init__(self, tokenizer: Tokenizer, stops: Iterable[Stop] = ()):
     self._decoder = StreamDecoder(tokenizer)
     self._matchers = [StopMatcher(stop) for stop in stops]
     self._held = ''
@@ -62,11 +67,11 @@ class TextStream:
     self.stopped = False
 
   def feed(self, *ids: int) -> str:
-    """What may be shown now that these tokens have come."""
+    """The text that these tokens make showable."""
     return self._take(''.join(map(self._decoder.feed, ids)))
 
   def finish(self) -> str:
-    """What is left when no more tokens come; nothing after a stop string."""
+    """The rest of the text, once no more tokens come."""
     if self.stopped:
       return ''
     text = self._take(self._decoder.flush())
@@ -87,7 +92,7 @@ class TextStream:
       ends = [len(m.stop) for m in self._matchers if m.feed(c)]
       if ends:
         self.stopped = True
-        # Of stops that end together the longest began first.
+        # Of stop strings that end together, the longest began first.
         return self._show(before + i + 1 - max(ends), keep=False)
     hold = max(m.matched for m in self._matchers)
     return self._show(len(self._held) - hold, keep=True)

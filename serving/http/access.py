@@ -1,17 +1,18 @@
-"""Who may use the server: API keys, Host names, origins of web pages."""
+"""Access control: API keys, Host names, origins of web pages."""
 
 import hashlib
 import hmac
 import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
 
-# Monitors and the page itself need no key; what the page asks for does.
+# Monitors and the page itself need no key; the page's own requests do.
 PUBLIC = {
   '/health': ('GET', 'HEAD'),
   '/livez': ('GET', 'HEAD'),
   '/version': ('GET', 'HEAD'),
   '/': ('GET', 'HEAD'),
 }
-# Asked for by address or by any name; nothing there is anybody's secret.
+# Answered under any Host name: they reveal nothing.
 PROBES = ('/health', '/livez', '/version')
 
 
@@ -20,22 +21,22 @@ def is_public(method: str, path: str) -> bool:
 
 
 class Keys:
-  """A set of API keys, kept as hashes.
+  """A set of API keys, kept as SHA-256 hashes.
 
-  Every key is compared, each in constant time, so that answers take as long
-  for a wrong key as for a right one.
+  A key is compared with every hash, each in constant time, so the time of an
+  answer does not depend on how much of the key is right.
   """
 
-  def __init__(self, keys):
+  def __init__(self, keys: Iterable[str]):
     self._digests = [
       digest(key.encode('utf-8', 'surrogateescape')) for key in keys
     ]
 
-  def __bool__(self):
+  def __bool__(self) -> bool:
     return bool(self._digests)
 
   def accept(self, key: str) -> bool:
-    """Whether a key from a header, whose bytes are its characters, is one."""
+    """Whether a key from a header is known; headers arrive as Latin-1."""
     given, found = digest(key.encode('latin-1')), False
     for known in self._digests:
       found |= hmac.compare_digest(given, known)
@@ -46,8 +47,8 @@ def digest(key: bytes) -> bytes:
   return hashlib.sha256(key).digest()
 
 
-def given_key(headers: dict) -> str | None:
-  """From `Authorization: Bearer KEY` or `X-Api-Key: KEY`."""
+def given_key(headers: Mapping[str, str]) -> str | None:
+  """The key in `Authorization: Bearer KEY` or `X-Api-Key: KEY`."""
   scheme, _, key = headers.get('authorization', '').partition(' ')
   if scheme.lower() == 'bearer' and key.strip():
     return key.strip()
@@ -72,8 +73,8 @@ def host_name(header: str) -> str:
   return host.rpartition(':')[0] if ':' in host else host
 
 
-def allowed_hosts(names, loopback: bool) -> tuple[str, ...]:
-  """For `host_allowed`, from the operator's names; '*' allows any.
+def allowed_hosts(names: Iterable[str], loopback: bool) -> tuple[str, ...]:
+  """The operator's names as `host_allowed` needs them; '*' allows any.
 
   Args:
     loopback: the server listens on a loopback address.
@@ -84,11 +85,11 @@ def allowed_hosts(names, loopback: bool) -> tuple[str, ...]:
   return (*hosts, 'localhost')
 
 
-def is_cross_site(headers: dict) -> bool:
-  """Whether a page of another site has a browser send this request.
+def is_cross_site(headers: Mapping[str, str]) -> bool:
+  """Whether a browser sends this request for a page of another site.
 
-  Browsers say so, but not to plain http on an address that is not loopback.
-  There the Origin, which they always send, must be the host that is asked.
+  Browsers send Sec-Fetch-Site, but not over plain http to an address that is
+  not loopback. There Origin, which they always send, must match the Host.
   """
   if 'sec-fetch-site' in headers:
     return headers['sec-fetch-site'] == 'cross-site'
@@ -98,12 +99,12 @@ def is_cross_site(headers: dict) -> bool:
   return host.lower() != headers.get('host', '').strip().lower()
 
 
-def host_allowed(header: str | None, allowed) -> bool:
-  """A name in a web page must not lead a browser here (DNS rebinding).
+def host_allowed(header: str | None, allowed: Sequence[str]) -> bool:
+  """Whether a Host header is acceptable; a guard against DNS rebinding.
 
   Args:
-    allowed: names; 'localhost' stands for every loopback address as well;
-      empty: all are allowed.
+    allowed: names; 'localhost' includes every loopback address; empty: any
+      name.
   """
   if not allowed or header is None:
     return True

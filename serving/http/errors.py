@@ -1,24 +1,32 @@
-"""What can go wrong with a request, and the one shape in which we say so."""
+"""Errors as clients see them, in one shape.
+
+`translate` is the only place where the engine's errors meet HTTP.
+"""
 
 import dataclasses
 
+from serving.engine import errors
+from serving.engine.errors import RequestFailed
 
-class ClientGone(Exception):
-  """Nobody is there to answer any more."""
+STATES = {
+  'loading': 'The model is loading.',
+  'draining': 'The server is shutting down.',
+  'failed': 'The server has failed and is about to stop.',
+}
 
 
 @dataclasses.dataclass(eq=False)
 class ApiError(Exception):
-  """An error for the client; the text may be shown, so no internals in it.
+  """An error for the client: no internals in its text.
 
   Attributes:
     status: HTTP status.
     message: what was given, what is allowed.
-    type: OpenAI's error class.
+    type: OpenAI's class of errors.
     param: the field at fault, if it is one.
     code: for programs, e.g. 'context_length_exceeded'.
     retry_after: seconds, sent as Retry-After. allow: methods, sent as Allow.
-    reason: label of rgpt_rejected_total, where the request was turned away.
+    reason: label of rgpt_rejected_total, for requests that were turned away.
   """
 
   status: int
@@ -30,7 +38,7 @@ class ApiError(Exception):
   allow: str | None = None
   reason: str | None = None
 
-  def __str__(self):
+  def __str__(self) -> str:
     return self.message
 
   def body(self) -> dict:
@@ -60,24 +68,33 @@ class ApiError(Exception):
     return headers
 
 
-def bad_request(message: str, param=None, code=None) -> ApiError:
+def translate(error: RequestFailed) -> ApiError:
+  """The answer for a request that the engine did not complete."""
+  text = str(error)
+  match error:
+    case errors.Unavailable():
+      return unavailable(error.state)
+    case errors.Interrupted():  # After it was let in, so not a rejection.
+      return dataclasses.replace(unavailable('draining'), reason=None)
+    case errors.QueueFull():
+      return overloaded(text, 'queue_full')
+    case errors.QueueTimeout():
+      return overloaded(text, 'queue_timeout')
+    case errors.RequestTimeout():
+      return ApiError(504, text, 'timeout_error', code='timeout')
+    case errors.ContextTooLong():
+      return bad_request(text, error.param, 'context_length_exceeded')
+    case errors.InvalidRequest():
+      return bad_request(text, error.param)
+    case errors.NotRead():
+      return ApiError(500, text, 'server_error')
+  return internal()
+
+
+def bad_request(
+  message: str, param: str | None = None, code: str | None = None
+) -> ApiError:
   return ApiError(400, message, param=param, code=code)
-
-
-def unsupported(param: str, message: str) -> ApiError:
-  return bad_request(message, param, 'unsupported_parameter')
-
-
-def context_length(window: int, given: str, param: str) -> ApiError:
-  """`given` says what was asked for, e.g. 'the prompt has 300 tokens'.
-
-  `param` is the field that is too long.
-  """
-  return bad_request(
-    f"This model's maximum context length is {window} tokens; {given}.",
-    param,
-    'context_length_exceeded',
-  )
 
 
 def unauthorized(message: str) -> ApiError:
@@ -86,46 +103,36 @@ def unauthorized(message: str) -> ApiError:
   )
 
 
-def not_found(message: str, param=None, code=None) -> ApiError:
+def not_found(
+  message: str, param: str | None = None, code: str | None = None
+) -> ApiError:
   return ApiError(404, message, param=param, code=code)
 
 
-def overloaded(message: str, reason: str, retry_after: int = 1) -> ApiError:
+def overloaded(message: str, reason: str) -> ApiError:
   return ApiError(
     503,
     message,
     'overloaded_error',
     code='overloaded',
-    retry_after=retry_after,
+    retry_after=1,
     reason=reason,
   )
 
 
 def unavailable(state: str) -> ApiError:
-  """The server is loading, draining or failed."""
-  text = {
-    'loading': 'The model is loading.',
-    'draining': 'The server is shutting down.',
-    'failed': 'The server has failed and is about to stop.',
-  }[state]
+  """For an engine that is loading, draining or failed."""
   return ApiError(
-    503, text, 'unavailable_error', code=state, retry_after=5, reason=state
-  )
-
-
-def timed_out(seconds: float) -> ApiError:
-  return ApiError(
-    504,
-    f'The request took longer than {seconds:g} s.',
-    'timeout_error',
-    code='timeout',
+    503,
+    STATES[state],
+    'unavailable_error',
+    code=state,
+    retry_after=5,
+    reason=state,
   )
 
 
 def internal() -> ApiError:
   return ApiError(
-    500,
-    'Internal server error. The log of the server has the details.',
-    'server_error',
-    code='internal_error',
+    500, str(errors.StepFailed()), 'server_error', code='internal_error'
   )

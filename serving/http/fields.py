@@ -1,111 +1,242 @@
-"""Typed values out of a JSON object, or an error that names the field."""
+"""Types of request fields that pydantic has no constraint for.
 
-import json
-import secrets
+Each is an Annotated type: a reader that checks and converts the JSON value, its
+JSON Schema, and its description for error messages.
+"""
 
-from serving.http.errors import ApiError, bad_request
+from typing import Annotated, Any
 
-REQUIRED = object()
+from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo
+from pydantic import WithJsonSchema as JsonSchema
+
+from serving.http.encoding import json_type
+from serving.http.validation import (
+  Wanted,
+  not_supported,
+  refused,
+  shorten,
+  wrong,
+)
+
+MAX_PROMPTS = 64
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 1000
+MAX_TOKENS = 1_000_000
+MAX_INT32, MAX_INT64 = 2**31 - 1, 2**63 - 1
 
 
-def parse_json(body: bytes) -> dict:
-  """The object in a request body. Raises ApiError (400)."""
-
-  def refuse(name):
-    raise ValueError(f'{name} is not JSON')
-
-  try:
-    value = json.loads(body, parse_constant=refuse)
-  except (ValueError, RecursionError) as e:
-    text = str(e) or type(e).__name__
-    raise bad_request(f'The body is not valid JSON: {text[:200]}') from e
-  if not isinstance(value, dict):
-    raise bad_request(
-      f'The body must be a JSON object, not {json_type(value)}.'
-    )
+def read_text(value: Any) -> str:
+  """Any string: pydantic's own str rejects lone surrogates."""
+  if not isinstance(value, str):
+    raise wrong(json_type(value))
   return value
 
 
-def json_type(value) -> str:
-  names = {
-    bool: 'a boolean',
-    int: 'a number',
-    float: 'a number',
-    str: 'a string',
-    list: 'an array',
-    dict: 'an object',
-    type(None): 'null',
-  }
-  return names[type(value)]
+def read_token_ids(value: Any, info: ValidationInfo) -> tuple[int, ...]:
+  vocab_size = info.context['vocab_size'] if info.context else MAX_INT32
+  if not isinstance(value, list):
+    raise wrong(json_type(value))
+  for id in value:
+    if type(id) is not int or not 0 <= id < vocab_size:
+      given = shorten(id) if isinstance(id, int) else json_type(id)
+      raise refused(
+        f'must hold integers from 0 to {vocab_size - 1}, not {given}.'
+      )
+  return tuple(value)
 
 
-class Fields:
-  """Reads typed values from a JSON object; null counts as absent."""
+def read_prompts(value: Any, info: ValidationInfo) -> tuple[Any, ...]:
+  """One string, several, one list of token ids or several: all prompts."""
+  if isinstance(value, str):
+    return (value,)
+  if not isinstance(value, list) or not value:
+    raise wrong('empty' if value == [] else json_type(value))
+  if not isinstance(value[0], str | list):
+    return (read_token_ids(value, info),)
+  if len(value) > MAX_PROMPTS:
+    raise refused(
+      f'has {len(value)} entries; at most {MAX_PROMPTS} are allowed.'
+    )
+  if not all(isinstance(p, type(value[0])) for p in value):
+    raise wrong('a mixture')
+  if isinstance(value[0], str):
+    return tuple(value)
+  return tuple(read_token_ids(p, info) for p in value)
 
-  def __init__(self, body: dict):
-    self.body = body
 
-  def get(self, name, kind, default, wanted: str):
-    value = self.body.get(name)
-    if value is None:
-      if default is REQUIRED:
-        raise bad_request(
-          f'{name} is required: {wanted}.', name, 'missing_required_parameter'
-        )
-      return default
-    # In JSON 1.0 is 1, but true is not.
-    if kind is int and isinstance(value, float) and value.is_integer():
-      value = int(value)
-    kinds = (int, float) if kind is float else kind
-    if not isinstance(value, kinds) or (
-      isinstance(value, bool) and kind is not bool
-    ):
-      raise wrong(name, wanted, json_type(value))
+def read_stop(value: Any) -> tuple[str, ...]:
+  stops = [value] if isinstance(value, str) else value
+  if (
+    not isinstance(stops, list)
+    or len(stops) > MAX_STOPS
+    or not all(isinstance(s, str) and s for s in stops)
+  ):
+    raise refused(f'must be a non-empty string or up to {MAX_STOPS} of them.')
+  longest = max(map(len, stops), default=0)
+  if longest > MAX_STOP_LENGTH:
+    raise refused(
+      f'has a string of {longest} characters; at most {MAX_STOP_LENGTH} are '
+      'allowed.'
+    )
+  return tuple(dict.fromkeys(stops))
+
+
+def read_logit_bias(value: Any, info: ValidationInfo) -> dict[int, float]:
+  vocab_size = info.context['vocab_size'] if info.context else MAX_INT32
+  if not isinstance(value, dict):
+    raise wrong(json_type(value))
+  out = {}
+  for key, bias in value.items():
+    known = key.isascii() and key.isdigit() and len(key) < 10
+    if not known or int(key) >= vocab_size:
+      raise refused(
+        f'has the key {shorten(key)!r}, which is not a token id from 0 to '
+        f'{vocab_size - 1}.'
+      )
+    numeric = isinstance(bias, int | float) and not isinstance(bias, bool)
+    if not numeric or not -100 <= bias <= 100:
+      raise refused('values must be numbers from -100 to 100.')
+    out[int(key)] = float(bias)
+  return out
+
+
+def read_content(value: Any, info: ValidationInfo) -> str:
+  """A message's text; parts are joined. Only an assistant's may be absent."""
+  if isinstance(value, str):
     return value
-
-  def boolean(self, name, default=False) -> bool:
-    return self.get(name, bool, default, 'true or false')
-
-  def text(self, name, default=REQUIRED):
-    return self.get(name, str, default, 'a string')
-
-  def integer(self, name, default, low, high) -> int | None:
-    wanted = f'an integer from {low} to {high}'
-    value = self.get(name, int, default, wanted)
-    if value is not None and not low <= value <= high:
-      raise wrong(name, wanted, shorten(value))
-    return value
-
-  def number(self, name, default, low, high, above=False) -> float:
-    """`above`: the lower bound itself is not allowed."""
-    wanted = f'a number {"above" if above else "from"} {low:g} to {high:g}'
-    value = self.get(name, float, default, wanted)
-    if not low <= value <= high or (above and value == low):
-      raise wrong(name, wanted, shorten(value))
-    return float(value)
-
-  def choice(self, name, default, allowed) -> str:
-    wanted = 'one of ' + ', '.join(allowed)
-    value = self.get(name, str, default, wanted)
-    if value not in allowed:
-      raise wrong(name, wanted, shorten(repr(value)))
-    return value
-
-  def seed(self, default=None) -> int:
-    """uint32; null and -1 (llama.cpp's and vLLM's null) draw one."""
-    value = self.integer('seed', default, -(2**63), 2**63 - 1)
-    if value is None or value == -1:
-      return secrets.randbits(32)
-    return value & 0xFFFFFFFF
+  if value is None and info.data.get('role') == 'assistant':
+    return ''
+  if not isinstance(value, list):
+    raise wrong(json_type(value))
+  for part in value:
+    if not isinstance(part, dict) or part.get('type') != 'text':
+      raise wrong('other parts')
+    if not isinstance(part.get('text'), str):
+      raise wrong('a part without text')
+  return ''.join(part['text'] for part in value)
 
 
-def wrong(name: str, wanted: str, given) -> ApiError:
-  return bad_request(f'{name} must be {wanted}, not {given}.', name)
+def refuse_any(value: Any) -> Any:
+  """Accepts only values that ask for nothing."""
+  if value:
+    raise not_supported('is not supported.')
+  return value
 
 
-def shorten(value) -> str:
-  try:
-    text = str(value)
-  except ValueError:  # an integer of more than 4300 digits
-    return 'a huge number'
-  return text if len(text) <= 40 else text[:40] + '...'
+def refuse_format(value: Any) -> Any:
+  if value != {'type': 'text'}:
+    raise not_supported("must be {'type': 'text'}; no other is supported.")
+  return value
+
+
+def refuse_best_of(value: int) -> int:
+  if value > 1:
+    raise not_supported('above 1 is not supported.')
+  return value
+
+
+STRING = {'type': 'string'}
+TOKENS = {'type': 'array', 'items': {'type': 'integer', 'minimum': 0}}
+
+Text = Annotated[str, PlainValidator(read_text), JsonSchema(STRING)]
+TokenIds = Annotated[
+  tuple[int, ...],
+  PlainValidator(read_token_ids),
+  JsonSchema(TOKENS),
+  Wanted('an array of token ids'),
+]
+Prompts = Annotated[
+  tuple[Any, ...],
+  PlainValidator(read_prompts),
+  JsonSchema(
+    {
+      'anyOf': [
+        STRING,
+        {'type': 'array', 'items': STRING, 'maxItems': MAX_PROMPTS},
+        TOKENS,
+        {'type': 'array', 'items': TOKENS, 'maxItems': MAX_PROMPTS},
+      ]
+    }
+  ),
+  Wanted('a string, an array of strings, token ids, or arrays of token ids'),
+]
+Stop = Annotated[
+  tuple[str, ...],
+  PlainValidator(read_stop),
+  JsonSchema(
+    {
+      'anyOf': [
+        {**STRING, 'minLength': 1, 'maxLength': MAX_STOP_LENGTH},
+        {
+          'type': 'array',
+          'items': {**STRING, 'minLength': 1, 'maxLength': MAX_STOP_LENGTH},
+          'maxItems': MAX_STOPS,
+        },
+      ]
+    }
+  ),
+]
+LogitBias = Annotated[
+  dict[int, float],
+  PlainValidator(read_logit_bias),
+  JsonSchema(
+    {
+      'type': 'object',
+      'propertyNames': {'pattern': '^[0-9]{1,9}$'},
+      'additionalProperties': {
+        'type': 'number',
+        'minimum': -100,
+        'maximum': 100,
+      },
+    }
+  ),
+  Wanted('an object {token id: bias}'),
+]
+Content = Annotated[
+  str,
+  PlainValidator(read_content),
+  JsonSchema(
+    {
+      'anyOf': [
+        STRING,
+        {
+          'type': 'array',
+          'items': {
+            'type': 'object',
+            'properties': {'type': {'const': 'text'}, 'text': STRING},
+            'required': ['type', 'text'],
+          },
+        },
+        {'type': 'null'},
+      ]
+    }
+  ),
+  Wanted('a string or an array of {type: "text", text}'),
+]
+MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+Seed = Annotated[
+  int,
+  Field(
+    ge=-MAX_INT64 - 1,
+    le=MAX_INT64,
+    description='Only the low 32 bits are used. -1, like null, draws one.',
+  ),
+]
+Nothing = Annotated[
+  Any,
+  PlainValidator(refuse_any),
+  JsonSchema({'type': ['array', 'string'], 'maxItems': 0, 'maxLength': 0}),
+  Field(description='Not supported.'),
+]
+TextFormat = Annotated[
+  Any,
+  PlainValidator(refuse_format),
+  JsonSchema({'const': {'type': 'text'}}),
+  Field(description='No other format is supported.'),
+]
+BestOf = Annotated[
+  int,
+  Field(ge=1, le=20, description='Above 1: not supported.'),
+  AfterValidator(refuse_best_of),
+]

@@ -1,4 +1,4 @@
-"""The one page, and the policy that lets nothing else run on it."""
+"""The web page and a content security policy that allows only its own code."""
 
 import base64
 import hashlib
@@ -9,7 +9,7 @@ PAGE = pathlib.Path(__file__).parents[1] / 'static' / 'index.html'
 
 
 def read_page() -> tuple[bytes, str]:
-  """The page and a policy under which only its own script and style run."""
+  """(the page, a policy under which only its own script and style run)."""
   page = PAGE.read_bytes()
 
   def allowed(tag: str) -> str:

@@ -1,7 +1,9 @@
-"""HTTP on a connection: uvicorn's, but no client may keep one for nothing."""
+"""uvicorn's HTTP/1.1 connection, with limits on idle and greedy clients."""
 
+import asyncio
 import json
 import secrets
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -9,14 +11,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from serving.http.errors import bad_request
 
 INVALID = bad_request('The request is not valid HTTP.')
-# Request sent, answer not: uvicorn stops reading once more arrives.
-ANSWERING = (h11.DONE, h11.MIGHT_SWITCH_PROTOCOL)
+# The request is complete, the answer is not: uvicorn stops reading when more
+# arrives.
+ANSWERING = (
+  h11.DONE,
+  h11.MIGHT_SWITCH_PROTOCOL,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 
 class Protocol(H11Protocol):
-  """Ends connections on which no request comes, or too many at once.
+  """Ends connections that send no request, or too much ahead of an answer.
 
-  scope['state']['abort'] of a request ends its connection, whatever is still
+  scope['state']['abort'] of a request closes its connection, whatever is still
   to be written.
 
   Args:
@@ -24,18 +30,18 @@ class Protocol(H11Protocol):
     ahead: bytes a client may send before it has the answer to a request.
   """
 
-  def __init__(self, head_timeout: float, ahead: int, **kwargs):
+  def __init__(self, head_timeout: float, ahead: int, **kwargs: Any):
     super().__init__(**kwargs)
     self._head_timeout = head_timeout
     self._ahead = ahead
-    self._head_timer = None
+    self._head_timer: asyncio.TimerHandle | None = None
 
-  def connection_made(self, transport) -> None:
+  def connection_made(self, transport: Any) -> None:
     super().connection_made(transport)
     self.app_state = {**self.app_state, 'abort': transport.abort}
     self._await_head()
 
-  def connection_lost(self, exc) -> None:
+  def connection_lost(self, exc: Exception | None) -> None:
     self._stop_timer()
     super().connection_lost(exc)
 
@@ -48,13 +54,15 @@ class Protocol(H11Protocol):
       self._read_on()
 
   def send_400_response(self, msg: str) -> None:
-    """uvicorn's, in our shape; a request may be under way already.
+    """uvicorn's answer to invalid HTTP, in our shape.
 
-    Its scope['state']['refused'] is true then.
+    If a request is under way already, its scope['state']['refused'] becomes
+    true.
     """
     cycle = self.cycle
     if cycle is not None and not cycle.response_complete:
-      cycle.scope['state']['refused'] = cycle.disconnected = True
+      state: Any = cycle.scope.get('state')
+      state['refused'] = cycle.disconnected = True
       cycle.message_event.set()
     if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
       headers = [
@@ -73,7 +81,7 @@ class Protocol(H11Protocol):
     self.transport.close()
 
   def _should_upgrade(self) -> bool:
-    return False  # And no word about it: such requests are answered as HTTP.
+    return False  # Silently: such requests are answered as plain HTTP.
 
   def _await_head(self) -> None:
     if self._head_timer is None:
@@ -87,7 +95,7 @@ class Protocol(H11Protocol):
       self._head_timer = None
 
   def _read_on(self) -> None:
-    """Reads ahead of the answer, or nobody would see the client leave."""
+    """Reads ahead of the answer, or a disconnect would go unnoticed."""
     if self.conn.their_state not in ANSWERING or self.transport.is_closing():
       return
     if len(self.conn.trailing_data[0]) > self._ahead:

@@ -2,23 +2,41 @@
 
 import secrets
 import time
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from serving.engine import jobs
+from gpt.tokenizers import Tokenizer
+from serving.engine.events import Delta, Event, Finished, Scored, Token
+from serving.engine.jobs import Job
+from serving.http.responses import (
+  ChatLogprobs,
+  CompletionChoice,
+  CompletionLogprobs,
+  TokenLogprob,
+  Usage,
+)
 
 MIN_LOGPROB = -9999.0  # JSON has no minus infinity
 
 
 class Reply:
-  """The parts both OpenAI routes share; one object a request.
+  """What both OpenAI routes share; one object per request.
 
   Args:
-    job: the Job. model: name to answer with. tokenizer: for token texts.
-    include_usage: the stream ends with a usage chunk.
+    job: read while it runs; it may still be empty now.
+    model: the name to answer with.
+    include_usage: end a stream with a usage chunk.
   """
 
   prefix = whole_object = chunk_object = ''
 
-  def __init__(self, job, model, tokenizer, include_usage=False, extra=None):
+  def __init__(
+    self,
+    job: Job,
+    model: str,
+    tokenizer: Tokenizer,
+    include_usage: bool = False,
+  ):
     self.job = job
     self.tokenizer = tokenizer
     self._include_usage = include_usage
@@ -27,15 +45,14 @@ class Reply:
       'object': self.whole_object,
       'created': int(time.time()),
       'model': model,
-      # The one used, so that a random text can be had again.
+      # The seed in use, so that a random text can be reproduced.
       'seed': job.sampling.seed,
-      **(extra or {}),
     }
-    self._opened = set()
-    self._echo = {}  # prompt number -> tokens
-    self._prompts = {}  # prompt number -> text
+    self._opened: set[int] = set()
+    self._echo: dict[int, list[Token]] = {}  # by prompt
+    self._prompts: dict[int, str] = {}
 
-  def usage(self) -> dict:
+  def usage(self) -> Usage:
     prompt, completion = self.job.prompt_tokens, self.job.completion_tokens
     return {
       'prompt_tokens': prompt,
@@ -43,12 +60,12 @@ class Reply:
       'total_tokens': prompt + completion,
     }
 
-  def head(self) -> dict:
+  def head(self) -> dict[str, Any]:
     weights = self.job.weights
     fingerprint = weights.fingerprint if weights else None
     return {**self._head, 'system_fingerprint': fingerprint}
 
-  def whole(self, events) -> dict:
+  def whole(self, events: Iterable[Event]) -> dict[str, Any]:
     """The answer to a request without streaming."""
     deltas, reasons = self._merge(events)
     choices = [
@@ -57,8 +74,8 @@ class Reply:
     ]
     return {**self.head(), 'choices': choices, 'usage': self.usage()}
 
-  def chunks(self, events) -> list[dict]:
-    """What to stream for a batch of events; text of one choice is joined."""
+  def chunks(self, events: Iterable[Event]) -> list[dict[str, Any]]:
+    """What to stream for a batch of events; text of a choice is joined."""
     deltas, reasons = self._merge(events)
     out = []
     for index in sorted(deltas.keys() | reasons.keys()):
@@ -74,41 +91,58 @@ class Reply:
         out.append(self.last_choice(index, reasons[index]))
     return [self._chunk([choice]) for choice in out]
 
-  def last_chunks(self) -> list[dict]:
+  def last_chunks(self) -> list[dict[str, Any]]:
     if not self._include_usage:
       return []
     return [{**self._chunk([]), 'usage': self.usage()}]
 
-  def _chunk(self, choices) -> dict:
+  def _chunk(self, choices: list) -> dict[str, Any]:
     chunk = {**self.head(), 'object': self.chunk_object, 'choices': choices}
     if self._include_usage:
       chunk['usage'] = None
     return chunk
 
-  def _merge(self, events):
-    """({index: (text, tokens)}, {index: reason}) of a batch."""
-    texts, tokens, reasons = {}, {}, {}
+  def _merge(
+    self, events: Iterable[Event]
+  ) -> tuple[dict[int, tuple[str, list[Token]]], dict[int, str]]:
+    """({index: (text, tokens)}, {index: finish reason}) of a batch."""
+    texts: dict[int, list[str]] = {}
+    tokens: dict[int, list[Token]] = {}
+    reasons: dict[int, str] = {}
     for event in events:
-      if isinstance(event, jobs.Scored):
+      if isinstance(event, Scored):
         self._echo[event.prompt] = event.tokens
-      elif isinstance(event, jobs.Delta):
+      elif isinstance(event, Delta):
         texts.setdefault(event.index, []).append(event.text)
         tokens.setdefault(event.index, []).extend(event.tokens)
-      elif isinstance(event, jobs.Finished):
+      elif isinstance(event, Finished):
         reasons[event.index] = event.reason
         texts.setdefault(event.index, [])
     deltas = {i: (''.join(t), tokens.get(i, [])) for i, t in texts.items()}
     return deltas, reasons
 
-  def _opening(self, index, text, tokens):
-    """Text and tokens of a choice with what stands before them."""
+  def _opening(
+    self, index: int, text: str, tokens: list[Token]
+  ) -> tuple[str, list[Token]]:
+    """A choice's first text and tokens, after whatever precedes them."""
     return text, tokens
 
-  def first_choices(self, index) -> list[dict]:
+  def whole_choice(
+    self, index: int, text: str, tokens: list[Token], reason: str
+  ) -> Any:
+    raise NotImplementedError
+
+  def first_choices(self, index: int) -> list:
     return []
 
+  def chunk_choice(self, index: int, text: str, tokens: list[Token]) -> Any:
+    raise NotImplementedError
+
+  def last_choice(self, index: int, reason: str) -> Any:
+    raise NotImplementedError
+
   def token_text(self, id: int) -> str:
-    """A token as text; part of a character as 'bytes:\\xf0'."""
+    """A token as text; an incomplete character as 'bytes:\\xf0'."""
     data = self.tokenizer.token_bytes(id)
     if not data:
       names = {i: name for name, i in self.tokenizer.special_tokens.items()}
@@ -125,14 +159,16 @@ class CompletionReply(Reply):
   prefix = 'cmpl'
   whole_object = chunk_object = 'text_completion'
 
-  def _opening(self, index, text, tokens):
+  def _opening(
+    self, index: int, text: str, tokens: list[Token]
+  ) -> tuple[str, list[Token]]:
     s = self.job.sampling
     if not s.echo:
       return text, tokens
     prompt = self._prompt_text(index // s.n)
     shift = len(prompt)
     shifted = [
-      jobs.Token(t.id, t.start + shift, t.end + shift, t.logprob, t.top)
+      Token(t.id, t.start + shift, t.end + shift, t.logprob, t.top)
       for t in tokens
     ]
     return prompt + text, self._echo.get(index // s.n, []) + shifted
@@ -143,20 +179,24 @@ class CompletionReply(Reply):
       self._prompts[number] = self.tokenizer.decode(tokens)
     return self._prompts[number]
 
-  def _choice(self, index, text, tokens, reason) -> dict:
+  def _choice(
+    self, index: int, text: str, tokens: list[Token], reason: Any
+  ) -> CompletionChoice:
     return {
       'index': index,
       'text': text,
-      'logprobs': self._logprobs(index, tokens),
+      'logprobs': self._logprobs(tokens),
       'finish_reason': reason,
     }
 
   whole_choice = _choice
 
-  def chunk_choice(self, index, text, tokens):
+  def chunk_choice(
+    self, index: int, text: str, tokens: list[Token]
+  ) -> CompletionChoice:
     return self._choice(index, text, tokens, None)
 
-  def last_choice(self, index, reason):
+  def last_choice(self, index: int, reason: Any) -> CompletionChoice:
     return {
       'index': index,
       'text': '',
@@ -164,7 +204,7 @@ class CompletionReply(Reply):
       'finish_reason': reason,
     }
 
-  def _logprobs(self, index, tokens) -> dict | None:
+  def _logprobs(self, tokens: list[Token]) -> CompletionLogprobs | None:
     if self.job.sampling.logprobs is None:
       return None
     return {
@@ -174,8 +214,8 @@ class CompletionReply(Reply):
       'text_offset': [t.start for t in tokens],
     }
 
-  def _top(self, token) -> dict | None:
-    """The most probable tokens and the one that was taken."""
+  def _top(self, token: Token) -> dict[str, float | None] | None:
+    """The most probable tokens and the sampled one."""
     if token.logprob is None:
       return None
     pairs = [*token.top, (token.id, token.logprob)]
@@ -189,7 +229,13 @@ class ChatReply(Reply):
   whole_object = 'chat.completion'
   chunk_object = 'chat.completion.chunk'
 
-  def whole_choice(self, index, text, tokens, reason):
+  def head(self) -> dict[str, Any]:
+    head, dropped = super().head(), self.job.tokens_dropped
+    return {**head, 'tokens_dropped': dropped} if dropped else head
+
+  def whole_choice(
+    self, index: int, text: str, tokens: list[Token], reason: str
+  ) -> dict[str, Any]:
     return {
       'index': index,
       'message': {'role': 'assistant', 'content': text, 'refusal': None},
@@ -197,7 +243,13 @@ class ChatReply(Reply):
       'finish_reason': reason,
     }
 
-  def _delta(self, index, delta, tokens=(), reason=None):
+  def _delta(
+    self,
+    index: int,
+    delta: dict[str, str],
+    tokens: Sequence[Token] = (),
+    reason: str | None = None,
+  ) -> dict[str, Any]:
     return {
       'index': index,
       'delta': delta,
@@ -205,34 +257,37 @@ class ChatReply(Reply):
       'finish_reason': reason,
     }
 
-  def first_choices(self, index):
+  def first_choices(self, index: int) -> list[dict[str, Any]]:
     return [self._delta(index, {'role': 'assistant', 'content': ''})]
 
-  def chunk_choice(self, index, text, tokens):
+  def chunk_choice(
+    self, index: int, text: str, tokens: list[Token]
+  ) -> dict[str, Any]:
     return self._delta(index, {'content': text}, tokens)
 
-  def last_choice(self, index, reason):
+  def last_choice(self, index: int, reason: str) -> dict[str, Any]:
     return self._delta(index, {}, reason=reason)
 
-  def _logprobs(self, tokens) -> dict | None:
+  def _logprobs(self, tokens: Sequence[Token]) -> ChatLogprobs | None:
     if self.job.sampling.logprobs is None:
       return None
-    content = [
-      {
-        **self._entry(t.id, t.logprob),
-        'top_logprobs': [self._entry(*pair) for pair in t.top],
-      }
-      for t in tokens
-      if t.id not in self.job.stop_ids
-    ]
-    return {'content': content, 'refusal': None}
+    return {
+      'content': [
+        {
+          **self._entry(t.id, t.logprob),
+          'top_logprobs': [self._entry(*pair) for pair in t.top],
+        }
+        for t in tokens
+        if t.id not in self.job.stop_ids
+      ],
+      'refusal': None,
+    }
 
-  def _entry(self, id, logprob) -> dict:
-    data = self.tokenizer.token_bytes(id)
+  def _entry(self, id: int, logprob: float | None) -> TokenLogprob:
     return {
       'token': self.token_text(id),
       'logprob': finite(logprob),
-      'bytes': list(data),
+      'bytes': list(self.tokenizer.token_bytes(id)),
     }
 
 

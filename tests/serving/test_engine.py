@@ -17,11 +17,12 @@ from configs import (
   model_xs,
 )
 from gpt.model import GPTConfig
-from serving.engine import jobs
-from serving.engine.engine import Weights
+from serving.engine import events, jobs
+from serving.engine.errors import StepFailed
 from serving.engine.programs import compile_count
+from serving.engine.sampling import Sampling
 from serving.engine.scores import choice_logprobs
-from serving.http.schemas import Sampling
+from serving.engine.weights import Weights
 from tests.support.engine_tools import (
   TOKENIZER,
   Harness,
@@ -121,7 +122,7 @@ def test_every_slot_and_every_neighbour_gives_the_same_text(tiny, reference):
   for case, job in running:
     tiny.wait(job)
     (seq,) = job.sequences
-    slots.add((tiny.engine.lanes.index(seq.lane), seq.slot))
+    slots.add((seq.lane, seq.slot))
     assert seq.sampled == wanted[case], case
   assert slots == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
@@ -166,8 +167,8 @@ def test_sampled_log_probabilities_are_those_of_raw_logits(tiny, reference):
     'logit_bias': NO_EOS,
   }
   job = tiny.submit(ids('Hello'), logprobs=4, **fields)
-  events = tiny.wait(job)
-  tokens = [t for e in events if isinstance(e, jobs.Delta) for t in e.tokens]
+  deltas = [e for e in tiny.wait(job) if isinstance(e, events.Delta)]
+  tokens = [t for delta in deltas for t in delta.tokens]
   wanted_ids, wanted = reference.run(ids('Hello'), **fields)
   assert [t.id for t in tokens] == wanted_ids
   np.testing.assert_allclose([t.logprob for t in tokens], wanted, atol=1e-4)
@@ -182,7 +183,7 @@ def test_prompt_log_probabilities_follow_the_window(tiny, reference, overflow):
   job = tiny.submit(
     prompt, echo=True, logprobs=2, max_tokens=0, overflow=overflow
   )
-  (scored,) = [e for e in tiny.wait(job) if isinstance(e, jobs.Scored)]
+  (scored,) = [e for e in tiny.wait(job) if isinstance(e, events.Scored)]
   assert [t.id for t in scored.tokens] == prompt
   assert scored.tokens[0].logprob is None
   for i in range(1, len(prompt)):
@@ -196,11 +197,12 @@ def test_prompt_log_probabilities_follow_the_window(tiny, reference, overflow):
 @pytest.mark.parametrize('max_tokens', [0, 2])
 def test_a_prompt_of_one_token_is_scored_too(tiny, prompt, max_tokens):
   fields = {'echo': True, 'logprobs': 0, 'n': 2, 'max_tokens': max_tokens}
-  events = tiny.wait(tiny.submit(prompt, [5, 6], **fields))
-  scored = {e.prompt: e.tokens for e in events if isinstance(e, jobs.Scored)}
+  posted = tiny.wait(tiny.submit(prompt, [5, 6], **fields))
+  scores = [e for e in posted if isinstance(e, events.Scored)]
+  scored = {e.prompt: e.tokens for e in scores}
   assert [t.id for t in scored[0]] == prompt and scored[0][0].logprob is None
   assert [t.id for t in scored[1]] == [5, 6]
-  assert sum(isinstance(e, jobs.Scored) for e in events) == 2
+  assert len(scores) == 2
 
 
 @pytest.mark.parametrize('k', [0, 1, 3, 7, 8, 20])
@@ -337,8 +339,9 @@ def test_a_device_error_before_the_first_block_fails_one_request(
     return works(*args)
 
   monkeypatch.setattr(harness.engine.programs, broken, fail)
-  events = harness.wait(harness.submit(ids('Hello'), max_tokens=9))
-  assert [e.error.status for e in events if isinstance(e, jobs.Failed)] == [500]
+  posted = harness.wait(harness.submit(ids('Hello'), max_tokens=9))
+  (failed,) = [e for e in posted if isinstance(e, events.Failed)]
+  assert isinstance(failed.error, StepFailed)
   assert harness.run(ids('Hello'), max_tokens=9) == wanted
   assert harness.engine.state == 'ready' and not harness.died
   harness.close()
@@ -370,8 +373,10 @@ def test_a_failed_step_fails_its_requests_and_the_next_is_served(monkeypatch):
 
   monkeypatch.setattr(harness.engine.programs, 'block', fail)
   job = harness.submit(ids('Hello'), max_tokens=9, n=6)
-  (error,) = [e.error for e in harness.wait(job) if isinstance(e, jobs.Failed)]
-  assert error.status == 500 and 'boom' not in str(error)
+  (failed,) = [e for e in harness.wait(job) if isinstance(e, events.Failed)]
+  assert isinstance(failed.error, StepFailed) and 'boom' not in str(
+    failed.error
+  )
   assert harness.run(ids('Hello'), max_tokens=9) == wanted
   assert harness.engine.state == 'ready' and not harness.died
   assert harness.engine.scheduler.counts() == (0, 0, 0)
@@ -392,8 +397,7 @@ def test_an_engine_beyond_repair_says_so_and_lets_everybody_go(monkeypatch):
   waiting = [harness.submit(ids('Hello'), n=5) for _ in range(12)]
   submitted.set()
   for job in waiting:
-    events = harness.wait(job)
-    assert any(isinstance(e, jobs.Failed) for e in events)
+    assert any(isinstance(e, events.Failed) for e in harness.wait(job))
   assert harness.engine.join(120)
   assert harness.engine.state == 'failed'
   assert 'boom' in str(harness.died[0])

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from serving.http.errors import translate
 from serving.service import Service
 from tests.support.serving_tools import (
   PATIENCE,
@@ -37,7 +38,8 @@ PATH = '/v1/completions'
 BROKEN = """
 import sys
 from launch import cli, serve
-from serving import programs
+from serving import generation
+from serving.engine import programs
 block = programs.Programs.block
 def fail(self, *args):
   if self.broken:
@@ -45,13 +47,12 @@ def fail(self, *args):
   return block(self, *args)
 programs.Programs.block = fail
 programs.Programs.broken = False
-from serving.service import Service
-chat_prompt = Service.chat_prompt
-def break_it(self, messages, max_tokens):
+chat_prompt = generation.chat_prompt
+def break_it(tokenizer, messages, *args):
   if messages[0]['content'] == 'break':
     programs.Programs.broken = True
-  return chat_prompt(self, messages, max_tokens)
-Service.chat_prompt = break_it
+  return chat_prompt(tokenizer, messages, *args)
+generation.chat_prompt = break_it
 sys.argv[0] = 'serve'
 cli.run(serve.main)
 """
@@ -60,14 +61,14 @@ cli.run(serve.main)
 STUCK = """
 import os, sys, threading
 from launch import cli, serve
-from serving.service import Service
-encode = Service.encode
-def get_stuck(self, prompt):
+from serving import generation
+encode = generation.encode
+def get_stuck(tokenizer, prompt):
   if prompt == 'stuck':
     os.write(1, b'a worker is stuck\\n')
     threading.Event().wait()
-  return encode(self, prompt)
-Service.encode = get_stuck
+  return encode(tokenizer, prompt)
+generation.encode = get_stuck
 sys.argv[0] = 'serve'
 cli.run(serve.main)
 """
@@ -258,12 +259,13 @@ def test_what_a_drain_ends_is_aborted_and_not_also_rejected():
 
   class Generation:
     def fail(self, error, cause):
-      ended.append((error.status, error.code, error.reason, cause))
-      service._generations.clear()
+      answer = translate(error)
+      ended.append((answer.status, answer.code, answer.reason, cause))
+      service.generations.clear()
 
   service = types.SimpleNamespace(
     engine=types.SimpleNamespace(close=lambda: ended.append('closed')),
-    _generations={'job': Generation()},
+    generations={'job': Generation()},
     options=types.SimpleNamespace(drain_timeout=0),
   )
   asyncio.run(Service.drain(service))

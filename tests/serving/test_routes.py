@@ -11,7 +11,7 @@ import pytest
 
 from gpt.model import GPTConfig
 from gpt.tokenizers import build_tokenizer
-from serving.http import app, stream
+from serving.http import answers, encoding, info
 from serving.options import Options
 from tests.support.serving_tools import (
   chat_tokenizer,
@@ -108,16 +108,14 @@ def test_tokens_there_and_back(http):
   assert http.post('/detokenize', json={'tokens': [10**6]}).status_code == 400
 
 
-def test_long_answers_are_written_by_a_worker(monkeypatch):
-  loop, writers = threading.current_thread(), []
+def test_long_answers_are_encoded_on_a_worker(monkeypatch):
+  loop, encoders = threading.current_thread(), []
 
   def dumps(value):
-    writers.append(threading.current_thread())
-    return stream.dumps(value)
+    encoders.append(threading.current_thread())
+    return encoding.dumps(value)
 
   class Generation:
-    job = None
-
     async def __aenter__(self):
       return self
 
@@ -129,22 +127,28 @@ def test_long_answers_are_written_by_a_worker(monkeypatch):
 
     in_thread = staticmethod(asyncio.to_thread)
 
+  bodies = []
+
   async def body():
     return b'{"tokens": [], "content": ""}'
 
+  async def send(message):
+    bodies.append(message.get('body'))
+
   async def run():
     request = types.SimpleNamespace(body=body)
-    spec = types.SimpleNamespace(stream=False)
     reply = types.SimpleNamespace(whole=lambda events: {'events': events})
-    return [
+    for answer in (
       await routes.detokenize(request),
       await routes.tokenize(request),
-      await routes.respond(spec, Generation(), lambda: reply),
-    ]
+      answers.WholeAnswer(Generation(), reply),
+    ):
+      await answer({'type': 'http'}, None, send)
 
-  monkeypatch.setattr(app, 'dumps', dumps)
+  monkeypatch.setattr(info, 'dumps', dumps)
+  monkeypatch.setattr(answers, 'dumps', dumps)
   tokenizer = chat_tokenizer()
-  routes = app.Routes(
+  routes = info.InfoRoutes(
     types.SimpleNamespace(
       in_thread=asyncio.to_thread,
       tokenizer=tokenizer,
@@ -152,9 +156,13 @@ def test_long_answers_are_written_by_a_worker(monkeypatch):
       options=Options('any'),
     )
   )
-  answers = [json.loads(response.body) for response in asyncio.run(run())]
-  assert answers == [{'content': ''}, {'tokens': []}, {'events': []}]
-  assert len(writers) == 3 and loop not in writers
+  asyncio.run(run())
+  assert [json.loads(body) for body in bodies if body] == [
+    {'content': ''},
+    {'tokens': []},
+    {'events': []},
+  ]
+  assert len(encoders) == 3 and loop not in encoders
 
 
 def test_the_server_says_how_it_is(http):

@@ -12,10 +12,11 @@ import numpy as np
 
 from gpt.decoding import blocks, generation, sampling
 from gpt.model import GPT
-from serving.engine import jobs
-from serving.engine.engine import Engine, Weights
+from serving.engine import events, jobs
+from serving.engine.engine import Engine
 from serving.engine.programs import compile_count
-from serving.http.schemas import Sampling
+from serving.engine.sampling import Sampling
+from serving.engine.weights import Weights
 from serving.metrics import Metrics
 from tests.support.serving_tools import chat_tokenizer
 
@@ -81,7 +82,7 @@ class Harness:
     """The job's events, once it is closed."""
     with self._closed:
       done = self._closed.wait_for(
-        lambda: any(isinstance(e, jobs.Closed) for e in job.mailbox), 240
+        lambda: any(isinstance(e, events.Closed) for e in job.mailbox), 240
       )
     assert done, 'the job did not end'
     return list(job.mailbox)

@@ -1,0 +1,98 @@
+"""Events of a job, posted by the engine thread and read by one coroutine."""
+
+import asyncio
+import dataclasses
+from collections.abc import Iterator
+
+from serving.engine.errors import RequestFailed
+
+
+@dataclasses.dataclass
+class Token:
+  """A token with its log-probability.
+
+  Attributes:
+    start, end: length of its choice's text before and after it, in characters.
+    logprob: None for the first token of a prompt.
+    top: [(id, logprob)], most probable first.
+  """
+
+  id: int
+  start: int
+  end: int
+  logprob: float | None
+  top: list[tuple[int, float]]
+
+
+@dataclasses.dataclass
+class Started:
+  """The job holds its first slot."""
+
+
+@dataclasses.dataclass
+class Scored:
+  """The log-probabilities of a prompt, by its number; one Token per token."""
+
+  prompt: int
+  tokens: list[Token]
+
+
+@dataclasses.dataclass
+class Delta:
+  """New text of a choice; `tokens` is empty unless logprobs were requested."""
+
+  index: int
+  text: str
+  tokens: list[Token]
+
+
+@dataclasses.dataclass
+class Finished:
+  """A choice has ended; `reason` is 'stop' or 'length'."""
+
+  index: int
+  reason: str
+
+
+@dataclasses.dataclass
+class Failed:
+  """The request ends here, with this error."""
+
+  error: RequestFailed
+
+
+@dataclasses.dataclass
+class Closed:
+  """The last event: every choice has ended or was given up."""
+
+
+Event = Started | Scored | Delta | Finished | Failed | Closed
+
+
+class Mailbox:
+  """A queue of events; every method runs on the event loop."""
+
+  def __init__(self):
+    self._events: list[Event] = []
+    self._arrived = asyncio.Event()
+
+  def put(self, event: Event) -> None:
+    self._events.append(event)
+    self._arrived.set()
+
+  def __len__(self) -> int:
+    return len(self._events)
+
+  def __iter__(self) -> Iterator[Event]:
+    return iter(self._events)
+
+  async def wait(self) -> None:
+    """Waits for an event and leaves it in the queue."""
+    await self._arrived.wait()
+
+  async def take(self) -> list[Event]:
+    """Removes and returns all events; waits for at least one."""
+    await self.wait()
+    self._arrived.clear()
+    events, self._events = self._events, []
+    return events

@@ -1,0 +1,331 @@
+"""One request's way through the engine: prompts in, events out.
+
+`complete` and `chat` open a Generation. However its coroutine ends, its slots
+are free within one block.
+"""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.tokenizers import Tokenizer, chat_format
+from serving.engine.engine import FAILED
+from serving.engine.errors import (
+  ClientGone,
+  ContextTooLong,
+  InvalidRequest,
+  NotRead,
+  QueueTimeout,
+  RequestFailed,
+  RequestTimeout,
+  StepFailed,
+  Unavailable,
+)
+from serving.engine.events import Closed, Event, Failed
+from serving.engine.jobs import Job
+from serving.engine.sampling import Sampling
+from serving.metrics import ABORTS
+from serving.service import Service
+
+T = TypeVar('T')
+# Log-probabilities of one piece of an answer: more would fill the memory and
+# take the event loop's time.
+MAX_LOGPROBS = 200_000
+# How long a reader that was given up has to read the end of its stream.
+LAST_SECONDS = 5.0
+
+# (int32[n] ids of each prompt, tokens that did not fit into the context)
+Tokenized = tuple[list[np.ndarray], int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Client:
+  """The sender of a request, as the transport knows it.
+
+  Attributes:
+    began: arrival of the request, time.perf_counter().
+    gone: returns once the client has disconnected.
+    abort: closes the connection, whatever is still to be written.
+  """
+
+  began: float
+  gone: Callable[[], Awaitable[None]]
+  abort: Callable[[], None]
+
+
+def complete(
+  service: Service,
+  client: Client,
+  prompts: Sequence[Any],
+  sampling: Sampling,
+  *,
+  ends: tuple[int, ...] = (),
+  streamed: bool = False,
+) -> 'Generation':
+  """A Generation that continues prompts (str or ids).
+
+  Args:
+    ends: ids that end a choice, sampleable here; () for the model's EOS alone.
+  """
+
+  def tokenize() -> Tokenized:
+    return [encode(service.tokenizer, p) for p in prompts], 0
+
+  return Generation(
+    service,
+    client,
+    tokenize,
+    sampling,
+    stop_ids=ends or (service.tokenizer.eos_id,),
+    allowed=ends,
+    streamed=streamed,
+    param='prompt',
+  )
+
+
+def chat(
+  service: Service,
+  client: Client,
+  messages: list[dict[str, str]],
+  sampling: Sampling,
+  *,
+  streamed: bool = False,
+) -> 'Generation':
+  """A Generation of the next turn; messages have 'role' and 'content'."""
+  window = service.cfg.block_size
+
+  def tokenize() -> Tokenized:
+    ids, dropped = chat_prompt(
+      service.tokenizer, messages, window, sampling.max_tokens
+    )
+    if dropped and sampling.overflow == 'error':
+      given = f'your messages have {len(ids) + dropped}'
+      raise ContextTooLong(window, given, 'messages')
+    return [ids], dropped
+
+  ends = chat_format.stop_ids(service.tokenizer)
+  return Generation(
+    service,
+    client,
+    tokenize,
+    sampling,
+    stop_ids=ends,
+    allowed=ends,
+    streamed=streamed,
+    param='messages',
+  )
+
+
+def encode(tokenizer: Tokenizer, prompt: Any) -> np.ndarray:
+  """int32[n] of a prompt (str or ids); BOS stands in for an empty one."""
+  ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+  return np.array(ids if len(ids) else [tokenizer.bos_id], np.int32)
+
+
+def chat_prompt(
+  tokenizer: Tokenizer,
+  messages: list[dict[str, str]],
+  window: int,
+  max_tokens: int,
+) -> tuple[np.ndarray, int]:
+  """(int32[n], tokens dropped) of a conversation. Raises InvalidRequest."""
+  room = chat_format.prompt_room(window, max_tokens)
+  try:
+    ids, dropped = chat_format.build_prompt(messages, tokenizer, room)
+  except UserError as e:
+    raise InvalidRequest(f'messages: {e}', 'messages') from e
+  return np.array(ids, np.int32), dropped
+
+
+class Generation:
+  """An async context manager around one job.
+
+  Entering it reserves a place in the queue, tokenizes the prompts on a worker
+  and submits the job. `events` yields the job's events until all choices have
+  ended. Leaving it cancels whatever still runs.
+
+  Args:
+    tokenize: called on a worker thread.
+    stop_ids: ids that end a choice.
+    allowed: banned ids that may be sampled all the same.
+    streamed: events are passed on as they come.
+    param: the request field the prompts come from, for errors.
+
+  Raises:
+    RequestFailed: (entering, or from `events`) any of its subclasses.
+  """
+
+  def __init__(
+    self,
+    service: Service,
+    client: Client,
+    tokenize: Callable[[], Tokenized],
+    sampling: Sampling,
+    *,
+    stop_ids: tuple[int, ...],
+    allowed: tuple[int, ...],
+    streamed: bool,
+    param: str,
+  ):
+    self._service = service
+    self._client = client
+    self._tokenize = tokenize
+    self._stop_ids = stop_ids
+    self._allowed = allowed
+    self._streamed = streamed
+    self._param = param
+    self._timers: list[asyncio.TimerHandle] = []
+    self._watch: asyncio.Task | None = None
+    self._submitted = False
+    self.job = Job(sampling, client.began)
+
+  async def __aenter__(self) -> 'Generation':
+    service, job = self._service, self.job
+    service.engine.check_open()
+    service.engine.scheduler.reserve()
+    service.generations[job] = self
+    try:
+      self._start_timers()
+      self._watch = asyncio.create_task(self._watch_client())
+      await self.in_thread(self._fill)
+      self._check_size()
+      if service.engine.state == FAILED:  # It would never answer.
+        raise Unavailable(FAILED)
+      self._submitted = True
+      service.engine.submit(job)
+    except BaseException:
+      if job.cancelled in ABORTS:
+        service.metrics.aborted.labels(job.cancelled).inc()
+      self._leave()
+      raise
+    return self
+
+  async def __aexit__(self, *_: Any) -> None:
+    self._leave()
+
+  def _leave(self) -> None:
+    service = self._service
+    if not self._submitted:
+      service.engine.scheduler.unreserve()
+    elif self.job.ended is None:
+      service.engine.cancel(self.job, 'disconnect')
+    for timer in self._timers:
+      timer.cancel()
+    if self._watch is not None:
+      self._watch.cancel()
+    service.generations.pop(self.job, None)
+
+  async def events(self) -> AsyncIterator[list[Event]]:
+    """Batches of Started, Scored, Delta and Finished, until all has ended."""
+    while True:
+      batch = []
+      for event in await self.job.mailbox.take():
+        if isinstance(event, Failed):
+          raise event.error
+        if isinstance(event, Closed):
+          if batch:
+            yield batch
+          if self.job.cancelled:
+            raise NotRead
+          return
+        batch.append(event)
+      if batch:
+        yield batch
+
+  async def in_thread(self, fn: Callable[[], T]) -> T:
+    """fn() on a worker; raises at once if the request fails meanwhile."""
+    done = asyncio.ensure_future(self._service.in_thread(fn))
+    # Retrieves its error even if nobody waits for it any more.
+    done.add_done_callback(lambda f: f.cancelled() or f.exception())
+    failed = asyncio.create_task(self.job.mailbox.wait())
+    try:
+      await asyncio.wait({done, failed}, return_when=asyncio.FIRST_COMPLETED)
+      if self.job.cancelled:
+        raise self._failure()
+      return await done
+    finally:
+      done.cancel()
+      failed.cancel()
+
+  def _failure(self) -> RequestFailed:
+    for event in self.job.mailbox:
+      if isinstance(event, Failed):
+        return event.error
+    return StepFailed()
+
+  def _fill(self) -> None:
+    """Completes the job, on a worker thread."""
+    service, sampling = self._service, self.job.sampling
+    bias_V = service.bans_V.copy()
+    bias_V[list(self._allowed)] = 0.0
+    for id, value in sampling.logit_bias.items():
+      bias_V[id] += value
+    if sampling.ignore_eos:
+      bias_V[list(self._stop_ids)] = -np.inf
+    prompts, dropped = self._tokenize()
+    stop_ids = {*self._stop_ids, *sampling.stop_token_ids}
+    self.job.fill(prompts, bias_V, stop_ids, service.tokenizer, dropped)
+
+  def _check_size(self) -> None:
+    """Raises RequestFailed if the window or the memory is too small."""
+    job, s = self.job, self.job.sampling
+    window, longest = self._service.cfg.block_size, max(map(len, job.prompts))
+    if s.overflow == 'error' and longest + s.max_tokens > window:
+      raise ContextTooLong(
+        window,
+        f'you asked for {longest + s.max_tokens} ({longest} in the prompt, '
+        f'{s.max_tokens} to generate)',
+        self._param,
+      )
+    if s.logprobs is not None:
+      # A stream is written piece by piece, but an echo is one piece.
+      tokens = 0 if self._streamed else s.max_tokens * len(job.sequences)
+      if s.echo:
+        tokens += job.prompt_tokens * s.n
+      values = tokens * (s.logprobs + 1)
+      if values > MAX_LOGPROBS:
+        raise InvalidRequest(
+          f'logprobs would be up to {values} values for {tokens} tokens; at '
+          f'most {MAX_LOGPROBS} are allowed: lower max_tokens, n or logprobs.',
+          'logprobs',
+        )
+
+  def _start_timers(self) -> None:
+    options, loop = self._service.options, asyncio.get_running_loop()
+
+    def queue_timeout() -> None:
+      if self.job.started is None:
+        self.fail(QueueTimeout(options.queue_timeout), 'queue_timeout')
+
+    def request_timeout() -> None:
+      self.fail(RequestTimeout(options.request_timeout), 'timeout')
+
+    self._timers = [
+      loop.call_later(options.queue_timeout, queue_timeout),
+      loop.call_later(self.time_left(), request_timeout),
+    ]
+
+  def time_left(self) -> float:
+    """Seconds until the request times out."""
+    spent = time.perf_counter() - self.job.created
+    return self._service.options.request_timeout - spent
+
+  async def _watch_client(self) -> None:
+    await self._client.gone()
+    self.fail(ClientGone(), 'disconnect')
+
+  def fail(self, error: RequestFailed, cause: str) -> None:
+    """Ends it from outside: the coroutine gets `error`, slots are freed."""
+    self._service.engine.cancel(self.job, cause)
+    self.job.mailbox.put(Failed(error))
+
+  def give_up(self) -> None:
+    """Ends it because its events are not read."""
+    self._service.engine.cancel(self.job, 'slow_reader')
+    loop = asyncio.get_running_loop()
+    self._timers.append(loop.call_later(LAST_SECONDS, self._client.abort))

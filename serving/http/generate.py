@@ -1,0 +1,182 @@
+"""The routes that generate text: OpenAI's, RandyGPT's and microgpt's."""
+
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from serving import generation
+from serving.engine.events import Delta
+from serving.generation import Client, Generation
+from serving.http.answers import StreamedAnswer, WholeAnswer
+from serving.http.body import client_gone
+from serving.http.encoding import json_response, parse_object
+from serving.http.errors import ApiError, bad_request, not_found
+from serving.http.replies import ChatReply, CompletionReply, Reply
+from serving.http.schemas import (
+  Body,
+  ChatRequest,
+  CompletionRequest,
+  MicroChatRequest,
+  MicroGenerateRequest,
+  OpenAIRequest,
+  RandyRequest,
+)
+from serving.http.validation import read
+from serving.service import Service
+
+M = TypeVar('M', bound=Body)
+
+
+class GenerateRoutes:
+  """The endpoints; each gives an ASGI app that sends the response."""
+
+  def __init__(self, service: Service):
+    self._service = service
+    self._options = service.options
+
+  async def completions(self, request: Request) -> ASGIApp:
+    """Continues prompts, as OpenAI's API does."""
+    asked = await self._read(CompletionRequest, request)
+    self._check_model(asked.model)
+    run = generation.complete(
+      self._service,
+      client_of(request),
+      asked.prompt,
+      asked.sampling(self._options.context_overflow),
+      streamed=asked.stream,
+    )
+    return self._openai(request, asked, run, CompletionReply)
+
+  async def chat(self, request: Request) -> ASGIApp:
+    """Answers a conversation, as OpenAI's API does."""
+    asked = await self._read(ChatRequest, request)
+    self._check_model(asked.model)
+    self._check_chat()
+    run = generation.chat(
+      self._service,
+      client_of(request),
+      [message.as_turn() for message in asked.messages],
+      asked.sampling(self._options.context_overflow),
+      streamed=asked.stream,
+    )
+    return self._openai(request, asked, run, ChatReply)
+
+  async def randy(self, request: Request) -> Response:
+    """Continues a prompt, as RandyGPT's server does."""
+    asked = await self._read(RandyRequest, request)
+    run = generation.complete(
+      self._service,
+      client_of(request),
+      [asked.prompt],
+      asked.sampling(self._options.context_overflow),
+    )
+    (text,) = await texts_of(run, request)
+    return json_response(
+      {
+        'text': text,
+        'model': self._service.loaded.name,
+        'usage': {
+          'prompt_tokens': run.job.prompt_tokens,
+          'completion_tokens': run.job.completion_tokens,
+        },
+      }
+    )
+
+  async def micro_generate(self, request: Request) -> Response:
+    """Samples documents, as microgpt does."""
+    asked = await self._read(MicroGenerateRequest, request)
+    tokenizer = self._service.tokenizer
+    run = generation.complete(
+      self._service,
+      client_of(request),
+      [()],
+      asked.sampling(asked.num_samples),
+      ends=(tokenizer.bos_id, tokenizer.eos_id),
+    )
+    return json_response({'samples': await texts_of(run, request)})
+
+  async def micro_chat(self, request: Request) -> Response:
+    """Answers a conversation, as microgpt does."""
+    asked = await self._read(MicroChatRequest, request)
+    self._check_chat()
+    run = generation.chat(
+      self._service,
+      client_of(request),
+      [message.as_turn() for message in asked.messages],
+      asked.sampling(),
+    )
+    (text,) = await texts_of(run, request)
+    return json_response(
+      {
+        'role': 'assistant',
+        'content': text,
+        'tokens_dropped': run.job.tokens_dropped,
+      }
+    )
+
+  async def _read(self, model: type[M], request: Request) -> M:
+    """The request's body; 503 first if the engine takes no requests."""
+    self._service.engine.check_open()
+    body = parse_object(await request.body())
+    return read(model, body, self._service.cfg.vocab_size)
+
+  def _check_model(self, name: str | None) -> None:
+    known = (None, self._options.model_name, self._service.loaded.name)
+    if self._options.strict_model and name not in known:
+      raise no_such_model(str(name))
+
+  def _check_chat(self) -> None:
+    if not self._service.is_chat:
+      raise bad_request(
+        'This model was not trained to chat: its tokenizer has no chat tokens.',
+        'model',
+        'not_a_chat_model',
+      )
+
+  def _openai(
+    self,
+    request: Request,
+    asked: OpenAIRequest,
+    run: Generation,
+    kind: type[Reply],
+  ) -> ASGIApp:
+    request.scope['rgpt'].job = run.job
+    reply = kind(
+      run.job,
+      self._options.model_name,
+      self._service.tokenizer,
+      asked.include_usage,
+    )
+    answer = StreamedAnswer if asked.stream else WholeAnswer
+    return answer(run, reply)
+
+
+def client_of(request: Request) -> Client:
+  """The sender of a request whose body has been read."""
+  return Client(
+    request.scope['rgpt'].began,
+    lambda: client_gone(request.receive),
+    request.scope['state']['abort'],
+  )
+
+
+async def texts_of(run: Generation, request: Request) -> list[str]:
+  """Runs a generation; the text of each choice."""
+  request.scope['rgpt'].job = run.job
+  async with run:
+    parts: dict[int, list[str]] = {}
+    async for batch in run.events():
+      for event in batch:
+        if isinstance(event, Delta):
+          parts.setdefault(event.index, []).append(event.text)
+  return [''.join(parts.get(i, ())) for i in range(len(run.job.sequences))]
+
+
+def no_such_model(name: str) -> ApiError:
+  return not_found(
+    f'The model {name[:80]!r} does not exist; GET /v1/models lists what does.',
+    'model',
+    'model_not_found',
+  )

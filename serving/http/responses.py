@@ -1,0 +1,215 @@
+"""The response bodies of all routes: types for our code and for OpenAPI.
+
+TypedDicts, not models: replies are plain dicts, and nothing checks them while
+they stream. A test validates real answers against the OpenAPI document.
+"""
+
+from typing import Literal, NotRequired
+
+# typing's own TypedDict lacks what pydantic needs before Python 3.12.
+from typing_extensions import TypedDict
+
+FinishReason = Literal['stop', 'length']
+
+
+class Usage(TypedDict):
+  """The prompt counts once, EOS does not count."""
+
+  prompt_tokens: int
+  completion_tokens: int
+  total_tokens: int
+
+
+class CompletionLogprobs(TypedDict):
+  """Parallel lists over the tokens of a text; offsets count characters."""
+
+  tokens: list[str]
+  token_logprobs: list[float | None]
+  top_logprobs: list[dict[str, float | None] | None]
+  text_offset: list[int]
+
+
+class CompletionChoice(TypedDict):
+  index: int
+  text: str
+  logprobs: CompletionLogprobs | None
+  finish_reason: FinishReason | None
+
+
+class Completion(TypedDict):
+  """A whole answer, or a chunk of a stream; usage is null in most chunks."""
+
+  id: str
+  object: Literal['text_completion']
+  created: int
+  model: str
+  seed: int
+  system_fingerprint: str | None
+  choices: list[CompletionChoice]
+  usage: NotRequired[Usage | None]
+
+
+class TokenLogprob(TypedDict):
+  token: str
+  logprob: float | None
+  bytes: list[int]
+
+
+class ChatTokenLogprob(TokenLogprob):
+  top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(TypedDict):
+  content: list[ChatTokenLogprob]
+  refusal: None
+
+
+class ChatAnswerMessage(TypedDict):
+  role: Literal['assistant']
+  content: str
+  refusal: None
+
+
+class ChatChoice(TypedDict):
+  index: int
+  message: ChatAnswerMessage
+  logprobs: ChatLogprobs | None
+  finish_reason: FinishReason
+
+
+class ChatCompletion(TypedDict):
+  """`tokens_dropped`: of the oldest turns, where the context was too small."""
+
+  id: str
+  object: Literal['chat.completion']
+  created: int
+  model: str
+  seed: int
+  tokens_dropped: NotRequired[int]
+  system_fingerprint: str | None
+  choices: list[ChatChoice]
+  usage: Usage
+
+
+class ChatDelta(TypedDict):
+  role: NotRequired[Literal['assistant']]
+  content: NotRequired[str]
+
+
+class ChatChunkChoice(TypedDict):
+  index: int
+  delta: ChatDelta
+  logprobs: ChatLogprobs | None
+  finish_reason: FinishReason | None
+
+
+class ChatCompletionChunk(TypedDict):
+  id: str
+  object: Literal['chat.completion.chunk']
+  created: int
+  model: str
+  seed: int
+  tokens_dropped: NotRequired[int]
+  system_fingerprint: str | None
+  choices: list[ChatChunkChoice]
+  usage: NotRequired[Usage | None]
+
+
+class RandyUsage(TypedDict):
+  prompt_tokens: int
+  completion_tokens: int
+
+
+class RandyCompletion(TypedDict):
+  """`text` is the completion without the prompt."""
+
+  text: str
+  model: str
+  usage: RandyUsage
+
+
+class Samples(TypedDict):
+  samples: list[str]
+
+
+class MicroChatAnswer(TypedDict):
+  role: Literal['assistant']
+  content: str
+  tokens_dropped: int
+
+
+class Tokens(TypedDict):
+  tokens: list[int]
+
+
+class Content(TypedDict):
+  content: str
+
+
+class ModelMeta(TypedDict):
+  """`val_loss` is in nats per token."""
+
+  name: str
+  arch: str
+  n_params: int
+  n_layer: int
+  n_head: int
+  n_embd: int
+  n_ctx_train: int
+  n_vocab: int
+  tokenizer: str
+  chat: bool
+  step: int
+  checkpoint: str
+  val_loss: float | None
+  backend: str
+  slots: int
+
+
+class Model(TypedDict):
+  id: str
+  object: Literal['model']
+  created: int
+  owned_by: str
+  max_model_len: int
+  meta: ModelMeta
+
+
+class ModelList(TypedDict):
+  object: Literal['list']
+  data: list[Model]
+
+
+class ReloadAnswer(TypedDict):
+  status: Literal['ok', 'error']
+  model: str
+  reloaded: bool
+  reason: str
+
+
+class Health(TypedDict):
+  status: Literal['ok', 'loading', 'draining', 'failed']
+
+
+class Version(TypedDict):
+  name: str
+  version: str
+
+
+class ErrorDetail(TypedDict):
+  message: str
+  type: str
+  param: str | None
+  code: str | None
+
+
+class Error(TypedDict):
+  """The one shape of errors."""
+
+  error: ErrorDetail
+
+
+class ErrorText(TypedDict):
+  """Errors of RandyGPT's and microgpt's routes."""
+
+  error: str
