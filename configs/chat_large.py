@@ -1,10 +1,10 @@
-"""More capacity for more conversations, for a GPU: microgpt's large chat model.
+"""microgpt's large chat model, for many conversations and a GPU. Never run.
 
-    python -m launch.train --config=configs/chat_large.py \
+    rgpt train --config=chat_large \
       --config.data.path=conversations.jsonl --workdir=runs/chat_large
 
-17.69M parameters with 4,096 tokens: 8 layers x 384, 8 heads, context 1,024.
-Unrun. (microgpt's table says about 25M; its shapes give this number.)
+8 layers x 384, 8 heads, context 1,024: 17.69M parameters with 4,096 tokens.
+(microgpt's table says about 25M; its shapes give this number.)
 """
 
 from configs import chat_medium

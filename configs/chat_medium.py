@@ -1,11 +1,11 @@
-"""The chat model microgpt recommends, for a GPU: context 1,024.
+"""The chat model that microgpt recommends, for a GPU: context 1,024. Never run.
 
-    python -m launch.train --config=configs/chat_medium.py \
+    rgpt train --config=chat_medium \
       --config.data.path=conversations.jsonl --workdir=runs/chat_medium
 
-7.08M parameters with 4,096 tokens: 6 layers x 256, 8 heads. Unrun: two CPU
-cores would need most of a day, and a few thousand conversations are soon
-learnt by heart (the best checkpoint is the one that is used).
+6 layers x 256, 8 heads: 7.08M parameters with 4,096 tokens. Two CPU cores would
+need most of a day, and a few thousand conversations are soon learnt by heart
+(the best checkpoint is the one that is used).
 """
 
 from configs import chat_small

@@ -1,14 +1,15 @@
-"""A small chat model, eleven minutes of two CPU cores: microgpt's shape.
+"""A chat model in eleven minutes of two CPU cores: microgpt's small shape.
 
-    python -m launch.train --config=configs/chat_small.py \
+    rgpt train --config=chat_small \
       --config.data.path=conversations.jsonl --workdir=runs/chat_small
-    python -m launch.chat --workdir=runs/chat_small
+    rgpt chat --workdir=runs/chat_small
 
-1.90M parameters with 4,096 tokens: 4 layers x 128, 4 heads, context 512. The
-loss is on what the assistant says; several conversations share a window. Made
-for a few thousand conversations: dropout and weight decay, because they are
-read many times over, and long ones are cut instead of skipped, because all of
-it counts.
+4 layers x 128, 4 heads, context 512: 1.90M parameters with 4,096 tokens. 2
+cores of an AMD EPYC (Zen 5), 2,437 conversations of OASST1: 11 minutes, 4.7022
+nats per assistant token and 2.0132 bits/byte (full pass, best checkpoint). The
+loss covers what the assistant says; several conversations share a window. Made
+for a few thousand conversations, which are read many times over: hence dropout
+and weight decay, and long conversations are cut instead of skipped.
 """
 
 from configs import default

@@ -1,10 +1,11 @@
-"""GPT-2's small shape, a stress test for a GPU: 12 layers x 768, T = 1024.
+"""GPT-2's small shape for a GPU: 12 layers x 768, 12 heads, context 1,024.
 
-    python -m launch.train --config=configs/gpt2_124m.py \
+    rgpt train --config=gpt2_124m \
       --config.data.path='corpus/*.txt' --workdir=runs/gpt2_124m
 
-135M parameters with 32k byte-fallback BPE (untied head). Unrun: no GPU was at
-hand. `--config.model.remat` recomputes the blocks when memory is short.
+135M parameters with 32,000 byte-fallback BPE tokens (untied head). Never run:
+no GPU was available. `--config.model.remat` recomputes the blocks in the
+backward pass when memory is short.
 """
 
 from configs import default

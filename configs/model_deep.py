@@ -1,9 +1,12 @@
-"""RandyGPT's `deep`: 16 layers, 192 wide, 6 heads; 7.153M parameters at V=67.
+"""RandyGPT's `deep`: 16 layers x 192, 6 heads; 7.153M parameters at V=67.
 
-    python -m launch.train --config=configs/model_deep.py --workdir=runs/deep
+    rgpt train --config=model_deep --workdir=runs/deep
 
-RandyGPT's own hyperparameters (lr 1e-4 to 1e-5, weight decay 0.1, dropout
-0.1). They are kept for comparison; the recipes learn far faster.
+Batch 16 instead of 64, as in RandyGPT. Neither speed nor loss has been
+recorded.
+
+RandyGPT's own hyperparameters (lr 1e-4 to 1e-5, weight decay 0.1, dropout 0.1),
+kept for comparison. The recipes learn far faster.
 """
 
 from configs import default

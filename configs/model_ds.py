@@ -1,9 +1,11 @@
-"""RandyGPT's `ds`: 12 layers, 128 wide, 4 heads; 2.409M parameters at V=67.
+"""RandyGPT's `ds`: 12 layers x 128, 4 heads; 2.409M parameters at V=67.
 
-    python -m launch.train --config=configs/model_ds.py --workdir=runs/ds
+    rgpt train --config=model_ds --workdir=runs/ds
 
-RandyGPT's own hyperparameters (lr 1e-4 to 1e-5, weight decay 0.1, dropout
-0.1). They are kept for comparison; the recipes learn far faster.
+Neither speed nor loss has been recorded.
+
+RandyGPT's own hyperparameters (lr 1e-4 to 1e-5, weight decay 0.1, dropout 0.1),
+kept for comparison. The recipes learn far faster.
 """
 
 from configs import default

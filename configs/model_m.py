@@ -1,9 +1,11 @@
-"""RandyGPT's `m`: 6 layers, 192 wide, 6 heads; 2.729M parameters at V=67.
+"""RandyGPT's `m`: 6 layers x 192, 6 heads; 2.729M parameters at V=67.
 
-    python -m launch.train --config=configs/model_m.py --workdir=runs/m
+    rgpt train --config=model_m --workdir=runs/m
 
-RandyGPT's own hyperparameters (lr 1e-4 to 1e-5, weight decay 0.1, dropout
-0.1). They are kept for comparison; the recipes learn far faster.
+Neither speed nor loss has been recorded.
+
+RandyGPT's own hyperparameters (lr 1e-4 to 1e-5, weight decay 0.1, dropout 0.1),
+kept for comparison. The recipes learn far faster.
 """
 
 from configs import default

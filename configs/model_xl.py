@@ -1,9 +1,11 @@
-"""RandyGPT's `xl`: 8 layers, 384 wide, 8 heads; 14.31M parameters at V=67.
+"""RandyGPT's `xl`: 8 layers x 384, 8 heads; 14.31M parameters at V=67.
 
-    python -m launch.train --config=configs/model_xl.py --workdir=runs/xl
+    rgpt train --config=model_xl --workdir=runs/xl
 
-RandyGPT's own hyperparameters (lr 1e-4 to 1e-5, weight decay 0.1, dropout
-0.1). They are kept for comparison; the recipes learn far faster.
+Neither speed nor loss has been recorded.
+
+RandyGPT's own hyperparameters (lr 1e-4 to 1e-5, weight decay 0.1, dropout 0.1),
+kept for comparison. The recipes learn far faster.
 """
 
 from configs import default

@@ -1,9 +1,12 @@
-"""RandyGPT's `xs`: 3 layers, 116 wide, 4 heads; 0.530M parameters at V=67.
+"""RandyGPT's `xs`: 3 layers x 116, 4 heads; 0.530M parameters at V=67.
 
-    python -m launch.train --config=configs/model_xs.py --workdir=runs/xs
+    rgpt train --config=model_xs --workdir=runs/xs
 
-RandyGPT's own hyperparameters (lr 1e-4 to 1e-5, weight decay 0.1, dropout
-0.1). They are kept for comparison; the recipes learn far faster.
+2 cores of an AMD EPYC (Zen 5): 47,320 tokens/s at batch 16, so the 1,000 steps
+(16.4M tokens) are some 6 minutes. No full run has been recorded.
+
+RandyGPT's own hyperparameters (lr 1e-4 to 1e-5, weight decay 0.1, dropout 0.1),
+kept for comparison. The recipes learn far faster.
 """
 
 from configs import default

@@ -1,10 +1,13 @@
-"""A name generator: one document per line, microgpt's quick test done well.
+"""A name generator, one document per line: microgpt's quick test, larger.
 
     curl -O \
       https://raw.githubusercontent.com/karpathy/makemore/master/names.txt
-    python -m launch.train --config=configs/names.py --workdir=runs/names
-    python -m launch.generate --workdir=runs/names --num_samples=20 \
-      --temperature=0.5
+    rgpt train --config=names --workdir=runs/names
+    rgpt generate --workdir=runs/names --num_samples=20 --temperature=0.5
+
+4 layers x 64, 4 heads, context 16: 0.20M parameters. 2 cores of an AMD EPYC
+(Zen 5): 66 s, 1.9659 nats/char with the end of the name counted (full pass over
+the held-out 10 % of 32,033 names).
 """
 
 from configs import default

@@ -1,8 +1,10 @@
 """The first run: about a minute on two CPU cores, to a readable sample.
 
-    make train
+    rgpt train --config=quickstart --workdir=runs/quickstart    (or: make train)
 
-Takes train.txt if it is there, else tinyshakespeare, else the built-in sample.
+4 layers x 128, 4 heads, context 128: 0.82M parameters. Takes train.txt if there
+is one, else tinyshakespeare, else the built-in sample. For losses see the
+speedruns.
 """
 
 from configs import shakespeare_char

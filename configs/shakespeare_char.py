@@ -1,11 +1,14 @@
 """Seven minutes of two CPU cores: the `randy` architecture with a sane recipe.
 
-    python -m launch.train --config=configs/shakespeare_char.py \
-      --workdir=runs/shakespeare        (or: make shakespeare)
+    rgpt train --config=shakespeare_char --workdir=runs/shakespeare
+    make shakespeare                                            (the same)
 
-RandyGPT trains this architecture at lr 1e-4 without warmup and stops at 2.37
-nats/char. Thirty times the learning rate, reached by a short warmup, and a
-decay over the last 40 % of the steps are nearly all of the difference.
+6 layers x 128, 4 heads, context 256: 1.23M parameters. 2 cores of an AMD EPYC
+(Zen 5): 6 min 50 s from a cold start, compilation included, 9.0M tokens, 1.5879
+nats/char (full pass, seed 42). RandyGPT trains this architecture at lr 1e-4
+without warmup and stops at 2.37. Thirty times that learning rate, reached by a
+short warmup, and a decay over the last 40 % of the steps are nearly all of the
+difference.
 """
 
 from configs import default

@@ -1,13 +1,12 @@
-"""nanoGPT's GPU setting, 10.7M parameters, with what pays on a CPU; unrun.
+"""nanoGPT's GPU setting, 10.7M parameters, with what pays on a CPU. Never run.
 
-    python -m launch.train --config=configs/shakespeare_gpu.py \
-      --workdir=runs/shakespeare_gpu
+    rgpt train --config=shakespeare_gpu --workdir=runs/shakespeare_gpu
 
 6 layers x 384, 6 heads, context 256, 64 x 256 tokens a step, dropout 0.2, as in
-nanoGPT's recipe (1.4697 nats/char there). No GPU was at hand; the options and
+nanoGPT's recipe (1.4697 nats/char there). No GPU was available; the options and
 learning rates are those of speedrun_10min, extrapolated. 41M tokens; a step is
-36 times the work of one there (0.125 s on two CPU cores), so that two CPU cores
-would need three hours.
+36 times the work of a step there (0.125 s on two CPU cores), so two CPU cores
+would take about three hours.
 """
 
 from configs import speedrun_10min

@@ -1,12 +1,11 @@
 """The best character model for up to an hour of two CPU cores.
 
-    python -m launch.train --config=configs/speedrun_1h.py \
-      --workdir=runs/speedrun_1h
+    rgpt train --config=speedrun_1h --workdir=runs/speedrun_1h
 
-speedrun_10min for longer, with SwiGLU and a decay that begins almost at once.
-2 cores of an AMD EPYC (Zen 5): 25 minutes from a cold start, compiling included
-(seed 1; 32 beside other work), 28.7M tokens, 1.59M parameters, 1.3964 +- 0.0075
-nats/char (full pass, mean of seeds 1, 2, 3: 1.3993, 1.4020, 1.3879).
+speedrun_10min for longer, with SwiGLU and a decay that begins almost at once:
+1.59M parameters. 2 cores of an AMD EPYC (Zen 5): 25 minutes from a cold start,
+compilation included (32 while other work was running), 28.7M tokens, 1.3964 +-
+0.0075 nats/char (full pass, mean of seeds 1, 2, 3: 1.3993, 1.4020, 1.3879).
 """
 
 from configs import speedrun_10min

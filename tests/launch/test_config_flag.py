@@ -1,10 +1,11 @@
-"""Configs: every key explained, presets only say what differs, typos fail."""
+"""Configs: every key is explained, presets set what differs, typos fail."""
 
 import ast
 import importlib
 import inspect
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -62,9 +63,14 @@ def test_config_file_sets_known_keys_to_usable_values_of_their_type(name):
 
 
 @pytest.mark.parametrize('name', CONFIG_FILES)
-def test_config_file_says_how_to_run_it(name):
+def test_config_file_tells_its_story(name):
+  """The command, the parameters, and a loss or why there is none."""
   doc = load(name).__doc__
-  assert f'--config=configs/{name}.py' in doc or '    make ' in doc
+  assert f'    rgpt train --config={name} ' in doc
+  assert re.search(r'\d(M| thousand) parameters', doc)
+  assert re.search(
+    r'\d\s+nats|bits/byte|Never run|No full run|Neither speed nor|loss', doc
+  )
 
 
 @pytest.mark.parametrize('name', ['default', *CONFIG_FILES])
@@ -137,7 +143,7 @@ def test_preset_is_randygpts(preset, shape, batch_size):
     ('sample', 'top_p', 0.0, 'sample.top_p 0.0'),
   ],
 )
-def test_impossible_value_is_refused_before_anything_starts(
+def test_an_impossible_value_is_rejected_before_anything_starts(
   group, key, value, words
 ):
   config = default.get_config()
@@ -147,7 +153,7 @@ def test_impossible_value_is_refused_before_anything_starts(
   assert words in str(error.value)
 
 
-def test_a_config_json_of_wrong_types_is_said(tmp_path):
+def test_a_config_json_with_wrong_types_is_reported(tmp_path):
   saved = {'total_steps': 'many', 'model': {}}
   (tmp_path / 'config.json').write_text(json.dumps(saved))
   _, err = launch('train', f'--workdir={tmp_path}', code=2)
