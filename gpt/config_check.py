@@ -1,7 +1,7 @@
-"""Numbers in a config that make no sense, named before anything is started.
+"""Checks of a config before anything starts.
 
-It exists so that a mistake costs seconds and not a run: what is checked here
-would otherwise show up at the first save, or as a run that learns nothing.
+A value that no run can use would otherwise show up at the first save, or as a
+run that learns nothing.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 from gpt.data import prepare
 from gpt.errors import UserError
 from gpt.model import GPTConfig
-from gpt.runs.workdir import flatten
+from gpt.runs.config_file import flatten
 from gpt.training import optimizer, schedules
 
 AT_LEAST_ONE = (

@@ -1,40 +1,102 @@
 """What a run leaves behind: a full evaluation, a sample, RandyGPT's files."""
 
+import dataclasses
 import logging
-import pathlib
-import re
+from collections.abc import Callable
 
 import jax
 
 from gpt import devices
-from gpt.decoding import prompt, sampling
-from gpt.files import write_atomic
+from gpt.errors import UserError
 from gpt.formats import randygpt, randygpt_run
-from gpt.runs import checkpoint
+from gpt.runs import checkpoint, failures, metrics
 from gpt.runs.checkpoint import BEST
 from gpt.training.evaluation import describe_parts
+from gpt.training.state import eval_params
 
 logger = logging.getLogger(__name__)
 
-SAMPLES = 'samples.txt'
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """How a call of `train_and_evaluate` ended.
+
+  Attributes:
+    outcome: 'finished', 'interrupted', 'early stop' or 'nothing' (to train).
+    step: completed steps.
+    best_loss: lowest validation loss, nats/token.
+    final: {'final': values, 'best': values} of the full passes, if any.
+    workdir: of the run.
+  """
+
+  outcome: str
+  step: int
+  best_loss: float
+  final: dict
+  workdir: str
 
 
-def full_evaluation(evaluate, params, mesh, workdir, step: int) -> dict:
-  """{'final': ..., 'best': ...}: the whole validation split, once.
-
-  'best' is left out if the final weights are the best ones, or the best ones
-  cannot be read.
+def finish_run(trainer) -> Result:
+  """Waits for checkpoints, then writes what a finished run leaves behind.
 
   Args:
-    evaluate: a gpt.training.evaluation.Evaluator.
-    params: the final weights (on the mesh), of `step`.
+    trainer: a Trainer after its last step.
+
+  Raises:
+    UserError: the last checkpoint could not be written.
   """
-  results = {'final': evaluate(params, 'val', None)}
-  best = checkpoint.find(workdir, BEST)
+  saved = trainer.settle()
+  run, config, step = trainer.run, trainer.config, int(trainer.state.step)
+  outcome = 'early stop' if trainer.plateau.stopped else 'finished'
+  if step < config.total_steps and not trainer.plateau.stopped:
+    outcome = 'interrupted'
+    logger.info(
+      f'Interrupted at step {step}. Saved in {run.workdir}/checkpoints.'
+    )
+  if not saved:
+    raise failures.not_saved(trainer.checkpoints.last_error, run.workdir)
+  if run.leader:
+    write_rgpt_files(trainer)
+  final = {}
+  if outcome != 'interrupted':
+    if config.eval.full_at_end:
+      final = full_evaluation(trainer, step)
+    if run.leader:
+      prompt, text = config.sample.prompt, trainer.write_sample(step)
+      logger.info(f'sample after {prompt!r}:\n{prompt}{text}')
+    elapsed = trainer.clock.elapsed()
+    trainer.metrics_log.write_end(step, outcome, final, elapsed)
+  _log_end(trainer, outcome, step)
+  return trainer.result(outcome, final)
+
+
+def _log_end(trainer, outcome: str, step: int) -> None:
+  best, plateau = '', trainer.plateau
+  if plateau.best_step >= 0:
+    best = f'; best val {plateau.best_loss:.4f} at step {plateau.best_step}'
+  duration = metrics.duration(trainer.clock.elapsed())
+  logger.info(f'{outcome} at step {step} after {duration}{best}')
+  if outcome == 'interrupted':
+    logger.info(
+      f'Continue with: python -m launch.train --workdir={trainer.run.workdir}'
+      if trainer.added_steps
+      else 'Run the same command again to continue.'
+    )
+
+
+def full_evaluation(trainer, step: int) -> dict:
+  """{'final': ..., 'best': ...}: full passes over the validation split.
+
+  'best' is left out if the final weights, of `step`, are the best ones, or if
+  the best cannot be read.
+  """
+  evaluate = trainer.evaluate
+  results = {'final': evaluate(eval_params(trainer.state), 'val', None)}
+  best = checkpoint.find(trainer.run.workdir, BEST)
   if int(best.name) != step:
     best_params = read_best(best, checkpoint.restore_params)
     if best_params is not None:
-      best_params = devices.put_replicated(best_params, mesh)
+      best_params = devices.put_replicated(best_params, trainer.mesh)
       results['best'] = evaluate(best_params, 'val', None)
   for which, values in results.items():
     logger.info(
@@ -47,81 +109,27 @@ def full_evaluation(evaluate, params, mesh, workdir, step: int) -> dict:
   return results
 
 
-def read_best(path, read):
-  """read(path), or None and a warning for a checkpoint that is damaged."""
+def read_best(path, read: Callable):
+  """read(path), or None and a warning if the checkpoint is damaged."""
   try:
     return read(path)
-  except MemoryError:
+  except (MemoryError, UserError):
     raise
   except Exception as e:
     logger.warning(
-      f'checkpoint {path} cannot be read ({checkpoint.reason(e)}) '
-      'and is left out'
+      f'checkpoint {path} cannot be read ({checkpoint.reason(e)}) and is left '
+      'out'
     )
     return None
 
 
-def write_sample(config, model, params, tokenizer, workdir, step) -> str:
-  """Adds a sample of the current weights to samples.txt; returns it.
-
-  A chat model's is its answer, on a line of its own. Documents end where the
-  window does; text goes on.
-  """
-  given, format = config.sample.prompt, config.data.format
-  block_size = model.cfg.block_size
-  start = prompt.read_prompt(
-    tokenizer, format, given, block_size, config.sample.max_tokens
-  )
-  text = ''.join(
-    prompt.complete(
-      model,
-      jax.device_get(params),
-      tokenizer,
-      start,
-      sampling.settings(
-        1,
-        seed=config.seed,
-        temperature=config.sample.temperature,
-        top_p=config.sample.top_p,
-        top_k=config.sample.top_k,
-      ),
-      config.sample.max_tokens,
-      prompt.window_mode(start, format, block_size),
-    )
-  )
-  if format == 'chat' and given:
-    text = f'\n{text}'
-  keep_samples(workdir, step - 1)  # The last eval may have written this one.
-  path = pathlib.Path(workdir) / SAMPLES
-  with path.open('a', encoding='utf-8', newline='') as file:
-    file.write(f'--- step {step}\n{config.sample.prompt}{text}\n')
-  return text
-
-
-def keep_samples(workdir, step: int) -> None:
-  """Drops the samples after a step: a run that resumes there writes them."""
-  path = pathlib.Path(workdir) / SAMPLES
-  if not path.exists():
+def write_rgpt_files(trainer) -> None:
+  """checkpoint.bin and checkpoint_best.bin, if RGPT can hold the model."""
+  if randygpt.obstacles(trainer.cfg):
     return
-  with path.open(encoding='utf-8', newline='') as file:
-    text = file.read()
-  for match in re.finditer(r'^--- step (\d+)$', text, re.MULTILINE):
-    if int(match[1]) > step:
-      write_atomic(path, text[: match.start()].encode())
-      return
-
-
-def write_rgpt_files(cfg, state, best_loss: float, workdir) -> None:
-  """checkpoint.bin and checkpoint_best.bin, where RGPT can express the model.
-
-  Args:
-    state: the latest TrainState, on host or device.
-    best_loss: nats/token; inf before any eval.
-  """
-  if randygpt.obstacles(cfg):
-    return
-  state, names = jax.device_get(state), ['checkpoint.bin']
-  randygpt_run.write_state(workdir / names[0], state, best_loss)
+  workdir, names = trainer.run.workdir, ['checkpoint.bin']
+  state = jax.device_get(trainer.state)
+  randygpt_run.write_state(workdir / names[0], state, trainer.plateau.best_loss)
   path = checkpoint.find(workdir, BEST)
   if path.parent.name == BEST:
     best = read_best(path, lambda p: checkpoint.restore_state(p, state))
@@ -132,6 +140,5 @@ def write_rgpt_files(cfg, state, best_loss: float, workdir) -> None:
         workdir / names[1], best_state, meta['best_loss']
       )
   notes = '; '.join(randygpt_run.notes_on(state))
-  logger.info(
-    f'wrote {" and ".join(names)} in {workdir}{notes and f" ({notes})"}'
-  )
+  suffix = f' ({notes})' if notes else ''
+  logger.info(f'wrote {" and ".join(names)} in {workdir}{suffix}')

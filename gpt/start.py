@@ -8,17 +8,22 @@ import shutil
 
 import jax
 import numpy as np
+import optax
+from ml_collections import ConfigDict
 
+from gpt import devices
 from gpt.data import prepare
 from gpt.errors import UserError
 from gpt.formats import randygpt
-from gpt.model import GPTConfig, abstract_params
+from gpt.model import GPT, GPTConfig, abstract_params
 from gpt.model.config import FUNCTION, option_names
 from gpt.runs import checkpoint, failures, metrics
-from gpt.runs import workdir as run
+from gpt.runs.checkpoint_writer import Checkpoints
+from gpt.runs.config_file import flatten, plain
 from gpt.runs.load import first_readable, read_configs
-from gpt.tokenizers import load_tokenizer
-from gpt.training import state as train_state
+from gpt.runs.workdir import Run
+from gpt.tokenizers import Tokenizer, load_tokenizer
+from gpt.training.state import TrainState, create_state, state_from_params
 
 logger = logging.getLogger(__name__)
 # What decides what a validation loss is about, beside the text.
@@ -34,46 +39,68 @@ VALIDATION_KEYS = (
 )
 
 
-def prepare_data(config, workdir, init_from: str):
-  """(tokenizer, corpus) of a run that starts or goes on.
+def load_data(run: Run, config: ConfigDict, init_from: str):
+  """(tokenizer, dataset) of a run that starts or resumes.
 
-  What a start that failed has left (a tokenizer of another text, say) is
-  dropped: a run has begun once its config.json is written. What
-  launch.prepare_data made of the same text is used.
+  What a failed start left behind (a tokenizer of another text, say) is
+  removed; what launch.prepare_data made of the same text is used.
 
   Args:
     init_from: workdir or RGPT file, or ''; a new run takes the tokenizer of
-      the workdir, whose tokens its weights know.
+      that workdir, since the weights know its tokens.
   """
-  if run.read_config(workdir) is not None:
-    return prepare.prepare(config.data, workdir)
-  if jax.process_index() == 0:
-    shutil.rmtree(pathlib.Path(workdir) / 'checkpoints', ignore_errors=True)
-  tokenizer = None
-  if pathlib.Path(init_from or '.nothing').is_dir():
-    tokenizer = load_tokenizer(init_from)
-    path = config.data.tokenizer_path
-    if path and load_tokenizer(path).fingerprint != tokenizer.fingerprint:
-      raise UserError(
-        f'data.tokenizer_path {path} is not the tokenizer of {init_from}, '
-        'whose weights know no other: leave it out'
-      )
-  prepare.drop_leftovers(config.data, workdir, tokenizer)
-  return prepare.prepare(config.data, workdir, tokenizer)
+  with devices.process_zero_first():
+    tokenizer = None
+    if not run.begun:
+      if run.leader:
+        shutil.rmtree(run.workdir / 'checkpoints', ignore_errors=True)
+      tokenizer = tokenizer_of(init_from, config.data.tokenizer_path)
+    tokenizer, corpus = prepare.prepare(
+      config.data, run.workdir, run.begun, tokenizer
+    )
+  return tokenizer, prepare.create_dataset(config, corpus, tokenizer)
 
 
-def initial_state(config, model, tx, key, checkpoints, init_from):
-  """(host or device TrainState, metadata): restored, imported or fresh.
+def tokenizer_of(init_from: str, tokenizer_path: str) -> Tokenizer | None:
+  """The tokenizer of the workdir `init_from`; None for a file or ''.
 
-  Imported weights are kept as the first checkpoint of the run, which knows
-  from then on what it began with.
+  Raises:
+    UserError: data.tokenizer_path names a different one.
+  """
+  if not pathlib.Path(init_from or '.nothing').is_dir():
+    return None
+  tokenizer = load_tokenizer(init_from)
+  if (
+    tokenizer_path
+    and load_tokenizer(tokenizer_path).fingerprint != tokenizer.fingerprint
+  ):
+    raise UserError(
+      f'data.tokenizer_path {tokenizer_path} is not the tokenizer of '
+      f'{init_from}, whose weights know no other: leave it out'
+    )
+  return tokenizer
+
+
+def initial_state(
+  run: Run,
+  config: ConfigDict,
+  model: GPT,
+  tx: optax.GradientTransformation,
+  key: jax.Array,
+  checkpoints: Checkpoints,
+  init_from: str,
+) -> tuple[TrainState, dict]:
+  """(TrainState on host or device, metadata): restored, imported or fresh.
+
+  Imported weights are saved as the first checkpoint, so that a restart does
+  not depend on `init_from`.
 
   Raises:
     UserError: checkpoints that cannot be read, or that are gone; weights that
       do not fit.
   """
   ema = config.opt.ema_decay > 0
-  create = jax.jit(lambda key: train_state.create(model, tx, key, ema=ema))
+  create = jax.jit(lambda key: create_state(model, tx, key, ema=ema))
   restored = checkpoints.restore_latest(jax.eval_shape(create, key))
   if restored is not None:
     state, meta = restored
@@ -83,28 +110,28 @@ def initial_state(config, model, tx, key, checkpoints, init_from):
         'note: --init_from only starts a run; this one has started already'
       )
     return state, meta
-  workdir = checkpoints.directory.parent
-  check_nothing_lost(workdir)
+  check_nothing_lost(run)
   if init_from:
     params = load_weights(init_from, model.cfg)
     logger.info(f'starting from the weights of {init_from}')
-    state = train_state.from_params(params, tx, ema=ema)
+    state = state_from_params(params, tx, ema=ema)
     checkpoints.save(checkpoint.LATEST, state, {})
     if not checkpoints.wait():
-      raise failures.not_saved(checkpoints.last_error, workdir)
+      raise failures.not_saved(checkpoints.last_error, run.workdir)
     return state, {}
   return create(key), {}
 
 
-def check_nothing_lost(workdir) -> None:
-  """Refuses to begin again where a run has trained and lost its checkpoints.
+def check_nothing_lost(run: Run) -> None:
+  """Refuses to start over in a workdir whose checkpoints were lost.
 
   Raises:
-    UserError: the run has trained, and the folder of its checkpoints, which
-      is made before the first step, is gone or was emptied after its end.
+    UserError: steps were trained, but the folder of checkpoints (made before
+      the first step) is gone, or was emptied after the end.
   """
-  if run.read_config(workdir) is None:
+  if not run.begun:
     return
+  workdir = run.workdir
   done = metrics.last_step(metrics.read_run(workdir))
   gone = not (workdir / 'checkpoints' / checkpoint.LATEST).is_dir()
   if done and gone or (workdir / 'checkpoint.bin').exists():
@@ -113,12 +140,12 @@ def check_nothing_lost(workdir) -> None:
       f'{workdir}/checkpoints back. To start afresh choose another --workdir '
       '(--init_from=FILE.bin takes over the weights of an RGPT file)'
     )
-  logger.info('the run has no checkpoint yet: it begins again')
+  logger.info('the run has no checkpoint yet: starting from the beginning')
 
 
 def validation_key(config, corpus) -> str:
   """Equal for runs whose validation losses (quick ones) compare."""
-  flat = run.flatten(run.plain(config))
+  flat = flatten(plain(config))
   parts = [corpus.info.text_sha256, *(flat[key] for key in VALIDATION_KEYS)]
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -147,7 +174,7 @@ def load_weights(source, cfg):
       )
     )
   given, wanted = (
-    run.flatten(jax.tree.map(np.shape, tree))
+    flatten(jax.tree.map(np.shape, tree))
     for tree in (params, abstract_params(cfg))
   )
   for name in sorted(given.keys() | wanted.keys()):

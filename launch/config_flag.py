@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 import configs
 from gpt.errors import UserError
 from gpt.model.config import RUNTIME, option_names
-from gpt.runs.workdir import flatten, plain
+from gpt.runs.config_file import flatten, plain
 from launch.suggest import closest, did_you_mean
 
 FLAGS = flags.FLAGS

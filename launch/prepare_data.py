@@ -32,10 +32,11 @@ def main(_: list[str]) -> None:
   from gpt.config_check import check_config
   from gpt.data import length_report, prepare
   from gpt.data.documents import Documents
-  from gpt.runs import workdir as run
+  from gpt.runs.config_file import read_config
+  from gpt.runs.workdir import check_unused, make_workdir
 
   logs.to_console('stdout')
-  saved = run.read_config(WORKDIR.value) if WORKDIR.value else None
+  saved = read_config(WORKDIR.value) if WORKDIR.value else None
   config = config_flag.of_run(saved)
   check_config(config)
   if not (WORKDIR.value or REPORT.value or config.data.cache_dir):
@@ -47,11 +48,11 @@ def main(_: list[str]) -> None:
     workdir = WORKDIR.value or stack.enter_context(
       tempfile.TemporaryDirectory(prefix='rgpt-prepare-')
     )
-    run.make(workdir)
+    make_workdir(workdir)
     if saved is None:
-      run.check_resumable(workdir, config)  # A run that lost its config.json.
-      prepare.drop_leftovers(config.data, workdir)
-    tokenizer, corpus = prepare.prepare(config.data, workdir)
+      check_unused(workdir)
+    begun = saved is not None
+    tokenizer, corpus = prepare.prepare(config.data, workdir, begun)
     prepare.create_dataset(config, corpus, tokenizer)
     if not REPORT.value:
       return

@@ -27,9 +27,9 @@ def main(_: list[str]) -> None:
   directory = common_flags.need_workdir(WORKDIR)
   from gpt.files import write_atomic
   from gpt.reports import html
-  from gpt.runs import workdir  # JAX, after the flags are right.
+  from gpt.runs import config_file  # JAX, after the flags are right.
 
-  defaults = workdir.plain(config_flag.load_config('configs/default.py'))
+  defaults = config_file.plain(config_flag.load_config('configs/default.py'))
   page = html.report(directory, defaults)
   output = OUTPUT.value or pathlib.Path(directory) / 'report.html'
   try:

@@ -15,7 +15,7 @@ from absl import flags
 
 from gpt import logs
 from gpt.errors import UserError
-from gpt.runs import workdir
+from gpt.runs import config_file
 from launch import cli, common_flags, config_flag
 
 DEFAULT_CONFIG = 'configs/model_l.py'
@@ -64,7 +64,7 @@ def main(_):
       '--additional_steps and --config.total_steps are two targets: give one '
       'of them'
     )
-  config = config_flag.of_run(workdir.read_config(directory))
+  config = config_flag.of_run(config_file.read_config(directory))
   logs.to_console('stdout')
   from gpt.train import train_and_evaluate  # JAX, after the flags are right.
 

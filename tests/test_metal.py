@@ -18,16 +18,9 @@ from configs import default
 from gpt import devices
 from gpt.decoding import blocks, sampling
 from gpt.model import GPT, GPTConfig
-from gpt.training import (
-  optimizer,
-  schedules,
-)
-from gpt.training import (
-  state as train_state,
-)
-from gpt.training import (
-  step as train_step,
-)
+from gpt.training import optimizer, schedules
+from gpt.training import step as train_step
+from gpt.training.state import create_state
 from tests.support.metal_lowering import (
   check_metal_lowering,
   check_stablehlo,
@@ -199,7 +192,7 @@ def abstract(shape, dtype):
 
 def abstract_state(config, model):
   create = functools.partial(
-    train_state.create,
+    create_state,
     model,
     optimizer.create(config),
     ema=config.opt.ema_decay > 0,
@@ -251,7 +244,7 @@ def test_train_step_with_segments_compiles_for_metal():
 def test_init_and_eval_compile_for_metal(variant):
   config, model = tiny(**VARIANTS[variant])
   tx = optimizer.create(config)
-  create = functools.partial(train_state.create, model, tx)
+  create = functools.partial(create_state, model, tx)
   assert check_metal_lowering(create, jax.random.key(0)) == []
   step = train_step.jit_eval_step(
     model, devices.create_mesh(4, jax.devices()[:1])

@@ -19,9 +19,9 @@ from gpt.formats.convert import export, import_directory
 from gpt.formats.randygpt import read_rgpt
 from gpt.formats.randygpt_run import export_rgpt
 from gpt.runs import info, metrics
+from gpt.runs.config_file import read_config
 from gpt.runs.evaluate import full_pass, open_dataset
 from gpt.runs.load import load_model, params_sha256
-from gpt.runs.workdir import read_config
 from gpt.train import train_and_evaluate
 from tests.support.serving_tools import serving
 from tests.support.workdirs import launch

@@ -9,9 +9,8 @@ import types
 import pytest
 
 from configs import smoke
-from gpt import start
-from gpt.runs import checkpoint, checkpoint_writer
-from gpt.runs import workdir as run
+from gpt import start, trainer
+from gpt.runs import checkpoint, checkpoint_writer, workdir
 from gpt.runs.checkpoint import BEST, LATEST
 from gpt.tokenizers import build_tokenizer
 from tests.support.train_process import environment, snapshot, timeless, train
@@ -60,7 +59,7 @@ def test_a_run_without_its_checkpoints_does_not_begin_again(copy, also, steps):
 def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
   run_here(tmp_path, crash_at='step 0 | val')
   result, lines = run_here(tmp_path, {'total_steps': 1})
-  assert 'the run has no checkpoint yet: it begins again' in lines
+  assert 'the run has no checkpoint yet: starting from the beginning' in lines
   assert result.step == 1
 
 
@@ -71,7 +70,7 @@ def test_a_run_that_could_save_nothing_begins_again(copy):
   for path in copy.glob('checkpoints/*/*'):
     shutil.rmtree(path)
   result, lines = run_here(copy, {'total_steps': 1})
-  assert 'the run has no checkpoint yet: it begins again' in lines
+  assert 'the run has no checkpoint yet: starting from the beginning' in lines
   assert result.step == 1
 
 
@@ -129,7 +128,7 @@ def test_a_start_cut_short_leaves_nothing_behind(
     raise Crash
 
   with monkeypatch.context() as patch:
-    patch.setattr(run, 'save_config', crash)
+    patch.setattr(trainer, 'save_config', crash)
     with contextlib.suppress(Crash):
       run_here(tmp_path, init_from=str(reference[0]))
   assert (tmp_path / 'checkpoints/latest/0').exists()
@@ -183,7 +182,7 @@ def test_another_validation_split_makes_another_best(copy):
   old = best_loss(copy)
   changes = {'data.val_fraction': 0.3, 'lr': 1e-12, 'min_lr': 0.0}
   result, lines = run_here(copy, changes, additional_steps=2)
-  said = [x for x in lines if x.startswith('other data validates from now on')]
+  said = [x for x in lines if x.startswith('the validation data has changed')]
   assert len(said) == 1 and f'{old:.4f}, is kept' in said[0]
   assert len(list((copy / 'checkpoints/replaced').iterdir())) == 1
   assert best_loss(copy) == result.best_loss != old
@@ -210,7 +209,7 @@ def test_the_best_is_replaced_once_there_is_another_checkpoint(
   shutil.rmtree(copy / 'checkpoints/best')
   _, lines = run_here(copy, changes, additional_steps=1)
   assert f'resuming from step {step}' in lines
-  assert any(x.startswith('other data validates from now on') for x in lines)
+  assert any(x.startswith('the validation data has changed') for x in lines)
 
 
 def test_what_a_run_is_about_changes_when_it_trains(copy, tmp_path):
@@ -279,7 +278,7 @@ def test_a_place_that_may_not_be_written_to_is_named(tmp_path, monkeypatch):
     raise PermissionError(errno.EACCES, 'Permission denied', f'{workdir}/.lock')
     yield
 
-  monkeypatch.setattr(run, 'lock', forbidden)
+  monkeypatch.setattr(workdir, 'lock_workdir', forbidden)
   text = refused(tmp_path)
   assert f'no access to {tmp_path}/.lock: Permission denied' in text
   assert 'name another --workdir' in text

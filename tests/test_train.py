@@ -14,10 +14,11 @@ from configs import smoke
 from gpt import devices
 from gpt.runs import checkpoint, metrics
 from gpt.runs import evaluate as full_pass
-from gpt.runs import workdir as run
 from gpt.runs.checkpoint import BEST, LATEST
+from gpt.runs.config_file import read_config
 from gpt.runs.console import Console
 from gpt.runs.load import load_model
+from gpt.runs.workdir import lock_workdir
 from gpt.training.evaluation import Evaluator
 from gpt.training.plateau import Plateau
 from tests.support.train_process import (
@@ -146,7 +147,7 @@ def test_additional_steps_go_beyond_the_target(tmp_path):
   first, _ = run_here(tmp_path, {'total_steps': 4})
   result, lines = run_here(tmp_path, {'total_steps': 4}, additional_steps=3)
   assert (first.step, result.step, result.outcome) == (4, 7, 'finished')
-  assert run.read_config(tmp_path)['total_steps'] == 7
+  assert read_config(tmp_path)['total_steps'] == 7
   assert any(line.startswith('steps 4 -> 7 of') for line in lines)
   assert steps_of(tmp_path)[-1] == (7, 'outcome')
   assert latest(tmp_path)[1]['step'] == 7
@@ -171,7 +172,7 @@ def test_early_stop_ends_the_run_and_is_remembered(tmp_path):
   assert latest(tmp_path)[1]['plateau']['stopped']
   again, lines = run_here(tmp_path, changes)
   assert again.outcome == 'nothing' and again.step == result.step
-  assert 'The run stopped early; --additional_steps=N goes on.' in lines
+  assert 'The run stopped early; --additional_steps=N continues it.' in lines
   more, _ = run_here(tmp_path, changes, additional_steps=1)
   assert more.step == result.step + 1
 
@@ -285,7 +286,7 @@ def test_unrelated_workdir_is_refused_and_untouched(tmp_path, files):
 def test_two_processes_do_not_train_in_one_workdir(tmp_path):
   workdir = tmp_path / 'run'
   workdir.mkdir()
-  with run.lock(workdir):
+  with lock_workdir(workdir):
     _, err = train(workdir, *ARGS, code=2)
   assert 'error: another process is training in' in err
   assert [path.name for path in workdir.iterdir()] == ['.lock']

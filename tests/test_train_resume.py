@@ -15,9 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt import finish
-from gpt.runs import checkpoint
-from gpt.runs.record import read_samples
+from gpt.runs import checkpoint, samples
 from tests.support.train_process import (
   WRITES,
   Training,
@@ -77,7 +75,7 @@ def test_killed_and_resumed_equals_uninterrupted(reference, tmp_path):
     train(workdir, *ARGS, signal_at=point, code=-signal.SIGKILL)
   out, _ = train(workdir, *ARGS)
   assert 'Already at step 12 (target 12). Nothing to train.' in out
-  assert 'cut short while it wrote its last files' in out
+  assert 'Its last files were not written' in out
   assert_same_run(workdir, reference[0])
 
 
@@ -85,7 +83,7 @@ def test_a_sample_that_a_kill_prevented_is_written_in_the_end(
   tmp_path, monkeypatch
 ):
   changes = {'eval.sample': True, 'checkpoint.every': 0}
-  write = finish.write_sample
+  write = samples.write
 
   def crash(config, model, params, tokenizer, workdir, step):
     if step == 4:
@@ -93,10 +91,10 @@ def test_a_sample_that_a_kill_prevented_is_written_in_the_end(
     return write(config, model, params, tokenizer, workdir, step)
 
   with monkeypatch.context() as patch, pytest.raises(Crash):
-    patch.setattr(finish, 'write_sample', crash)
+    patch.setattr(samples, 'write', crash)
     run_here(tmp_path, changes)
   run_here(tmp_path, changes)
-  steps = [step for step, _ in read_samples(tmp_path / finish.SAMPLES)]
+  steps = [step for step, _ in samples.read(tmp_path)]
   assert steps == [2, 4, 6, 8, 10, 12]
 
 
@@ -121,7 +119,7 @@ def test_interrupted_additional_steps_go_on_to_the_same_target(tmp_path):
   process.send(signal.SIGINT)
   code, out, _ = process.finish()
   assert code == 0 and 'Interrupted at step' in out
-  assert f'Go on with: python -m launch.train --workdir={tmp_path}' in out
+  assert f'Continue with: python -m launch.train --workdir={tmp_path}' in out
   assert 'Run the same command again' not in out
   saved = json.loads((tmp_path / 'config.json').read_text())
   assert saved['total_steps'] == 5002
@@ -155,7 +153,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(reference, tmp_path):
   assert 'stopping after this step; once more to leave at once' in err
   step = int(re.search(r'Interrupted at step (\d+)\. Saved in', out)[1])
   assert latest(workdir)[1]['step'] == step
-  assert 'Run the same command again to go on.' in out
+  assert 'Run the same command again to continue.' in out
   assert (workdir / 'checkpoint.bin').exists()
 
   process = Training(workdir, *ARGS)

@@ -1,25 +1,24 @@
 """Documents: names, lines and conversations, as tokens.
 
-It exists because documents are not a stream: each begins with BOS, ends, and
-is held out whole or not at all. document_dataset.py makes batches of them.
+Documents are not a stream: each begins with BOS, ends, and is held out whole or
+not at all. document_dataset.py makes batches of them.
 """
 
 import dataclasses
 import hashlib
-import logging
+from collections.abc import Iterator
 
 import numpy as np
 
-from gpt.data import conversations, lines
+from gpt.data import conversations
+from gpt.data.sources import Sources
 from gpt.data.text_dataset import SPLITS, random_uniform
-from gpt.data.token_cache import EncodedInfo, load_or_encode
+from gpt.data.text_reader import TextStats, iter_whole_lines
+from gpt.data.token_cache import EncodedInfo, encode_pieces, load_or_encode
 from gpt.errors import UserError
 from gpt.tokenizers.chat_format import END_TURN, USER
 
-logger = logging.getLogger(__name__)
-
-# data.format -> the module that reads it.
-FORMATS = {'lines': lines, 'chat': conversations}
+LINES_NAME = 'format=lines'  # Part of the token cache's fingerprint.
 # A stream of random numbers, beside those of dataset.py.
 SPLIT_STREAM = 2
 
@@ -85,6 +84,37 @@ class Documents:
     return np.flatnonzero(which)
 
 
+def iter_lines_as_documents(
+  sources: Sources, stats: TextStats
+) -> Iterator[str]:
+  """Yields each line that is not blank, without surrounding white space.
+
+  Raises:
+    UserError: a file cannot be read.
+  """
+  for source in sources.items:
+    for _, line in iter_whole_lines(source, stats):
+      if document := line.strip():
+        yield document
+
+
+def encode_lines(sources, tokenizer, stats, unknown):
+  """For token_cache.load_or_encode: each document, then the EOS id."""
+  pieces = (
+    piece
+    for document in iter_lines_as_documents(sources, stats)
+    for piece in (document, None)
+  )
+  return encode_pieces(pieces, tokenizer, unknown)
+
+
+# data.format -> (name in the token cache's fingerprint, encoder).
+FORMATS = {
+  'lines': (LINES_NAME, encode_lines),
+  'chat': (conversations.NAME, conversations.encode),
+}
+
+
 def hold_out(keys, fraction: float) -> np.ndarray:
   """bool[n]: which documents validate; the same ones for every seed.
 
@@ -131,13 +161,11 @@ def open_documents(
   Raises:
     UserError: no documents; a tokenizer without chat tokens.
   """
-  reader = FORMATS[format]
+  name, encode = FORMATS[format]
   tokens, starts, info = load_or_encode(
-    sources, tokenizer, reader.NAME, cache_dir, tidy, reader.encode
+    sources, tokenizer, name, cache_dir, tidy, encode
   )
   chat = format == 'chat'
-  if chat:
-    logger.info(conversations.cleanup_line(info.stats))
   if not len(starts):
     what = 'conversation with an assistant turn' if chat else 'document'
     raise UserError(f'no {what} in {sources.description}')

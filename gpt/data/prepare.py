@@ -1,10 +1,9 @@
-"""`config.data` -> tokenizer, corpus, dataset: whatever the data.format.
+"""`config.data` -> tokenizer, corpus, dataset, for every data.format.
 
-It exists so that a run's text and tokenizer are decided in one place: what the
-workdir already has is kept, and what differs from it is said or refused.
+A run's text and tokenizer are decided here: what the workdir already has is
+kept, and a difference is logged or rejected.
 """
 
-import copy
 import logging
 import pathlib
 import shutil
@@ -12,38 +11,22 @@ import shutil
 import numpy as np
 
 from gpt.data import record
-from gpt.data.conversations import iter_texts
+from gpt.data.conversations import cleanup_line
 from gpt.data.document_dataset import DocumentDataset
 from gpt.data.documents import FORMATS as DOCUMENT_FORMATS
 from gpt.data.documents import Documents, open_documents
-from gpt.data.lines import iter_documents
 from gpt.data.sources import Sources, find_sources
-from gpt.data.text_dataset import SPLITS, Batch, Corpus, TextDataset
-from gpt.data.text_reader import TextStats, iter_pieces
+from gpt.data.text_dataset import SPLITS, Corpus, TextDataset
 from gpt.data.token_cache import load_or_encode
+from gpt.data.tokenizer_choice import check_same, prepare_tokenizer
 from gpt.errors import UserError
-from gpt.runs import workdir as run
-from gpt.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
-from gpt.tokenizers.base import EOS, META_FILE
-from gpt.tokenizers.chat_format import CHAT_TOKENS
+from gpt.tokenizers import Tokenizer, load_tokenizer
+from gpt.tokenizers.base import EOS
 
 logger = logging.getLogger(__name__)
 
-__all__ = [
-  'Batch',
-  'Corpus',
-  'TextDataset',
-  'create_dataset',
-  'describe_unknown',
-  'drop_leftovers',
-  'keep_record',
-  'open_corpus',
-  'open_data',
-  'prepare',
-  'prepare_tokenizer',
-]
-
 FORMATS = ('text', *DOCUMENT_FORMATS)
+Dataset = TextDataset | DocumentDataset
 
 
 def check_format(format: str) -> None:
@@ -59,7 +42,7 @@ def create_dataset(
   corpus: Corpus | Documents,
   tokenizer,
   splits=('train', 'val'),
-) -> TextDataset | DocumentDataset:
+) -> Dataset:
   """Batches of a corpus, as `config` wants them.
 
   Args:
@@ -116,6 +99,8 @@ def open_data(
     data_config.val_fraction,
     tidy,
   )
+  if documents.chat:
+    logger.info(cleanup_line(documents.info.stats))
   _log_reading(documents.info)
   return documents
 
@@ -191,41 +176,46 @@ def describe_unknown(unknown: dict[str, int]) -> str:
 
 
 def prepare(
-  data_config, workdir, tokenizer=None, special_tokens=()
+  data_config,
+  workdir,
+  begun: bool = False,
+  tokenizer: Tokenizer | None = None,
 ) -> tuple[Tokenizer, Corpus | Documents]:
-  """Everything training needs from `config.data`: tokenizer and corpus.
+  """Tokenizer and corpus for training, from `config.data` and the workdir.
 
-  A tokenizer in the workdir is loaded and never trained again; otherwise it
-  is read from data.tokenizer_path or built from the text, and saved there.
+  A tokenizer in the workdir of a run that has begun is loaded and never
+  trained again; otherwise it is read from data.tokenizer_path or built from
+  the text, and saved there. Before a run has begun, a tokenizer made for other
+  text or other settings is replaced.
 
   Args:
     data_config: `config.data` (path, format, tokenizer, tokenizer_path,
       vocab_size, document_separator, document_aware, val_fraction,
       cache_dir).
-    workdir: of the run; gets tokenizer/, cache/ and data.json (that of a run
-      that has begun is left alone until it trains: keep_record).
+    workdir: of the run; gets tokenizer/, cache/ and data.json. The data.json
+      of a run that has begun stays until it trains: keep_record.
+    begun: whether the run's config.json exists.
     tokenizer: used instead if the workdir has none.
-    special_tokens: extra control tokens of a tokenizer that is built; those of
-      chat.py come by themselves where data.format is chat.
 
   Raises:
-    UserError: text not found, not readable, empty; a tokenizer that differs
+    UserError: text not found, unreadable or empty; a tokenizer that differs
       from what data_config asks for.
   """
   workdir = pathlib.Path(workdir)
   check_format(data_config.format)
-  if data_config.format == 'chat':
-    special_tokens = (*CHAT_TOKENS, *special_tokens)
   before = record.read(workdir)
-  sources = find_sources(data_config.path, prefer=before.get('kind', ''))
+  sources = find_sources(
+    data_config.path, prefer=before.get('kind', '') if begun else ''
+  )
   if not sources.size:
     raise UserError(f'the text is empty: {sources.description}')
-  begun = run.read_config(workdir) is not None
+  if not begun:
+    before = _drop_leftovers(data_config, workdir, before, sources, tokenizer)
   if not (before or begun):
-    # Says whose the tokenizer is, should this be cut short.
+    # Recorded first, so that an interrupted start can be cleaned up.
     record.write(workdir, sources.kind, sources.description, '')
   tokenizer = prepare_tokenizer(
-    data_config, workdir, sources, tokenizer, special_tokens
+    data_config, workdir / 'tokenizer', sources, tokenizer
   )
   corpus = open_data(
     data_config,
@@ -247,25 +237,31 @@ def prepare(
   return tokenizer, corpus
 
 
-def drop_leftovers(data_config, workdir, tokenizer=None) -> None:
-  """Removes a tokenizer that was made here for another text, or otherwise.
+def _drop_leftovers(
+  data_config,
+  workdir: pathlib.Path,
+  before: dict,
+  sources: Sources,
+  tokenizer: Tokenizer | None,
+) -> dict:
+  """Removes a tokenizer made here for other text or settings.
 
-  Args:
-    data_config, workdir, tokenizer: as of `prepare`, which is called next; no
-      run has begun in the workdir.
+  Returns:
+    The record that still holds: `before`, or {} if it was dropped.
   """
-  directory = pathlib.Path(workdir) / 'tokenizer'
-  before = record.read(workdir)
   if 'text_sha256' not in before:
-    return
-  if find_sources(data_config.path).sha256() == before['text_sha256']:
+    return before
+  directory = workdir / 'tokenizer'
+  if sources.sha256 == before['text_sha256']:
     try:
       saved = load_tokenizer(directory)
-      return _check_same(saved, data_config, tokenizer, directory)
+      check_same(saved, data_config, tokenizer, directory)
+      return before
     except UserError:
       pass
   shutil.rmtree(directory, ignore_errors=True)
   record.drop(workdir)
+  return {}
 
 
 def describe(corpus: Corpus | Documents) -> str:
@@ -281,95 +277,7 @@ def describe(corpus: Corpus | Documents) -> str:
 
 
 def keep_record(workdir, corpus: Corpus | Documents) -> None:
-  """Writes down that a run uses this text."""
+  """Records in data.json that a run uses this text."""
   record.write(
     workdir, corpus.kind, corpus.description, corpus.info.text_sha256
   )
-
-
-def prepare_tokenizer(
-  data_config, workdir, sources, tokenizer=None, special_tokens=()
-) -> Tokenizer:
-  """The workdir's tokenizer; if it has none, one is made and saved there."""
-  directory = pathlib.Path(workdir) / 'tokenizer'
-  if (directory / META_FILE).is_file():
-    saved = load_tokenizer(directory)
-    _check_same(saved, data_config, tokenizer, directory)
-    _check_special(
-      saved,
-      special_tokens,
-      f'the tokenizer in {directory}',
-      'a run keeps its tokenizer; use another --workdir',
-    )
-    return saved
-  if tokenizer is None and data_config.tokenizer_path:
-    tokenizer = load_tokenizer(data_config.tokenizer_path)
-  if tokenizer is not None:
-    where = data_config.tokenizer_path or 'the tokenizer given'
-    _check_kind(tokenizer, data_config, where)
-    _check_special(tokenizer, special_tokens, where, 'give one that has them')
-    tokenizer = copy.copy(tokenizer)
-    tokenizer.requested_vocab_size = 0  # it was not this run that asked
-  else:
-    tokenizer = build_tokenizer(
-      data_config.tokenizer,
-      _texts(data_config, sources),
-      data_config.vocab_size,
-      special_tokens,
-    )
-    wanted = data_config.vocab_size
-    if tokenizer.kind != 'char' and tokenizer.vocab_size != wanted:
-      logger.info(
-        f'tokenizer: the text gives {tokenizer.vocab_size:,} tokens, not the '
-        f'{wanted:,} asked for'
-      )
-  tokenizer.save(directory)
-  return tokenizer
-
-
-def _texts(data_config, sources):
-  """Yields all text of `sources`, without separators, for a tokenizer."""
-  stats = TextStats()
-  if data_config.format == 'chat':
-    yield from iter_texts(sources, stats)
-  elif data_config.format == 'lines':
-    yield from iter_documents(sources, stats)
-  else:
-    for piece in iter_pieces(sources, data_config.document_separator, stats):
-      if piece is not None:
-        yield piece
-
-
-def _check_special(tokenizer, names, where, advice) -> None:
-  if missing := set(names) - set(tokenizer.special_tokens):
-    raise UserError(f'{where} has no {", ".join(sorted(missing))}: {advice}')
-
-
-def _check_kind(tokenizer, data_config, where) -> None:
-  if tokenizer.kind != data_config.tokenizer:
-    raise UserError(
-      f'{where} is a {tokenizer.kind} tokenizer, but data.tokenizer is '
-      f'{data_config.tokenizer}: set --config.data.tokenizer='
-      f'{tokenizer.kind}, or give another tokenizer or workdir'
-    )
-
-
-def _check_same(saved, data_config, given, directory) -> None:
-  """A run keeps its tokenizer: asking for another one is an error."""
-  _check_kind(saved, data_config, directory)
-  requested = saved.requested_vocab_size
-  if requested and data_config.vocab_size != requested:
-    raise UserError(
-      f'{directory} was trained with data.vocab_size={requested}, now it is '
-      f'{data_config.vocab_size}: a run keeps its tokenizer; set '
-      f'--config.data.vocab_size={requested} or use another --workdir'
-    )
-  if given is None and data_config.tokenizer_path:
-    path = pathlib.Path(data_config.tokenizer_path)
-    given = load_tokenizer(path) if path.exists() else None
-  if given is not None and given.fingerprint != saved.fingerprint:
-    raise UserError(
-      f'the tokenizer in {directory} is not the one given '
-      f'({data_config.tokenizer_path or given.kind}): a run keeps its '
-      'tokenizer; use another --workdir'
-    )

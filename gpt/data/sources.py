@@ -1,10 +1,11 @@
-"""Where training text comes from: files, tinyshakespeare, the sample.
+"""Training text: files, tinyshakespeare, or the built-in sample.
 
-It exists so that one name in `data.path` finds its text on every machine,
-with or without a network, and always says which text it found.
+One name in `data.path` finds its text on every machine, with or without a
+network, and the description records which text was found.
 """
 
 import dataclasses
+import functools
 import glob
 import hashlib
 import io
@@ -71,16 +72,32 @@ class Sources:
     """Bytes of all texts."""
     return sum(item.size for item in self.items)
 
+  @property
   def sha256(self) -> str:
     """sha256 (hex) over the number, order, lengths and bytes of the texts."""
-    total = hashlib.sha256()
+    return self._hashed[1]
+
+  def have_changed(self) -> bool:
+    """Whether a file was written to since it was hashed (size or mtime)."""
+    return self._state() != self._hashed[0]
+
+  @functools.cached_property
+  def _hashed(self) -> tuple[list, str]:
+    """State of the files before they were read, and the hash; read once."""
+    state, total = self._state(), hashlib.sha256()
     for item in self.items:
       digest = hashlib.sha256()
       with item.open() as f:
         while block := f.read(READ_BYTES):
           digest.update(block)
       total.update(f'{item.size} {digest.hexdigest()}\n'.encode())
-    return total.hexdigest()
+    return state, total.hexdigest()
+
+  def _state(self) -> list:
+    """(size, mtime in ns) of each file that can be read."""
+    paths = [i.path for i in self.items if i.path is not None]
+    stats = [os.stat(path) for path in paths if os.path.exists(path)]
+    return [(s.st_size, s.st_mtime_ns) for s in stats]
 
 
 def cache_home() -> pathlib.Path:

@@ -158,11 +158,6 @@ class TextDataset:
     batch['rows'] = np.arange(self.batch_size, dtype=np.int32)[rows]
     return batch
 
-  def window_starts(self, step: int) -> np.ndarray:
-    """int64[B]: first tokens of batch_at(step)'s windows (stream mode)."""
-    windows = self._choose('train', self._draws(step))
-    return np.array([w.start for w in windows], np.int64)
-
   def eval_batches(self, split: str, windows=None, batch_size=None):
     """Yields batches that cover a split, or a fixed random part of it.
 

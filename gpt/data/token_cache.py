@@ -99,7 +99,7 @@ def load_or_encode(
   Raises:
     UserError: the text cannot be read or the directory not written.
   """
-  text_sha256 = sources.sha256()
+  text_sha256 = sources.sha256
   fingerprint = corpus_fingerprint(text_sha256, tokenizer, separator)
   directory = pathlib.Path(directory)
   base = directory / f'tokens-{fingerprint[:16]}'
@@ -115,7 +115,7 @@ def load_or_encode(
         base,
         {'fingerprint': fingerprint, 'text_sha256': text_sha256},
       )
-      if sources.sha256() != text_sha256:
+      if sources.have_changed():
         base.with_suffix('.json').unlink()
         raise UserError(
           f'{sources.description} changed while it was being encoded: start '

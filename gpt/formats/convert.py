@@ -18,12 +18,12 @@ from gpt.formats.tensors import rounding_report, write_model_file
 from gpt.model import GPTConfig
 from gpt.model.config import FORMATS, RUNTIME, option_names, unrepresentable
 from gpt.runs import create
-from gpt.runs import workdir as run
+from gpt.runs.config_file import flatten
 from gpt.runs.info import finite
 from gpt.runs.load import load_model
 from gpt.tokenizers.chat_format import is_chat_tokenizer
 from gpt.training import optimizer
-from gpt.training.state import from_params
+from gpt.training.state import state_from_params
 
 # microgpt's own hyperparameters, for a run that continues from its weights.
 MICROGPT_TRAINING = {
@@ -178,7 +178,7 @@ def import_directory(
       config.model[name] = value
   config.data.tokenizer = tokenizer.kind
   config.data.tokenizer_path = ''
-  state = from_params(
+  state = state_from_params(
     foreign.params, optimizer.create(config), ema=config.opt.ema_decay > 0
   )
   step = int(record.get('step') or 0)
@@ -201,7 +201,7 @@ def import_directory(
 
 def _take_over(config: ConfigDict, saved: Mapping[str, Any]) -> None:
   """Takes over the saved keys that exist in `config` and have its types."""
-  known = run.flatten(json.loads(json.dumps(config.to_dict())))
-  for key, value in run.flatten(saved).items():
+  known = flatten(json.loads(json.dumps(config.to_dict())))
+  for key, value in flatten(saved).items():
     if key in known and isinstance(value, type(known[key])):
       config.update_from_flattened_dict({key: value})

@@ -18,7 +18,7 @@ from gpt.runs import create as new_run
 from gpt.runs.load import first_readable, read_configs
 from gpt.tokenizers import load_tokenizer
 from gpt.training import optimizer
-from gpt.training import state as train_state
+from gpt.training.state import create_state, state_from_params
 
 MAX_STEP = 2**31 - 1
 # Bits of a file's best loss: JSON has no NaN payloads, and numbers there are
@@ -142,7 +142,7 @@ def _state_of(ckpt: randygpt.RgptCheckpoint, config, path):
         f'checkpoint {path} is damaged: its {name} is {getattr(ckpt, name)}'
       )
   params, mu, nu = randygpt.to_params(ckpt)
-  state = train_state.from_params(
+  state = state_from_params(
     params, optimizer.create(config), ema=config.opt.ema_decay > 0
   )
   opt_state = state.opt_state
@@ -160,7 +160,7 @@ def _state_of(ckpt: randygpt.RgptCheckpoint, config, path):
 
 
 def _abstract_state(config, cfg):
-  create = lambda key: train_state.create(  # noqa: E731
+  create = lambda key: create_state(  # noqa: E731
     GPT(cfg),
     optimizer.create(config),
     key,

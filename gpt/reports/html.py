@@ -17,9 +17,9 @@ from gpt.reports import charts, plots
 from gpt.reports.markup import Markup, element, escape, join, number
 from gpt.reports.series import Points, is_number, smooth, thin
 from gpt.runs import metrics
+from gpt.runs.config_file import flatten
 from gpt.runs.info import versions
 from gpt.runs.record import RunRecord, read_run
-from gpt.runs.workdir import flatten
 
 MAX_SAMPLES = 40
 SMALL = {'width': 480, 'height': 240}  # Pixels of the charts below the first.

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from gpt.errors import UserError
+from gpt.runs.config_file import FORMAT_KEY, NewerFormat, check_version
 from gpt.training.state import TrainState
 
 LATEST, BEST = 'latest', 'best'
@@ -104,8 +105,14 @@ def steps_by_kind(directory) -> dict:
 
 
 def read_meta(path) -> dict:
-  """The metadata of one checkpoint directory."""
-  return json.loads((pathlib.Path(path) / 'meta' / 'metadata').read_text())
+  """The metadata of one checkpoint directory.
+
+  Raises:
+    NewerFormat: a newer version of rgpt wrote it. OSError, ValueError: damaged.
+  """
+  meta = json.loads((pathlib.Path(path) / 'meta' / 'metadata').read_text())
+  check_version(meta.get(FORMAT_KEY, 1), path)
+  return meta
 
 
 def restore_state(path, target: TrainState):
@@ -201,5 +208,7 @@ def loss_of(path) -> float:
   """The best loss in a checkpoint's metadata; inf where that is damaged."""
   try:
     return float(read_meta(path)['best_loss'])
+  except NewerFormat:
+    return np.inf  # Whoever reads the checkpoint raises it.
   except (OSError, ValueError, KeyError, TypeError):
     return np.inf

@@ -27,6 +27,7 @@ from gpt.runs.checkpoint import (
   restore_state,
   split_state,
 )
+from gpt.runs.config_file import FORMAT_KEY, FORMAT_VERSION, NewerFormat
 from gpt.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,9 @@ class Checkpoints:
     items = {
       'params': ocp.args.StandardSave(params),
       'rest': ocp.args.StandardSave(rest),
-      'meta': ocp.args.JsonSave({**meta, 'step': step, **checksums}),
+      'meta': ocp.args.JsonSave(
+        {FORMAT_KEY: FORMAT_VERSION, **meta, 'step': step, **checksums}
+      ),
     }
     if ema is not None:
       items['ema'] = ocp.args.StandardSave(ema)
@@ -234,6 +237,8 @@ class Checkpoints:
       path = self.directory / which / str(step)
       try:
         restored = restore_state(path, target)
+      except NewerFormat:
+        raise
       except Exception as e:
         problems.append(f'checkpoint {path} cannot be read ({reason(e)})')
         continue

@@ -10,15 +10,16 @@ import math
 import pathlib
 
 from gpt.errors import UserError, explained_writes
-from gpt.runs import workdir as run
 from gpt.runs.checkpoint import BEST, LATEST
 from gpt.runs.checkpoint_writer import Checkpoints
+from gpt.runs.config_file import CONFIG, save_config
+from gpt.runs.workdir import lock_workdir, make_workdir
 from gpt.training.plateau import Plateau
 
 
 def check_free(workdir) -> None:
   """Raises UserError where there is a run, or the remains of one."""
-  for name in (run.CONFIG, 'checkpoints', 'tokenizer'):
+  for name in (CONFIG, 'checkpoints', 'tokenizer'):
     if (pathlib.Path(workdir) / name).exists():
       raise UserError(
         f'{workdir} already holds {name}; nothing in it will be overwritten. '
@@ -51,8 +52,8 @@ def create(
     **meta,
   }
   kinds = (LATEST,) if best_loss is None else (LATEST, BEST)
-  run.make(workdir)
-  with explained_writes(workdir), run.lock(workdir):
+  make_workdir(workdir)
+  with explained_writes(workdir), lock_workdir(workdir):
     tokenizer = copy.copy(tokenizer)
     tokenizer.requested_vocab_size = 0  # It was not this run that asked.
     tokenizer.save(workdir / 'tokenizer')
@@ -65,4 +66,4 @@ def create(
         f'cannot write to {workdir}: {checkpoints.last_error}. Free some '
         'space and choose a new --workdir'
       )
-    run.save_config(workdir, config)  # Last: now it is a run.
+    save_config(workdir, config)  # Last: now it is a run.

@@ -18,8 +18,8 @@ from gpt.data import record
 from gpt.errors import UserError
 from gpt.model import GPT, GPTConfig, abstract_params
 from gpt.runs import checkpoint
-from gpt.runs import workdir as run
 from gpt.runs.checkpoint import BEST
+from gpt.runs.config_file import CONFIG, NewerFormat, flatten, read_config
 from gpt.tokenizers import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -96,11 +96,11 @@ def read_configs(workdir, vocab_size: int) -> tuple[dict, GPTConfig]:
   Raises:
     UserError: there is none; one that is not of this version.
   """
-  path = pathlib.Path(workdir) / run.CONFIG
-  config = run.read_config(workdir)
+  path = pathlib.Path(workdir) / CONFIG
+  config = read_config(workdir)
   if config is None:
     raise UserError(
-      f'{workdir} holds checkpoints but no {run.CONFIG}: it is not a whole run '
+      f'{workdir} holds checkpoints but no {CONFIG}: it is not a whole run '
       'directory. Name another --workdir, or put the file back'
     )
   try:
@@ -128,6 +128,8 @@ def first_readable(paths, read):
   for path in paths:
     try:
       found = read(path)
+    except NewerFormat:
+      raise
     except Exception as e:
       text = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
       problems.append(f'checkpoint {path} cannot be used ({text})')
@@ -153,8 +155,8 @@ def read_checkpoint(path, cfg: GPTConfig):
   meta = checkpoint.read_meta(path)
   int(meta['step'])
   params = checkpoint.restore_params(path)
-  found = run.flatten(jax.tree.map(_kind, params))
-  wanted = run.flatten(jax.tree.map(_kind, abstract_params(cfg)))
+  found = flatten(jax.tree.map(_kind, params))
+  wanted = flatten(jax.tree.map(_kind, abstract_params(cfg)))
   for name in sorted(found.keys() | wanted.keys()):
     if found.get(name) != wanted.get(name):
       raise ValueError(
@@ -175,7 +177,7 @@ def params_sha256(params) -> str:
   'block_0/fc1', 'block_0/fc2', 'block_0/wk', ..., 'lm_head', 'wpe', 'wte'.
   """
   leaves = {
-    name.replace('.', '/'): leaf for name, leaf in run.flatten(params).items()
+    name.replace('.', '/'): leaf for name, leaf in flatten(params).items()
   }
   digest = hashlib.sha256()
   for name in sorted(leaves):

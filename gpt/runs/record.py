@@ -1,25 +1,22 @@
-"""What a workdir tells about its run: for reports, figures and notebooks.
+"""The record of a run: metrics, config and samples, without its weights.
 
-Only what training has written down is read, no weights: it can be done while
-the run is still going.
+For reports, figures and notebooks; works while the run is still training.
 """
 
 import dataclasses
 import pathlib
-import re
 
 from gpt.data import record
 from gpt.errors import UserError
-from gpt.finish import SAMPLES
 from gpt.model import GPTConfig, num_params
-from gpt.runs import checkpoint, metrics
-from gpt.runs import workdir as run
+from gpt.runs import checkpoint, metrics, samples
+from gpt.runs.config_file import CONFIG, read_config
 from gpt.tokenizers import load_tokenizer
 
 
 @dataclasses.dataclass
 class RunRecord:
-  """What a workdir tells about its run, as far as it has come.
+  """What a workdir records about its run so far.
 
   lines: of metrics.jsonl.
   config: nested dicts. data: of data.json, or {}.
@@ -63,10 +60,10 @@ def read_run(workdir) -> RunRecord:
     UserError: it is no run, or has no metrics yet.
   """
   workdir = pathlib.Path(workdir)
-  config = run.read_config(workdir)
+  config = read_config(workdir)
   if config is None:
     raise UserError(
-      f'{workdir} is no run: it has no {run.CONFIG}. Name the --workdir of '
+      f'{workdir} is no run: it has no {CONFIG}. Name the --workdir of '
       'launch.train'
     )
   path = workdir / metrics.FILE
@@ -84,21 +81,8 @@ def read_run(workdir) -> RunRecord:
     lines=metrics.read(path),
     config=config,
     data=record.read(workdir),
-    samples=read_samples(workdir / SAMPLES),
+    samples=samples.read(workdir),
     saved=checkpoint.steps_by_kind(workdir / 'checkpoints'),
     parameters=parameters,
     vocab_size=vocab_size,
   )
-
-
-def read_samples(path) -> list[tuple[int, str]]:
-  """[(step, text)] of a samples.txt; [] where there is none."""
-  path = pathlib.Path(path)
-  if not path.exists():
-    return []
-  with path.open(encoding='utf-8', newline='') as file:
-    parts = re.split(r'^--- step (\d+)\n', file.read(), flags=re.MULTILINE)
-  return [
-    (int(step), text.removesuffix('\n'))
-    for step, text in zip(parts[1::2], parts[2::2])
-  ]

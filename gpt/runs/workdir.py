@@ -1,21 +1,24 @@
-"""A run's directory: its configuration, and whether it may be continued."""
+"""A run's directory, opened for training: lock, signals, what it holds."""
 
 import contextlib
-import json
+import dataclasses
 import logging
 import os
 import pathlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
 
+import jax
+
+from gpt import devices, files, logs
 from gpt.data import record
 from gpt.errors import UserError
-from gpt.files import write_atomic
-from gpt.model.config import RUNTIME, option_names
+from gpt.runs import failures
+from gpt.runs.config_file import CONFIG, changed_keys, read_config
 
 logger = logging.getLogger(__name__)
 
-CONFIG = 'config.json'
 # What a run writes after its config.json.
 OUTPUTS = (
   'checkpoint.bin',
@@ -25,81 +28,89 @@ OUTPUTS = (
   'samples.txt',
   'tensorboard',
 )
-FIXED_KEYS = (
-  'data.format',
-  'data.tokenizer',
-  'data.tokenizer_path',
-  'data.vocab_size',
-  'opt.name',
-)
 
 
-def flatten(tree: dict, prefix: str = '') -> dict:
-  """{'model': {'n_embd': 1}} -> {'model.n_embd': 1}."""
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      flat |= flatten(value, f'{prefix}{name}.')
-    else:
-      flat[prefix + name] = value
-  return flat
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A workdir that this process trains in.
+
+  Attributes:
+    workdir: the directory.
+    leader: whether this process writes the run's files (process 0).
+    saved: config.json as it was when the run was opened; None if the run had
+      not begun.
+    changed: {key: (saved, now)} of the config keys that differ.
+    interrupt: set by Ctrl-C, SIGTERM and SIGHUP.
+    on_close: registers a function to call when the run is closed.
+  """
+
+  workdir: pathlib.Path
+  leader: bool
+  saved: dict | None
+  changed: dict
+  interrupt: 'Interrupt'
+  on_close: Callable[[Callable[[], None]], object]
+
+  @property
+  def begun(self) -> bool:
+    """Whether config.json existed: from then on a run keeps its choices."""
+    return self.saved is not None
+
+  def stop_requested(self, step: int, now: bool) -> bool:
+    """Whether any process was interrupted; the same answer in all of them.
+
+    Args:
+      now: ask the other processes at this step (see devices.any_process).
+    """
+    stop = self.interrupt.requested
+    if jax.process_count() > 1:
+      stop = devices.any_process(stop, step, now)
+    return stop
 
 
-def plain(config) -> dict:
-  """A ConfigDict as plain JSON-able dicts (tuples become lists)."""
-  return json.loads(json.dumps(config.to_dict()))
+@contextlib.contextmanager
+def open_run(workdir, config) -> Iterator[Run]:
+  """Opens a workdir for training, created if missing.
 
+  Sets up devices, joins the processes of a multi-host run, takes the lock and
+  the signals, and turns full disks and memory into clear errors.
 
-def save_config(workdir, config) -> None:
-  text = json.dumps(plain(config), indent=2) + '\n'
-  write_atomic(pathlib.Path(workdir) / CONFIG, text.encode())
-
-
-def read_config(workdir) -> dict | None:
-  """The saved configuration as nested dicts; None if this is no run yet.
+  Args:
+    workdir: path of the run's directory.
+    config: ConfigDict of the run.
 
   Raises:
-    UserError: there is one, and it is damaged or not ours.
+    UserError: the workdir holds another run or other files, or is in use.
   """
-  path = pathlib.Path(workdir) / CONFIG
-  try:
-    config = json.loads(path.read_text(encoding='utf-8'))
-  except (FileNotFoundError, NotADirectoryError):
-    return None
-  except (OSError, ValueError) as e:
-    raise UserError(f'cannot read {path}: {e}') from e
-  ours = isinstance(config, dict) and isinstance(config.get('model'), dict)
-  if not ours or 'total_steps' not in config:
+  workdir = pathlib.Path(workdir)
+  devices.setup_devices(config.parallel.num_cpu_devices)
+  if config.parallel.distributed:
+    devices.initialize_distributed()
+  if config.model.attention == 'cudnn' and 'cuda' not in devices.backend_name():
     raise UserError(
-      f'{path} was not written by this program and will not be overwritten. '
-      'Name another --workdir'
+      'model.attention=cudnn needs a CUDA GPU; this machine has '
+      f'{devices.backend_name()}: set --config.model.attention=auto'
     )
-  return config
+  leader = jax.process_index() == 0
+  saved = read_config(workdir)
+  if saved is None:
+    check_unused(workdir)
+  changed = changed_keys(saved, config, workdir) if saved else {}
+  make_workdir(workdir)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(logs.shown_by_default())
+    if not leader:
+      logs.silence()
+    stack.enter_context(failures.explained(config, workdir))
+    if leader:
+      stack.enter_context(lock_workdir(workdir))
+      files.remove_leftovers(workdir)
+    interrupt = stack.enter_context(Interrupt())
+    yield Run(workdir, leader, saved, changed, interrupt, stack.callback)
 
 
-def differences(saved: dict, config) -> dict:
-  """{key: (saved, now)} of all keys that differ."""
-  old, new = flatten(saved), flatten(plain(config))
-  return {
-    key: (old.get(key), new.get(key))
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key)
-  }
-
-
-def is_fixed(key: str, old, new) -> bool:
-  """Whether a run cannot go on with this change of a key."""
-  if key == 'opt.ema_decay':  # Another decay is fine; on or off is not.
-    return not old or not new
-  if old is None:  # A key that did not exist when the run began.
-    return False
-  group, _, name = key.partition('.')
-  free = option_names(RUNTIME)
-  return key in FIXED_KEYS or (group == 'model' and name not in free)
-
-
-def make(workdir) -> None:
-  """Makes the directory unless it is there; UserError if it cannot be."""
+def make_workdir(workdir) -> None:
+  """Creates the directory if it is missing. Raises UserError if it cannot."""
   try:
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
   except OSError as e:
@@ -109,40 +120,23 @@ def make(workdir) -> None:
     ) from e
 
 
-def check_resumable(workdir, config) -> dict:
-  """Refuses to continue a run as something else.
+def check_unused(workdir) -> None:
+  """Raises UserError if a directory without config.json holds a run's files.
 
-  Returns:
-    {key: (saved, now)} of the changed keys that are allowed to change.
-
-  Raises:
-    UserError: architecture, tokenizer or optimizer differ; names the keys.
+  The step-0 checkpoint of a start that was cut short does not count.
   """
   workdir = pathlib.Path(workdir)
-  saved = read_config(workdir)
-  if saved is None:
-    foreign = [name for name in OUTPUTS if (workdir / name).exists()]
-    if foreign and not (foreign == ['checkpoints'] and _is_unused(workdir)):
-      raise UserError(
-        f'{workdir} holds {foreign[0]} but no {CONFIG}: it is not a run of '
-        'this program and nothing in it will be overwritten. Choose another '
-        '--workdir; `python -m launch.import_rgpt` takes RGPT files'
-      )
-    return {}
-  changed = differences(saved, config)
-  fixed = {key: pair for key, pair in changed.items() if is_fixed(key, *pair)}
-  if fixed:
-    lines = [f'  {key}: {a!r} -> {b!r}' for key, (a, b) in fixed.items()]
+  foreign = [name for name in OUTPUTS if (workdir / name).exists()]
+  if foreign and not (foreign == ['checkpoints'] and _is_cut_short(workdir)):
     raise UserError(
-      f'{workdir} holds a run with another model, tokenizer or optimizer:\n'
-      + '\n'.join(lines)
-      + '\nGive the old values back, or choose another --workdir'
+      f'{workdir} holds {foreign[0]} but no {CONFIG}: it is not a run of '
+      'this program and nothing in it will be overwritten. Choose another '
+      '--workdir; `python -m launch.import_rgpt` takes RGPT files'
     )
-  return changed
 
 
-def _is_unused(workdir: pathlib.Path) -> bool:
-  """No step was trained: a start was cut short before its config.json.
+def _is_cut_short(workdir: pathlib.Path) -> bool:
+  """Whether a start ended before its config.json, with no step trained.
 
   An import, whose weights may be at step 0 too, has no data.json.
   """
@@ -152,10 +146,10 @@ def _is_unused(workdir: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def lock(workdir):
+def lock_workdir(workdir) -> Iterator[None]:
   """Keeps two processes from training in one workdir.
 
-  Some file systems of networks have no locks: that is said, and no more.
+  Some network file systems have no locks: then a warning is all there is.
   """
   try:
     import fcntl
@@ -172,36 +166,51 @@ def lock(workdir):
       ) from e
     except OSError as e:
       logger.warning(
-        f'{workdir} cannot be locked ({e.strerror}): see that no '
-        'other process trains there'
+        f'{workdir} cannot be locked ({e.strerror}): make sure that no other '
+        'process trains there'
       )
     yield
 
 
 class Interrupt:
-  """Turns the first Ctrl-C or SIGTERM into a flag, the second into an exit.
+  """Turns the first Ctrl-C, SIGTERM or SIGHUP into a flag.
 
-  Checkpoints appear by rename, so leaving at once still leaves a loadable run.
-  Outside the main thread (a notebook server's worker) signals are left alone.
+  A second Ctrl-C or SIGTERM exits at once. Checkpoints appear by rename, so
+  the run stays loadable. A closed terminal may send SIGHUP more than once, so
+  it never exits at once; under nohup it stays ignored. Outside the main thread
+  (a notebook server's worker) signals are left alone.
   """
+
+  SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')  # Windows has no SIGHUP.
 
   def __init__(self):
     self.requested = False
     self._old = {}
 
-  def __enter__(self):
+  def __enter__(self) -> 'Interrupt':
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGINT, signal.SIGTERM):
+      for name in self.SIGNALS:
+        number = getattr(signal, name, None)
+        if number is None:
+          continue
+        if name == 'SIGHUP' and signal.getsignal(number) == signal.SIG_IGN:
+          continue
         self._old[number] = signal.signal(number, self._handle)
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *_) -> None:
     for number, handler in self._old.items():
       signal.signal(number, handler)
 
-  def _handle(self, number, frame):
+  def _handle(self, number, frame) -> None:
+    hung_up = number == getattr(signal, 'SIGHUP', None)
     if self.requested:
-      os._exit(128 + number)
+      if not hung_up:
+        os._exit(128 + number)
+      return
     self.requested = True
-    # Past Python's buffers, which the signal may have found half written.
-    os.write(2, b'\nstopping after this step; once more to leave at once\n')
+    text = b'\nstopping after this step; once more to leave at once\n'
+    if not hung_up:  # Nobody reads a closed terminal.
+      # Bypasses Python's buffers, which the signal may have found half written.
+      with contextlib.suppress(OSError):
+        os.write(2, text)

@@ -32,7 +32,7 @@ class TrainState:
   ema: Any = None
 
 
-def create(
+def create_state(
   model: GPT,
   tx: optax.GradientTransformation,
   key: jax.Array,
@@ -46,10 +46,10 @@ def create(
     ema: whether to keep an average of the params.
   """
   params = model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
-  return from_params(params, tx, ema=ema)
+  return state_from_params(params, tx, ema=ema)
 
 
-def from_params(
+def state_from_params(
   params: Any, tx: optax.GradientTransformation, *, ema: bool = False
 ) -> TrainState:
   """A state at step 0 with the given params."""

@@ -29,7 +29,7 @@ from absl import flags
 
 from gpt.errors import UserError
 from gpt.runs import metrics
-from gpt.runs.workdir import differences, read_config
+from gpt.runs.config_file import differences, read_config
 from launch import cli, config_flag
 from launch.bench import harness
 

@@ -108,7 +108,7 @@ def build_ours(config, steps: int = 0):
   from gpt import train
   from gpt.model import GPT, GPTConfig, num_params
   from gpt.training import optimizer, schedules
-  from gpt.training import state as train_state
+  from gpt.training.state import create_state
   from gpt.training.step import jit_train_step
 
   cfg = GPTConfig.from_config(config.model, VOCAB_SIZE.value)
@@ -116,9 +116,7 @@ def build_ours(config, steps: int = 0):
   mesh = devices.create_mesh(config.batch_size)
   micro = train.micro_batch_size(config, mesh)
   rows = devices.padded_batch_size(config.batch_size, mesh, micro)
-  state = jax.jit(lambda key: train_state.create(model, tx, key))(
-    jax.random.key(0)
-  )
+  state = jax.jit(lambda key: create_state(model, tx, key))(jax.random.key(0))
   state = devices.put_replicated(state, mesh)
   train_step = jit_train_step(
     model, tx, schedules.from_config(config), mesh, micro_batch_size=micro

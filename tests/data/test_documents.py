@@ -184,7 +184,7 @@ def name_model(tmp_path, saying: str, **data):
     ids,
     data={'path': path, 'format': 'lines', **data},
   )
-  digest = find_sources(path).sha256()
+  digest = find_sources(path).sha256
   (tmp_path / 'run' / 'data.json').write_text(
     json.dumps({'text_sha256': digest})
   )

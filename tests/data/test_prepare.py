@@ -12,7 +12,7 @@ from tests.support.logs import log_lines
 own_world = data_tools.own_world  # Around every test.
 
 
-def test_prepare_says_what_it_uses(tmp_path):
+def test_prepare_logs_what_it_uses(tmp_path):
   path = write(tmp_path / 'mine.txt', TEXT.replace('\n', '\r\n'))
   with log_lines() as said:
     prepare.prepare(config(path), tmp_path / 'run')
@@ -26,7 +26,7 @@ def test_tokenizer_of_a_workdir_is_kept(tmp_path):
   first, _ = prepare.prepare(*args)
   write(tmp_path / 'a.txt', TEXT[5000:] + 'new words\u00e9 ' * 500)
   with log_lines() as said:
-    again, corpus = prepare.prepare(*args)
+    again, corpus = prepare.prepare(*args, begun=True)
   assert again.fingerprint == first.fingerprint
   assert (
     corpus.tokens.tolist()
@@ -41,7 +41,7 @@ def test_unknown_characters_of_new_text_are_reported(tmp_path):
   write(tmp_path / 'a.txt', TEXT + '\u00e9\u00e9\u00df')
   for _ in range(2):  # encoded, then from the cache
     with log_lines() as said:
-      prepare.prepare(config(path), tmp_path / 'run')
+      prepare.prepare(config(path), tmp_path / 'run', begun=True)
     assert 'dropped 3 characters' in '\n'.join(said)
     assert "'\u00e9' x2" in '\n'.join(said)
 
@@ -59,13 +59,13 @@ def test_another_tokenizer_in_a_workdir_is_refused(changes, message, tmp_path):
   prepare.prepare(config(**args), tmp_path / 'run')
   build_tokenizer('sentencepiece', ['other\n' * 9], 300).save('other')
   with pytest.raises(UserError, match=message):
-    prepare.prepare(config(**{**args, **changes}), tmp_path / 'run')
+    prepare.prepare(config(**{**args, **changes}), tmp_path / 'run', begun=True)
 
 
 def test_missing_control_tokens_of_a_saved_tokenizer_are_named(tmp_path):
   prepare.prepare(config(), tmp_path / 'run')
-  with pytest.raises(UserError, match=r'has no <\|user\|>'):
-    prepare.prepare(config(), tmp_path / 'run', special_tokens=['<|user|>'])
+  with pytest.raises(UserError, match=r'has no <\|assistant\|>'):
+    prepare.prepare(config(format='chat'), tmp_path / 'run', begun=True)
 
 
 def test_tokenizer_path_is_used_and_resumes(tmp_path):
@@ -77,8 +77,8 @@ def test_tokenizer_path_is_used_and_resumes(tmp_path):
     ),
     tmp_path / 'run',
   )
-  for _ in range(2):
-    used, _ = prepare.prepare(*args)
+  for begun in (False, True):
+    used, _ = prepare.prepare(*args, begun=begun)
     assert used.fingerprint == tokenizer.fingerprint
   saved = load_tokenizer(tmp_path / 'run')
   assert saved.fingerprint == tokenizer.fingerprint

@@ -88,14 +88,14 @@ def test_auto_keeps_the_text_a_run_began_with(tmp_path):
   prepare.prepare(config('auto'), workdir)
   write(tmp_path / 'cwd/train.txt', TEXT)
   with log_lines() as said:
-    _, corpus = prepare.prepare(config('auto'), workdir)
+    _, corpus = prepare.prepare(config('auto'), workdir, begun=True)
   assert 'built-in sample' in corpus.description
   assert 'another --workdir' in '\n'.join(said)
   _, corpus = prepare.prepare(config('auto'), tmp_path / 'new')
   assert corpus.description == 'train.txt'
   os.remove('train.txt')
   with pytest.raises(UserError, match='train.txt is not here'):
-    prepare.prepare(config('auto'), tmp_path / 'new')
+    prepare.prepare(config('auto'), tmp_path / 'new', begun=True)
 
 
 class Play(http.server.BaseHTTPRequestHandler):

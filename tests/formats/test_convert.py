@@ -15,7 +15,7 @@ from gpt.formats import huggingface, model_card
 from gpt.formats.convert import export, import_directory
 from gpt.formats.tensors import rounding_report
 from gpt.formats.tokenizer_json import equivalent, vocabulary
-from gpt.runs import workdir
+from gpt.runs import config_file
 from gpt.runs.load import load_model, params_sha256
 from gpt.tokenizers import CharTokenizer, RandyTokenizer, build_tokenizer
 from gpt.tokenizers.chat_format import CHAT_TOKENS
@@ -291,7 +291,7 @@ def test_an_import_knows_its_text_and_takes_what_the_config_sets(
     {'model.dropout': 0.3, 'lr': 0.5},
   )
   assert data_record.read(tmp_path / 'run') == record
-  saved = workdir.read_config(tmp_path / 'run')
+  saved = config_file.read_config(tmp_path / 'run')
   assert (saved['model']['dropout'], saved['lr']) == (0.3, 0.5)
 
 
@@ -316,7 +316,7 @@ def test_commands_round_trip_and_training_goes_on(chat_run, tmp_path):
   )
   assert 'microgpt, 2 layers x 32' in said and 'launch.chat' in said
   launch('generate', f'--workdir={back}', '--max_tokens=4')
-  saved = ConfigDict(workdir.read_config(back))
+  saved = ConfigDict(config_file.read_config(back))
   assert saved.lr == 1e-4 and saved.opt.schedule == 'linear_warmup'
   saved.data.path = 'sample'
   saved.eval.update(windows=2, full_at_end=False)

@@ -15,7 +15,7 @@ from gpt.errors import UserError
 from gpt.formats import microgpt
 from gpt.formats.convert import export, import_directory
 from gpt.formats.tokenizer_json import equivalent
-from gpt.runs import workdir as run
+from gpt.runs.config_file import CONFIG, read_config
 from gpt.runs.load import load_model, params_sha256
 from gpt.tokenizers import EOS, CharTokenizer, build_tokenizer
 from gpt.tokenizers.chat_format import CHAT_TOKENS, build_prompt
@@ -114,9 +114,9 @@ def test_other_tokenizers_keep_their_probabilities(tmp_path, kind):
   ours = build_tokenizer(kind.split()[-1], [TEXT], 400, names)
   source, out, back = (tmp_path / n for n in ('run', 'out', 'back'))
   make_run(source, ours, random_weights(), arch='microgpt')
-  saved = run.read_config(source)
+  saved = read_config(source)
   saved['data']['format'] = 'chat' if names else 'text'
-  (source / run.CONFIG).write_text(json.dumps(saved))
+  (source / CONFIG).write_text(json.dumps(saved))
   _, _, notes = export(source, 'best', 'microgpt', out, 'f32')
   assert 'one token for the beginning and the end' in notes[0]
   import_directory(out, 'microgpt', config(), back)

@@ -16,7 +16,7 @@ import configs
 from configs import default
 from gpt.config_check import check_config
 from gpt.errors import UserError
-from gpt.runs.workdir import flatten
+from gpt.runs.config_file import flatten
 from tests.support.workdirs import launch
 
 ROOT = pathlib.Path(__file__).parents[2]

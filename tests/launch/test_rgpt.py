@@ -238,7 +238,7 @@ def test_a_flag_of_another_program_is_answered_with_ours():
 def test_every_answer_is_true(monkeypatch):
   """The flags, keys and commands in the table exist."""
   from configs import default
-  from gpt.runs.workdir import flatten
+  from gpt.runs.config_file import flatten
   from launch import config_flag
 
   keys = flatten(default.get_config().to_dict())

@@ -28,7 +28,7 @@ from gpt.model.config import (
   unrepresentable,
 )
 from gpt.runs import info
-from gpt.runs.workdir import is_fixed
+from gpt.runs.config_file import is_fixed
 from gpt.tokenizers import CharTokenizer
 from tests.support.workdirs import make_run
 

@@ -12,7 +12,7 @@ from configs import default, smoke
 from gpt.errors import UserError
 from gpt.reports import html as report
 from gpt.reports import plots
-from gpt.runs import workdir as run
+from gpt.runs.config_file import plain, save_config
 from gpt.tokenizers import CharTokenizer
 from tests.support.workdirs import launch
 
@@ -26,7 +26,7 @@ def workdir(tmp_path):
   config = smoke.get_config()
   config.total_steps = 40
   config.data.path = f'dir/{HOSTILE}'
-  run.save_config(tmp_path, config)
+  save_config(tmp_path, config)
   CharTokenizer('abc').save(tmp_path / 'tokenizer')
   lines = [
     {'step': 0, 'val_loss': 4.0, 'val_ppl': 54.6, 'val_bits_per_byte': 5.77}
@@ -146,7 +146,7 @@ def test_numbers_are_those_of_the_run(workdir):
 
 
 def test_only_what_differs_from_the_defaults_stands_out(workdir):
-  text = report.report(workdir, run.plain(default.get_config()))
+  text = report.report(workdir, plain(default.get_config()))
   table = text[text.index('keys differ') : text.index('<summary>all')]
   keys = re.findall(r'<tr class="changed"><td><code>([^<]+)', table)
   assert 'total_steps' in keys and 'model.n_embd' in keys

@@ -18,7 +18,7 @@ from gpt.runs import checkpoint
 from gpt.runs.checkpoint import BEST, LATEST
 from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.training import optimizer
-from gpt.training import state as train_state
+from gpt.training.state import create_state
 from tests.support.logs import log_lines
 
 CFG = GPTConfig(vocab_size=5, n_embd=4, n_head=1, n_layer=1, block_size=4)
@@ -28,7 +28,7 @@ def make_state(step=0, seed=0, ema=False):
   """A numpy TrainState with random numbers in every array."""
   tx = optimizer.create(smoke.get_config())
   state = jax.eval_shape(
-    lambda key: train_state.create(GPT(CFG), tx, key, ema=ema),
+    lambda key: create_state(GPT(CFG), tx, key, ema=ema),
     jax.random.key(0),
   )
   rng = np.random.default_rng((seed, step))

@@ -9,9 +9,9 @@ import numpy as np
 
 from configs import smoke
 from gpt.model import GPTConfig, abstract_params
-from gpt.runs import workdir as run
 from gpt.runs.checkpoint import BEST, LATEST
 from gpt.runs.checkpoint_writer import Checkpoints
+from gpt.runs.config_file import save_config
 from gpt.training.state import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -83,7 +83,7 @@ def make_run(
   assert checkpoints.wait()
   checkpoints.close()
   tokenizer.save(pathlib.Path(workdir) / 'tokenizer')
-  run.save_config(workdir, config)
+  save_config(workdir, config)
   return params
 
 

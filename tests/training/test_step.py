@@ -16,7 +16,7 @@ from configs import default
 from gpt import devices
 from gpt.model import GPT, GPTConfig
 from gpt.training import optimizer
-from gpt.training import state as train_state
+from gpt.training.state import create_state, eval_params, state_from_params
 from gpt.training.step import (
   batch_nats,
   gradients,
@@ -58,9 +58,9 @@ def run_steps(
   tx = tx or adamw()
   mesh = devices.create_mesh(rows, jax.devices()[:n_devices])
   padded = devices.padded_batch_size(rows, mesh, micro or 1)
-  state = jax.jit(
-    lambda key: train_state.create(model, tx, key, ema=ema_decay > 0)
-  )(jax.random.key(0))
+  state = jax.jit(lambda key: create_state(model, tx, key, ema=ema_decay > 0))(
+    jax.random.key(0)
+  )
   state = devices.put_replicated(state, mesh)
   step = jit_train_step(
     model,
@@ -128,7 +128,7 @@ def test_dropout_changes_with_the_step_and_the_key():
   params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))[
     'params'
   ]
-  state = train_state.from_params(params, adamw())
+  state = state_from_params(params, adamw())
   step = jax.jit(
     functools.partial(
       train_step,
@@ -154,7 +154,7 @@ def test_overfits_one_batch():
   model, tx = GPT(CFG), adamw()
   mesh = devices.create_mesh(4, jax.devices()[:1])
   state = devices.put_replicated(
-    jax.jit(lambda key: train_state.create(model, tx, key))(jax.random.key(0)),
+    jax.jit(lambda key: create_state(model, tx, key))(jax.random.key(0)),
     mesh,
   )
   step = jit_train_step(model, tx, optax.constant_schedule(1e-2), mesh)
@@ -173,7 +173,7 @@ def test_update_is_minus_lr_times_direction():
   params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))[
     'params'
   ]
-  state = train_state.from_params(params, tx).replace(lr_scale=jnp.float32(0.5))
+  state = state_from_params(params, tx).replace(lr_scale=jnp.float32(0.5))
   batch = random_batch(4, ragged=True)
   after, metrics = jax.jit(
     functools.partial(
@@ -207,7 +207,7 @@ def test_ema_follows_the_params():
       state.ema,
       wanted,
     )
-  assert train_state.eval_params(states[2]) is states[2].ema
+  assert eval_params(states[2]) is states[2].ema
 
 
 def test_eval_step_sums_nats_targets_and_bytes():
@@ -253,6 +253,6 @@ def test_batch_without_any_target_changes_nothing_but_decay():
       tx=tx,
       schedule=lambda step: 0.1,
     )
-  )(train_state.from_params(params, tx), batch, KEY)
+  )(state_from_params(params, tx), batch, KEY)
   jax.tree.map(np.testing.assert_array_equal, state.params, params)
   assert float(metrics['loss']) == 0

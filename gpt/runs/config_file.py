@@ -1,0 +1,123 @@
+"""config.json: what a run was configured with, and what may change on resume.
+
+Imports no JAX: launchers read it before they choose devices.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from gpt.errors import UserError
+from gpt.files import write_atomic
+from gpt.model.config import RUNTIME, option_names
+
+CONFIG = 'config.json'
+# Raised when older versions would misread the file. 0.1 wrote no number.
+FORMAT_VERSION = 1
+FORMAT_KEY = 'format_version'
+FIXED_KEYS = (
+  'data.format',
+  'data.tokenizer',
+  'data.tokenizer_path',
+  'data.vocab_size',
+  'opt.name',
+)
+
+
+def flatten(tree: dict, prefix: str = '') -> dict:
+  """{'model': {'n_embd': 1}} -> {'model.n_embd': 1}."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f'{prefix}{name}.')
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def plain(config) -> dict:
+  """A ConfigDict as JSON-able dicts (tuples become lists)."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def save_config(workdir, config) -> None:
+  """Writes config.json atomically."""
+  tree = {FORMAT_KEY: FORMAT_VERSION, **plain(config)}
+  text = json.dumps(tree, indent=2) + '\n'
+  write_atomic(pathlib.Path(workdir) / CONFIG, text.encode())
+
+
+def read_config(workdir) -> dict | None:
+  """The saved configuration as nested dicts; None if no run has begun here.
+
+  Raises:
+    UserError: the file is damaged, foreign, or of a newer version of rgpt.
+  """
+  path = pathlib.Path(workdir) / CONFIG
+  try:
+    config = json.loads(path.read_text(encoding='utf-8'))
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except (OSError, ValueError) as e:
+    raise UserError(f'cannot read {path}: {e}') from e
+  ours = isinstance(config, dict) and isinstance(config.get('model'), dict)
+  if not ours or 'total_steps' not in config:
+    raise UserError(
+      f'{path} was not written by this program and will not be overwritten. '
+      'Name another --workdir'
+    )
+  check_version(config.pop(FORMAT_KEY, 1), path)
+  return config
+
+
+class NewerFormat(UserError):
+  """A file that a newer version of rgpt wrote."""
+
+
+def check_version(version: Any, path) -> None:
+  """Raises NewerFormat if `version` is above what this program reads."""
+  if isinstance(version, int) and version <= FORMAT_VERSION:
+    return
+  raise NewerFormat(
+    f'{path} has {FORMAT_KEY} {version!r}, and this version of rgpt reads up '
+    f'to {FORMAT_VERSION}: upgrade rgpt (pip install --upgrade rgpt)'
+  )
+
+
+def differences(saved: dict, config) -> dict:
+  """{key: (saved, now)} of all keys that differ."""
+  old, new = flatten(saved), flatten(plain(config))
+  return {
+    key: (old.get(key), new.get(key))
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key)
+  }
+
+
+def is_fixed(key: str, old, new) -> bool:
+  """Whether a run cannot resume with this change of a key."""
+  if key == 'opt.ema_decay':  # Another decay is fine; on or off is not.
+    return not old or not new
+  if old is None:  # The key did not exist when the run began.
+    return False
+  group, _, name = key.partition('.')
+  free = option_names(RUNTIME)
+  return key in FIXED_KEYS or (group == 'model' and name not in free)
+
+
+def changed_keys(saved: dict, config, workdir) -> dict:
+  """{key: (saved, now)} of the keys that differ and may change on resume.
+
+  Raises:
+    UserError: model, tokenizer or optimizer differ; names the keys.
+  """
+  changed = differences(saved, config)
+  fixed = {key: pair for key, pair in changed.items() if is_fixed(key, *pair)}
+  if fixed:
+    lines = [f'  {key}: {a!r} -> {b!r}' for key, (a, b) in fixed.items()]
+    raise UserError(
+      f'{workdir} holds a run with another model, tokenizer or optimizer:\n'
+      + '\n'.join(lines)
+      + '\nRestore the old values, or choose another --workdir'
+    )
+  return changed

@@ -1,0 +1,79 @@
+"""samples.txt: what the model generated at each eval and at the end."""
+
+import pathlib
+import re
+
+import jax
+
+from gpt.decoding import prompt, sampling
+from gpt.files import write_atomic
+
+FILE = 'samples.txt'
+
+
+def write(config, model, params, tokenizer, workdir, step: int) -> str:
+  """Appends a sample of the current weights to samples.txt; returns it.
+
+  A chat model answers the prompt, on a line of its own. Documents end at the
+  window; plain text slides past it.
+
+  Args:
+    config: ConfigDict of the run (sample, seed, data.format).
+    params: the weights, on device or host.
+    step: completed steps; replaces a sample of the same step.
+  """
+  given, format = config.sample.prompt, config.data.format
+  block_size = model.cfg.block_size
+  start = prompt.read_prompt(
+    tokenizer, format, given, block_size, config.sample.max_tokens
+  )
+  settings = sampling.settings(
+    1,
+    seed=config.seed,
+    temperature=config.sample.temperature,
+    top_p=config.sample.top_p,
+    top_k=config.sample.top_k,
+  )
+  pieces = prompt.complete(
+    model,
+    jax.device_get(params),
+    tokenizer,
+    start,
+    settings,
+    config.sample.max_tokens,
+    prompt.window_mode(start, format, block_size),
+  )
+  text = ''.join(pieces)
+  if format == 'chat' and given:
+    text = f'\n{text}'
+  keep(workdir, step - 1)  # The last eval may have written this one.
+  path = pathlib.Path(workdir) / FILE
+  with path.open('a', encoding='utf-8', newline='') as file:
+    file.write(f'--- step {step}\n{given}{text}\n')
+  return text
+
+
+def keep(workdir, step: int) -> None:
+  """Drops samples after `step`: a run that resumes there writes them again."""
+  path = pathlib.Path(workdir) / FILE
+  if not path.exists():
+    return
+  with path.open(encoding='utf-8', newline='') as file:
+    text = file.read()
+  for match in re.finditer(r'^--- step (\d+)$', text, re.MULTILINE):
+    if int(match[1]) > step:
+      write_atomic(path, text[: match.start()].encode())
+      return
+
+
+def read(workdir) -> list[tuple[int, str]]:
+  """[(step, text)], oldest first; [] if there is no samples.txt."""
+  path = pathlib.Path(workdir) / FILE
+  if not path.exists():
+    return []
+  with path.open(encoding='utf-8', newline='') as file:
+    parts = re.split(r'^--- step (\d+)\n', file.read(), flags=re.MULTILINE)
+  return [
+    (int(step), text.removesuffix('\n'))
+    for step, text in zip(parts[1::2], parts[2::2])
+  ]

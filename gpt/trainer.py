@@ -1,0 +1,398 @@
+"""The state of a run while it trains, and what happens between steps.
+
+The steps themselves are pure functions (training/step.py). A Trainer holds
+what they take and return, and applies one rule per method: resume, target,
+validation data, non-finite losses, best checkpoint, plateau, interruption.
+"""
+
+import dataclasses
+import logging
+import math
+from typing import NamedTuple, Self
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from gpt import devices, start
+from gpt.data import prepare
+from gpt.data.prepare import Dataset
+from gpt.finish import Result
+from gpt.formats import randygpt
+from gpt.model import GPT, GPTConfig, num_params
+from gpt.runs import failures, metrics, samples
+from gpt.runs.checkpoint import BEST, LATEST
+from gpt.runs.checkpoint_writer import Checkpoints
+from gpt.runs.config_file import save_config
+from gpt.runs.console import Console
+from gpt.runs.workdir import Run
+from gpt.tokenizers import Tokenizer
+from gpt.training import optimizer, plateau, schedules
+from gpt.training.evaluation import Evaluator
+from gpt.training.plateau import Plateau
+from gpt.training.profiling import Profiler
+from gpt.training.state import eval_params
+from gpt.training.step import jit_train_step
+
+logger = logging.getLogger(__name__)
+
+# Tokens a CPU device processes at once: activations stay in its L2 cache.
+CPU_MICRO_TOKENS = 512
+
+
+class Due(NamedTuple):
+  """What to do after a step; false if nothing is.
+
+  Attributes:
+    eval, save: as config.eval.every and config.checkpoint.every say, and at
+      the last step.
+    stop: an interruption was requested.
+    first: this process has compiled; timing begins after this step.
+  """
+
+  eval: bool
+  save: bool
+  stop: bool
+  first: bool
+
+  def __bool__(self) -> bool:
+    return any(self)
+
+
+def what_is_due(
+  step: int, first: int, last: int, config: ConfigDict, run: Run
+) -> Due:
+  """What to do after `step`, for a process that began after step `first`."""
+  every = config.checkpoint.every
+  eval_due = step % config.eval.every == 0 or step == last
+  save_due = step == last or bool(every and step % every == 0)
+  stop = run.stop_requested(step, now=eval_due or save_due)
+  return Due(eval_due, save_due, stop, step == first + 1)
+
+
+class Trainer:
+  """A run being trained; a context manager that leaves no write unfinished.
+
+  Attributes:
+    run, config, tokenizer, dataset: as given; after `start_or_resume`
+      config.total_steps is the target.
+    added_steps: whether the target came from --additional_steps.
+    cfg, model, mesh, tx: what the state is made of and lives on.
+    state: the TrainState, on the mesh once `begin` was called.
+    plateau: best loss and patience.
+    first, last: completed steps at the start and at the end of this process.
+  """
+
+  def __init__(
+    self, run: Run, config: ConfigDict, tokenizer: Tokenizer, dataset: Dataset
+  ):
+    self.run, self.config = run, config
+    self.tokenizer, self.dataset = tokenizer, dataset
+    self.cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
+    self.model = GPT(self.cfg)
+    self.mesh = devices.create_mesh(config.batch_size)
+    self.micro_batch = micro_batch_size(config, self.mesh)
+    self.tx = optimizer.create(
+      config, self.mesh, mixed=self.cfg.dtype == 'mixed'
+    )
+    self.checkpoints = Checkpoints(run.workdir, config.checkpoint.keep)
+    self.validation = start.validation_key(config, dataset.corpus)
+    self._init_key, self._dropout_key = jax.random.split(
+      jax.random.key(config.seed)
+    )
+    self._open = []  # What `settle` and `__exit__` close.
+    self._pending = None  # (step, metrics on device) not read yet.
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_) -> None:
+    try:
+      self.settle()
+    finally:
+      self.checkpoints.close()
+
+  def settle(self) -> bool:
+    """Ends the progress bar and waits for checkpoints.
+
+    Returns:
+      Whether the newest checkpoints are on disk.
+    """
+    while self._open:
+      self._open.pop().close()
+    return self.checkpoints.wait()
+
+  def start_or_resume(self, init_from: str, additional_steps: int) -> None:
+    """Restores, imports or initialises the state, and sets the target."""
+    self.state, self.meta = start.initial_state(
+      self.run,
+      self.config,
+      self.model,
+      self.tx,
+      self._init_key,
+      self.checkpoints,
+      init_from,
+    )
+    self.first = int(self.state.step)
+    self.plateau = Plateau(**self.meta.get('plateau', {}))
+    if additional_steps:
+      self.config = self.config.copy_and_resolve_references()
+      self.config.total_steps = self.first + additional_steps
+      self.run.changed.pop('total_steps', None)
+      self.plateau = dataclasses.replace(
+        self.plateau, stopped=False, evals_since_best=0
+      )
+    self.added_steps = bool(additional_steps)
+    target = self.config.total_steps
+    self.last = self.first if self.plateau.stopped else max(self.first, target)
+
+  def nothing_to_do(self) -> bool:
+    """True if the target was reached before and its last files are written."""
+    target, stopped = self.config.total_steps, self.plateau.stopped
+    if self.first < self.last:
+      return False
+    logger.info(
+      f'Already at step {self.first} (target {target}). Nothing to train.'
+    )
+    if stopped:
+      logger.info('The run stopped early; --additional_steps=N continues it.')
+    lowered = self.first > target and not stopped
+    if lowered or not metrics.lacks_end(self.run.workdir, self.first):
+      return True
+    logger.info('Its last files were not written: writing them now.')
+    return False
+
+  def begin(self, profile: bool) -> None:
+    """Records what is trained, places the state, compiles the steps."""
+    run, config, first = self.run, self.config, self.first
+    if run.leader:
+      save_config(run.workdir, config)
+      prepare.keep_record(run.workdir, self.dataset.corpus)
+    self.state = devices.put_replicated(self.state, self.mesh)
+    self._rows = devices.padded_batch_size(
+      config.batch_size, self.mesh, self.micro_batch
+    )
+    self._train_step = jit_train_step(
+      self.model,
+      self.tx,
+      schedules.from_config(config),
+      self.mesh,
+      micro_batch_size=self.micro_batch,
+      ema_decay=config.opt.ema_decay,
+      min_lr=config.min_lr,
+    )
+    self.evaluate = Evaluator(self.model, self.mesh, self.dataset)
+    self._announce()
+    self.clock = metrics.Clock(self.meta.get('elapsed_s', 0.0))
+    self.metrics_log = metrics.MetricsLog(
+      run.workdir, first, config.tensorboard, active=run.leader
+    )
+    run.on_close(self.metrics_log.close)
+    self.console = Console(
+      config, self.clock, first, self.metrics_log.recent_losses
+    )
+    self._open.append(self.console)
+    self._profiler = None
+    if profile:
+      self._profiler = Profiler(run.workdir / 'profile', first)
+      self._open.append(self._profiler)
+    if run.leader:
+      samples.keep(run.workdir, first)
+    self.checkpoints.tidy()
+
+  def validate_once(self) -> None:
+    """The evaluation before the first step: of a new run, or of new data."""
+    if math.isfinite(self.plateau.best_loss):
+      self._check_validation_data()
+    if self.first == self.last and not self.checkpoints.has(LATEST, self.last):
+      self.save(LATEST)  # A kill between saving the best and the latest.
+    if self.first == 0:
+      quick = self.quick_eval()
+      logger.info(f'step 0 | val {quick["nats_per_token"]:.4f} before training')
+      self.metrics_log.write(
+        0,
+        val_loss=quick['nats_per_token'],
+        val_ppl=quick['ppl'],
+        val_bits_per_byte=quick['bits_per_byte'],
+      )
+
+  def _check_validation_data(self) -> None:
+    """Judges the weights anew if the best loss is of other validation data."""
+    measured_on = self.meta.get('validation', self.validation)
+    if measured_on == self.validation:
+      return
+    loss, best = self.quick_eval()['nats_per_token'], self.plateau.best_loss
+    if measured_on:
+      logger.info(
+        f'the validation data has changed: step {self.first} has a loss of '
+        f'{loss:.4f} on it (the best so far, {best:.4f}, is kept in '
+        'checkpoints/replaced)'
+      )
+    elif abs(loss - best) > 1e-4:
+      logger.info(
+        f'the imported best loss, {best:.4f}, was measured on unknown data: '
+        f'step {self.first} has a loss of {loss:.4f} on the validation data'
+      )
+    if not self.checkpoints.replace_best(
+      self.state, self.meta, self.validation
+    ):
+      raise failures.not_saved(self.checkpoints.last_error, self.run.workdir)
+    self.plateau = plateau.judge_again(self.plateau, loss, self.first)
+    self.save(BEST)
+
+  def quick_eval(self) -> dict:
+    """Validation loss on the fixed windows; see evaluation.Evaluator."""
+    windows = self.config.eval.windows
+    return self.evaluate(eval_params(self.state), 'val', windows)
+
+  def dispatch(self, step: int) -> None:
+    """Starts a step, then reads the metrics of the one before it."""
+    batch = local_rows(
+      self.dataset, step - 1, self.config.batch_size, self._rows
+    )
+    batch = devices.put_batch(batch, self.mesh)
+    if self._profiler:
+      self._profiler.before(step)
+    self.state, values = self._train_step(self.state, batch, self._dropout_key)
+    if self._profiler:
+      self._profiler.after(step, self.state)
+    self._read_pending()
+    self._pending = step, values
+    self.console.tick()
+
+  def _read_pending(self) -> None:
+    """Blocks until the pending step has finished; logs its metrics."""
+    if self._pending is None:
+      return
+    step, values = self._pending
+    self._pending = None
+    values = {name: float(value) for name, value in values.items()}
+    if not math.isfinite(values['loss'] + values['grad_norm']):
+      # Checkpoint step - 1 holds the weights that produced this loss.
+      self.checkpoints.set_aside(LATEST, step - 1)
+      raise failures.not_finite(step, 'loss', values['lr'], self.run.workdir)
+    self._lr = values['lr']
+    loss = values['loss'] if values['tokens'] else math.nan
+    self.metrics_log.write(
+      step,
+      loss=loss,
+      lr=values['lr'],
+      grad_norm=values['grad_norm'],
+      tokens=values['tokens'],
+    )
+    self.console.add(values, timed=step > self.first + 1)
+
+  def pause(self, step: int, due: Due) -> bool:
+    """Evaluates and saves what is due; returns whether the run ends here."""
+    self._read_pending()  # The device is idle from here on.
+    self.clock.pause()
+    if due.eval:
+      self._evaluate_step(step)
+    ends = due.stop or self.plateau.stopped
+    if due.save or ends:
+      self.save(LATEST)
+    self.clock.resume()
+    return ends
+
+  def _evaluate_step(self, step: int) -> None:
+    """One eval: loss, plateau, sample, best checkpoint, in this order.
+
+    The sample is written before the checkpoint from which another process may
+    resume, so that no step loses its sample.
+    """
+    run, config = self.run, self.config
+    quick = self.quick_eval()
+    loss = quick['nats_per_token']
+    if quick['tokens'] and not math.isfinite(loss):
+      raise failures.not_finite(step, 'validation loss', self._lr, run.workdir)
+    self.plateau, message = plateau.update(self.plateau, config.opt, loss, step)
+    self.metrics_log.write(
+      step, **self.console.report(step, quick, self.plateau)
+    )
+    scale = np.float32(plateau.lr_scale(self.plateau, config.opt))
+    scale = devices.put_replicated(scale, self.mesh)
+    self.state = self.state.replace(lr_scale=scale)
+    if message:
+      logger.info(message)
+    if config.eval.sample and run.leader:
+      self.write_sample(step)
+    if self.plateau.best_step == step:
+      self.save(BEST)
+
+  def write_sample(self, step: int) -> str:
+    """Samples from the weights of `step` into samples.txt."""
+    return samples.write(
+      self.config,
+      self.model,
+      eval_params(self.state),
+      self.tokenizer,
+      self.run.workdir,
+      step,
+    )
+
+  def save(self, which: str) -> None:
+    """Starts writing a checkpoint; warns if the one before it failed."""
+    meta = {
+      'plateau': dataclasses.asdict(self.plateau),
+      'best_loss': self.plateau.best_loss,
+      'validation': self.validation,
+      'elapsed_s': self.clock.elapsed(),
+    }
+    if not self.checkpoints.save(which, self.state, meta):
+      logger.warning(
+        f'a checkpoint could not be written by step {int(self.state.step)} '
+        f'({self.checkpoints.last_error}); earlier ones are untouched. Is the '
+        'disk full?'
+      )
+
+  def result(self, outcome: str, final: dict | None = None) -> Result:
+    """The Result of a run that ends at the current step."""
+    return Result(
+      outcome,
+      int(self.state.step),
+      self.plateau.best_loss,
+      final or {},
+      str(self.run.workdir),
+    )
+
+  def _announce(self) -> None:
+    """Logs what is about to be trained, and on which devices."""
+    cfg, config, device = self.cfg, self.config, self.mesh.devices.flat[0]
+    logger.info(
+      f'model: {cfg.arch}, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.n_head} '
+      f'heads, context {cfg.block_size}, vocabulary {cfg.vocab_size} '
+      f'({self.tokenizer.kind}): {num_params(cfg):,} parameters'
+    )
+    logger.info(
+      f'steps {self.first} -> {config.total_steps} of {config.batch_size} x '
+      f'{cfg.block_size} tokens on {self.mesh.size} x {device.platform} '
+      f'({device.device_kind}), {cfg.dtype}, attention {cfg.attention}, '
+      f'{self.micro_batch} sequences at once'
+    )
+    for reason in randygpt.obstacles(cfg):
+      logger.info(
+        f'note: no RGPT files (checkpoint.bin) will be written: {reason}'
+      )
+    if self.first:
+      for key, (old, new) in self.run.changed.items():
+        logger.info(f'note: {key} changed: {old!r} -> {new!r}')
+
+
+def micro_batch_size(config: ConfigDict, mesh) -> int:
+  """Rows a device processes at once (`parallel.micro_batch_size`)."""
+  rows = -(-config.batch_size // mesh.size)
+  wanted = config.parallel.micro_batch_size
+  if not wanted:
+    if jax.default_backend() != 'cpu':
+      return rows
+    wanted = max(1, CPU_MICRO_TOKENS // config.model.block_size)
+  wanted = min(wanted, rows)
+  divisor = max(m for m in range(1, wanted + 1) if rows % m == 0)
+  return divisor if 2 * divisor > wanted else wanted
+
+
+def local_rows(dataset, step: int, batch_size: int, padded: int) -> dict:
+  """This process's share of the global batch of `padded` rows."""
+  own = devices.process_rows(padded)
+  rows = slice(min(own.start, batch_size), min(own.stop, batch_size))
+  return devices.pad_rows(dataset.batch_at(step, rows), own.stop - own.start)
