@@ -89,7 +89,7 @@ def _points(lines: list[dict], key: str) -> list:
 
 
 def loss_by_time(axes, runs: dict) -> None:
-  """Validation loss by wall time, logarithmic, a line for each run.
+  """Validation loss by wall time, logarithmic, each line named at its end.
 
   In bits per byte, so that tokenizers compare: nats per token times the ratio
   of the two in the run's full pass.
@@ -99,6 +99,7 @@ def loss_by_time(axes, runs: dict) -> None:
       ended with a full pass. What a run spent outside its own clock (start,
       end) is put before its first point.
   """
+  ends = []
   for i, (name, (wall_s, lines)) in enumerate(runs.items()):
     lines = [x for x in lines if x.get('elapsed_s') is not None]
     outside = wall_s - lines[-1]['elapsed_s']
@@ -110,23 +111,44 @@ def loss_by_time(axes, runs: dict) -> None:
       if x.get('val_loss') is not None
     ]
     points.append((wall_s, full))
-    label = f'{name}: {points[-1][1]:.4f} after {wall_s:,.0f} s'
-    axes.plot(
-      *zip(*points),
-      color=COLORS[i % len(COLORS)],
-      marker='o',
-      markersize=3,
-      linewidth=1.8,
-      label=label,
-      linestyle='-' if i < len(COLORS) else '--',
-    )
+    color = COLORS[i % len(COLORS)]
+    style = '-' if i < len(COLORS) else '--'
+    axes.plot(*zip(*points), color=color, linewidth=1.8, linestyle=style)
+    axes.plot(wall_s, full, 'o', color=color, markersize=5)
+    ends.append((wall_s, full, f'{name}: {full:.2f}', color))
   axes.set_xscale('log')
   axes.set_xlabel('seconds from process start, compiling included')
   axes.set_ylabel('validation loss in bits/byte')
-  axes.set_ylim(top=4.3)
-  axes.grid(alpha=0.25, which='both')
-  axes.figure.set_size_inches(8, 4 + 0.2 * len(runs))
-  axes.figure.legend(frameon=False, loc='outside lower left', fontsize=9)
+  axes.set_ylim(top=min(4.3, axes.get_ylim()[1]))
+  axes.grid(color=GRID)
+  first = min(x.get_xdata()[0] for x in axes.lines)
+  axes.set_xlim(first * 0.9, max(x for x, *_ in ends) * 6)  # Room for names.
+  label_ends(axes, ends)
+
+
+def label_ends(axes, ends: list[tuple[float, float, str, str]]) -> None:
+  """Names lines at their ends; names that would overlap move up.
+
+  Args:
+    ends: (x, y, name, colour) of each line's last point.
+  """
+  taken = []  # (left, right, height) of the names so far, in points.
+  to_points = 72 / axes.figure.dpi
+  for x, y, name, color in sorted(ends, key=lambda end: end[1]):
+    left, at = axes.transData.transform((x, y)) * to_points
+    right, height = left + 6.5 * len(name), at
+    for other_left, other_right, other in taken:
+      if left < other_right and other_left < right:
+        height = max(height, other + 13)
+    taken.append((left, right, height))
+    axes.annotate(
+      name,
+      (x, y),
+      xytext=(7, height - at - 3),
+      textcoords='offset points',
+      fontsize=10,
+      color=color,
+    )
 
 
 def loss_png(path, runs: dict, title: str = '', dpi: int = 140) -> None:

@@ -200,18 +200,44 @@ def show(rows: list[dict]) -> None:
     )
 
 
+def short_names(runs: list[tuple[str, str]]) -> list[str]:
+  """Names for a figure: the recipe, and what sets it apart from its siblings.
+
+  Args:
+    runs: (recipe, its changes as 'key=value key=value').
+
+  Returns:
+    'model_l lr 1e-3' rather than 'model_l data.path=shakespeare lr=1e-3', where
+    all runs of model_l changed data.path alike.
+  """
+  changes = [dict(x.split('=', 1) for x in name.split()) for _, name in runs]
+  names = []
+  for (recipe, _), own in zip(runs, changes):
+    siblings = [c for (r, _), c in zip(runs, changes) if r == recipe]
+    words = [
+      f'{own[key]} steps'
+      if key == 'total_steps'
+      else f'{key.rpartition(".")[2]} {own[key]}'
+      for key in own
+      if any(c.get(key) != own[key] for c in siblings)
+    ]
+    names.append(' '.join([recipe, ', '.join(words)]).strip())
+  return names
+
+
 def draw(path: str) -> None:
   """Validation loss by wall time of every recipe's first run."""
   from gpt.reports import plots
 
-  runs = {}
+  found = {}  # The first seed of each recipe and change.
   for file in sorted(pathlib.Path(OUTPUT.value).glob('*/result.json')):
     row = json.loads(file.read_text())
-    label = f'{row["recipe"]} {row["name"]}'.strip()
-    if row['name'] not in ABLATIONS and label not in runs:
-      runs[label] = row['wall_s'], metrics.read_run(file.parent)
-  if not runs:
+    key = row['recipe'], row['name']
+    if row['name'] not in ABLATIONS and key not in found:
+      found[key] = row['wall_s'], metrics.read_run(file.parent)
+  if not found:
     raise UserError(f'no finished run in {OUTPUT.value}: run a --recipe first')
+  runs = dict(zip(short_names(list(found)), found.values()))
   plots.write_png(path, lambda axes: plots.loss_by_time(axes, runs))
   print(f'wrote {path}')
 
