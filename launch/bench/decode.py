@@ -2,19 +2,21 @@
 
     python -m launch.bench.decode --preset=l --vocab_size=2000 --batch=1,8,32
     python -m launch.bench.decode --preset=l --tokens=1024     (past the window)
-    python -m launch.bench.decode --peer=c,products            (what bounds it)
+    python -m launch.bench.decode --peer=c,products            (the upper bound)
 
-Every contestant starts from a prompt of one token and samples to the end of
-the window (temperature 1; ours with top-p 0.9 besides). The C loop
-(peers/decode.c) decodes one stream; the better of 1 and 2 threads counts.
-`products` are the weight products of our steps and nothing else: no attention,
-no cache, no sampling.
+Every contestant starts from a one-token prompt and samples to the end of the
+window at temperature 1; rgpt also applies top-p. The C loop (peers/decode.c)
+decodes one stream; the better of one and all threads counts. `products` are the
+matmuls of our decode steps with the weights and nothing else: no attention, no
+cache, no sampling.
 """
 
 import os
 import pathlib
 import subprocess
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
@@ -24,29 +26,33 @@ from launch import cli
 from launch.bench import harness
 from launch.bench.shapes import model_config
 
+Contestant = tuple[Callable[[], Any], dict[str, Any]]
+
 PRESET = flags.DEFINE_string('preset', 'l', 'A size preset or a shape.')
 VOCAB_SIZE = flags.DEFINE_integer(
   'vocab_size', 2000, 'Vocabulary.', lower_bound=3
 )
-BATCH = flags.DEFINE_list('batch', ['1', '8', '32'], 'Numbers of streams.')
-TOKENS = flags.DEFINE_integer(
-  'tokens', 0, 'New tokens of each stream; 0: to the end of the window.'
+BATCH = flags.DEFINE_list(
+  'batch', ['1', '8', '32'], 'Numbers of concurrent streams.'
 )
-TOP_P = flags.DEFINE_float('top_p', 0.9, 'top-p of ours.')
+TOKENS = flags.DEFINE_integer(
+  'tokens', 0, 'New tokens per stream; 0: to the end of the window.'
+)
+TOP_P = flags.DEFINE_float('top_p', 0.9, 'top-p of rgpt.')
 DTYPE = flags.DEFINE_enum(
-  'dtype', 'auto', ['auto', 'float32', 'bfloat16'], 'Matmul dtype of ours.'
+  'dtype', 'auto', ['auto', 'float32', 'bfloat16'], 'Matmul dtype of rgpt.'
 )
 ROUNDS = flags.DEFINE_integer(
-  'rounds', 5, 'Rounds of each contestant.', lower_bound=1
+  'rounds', 5, 'Rounds per contestant.', lower_bound=1
 )
 PEER = flags.DEFINE_list(
-  'peer', ['c', 'torch'], 'Beside whom: c, torch, products.'
+  'peer', ['c', 'torch'], 'What to compare with: c, torch, products.'
 )
 WORKER = harness.define_worker_flag()
 
 
-def make_model():
-  """(GPT, its initial parameters as numpy arrays)."""
+def make_model() -> tuple[Any, Any]:
+  """(GPT, its initial params as numpy arrays)."""
   import jax
   import jax.numpy as jnp
 
@@ -61,7 +67,8 @@ def make_model():
   return model, jax.device_get(init(jax.random.key(0))['params'])
 
 
-def build_ours(batch: int):
+def build_ours(batch: int) -> Contestant:
+  """generation.generate with `batch` rows."""
   import jax
 
   from gpt.decoding import generation, sampling
@@ -70,14 +77,14 @@ def build_ours(batch: int):
   cfg = model.cfg
   params = jax.tree.map(jax.numpy.asarray, params)
   tokens = TOKENS.value or cfg.block_size
-  s = sampling.settings(
+  settings = sampling.settings(
     batch, seed=range(batch), temperature=1.0, top_p=TOP_P.value
   )
   prompts = [[2 + i % (VOCAB_SIZE.value - 2)] for i in range(batch)]
 
   def run():
     stream = generation.generate(
-      model, params, prompts, s, tokens, block_steps=16
+      model, params, prompts, settings, tokens, block_steps=16
     )
     return sum(len(new or ()) for _, new in stream)
 
@@ -85,7 +92,8 @@ def build_ours(batch: int):
   return run, {'device': jax.devices()[0].device_kind}
 
 
-def build_products(batch: int):
+def build_products(batch: int) -> Contestant:
+  """The weight matmuls of our decode steps: an upper bound of the speed."""
   import jax
   import jax.numpy as jnp
 
@@ -121,7 +129,8 @@ def build_products(batch: int):
   return run, {'device': jax.devices()[0].device_kind}
 
 
-def build_torch(batch: int):
+def build_torch(batch: int) -> Contestant:
+  """PyTorch's decode loop with a cache."""
   import torch
 
   from gpt.model import GPTConfig
@@ -135,8 +144,8 @@ def build_torch(batch: int):
   return lambda: decode(model, batch, cfg.block_size), {'device': device}
 
 
-def build_c(threads: int):
-  """The C loop, compiled here for this machine; a process that prints times."""
+def build_c(threads: int) -> Contestant:
+  """The C loop, compiled for this machine; it measures its own time."""
   m = model_config(PRESET.value)
   source = pathlib.Path(__file__).parent / 'peers' / 'decode.c'
   binary = os.path.join(tempfile.mkdtemp(prefix='rgpt-bench-'), 'decode')
@@ -173,7 +182,8 @@ def build_c(threads: int):
   return run, {'device': 'cpu'}
 
 
-def build(name: str):
+def build(name: str) -> Contestant:
+  """(run, facts) of a contestant, see harness.serve."""
   kind, _, number = name.split(' ', 1)[0], '', name.rsplit('=', 1)[-1]
   builder = {
     'ours': build_ours,
@@ -208,9 +218,9 @@ def main(_):
       row['x_c'] = row['tokens_per_s'] / max(c)
   title = (
     f'decoding {PRESET.value}, vocabulary {VOCAB_SIZE.value}, '
-    f'{TOKENS.value or "window"} tokens a stream'
+    f'{TOKENS.value or "window"} tokens per stream'
   )
-  # Only single streams compare with the C loop's; x_c says how the rest do.
+  # Only single streams compare with the C loop; x_c is the ratio of the rest.
   apart = [
     r
     for r in rows

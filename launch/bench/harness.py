@@ -1,9 +1,9 @@
-"""Side-by-side measurement: every contestant a process of its own, in turns.
+"""Side-by-side benchmarks: one process per contestant, measured in turns.
 
-A worker process builds its contestant once, then answers 'run' requests on
-stdin with one JSON line each. The parent asks the workers in turn (A B A B), so
-that a busy moment of the machine hits all of them, and reports medians and the
-spread. Compilation and warm-up happen before the first turn.
+A worker process builds its contestant once and answers each 'run' request on
+stdin with one JSON line. The parent asks the workers in turn (A B A B), so that
+a busy machine slows all of them alike, and reports median and spread.
+Compilation and warm-up happen before the first turn.
 """
 
 import json
@@ -13,6 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -20,7 +22,7 @@ from gpt.errors import UserError
 
 
 def usage() -> tuple[float, float]:
-  """(wall seconds, CPU seconds of this process) since some moment."""
+  """(wall clock, CPU time of this process) in seconds; use differences."""
   return time.perf_counter(), time.process_time()
 
 
@@ -30,16 +32,18 @@ def peak_rss_mb() -> float:
   return peak * (1 if sys.platform == 'darwin' else 1024) / 1e6
 
 
-def serve(name: str, build) -> None:
-  """The worker's side: builds a contestant and measures it on request.
+def serve(
+  name: str, build: Callable[[str], tuple[Callable[[], Any], dict]]
+) -> None:
+  """Worker side: builds a contestant and measures it on request.
 
   Args:
-    name: which contestant.
-    build: build(name) -> (run, facts); run() does one round of blocking work
-      and returns the number of units done (tokens), or (units, seconds) if it
-      has measured itself; facts go to the report.
+    name: the contestant.
+    build: build(name) -> (run, facts). run() does one round of work, blocks
+      until it is done and returns the units done (tokens), or (units, seconds)
+      if it measures its own time. facts are added to the report.
   """
-  out, sys.stdout = sys.stdout, sys.stderr  # Only JSON goes to the parent.
+  out, sys.stdout = sys.stdout, sys.stderr  # The parent reads JSON only.
 
   def reply(message):
     out.write(json.dumps(message) + '\n')
@@ -48,7 +52,7 @@ def serve(name: str, build) -> None:
   start = time.perf_counter()
   try:
     run, facts = build(name)
-    run()  # Compiles, touches memory, fills caches.
+    run()  # Warm-up: compiles and fills caches.
   except ImportError as e:
     reply({'missing': str(e)})
     return
@@ -57,14 +61,14 @@ def serve(name: str, build) -> None:
     wall, cpu = usage()
     units = run()
     wall, cpu = (b - a for a, b in zip((wall, cpu), usage()))
-    if isinstance(units, tuple):  # A contestant that took its own time.
+    if isinstance(units, tuple):  # The contestant measured its own time.
       units, wall = units
       cpu = wall
     reply({'wall': wall, 'cpu': cpu, 'units': units, 'rss_mb': peak_rss_mb()})
 
 
 class Worker:
-  """The parent's side of one contestant."""
+  """Parent side of one contestant."""
 
   def __init__(self, name: str, module: str, args: list[str]):
     self.name = name
@@ -80,20 +84,22 @@ class Worker:
   def _read(self) -> dict:
     line = self._process.stdout.readline()
     if not line:
-      raise UserError(f'the contestant {self.name} died; its message is above')
+      raise UserError(f'contestant {self.name} exited; see its error above')
     return json.loads(line)
 
   def turn(self) -> None:
+    """Measures one round."""
     self._process.stdin.write('run\n')
     self._process.stdin.flush()
     self.rounds.append(self._read())
 
   def close(self) -> None:
+    """Ends the process."""
     self._process.stdin.close()
     self._process.wait()
 
   def summary(self) -> dict:
-    """Medians over the rounds, and the spread of the speed."""
+    """Medians over the rounds; minimum and maximum of the speed."""
     speeds = sorted(r['units'] / r['wall'] for r in self.rounds)
     cpu = [r['cpu'] / r['units'] for r in self.rounds]
     return {
@@ -107,10 +113,16 @@ class Worker:
     }
 
 
-def compare(names, module, rounds: int) -> list[dict]:
-  """Runs the named contestants in turns; the ones not installed are left out.
+def compare(names: Sequence[str], module: str, rounds: int) -> list[dict]:
+  """Measures contestants in turns; skips those that are not installed.
 
-  The workers get this process's own flags, so they build the same thing.
+  Args:
+    names: contestants, in the order of their turns.
+    module: the workers' module; they get the flags of this process.
+    rounds: measurements of each contestant.
+
+  Returns:
+    Worker.summary of each contestant.
   """
   args = sys.argv[1:]
   workers = []
@@ -119,7 +131,7 @@ def compare(names, module, rounds: int) -> list[dict]:
       worker = Worker(name, module, args)
       if 'missing' in worker.facts:
         print(
-          f'{name}: left out ({worker.facts["missing"]}); '
+          f'{name}: skipped ({worker.facts["missing"]}); '
           'pip install "rgpt[bench]"'
         )
         worker.close()
@@ -134,15 +146,22 @@ def compare(names, module, rounds: int) -> list[dict]:
       worker.close()
 
 
-def report(title, rows, ours, extra=(), apart=(), pair=()) -> None:
-  """A table, then one JSON line with `ours`, the best `peer` and the `ratio`.
+def report(
+  title: str,
+  rows: Sequence[dict],
+  ours: str,
+  extra: Sequence[str] = (),
+  apart: Sequence[dict] = (),
+  pair: Sequence[str] = (),
+) -> None:
+  """Prints a table, then a JSON line with `ours`, best `peer` and `ratio`.
 
   Args:
     rows: summaries of the contestants.
-    ours: how the names of our contestants begin.
+    ours: prefix of the names of our contestants.
     extra: further columns.
-    apart: rows that are shown and not compared with; may be all of ours.
-    pair: names of two of those that are compared with each other.
+    apart: rows excluded from the comparison; may be all of ours.
+    pair: names of two rows to compare with each other.
   """
   print(f'\n{title}\n{machine()}')
   columns = [
@@ -190,7 +209,7 @@ def _cell(value) -> str:
 
 
 def machine() -> str:
-  """CPU model and core count, for the record."""
+  """CPU model, number of cores and Python version."""
   from gpt.devices import num_cores
 
   model = platform.processor() or platform.machine()
@@ -203,20 +222,23 @@ def machine() -> str:
   return f'{model}, {num_cores()} cores, Python {platform.python_version()}'
 
 
-def positive(flag: str, texts, kind=int) -> list:
-  """The numbers of a list flag. Raises UserError unless all are above 0."""
+def positive(
+  flag: str, texts: Sequence[str], kind: Callable[[str], Any] = int
+) -> list:
+  """Parses a list flag; UserError unless all numbers are positive."""
   try:
     numbers = [kind(text) for text in texts]
   except ValueError:
     numbers = []
   if not numbers or min(numbers) <= 0:
     raise UserError(
-      f'--{flag}={",".join(texts)}: numbers above 0 are wanted, as in 1,4'
+      f'--{flag}={",".join(texts)}: expected positive numbers, as in 1,4'
     )
   return numbers
 
 
-def define_worker_flag():
+def define_worker_flag() -> flags.FlagHolder[str]:
+  """--worker=NAME makes this process a contestant's worker."""
   return flags.DEFINE_string(
-    'worker', '', 'Internal: be this contestant of a comparison.'
+    'worker', '', 'Internal: run as the worker of this contestant.'
   )

@@ -2,8 +2,8 @@
 
     python -m launch.bench.profile --preset=l --batch_size=16
 
-Traces a few steps with JAX's profiler and adds up the operations of all
-devices: CPU milliseconds a step and the share of each kind.
+Traces a few steps with JAX's profiler and sums the operations of all devices:
+CPU milliseconds per step and the share of each kind.
 """
 
 import collections
@@ -21,7 +21,7 @@ from launch.bench import harness, train
 
 flags.adopt_module_key_flags(train)
 STEPS = 3
-# First match wins; XLA:CPU names a fused operation after its parts.
+# The first match wins. XLA:CPU names a fusion after its operations.
 KINDS = (
   ('all-reduce of gradients', r'all-reduce|psum'),
   ('matrix products', r'^dot|ynn|convolution|gemm|custom-call'),
@@ -31,12 +31,12 @@ KINDS = (
   ('reductions', r'reduce'),
   ('element-wise', r''),
 )
-# Not operations: waiting, dispatch, Python frames.
+# Events that are not operations: waiting, dispatch, Python frames.
 NOT_OPERATIONS = re.compile(r'[:$ (\[]|^while|^call|^end|Rendezvous|Pjit|shard')
 
 
-def operations(trace_dir: str):
-  """{name without number: (milliseconds, count)} over the whole trace."""
+def operations(trace_dir: str) -> dict[str, tuple[float, int]]:
+  """{operation without its number: (milliseconds, count)} of a trace."""
   (path,) = glob.glob(f'{trace_dir}/plugins/profile/*/*.trace.json.gz')
   with gzip.open(path) as file:
     events = json.load(file)['traceEvents']
@@ -68,13 +68,13 @@ def main(_):
   whole = sum(kinds.values())
   print(
     f'one step of {train.PRESET.value}, batch {config.batch_size}, on '
-    f'{facts["devices"]} x {facts["device"]}: {whole:.0f} ms of operations, '
-    'all devices together'
+    f'{facts["devices"]} x {facts["device"]}: {whole:.0f} ms of operations '
+    'on all devices'
   )
   print(harness.machine())
   for kind, ms in kinds.most_common():
     print(f'{kind:26s}{ms:10.1f} ms{100 * ms / whole:8.1f} %')
-  print('\nthe longest operations')
+  print('\nlongest operations')
   for name, (ms, n) in sorted(found.items(), key=lambda x: -x[1][0])[:12]:
     print(f'{name:40.40s}{ms / STEPS:10.1f} ms{n / STEPS:8.0f} x')
 

@@ -7,11 +7,10 @@
     python -m launch.bench.recipes --recipe=nanogpt_cpu          (the peer)
     python -m launch.bench.recipes --draw=loss.png
 
-Each run is a process of its own with an empty compilation cache; its wall time
-is taken from outside, from the start of the process to its end. Nothing else
-should compute meanwhile. A run that is in --output already is not repeated; the
-last line is one JSON object. --draw draws the first run of each recipe there,
-but no ablations.
+Each run is a process with an empty compilation cache. Its wall time is that of
+the whole process, so keep the machine otherwise idle. A run already in --output
+is not repeated. The last line is a JSON object. --draw plots the first run of
+each recipe in --output, without ablations.
 """
 
 import json
@@ -24,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -34,18 +34,16 @@ from launch import cli, config_flag
 from launch.bench import harness
 
 RECIPE = flags.DEFINE_string('recipe', '', 'A file of configs, or nanogpt_cpu.')
-SEEDS = flags.DEFINE_list('seeds', ['1', '2', '3'], 'Runs of each.')
+SEEDS = flags.DEFINE_list('seeds', ['1', '2', '3'], 'Seeds; one run each.')
 ABLATE = flags.DEFINE_bool(
-  'ablate', False, 'One run for each option added or removed, first seed.'
+  'ablate', False, 'One run per option added or removed, with the first seed.'
 )
 CHANGE = flags.DEFINE_multi_string(
-  'change', [], 'key=value: changed in the recipe, as --config.key=value.'
+  'change', [], 'key=value: overrides the recipe, like --config.key=value.'
 )
-ONLY = flags.DEFINE_list('only', [], 'The options to --ablate, if not all.')
-OUTPUT = flags.DEFINE_string(
-  'output', 'runs/recipes', 'Directory of the runs, to be found again.'
-)
-DRAW = flags.DEFINE_string('draw', '', 'Write loss by wall time as this PNG.')
+ONLY = flags.DEFINE_list('only', [], 'Options to --ablate; default: all.')
+OUTPUT = flags.DEFINE_string('output', 'runs/recipes', 'Directory of the runs.')
+DRAW = flags.DEFINE_string('draw', '', 'PNG file to plot loss by wall time to.')
 
 PEER = 'nanogpt_cpu'
 PLAIN = {
@@ -58,14 +56,14 @@ PLAIN = {
   'model.zero_init': False,
 }
 ABLATIONS = {
-  # Taken from the recipe.
+  # Removed from the recipe.
   '- Muon': {'opt.name': 'adamw', 'lr': 3e-3},
   '- RoPE': {'model.pos': 'learned'},
   '- QK-norm': {'model.qk_norm': False},
   '- final norm': {'model.final_norm': False},
   '- softcap': {'model.logit_softcap': 0.0},
   '- zero-init': {'model.zero_init': False},
-  # Changed in it or added to it.
+  # Changed in or added to the recipe.
   'momentum 0.95': {'opt.muon_momentum': 0.95},
   '3 Newton-Schulz steps': {'opt.muon_steps': 3},
   'decay over 40 %': {'opt.decay_fraction': 0.4},
@@ -78,7 +76,7 @@ ABLATIONS = {
   'tied embeddings': {'model.tied_embeddings': True},
   'embedding norm': {'model.embed_norm': True},
   'EMA 0.99': {'opt.ema_decay': 0.99},
-  # The plain architecture with AdamW, and one thing added to it.
+  # The plain architecture with AdamW, and one addition each.
   'plain': PLAIN,
   'plain + Muon': {
     k: v for k, v in PLAIN.items() if k not in ('opt.name', 'lr')
@@ -91,7 +89,9 @@ ABLATIONS = {
 }
 
 
-def command(recipe: str, seed: str, workdir, changes) -> list[str]:
+def command(
+  recipe: str, seed: str, workdir: pathlib.Path, changes: Sequence[str]
+) -> list[str]:
   """The command line of a run."""
   if recipe == PEER:
     return [
@@ -113,8 +113,10 @@ def command(recipe: str, seed: str, workdir, changes) -> list[str]:
   ]
 
 
-def run(recipe: str, seed: str, name: str = '', changes=()) -> dict:
-  """Trains from a cold start unless that was done; the numbers of the run."""
+def run(
+  recipe: str, seed: str, name: str = '', changes: Sequence[str] = ()
+) -> dict:
+  """Trains from a cold start, unless --output has the run; its results."""
   label = name.replace('- ', 'no ').replace('+', 'and')
   label = re.sub(r'[^\w.]+', '_', label)
   label = '-'.join(filter(None, (recipe, label, seed)))
@@ -124,9 +126,9 @@ def run(recipe: str, seed: str, name: str = '', changes=()) -> dict:
     if recipe != PEER:
       check_settings(recipe, workdir, changes)
     return json.loads(result.read_text())
-  if workdir.exists():  # It would be resumed, and its wall time be wrong.
+  if workdir.exists():  # Resuming it would give a wrong wall time.
     raise UserError(
-      f'{workdir} holds a run that was cut short: remove it to start anew'
+      f'{workdir} holds a run that was cut short: remove it to start over'
     )
   args = command(recipe, seed, workdir, changes)
   print(f'$ {shlex.join(args[1:])}', flush=True)
@@ -141,8 +143,8 @@ def run(recipe: str, seed: str, name: str = '', changes=()) -> dict:
     )
     wall = time.perf_counter() - began
   if process.returncode:
-    said = process.stdout.strip()
-    raise UserError('the run has failed (see above)' + (said and f':\n{said}'))
+    output = process.stdout.strip()
+    raise UserError('the run failed (see above)' + (output and f':\n{output}'))
   end = metrics.read_run(workdir)[-1]
   numbers = {
     key.removeprefix('full_final_'): value
@@ -162,28 +164,31 @@ def run(recipe: str, seed: str, name: str = '', changes=()) -> dict:
   return row
 
 
-def check_settings(recipe: str, workdir, changes) -> None:
-  """Raises UserError if a finished run had another recipe than there is now."""
+def check_settings(
+  recipe: str, workdir: pathlib.Path, changes: Sequence[str]
+) -> None:
+  """UserError if the recipe has changed since a finished run was made."""
   now = config_flag.load_config(f'configs/{recipe}.py')
   chosen = {'seed', 'eval.full_at_end'} | {x.split('=')[0] for x in changes}
   for key, (old, new) in differences(read_config(workdir), now).items():
     if key not in chosen:
       raise UserError(
         f'{workdir} was made with {key} {old!r}, the recipe has {new!r} now: '
-        'remove it to run it anew'
+        'remove it to repeat the run'
       )
 
 
 def commit() -> str:
-  """The commit that is checked out, + if files differ from it; or ''."""
+  """The checked-out commit, with + if files differ; '' without git."""
   args = ['git', 'describe', '--always', '--dirty=+']
   try:
     return subprocess.run(args, capture_output=True, text=True).stdout.strip()
-  except OSError:  # There is no git.
+  except OSError:  # git is not installed.
     return ''
 
 
 def show_head() -> None:
+  """Prints the header of the table."""
   print(
     f'{"run":26s}{"seed":>5s}{"wall s":>8s}{"steps":>7s}{"nats":>9s}'
     f'{"bits/byte":>11s}'
@@ -191,7 +196,7 @@ def show_head() -> None:
 
 
 def show(rows: list[dict]) -> None:
-  """Rows of the table."""
+  """Prints rows of the table."""
   for row in rows:
     print(
       f'{row["name"] or row["recipe"]:26s}{row["seed"]:5d}{row["wall_s"]:8.1f}'
@@ -226,7 +231,7 @@ def short_names(runs: list[tuple[str, str]]) -> list[str]:
 
 
 def draw(path: str) -> None:
-  """Validation loss by wall time of every recipe's first run."""
+  """Plots validation loss by wall time of every recipe's first run."""
   from gpt.reports import plots
 
   found = {}  # The first seed of each recipe and change.

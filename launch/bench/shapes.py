@@ -1,6 +1,8 @@
-"""The model shapes of the benchmarks: our presets and a few of others."""
+"""Model shapes of the benchmarks: our presets, and shapes of peers."""
 
 import importlib
+
+from ml_collections import ConfigDict
 
 from configs import default
 from gpt.errors import UserError
@@ -13,8 +15,8 @@ SHAPES = {
 PRESETS = ('xs', 's', 'ds', 'm', 'l', 'deep', 'xl')
 
 
-def get_config(name: str):
-  """The whole configuration of a preset or shape."""
+def get_config(name: str) -> ConfigDict:
+  """The configuration of a preset or shape."""
   if name in PRESETS:
     return importlib.import_module(f'configs.model_{name}').get_config()
   if name not in SHAPES:
@@ -27,6 +29,6 @@ def get_config(name: str):
   return config
 
 
-def model_config(name: str):
+def model_config(name: str) -> ConfigDict:
   """`config.model` of a preset or shape."""
   return get_config(name).model

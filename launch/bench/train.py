@@ -4,26 +4,31 @@
     python -m launch.bench.train --preset=nanogpt_cpu --batch_size=12 \\
       --dropout=0
 
-Whole optimizer steps: both train the same architecture with AdamW, element-wise
-clipping and dropout on random batches, drawing included, compiling excluded (it
-is in ready_s).
+Both train the same architecture with AdamW, element-wise clipping and dropout
+on random batches, in whole optimizer steps. The time includes drawing batches,
+not compilation (that is ready_s).
 """
 
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from gpt import devices
 from launch import cli
 from launch.bench import harness, shapes
+
+Contestant = tuple[Callable[[], int], dict[str, Any]]
 
 MIXED, AUTOCAST = 'ours mixed', 'torch compile bf16'
 PEAK_TFLOPS = {'H200': 989.0, 'H100': 989.0, 'A100': 312.0}  # dense bf16
 
 PRESET = flags.DEFINE_string('preset', 'l', 'A size preset or a shape.')
 BATCH_SIZE = flags.DEFINE_integer(
-  'batch_size', 16, 'Sequences a step.', lower_bound=1
+  'batch_size', 16, 'Sequences per step.', lower_bound=1
 )
 VOCAB_SIZE = flags.DEFINE_integer(
   'vocab_size', 67, 'Vocabulary.', lower_bound=3
@@ -33,21 +38,23 @@ DTYPE = flags.DEFINE_enum(
   'dtype', 'auto', ['auto', 'float32', 'bfloat16', 'mixed'], 'Matmul dtype.'
 )
 STEPS = flags.DEFINE_integer(
-  'steps', 0, 'Steps a round; 0: about a second.', lower_bound=0
+  'steps', 0, 'Steps per round; 0: about a second.', lower_bound=0
 )
 ROUNDS = flags.DEFINE_integer(
-  'rounds', 5, 'Rounds of each contestant.', lower_bound=1
+  'rounds', 5, 'Rounds per contestant.', lower_bound=1
 )
-PEER = flags.DEFINE_enum('peer', 'torch', ['torch', 'none'], 'Beside whom.')
+PEER = flags.DEFINE_enum(
+  'peer', 'torch', ['torch', 'none'], 'What to compare with.'
+)
 MICRO = flags.DEFINE_integer(
-  'micro_batch_size', 0, 'parallel.micro_batch_size of ours.'
+  'micro_batch_size', 0, 'parallel.micro_batch_size of rgpt.'
 )
-REMAT = flags.DEFINE_bool('remat', False, 'model.remat of ours.')
+REMAT = flags.DEFINE_bool('remat', False, 'model.remat of rgpt.')
 WORKER = harness.define_worker_flag()
 
 
-def get_config():
-  """The configuration of the shape under test."""
+def get_config() -> ConfigDict:
+  """The configuration under test, from the flags."""
   config = shapes.get_config(PRESET.value)
   config.batch_size = BATCH_SIZE.value
   config.model.dropout = DROPOUT.value
@@ -57,8 +64,8 @@ def get_config():
   return config
 
 
-def batches(config):
-  """Endless random batches, drawn as training draws them."""
+def batches(config: ConfigDict) -> Iterator[np.ndarray]:
+  """Yields random int32[B, T+1] batches, drawn as in training."""
   T, B = config.model.block_size, config.batch_size
   corpus = np.random.default_rng(0).integers(
     0, VOCAB_SIZE.value, 1_000_000, dtype=np.int32
@@ -70,26 +77,31 @@ def batches(config):
     step += 1
 
 
-def flops_per_token(config, params: int) -> float:
-  """6 N + 6 L D T: forward and backward, attention causal (half of it).
+def flops_per_token(config: ConfigDict, num_params: int) -> float:
+  """Floating-point operations of forward and backward pass per token.
 
-  N leaves out the embeddings, which multiply nothing (Kaplan et al. 2020).
+    6 N + 6 n_layer D T, the second term for causal attention
+
+  N excludes the embeddings, which are looked up (Kaplan et al. 2020).
   """
   m = config.model
-  N = params - (VOCAB_SIZE.value + m.block_size) * m.n_embd
+  N = num_params - (VOCAB_SIZE.value + m.block_size) * m.n_embd
   return 6 * N + 6 * m.n_layer * m.n_embd * m.block_size
 
 
-def calls_per_round(seconds: float) -> int:
+def steps_per_round(seconds: float) -> int:
+  """--steps, or about a second's worth of steps of this duration."""
   return STEPS.value or max(2, min(500, round(1.0 / seconds)))
 
 
-def timed(step, config, steps: int = 0):
-  """run() for the harness: a round of steps, about a second's by default."""
+def timed(
+  step: Callable[..., Any], config: ConfigDict, steps: int = 0
+) -> Callable[[], int]:
+  """run() for the harness: one round of steps; returns tokens trained on."""
   step()
   start = time.perf_counter()
   step()
-  n = steps or calls_per_round(time.perf_counter() - start)
+  n = steps or steps_per_round(time.perf_counter() - start)
   tokens = config.batch_size * config.model.block_size
 
   def run():
@@ -101,7 +113,8 @@ def timed(step, config, steps: int = 0):
   return run
 
 
-def build_ours(config, steps: int = 0):
+def build_ours(config: ConfigDict, steps: int = 0) -> Contestant:
+  """Our training step as a contestant; `steps` per round (0: see --steps)."""
   import jax
 
   devices.setup_devices()
@@ -148,7 +161,8 @@ def build_ours(config, steps: int = 0):
   return timed(step, config, steps), facts
 
 
-def build_torch(config, variant):
+def build_torch(config: ConfigDict, variant: str) -> Contestant:
+  """A variant of PyTorch's training step: eager, compile, compile bf16."""
   import torch
 
   from gpt.model.config import GPTConfig, resolve_dtype
@@ -180,7 +194,8 @@ def build_torch(config, variant):
   return timed(step, config), {'device': device, 'bf16': bf16}
 
 
-def build(name):
+def build(name: str) -> Contestant:
+  """(run, facts) of a contestant, see harness.serve."""
   config = get_config()
   if name.startswith('ours'):
     if name == MIXED:
@@ -209,7 +224,7 @@ def main(_):
     f'training {PRESET.value}: {params:,} parameters, batch '
     f'{BATCH_SIZE.value} x {config.model.block_size}, dropout {DROPOUT.value}'
   )
-  # On a CPU bfloat16 is another task than float32: compared with its like.
+  # On a CPU, bfloat16 and float32 are different tasks: compare like with like.
   apart = [r for r in rows if r['name'] in (MIXED, AUTOCAST) and 'mfu' not in r]
   harness.report(
     title,

@@ -1,4 +1,4 @@
-/* The hard peer of decoding: one stream, matrix-vector products in plain C.
+/* Peer of decoding: one stream, matrix-vector products in plain C.
  *
  *   cc -Ofast -march=native -fopenmp decode.c -o decode -lm
  *   ./decode N_EMBD N_HEAD N_LAYER BLOCK VOCAB THREADS ROUNDS

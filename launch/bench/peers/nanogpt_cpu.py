@@ -1,11 +1,11 @@
-"""The peer of the recipes: nanoGPT's CPU recipe in PyTorch, start to finish.
+"""Peer of the recipes: nanoGPT's CPU recipe in PyTorch, start to finish.
 
     python -m launch.bench.peers.nanogpt_cpu --workdir=runs/nanogpt_cpu
 
-The architecture (GPT-2: LayerNorm, GELU, tied embeddings) and the numbers are
-those of the command in nanoGPT's README for a machine without a GPU, the code
-is our own. The validation loss is that of our full pass: the last 10 % of the
-text, every target once, in windows of 64.
+Architecture (GPT-2: LayerNorm, GELU, tied embeddings) and hyperparameters are
+those of the command for CPUs in nanoGPT's README; the code is our own. The
+validation loss is computed like our full pass: the last 10 % of the text, every
+target once, in windows of 64.
 """
 
 import json
@@ -23,9 +23,9 @@ from gpt import devices
 from launch import cli
 
 WORKDIR = flags.DEFINE_string(
-  'workdir', 'runs/nanogpt_cpu', 'Where metrics.jsonl goes.'
+  'workdir', 'runs/nanogpt_cpu', 'Directory for metrics.jsonl.'
 )
-SEED = flags.DEFINE_integer('seed', 1337, 'Of weights and windows.')
+SEED = flags.DEFINE_integer('seed', 1337, 'Seed of weights and windows.')
 
 N_LAYER, N_HEAD, N_EMBD, BLOCK_SIZE = 4, 4, 128, 64
 BATCH_SIZE, STEPS, WARMUP, EVAL_EVERY = 12, 2000, 100, 250
@@ -58,7 +58,7 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-  """int64[B, L] tokens -> mean loss (or 'sum') of the next ones."""
+  """Tokens and targets int64[B, L] -> cross-entropy (mean or sum), nats."""
 
   def __init__(self, vocab_size: int):
     super().__init__()
@@ -81,7 +81,7 @@ class NanoGPT(nn.Module):
 
 
 def learning_rate(step: int) -> float:
-  """Warmup, then a cosine to MIN_LR at STEPS."""
+  """Linear warmup, then cosine decay to MIN_LR at STEPS."""
   if step < WARMUP:
     return LR * (step + 1) / (WARMUP + 1)
   part = (step - WARMUP) / (STEPS - WARMUP)
@@ -89,8 +89,8 @@ def learning_rate(step: int) -> float:
 
 
 @torch.inference_mode()
-def full_pass(model, ids) -> float:
-  """Mean nats of every target of `ids` in consecutive windows."""
+def full_pass(model: NanoGPT, ids: np.ndarray) -> float:
+  """Mean nats of all targets of int64[n] ids, in consecutive windows."""
   ids, total = torch.from_numpy(ids), 0.0
   n = len(ids) - 1
   whole = n // BLOCK_SIZE * BLOCK_SIZE

@@ -1,15 +1,17 @@
-"""The PyTorch peer: our architecture `randy`, at PyTorch's best settings.
+"""PyTorch peer: our architecture `randy` with PyTorch's fastest settings.
 
 Scaled-dot-product attention (flash attention on CUDA), fused AdamW, eager or
 compiled, optional autocast to bfloat16, and a decode loop with a cache.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 
-def rms_norm(x):
+def rms_norm(x: torch.Tensor) -> torch.Tensor:
+  """RMSNorm without gain."""
   return F.rms_norm(x, (x.shape[-1],), eps=1e-5)
 
 
@@ -40,7 +42,7 @@ class Block(nn.Module):
 
 
 class TorchGPT(nn.Module):
-  """Token ids [B, L] to logits [B, L, V]."""
+  """Tokens int64[B, L] -> logits float32[B, L, V]."""
 
   def __init__(self, cfg):
     super().__init__()
@@ -73,7 +75,7 @@ class TorchGPT(nn.Module):
 
 
 class TorchTrainer:
-  """One optimizer step a call: element-wise clamp and fused AdamW."""
+  """One optimizer step per call: element-wise clipping, fused AdamW."""
 
   def __init__(
     self, cfg, lr: float, *, compiled: bool, device='cpu', bf16=False
@@ -92,8 +94,8 @@ class TorchTrainer:
     loss = self.model.loss
     self._loss = torch.compile(loss) if compiled else loss
 
-  def step(self, tokens, wait: bool = True):
-    """tokens: int64 numpy [B, T+1]; returns the loss, waiting where asked."""
+  def step(self, tokens: np.ndarray, wait: bool = True) -> float | torch.Tensor:
+    """Trains on int64[B, T+1]; returns the loss, a tensor unless `wait`."""
     tokens = torch.from_numpy(tokens).to(self.device)
     with torch.autocast(
       torch.device(self.device).type, torch.bfloat16, enabled=self.bf16
@@ -108,7 +110,7 @@ class TorchTrainer:
 
 @torch.inference_mode()
 def decode(model: TorchGPT, batch: int, tokens: int) -> int:
-  """Samples `tokens` tokens for `batch` streams with a cache; their number."""
+  """Samples `tokens` tokens for each of `batch` streams; returns the total."""
   cfg = model.cfg
   head_dim = cfg.n_embd // cfg.n_head
   device = next(model.parameters()).device
