@@ -4,20 +4,27 @@
       --chars=train.txt --workdir=runs/imported
     python -m launch.train --workdir=runs/imported --additional_steps=1000
 
-The file does not know its architecture: --preset names it (left out, it is
-told from the file's size). Nor does it hold the vocabulary: --chars is the text
-the model was trained on, --vocab the vocab.json of a BPE model.
+The file records neither its architecture nor its vocabulary. --preset names the
+architecture; by default it follows from the size of the file, or is that of the
+run that --vocab names. --chars is the text the model was trained on, --vocab
+the vocab.json of a BPE model.
 """
 
 import pathlib
 import re
+from typing import TYPE_CHECKING
 
 from absl import flags
+from ml_collections import ConfigDict
 
 import configs
 from gpt.errors import UserError
 from gpt.formats import randygpt
+from gpt.runs.workdir import read_config
 from launch import cli, common_flags, config_flag
+
+if TYPE_CHECKING:
+  from gpt.tokenizers import Tokenizer
 
 INPUT = flags.DEFINE_string('input', None, 'RGPT file to read.')
 PRESET = flags.DEFINE_string(
@@ -26,7 +33,7 @@ PRESET = flags.DEFINE_string(
   'xs, s, ds, m, l, deep or xl, or the path of a config file with the shape.',
 )
 VOCAB = flags.DEFINE_string(
-  'vocab', '', "The model's vocab.json (or another tokenizer or workdir)."
+  'vocab', '', "The model's vocab.json (or another tokenizer or a run)."
 )
 CHARS = flags.DEFINE_string(
   'chars', '', 'Text whose characters are the vocabulary.'
@@ -35,30 +42,42 @@ WORKDIR = common_flags.workdir('Directory of the new run.')
 
 
 def main(_):
-  if not INPUT.value or not WORKDIR.value:
+  file, workdir = INPUT.value, WORKDIR.value
+  if not file or not workdir:
     raise UserError('--input=FILE.bin and --workdir=DIRECTORY are needed')
-  randygpt.read_vocab_size(INPUT.value)  # Is it an RGPT file at all?
-  path = preset_path(PRESET.value) if PRESET.value else guess(INPUT.value)
-  config = config_flag.load_config(path)
-  from gpt.formats.randygpt_run import (
-    import_rgpt,  # JAX, after the flags are right.
-  )
+  randygpt.read_vocab_size(file)  # Is it an RGPT file at all?
+  config, origin = find_config(file)
+  from gpt.formats.randygpt_run import import_rgpt  # Slow: imports JAX.
 
-  tokenizer, text = find_tokenizer(INPUT.value)
+  tokenizer, text = find_tokenizer(file)
   config.data.tokenizer = tokenizer.kind
-  if text:  # It goes on with the text it was trained on.
+  if text:  # Training continues on the text the model was trained on.
     config.data.path = text
   try:
-    step = import_rgpt(INPUT.value, config, tokenizer, WORKDIR.value)
+    step = import_rgpt(file, config, tokenizer, workdir)
   except randygpt.RgptSizeError as e:
-    raise UserError(f'{e}{suggestion(e.fits)}') from e
+    raise UserError(f'{e} {suggestion(e.fits)}') from e
   print(
-    f'imported {INPUT.value} ({path}, {tokenizer.kind} vocabulary of '
-    f'{tokenizer.vocab_size}) as {WORKDIR.value} at step {step}\n'
-    f'  python -m launch.generate --workdir={WORKDIR.value}\n'
-    f'  python -m launch.train --workdir={WORKDIR.value} '
-    '--additional_steps=1000'
+    f'imported {file} ({origin}, {tokenizer.kind} vocabulary of '
+    f'{tokenizer.vocab_size}) as {workdir} at step {step}\n'
+    f'  python -m launch.generate --workdir={workdir}\n'
+    f'  python -m launch.train --workdir={workdir} --additional_steps=1000'
   )
+
+
+def find_config(file: str) -> tuple[ConfigDict, str]:
+  """The config with the model's shape, and its origin for the user."""
+  if not PRESET.value and VOCAB.value:
+    saved = read_config(VOCAB.value)
+    if saved is not None:
+      config = config_flag.load_config('configs/default.py')
+      known = {k: v for k, v in saved['model'].items() if k in config.model}
+      config.model.update(known)
+      for key in ('path', 'format'):
+        config.data[key] = saved['data'][key]
+      return config, f'the shape of {VOCAB.value}'
+  path = preset_path(PRESET.value) if PRESET.value else guess(file)
+  return config_flag.load_config(path), path
 
 
 def preset_path(name: str) -> str:
@@ -75,10 +94,17 @@ def presets() -> dict[str, tuple[int, int]]:
   return shapes
 
 
-def suggestion(fits) -> str:
-  """' Try --preset=l' for the presets among the (n_embd, n_layer) that fit."""
-  names = [f'--preset={n}' for n, shape in presets().items() if shape in fits]
-  return f' Try {" or ".join(names)}' if names else ''
+def suggestion(fits: list[tuple[int, int]]) -> str:
+  """Presets to try, for the (n_embd, n_layer) pairs that fit a file's size."""
+  known = presets()
+  names = [f'--preset={n}' for n, shape in known.items() if shape in fits]
+  if names:
+    return f'Try {" or ".join(names)}'
+  listed = ', '.join(f'{n} ({d} x {l})' for n, (d, l) in known.items())
+  return (
+    f'No preset has this size (n_embd x n_layer): {listed}. --preset=CONFIG.py '
+    'names a config file with n_embd, n_head, n_layer and block_size'
+  )
 
 
 def guess(file: str) -> str:
@@ -86,20 +112,23 @@ def guess(file: str) -> str:
   fits = randygpt.infer_shape(file)
   names = [name for name, shape in presets().items() if shape in fits]
   if len(names) == 1:
-    print(f'the size of {file} is that of --preset={names[0]}')
+    print(f'{file} has the size of --preset={names[0]}')
     return preset_path(names[0])
+  if names:
+    raise UserError(
+      f'{file} has the size of several presets: give '
+      f'--preset={" or ".join(names)}'
+    )
   raise UserError(
-    f'{file} has the size of no preset: --preset=CONFIG.py names a config '
-    'file with its n_embd, n_head, n_layer and block_size'
-    if not names
-    else f'{file} fits several presets: give --preset={" or ".join(names)}'
+    f'{file} has the size of no preset. {suggestion(fits)}; for the export of '
+    'a run, --vocab=WORKDIR names that run'
   )
 
 
-def find_tokenizer(file: str):
+def find_tokenizer(file: str) -> 'tuple[Tokenizer, str]':
   """The model's tokenizer and its text, from the flags or beside the file.
 
-  The text is '' where it is not known.
+  The text is '' where it is unknown.
   """
   from gpt.tokenizers import load_tokenizer
 
@@ -125,7 +154,7 @@ def find_tokenizer(file: str):
   )
 
 
-def characters_of(file):
+def characters_of(file: str | pathlib.Path) -> 'Tokenizer':
   """The character tokenizer of a text file."""
   from gpt.tokenizers.char import build_char
 

@@ -26,6 +26,7 @@ HEADER = struct.Struct('<8sIIIf')
 MAGICS = {b'RGPT0001': 1, b'RGPT0002': 2, b'RGPT0003': 3}
 MAGIC = b'RGPT0003'  # What is written.
 MAX_U32 = 2**32 - 1
+MIN_RATIO = 4  # Of n_embd to n_layer, for a plausible shape.
 # Name -> (rows, columns) in units of D, in file order.
 BLOCK = {
   **{name: (1, 1) for name in ('wq', 'wk', 'wv', 'wo')},
@@ -145,9 +146,11 @@ def read_vocab_size(path) -> int:
 
 
 def infer_shape(path, block_size: int = 256) -> list[tuple[int, int]]:
-  """The (n_embd, n_layer) pairs whose file would have this file's size.
+  """The plausible (n_embd, n_layer) pairs for a file's size.
 
-  Usually one; empty when none fits, e.g. with another block_size.
+  A size alone also fits absurdly deep models: pairs with an n_embd below
+  4 n_layer are left out (RandyGPT's presets have at least 12 n_layer). Usually
+  one pair is left, or none, e.g. with another block_size.
   """
   with _open(path) as f:
     version, vocab_size, *_ = _read_header(f, path)
@@ -160,8 +163,9 @@ def infer_shape(path, block_size: int = 256) -> list[tuple[int, int]]:
     for n_embd in range(4, 4097, 4):
       blocks, rest = divmod(n_weights, n_embd)
       blocks -= block_size + 2 * vocab_size
-      if not rest and blocks > 0 and blocks % (12 * n_embd) == 0:
-        found.append((n_embd, blocks // (12 * n_embd)))
+      n_layer, uneven = divmod(blocks, 12 * n_embd)
+      if not rest and not uneven and 0 < n_layer <= n_embd // MIN_RATIO:
+        found.append((n_embd, n_layer))
   return found
 
 

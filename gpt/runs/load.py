@@ -61,9 +61,10 @@ class LoadedModel:
 
   @property
   def name(self) -> str:
-    """RandyGPT's name for it, such as 'randygpt-6L-8H-256D'."""
+    """Name of the model, such as RandyGPT's 'randygpt-6L-8H-256D'."""
     cfg = self.cfg
-    return f'randygpt-{cfg.n_layer}L-{cfg.n_head}H-{cfg.n_embd}D'
+    family = 'randygpt' if cfg.arch == 'randy' else cfg.arch
+    return f'{family}-{cfg.n_layer}L-{cfg.n_head}H-{cfg.n_embd}D'
 
 
 def load_model(workdir, which: str = BEST) -> LoadedModel:

@@ -16,6 +16,7 @@ from gpt.errors import UserError
 from gpt.formats import randygpt, randygpt_run
 from gpt.model import GPT, GPTConfig
 from gpt.runs import checkpoint
+from gpt.runs.load import load_model, params_sha256
 from gpt.tokenizers import build_tokenizer, load_tokenizer
 from gpt.tokenizers.char import CharTokenizer
 from gpt.train import train_and_evaluate
@@ -277,10 +278,28 @@ def test_preset_and_vocabulary_are_found_out(preset_file):
     'import_rgpt', '--input=in.bin', '--workdir=run', cwd=preset_file
   )
   assert done.returncode == 0, done.stderr
-  assert 'the size of in.bin is that of --preset=xs' in done.stdout
+  assert 'in.bin has the size of --preset=xs' in done.stdout
   assert 'the vocabulary is that of train.txt' in done.stdout
   saved = json.loads((preset_file / 'run/config.json').read_text())
   assert saved['data']['path'] == 'train.txt'
+
+
+def test_the_run_that_vocab_names_gives_the_shape(trained_workdir, tmp_path):
+  """Our own export: its shape is no preset's, its context not theirs."""
+  file = trained_workdir / 'checkpoint.bin'
+  args = [f'--input={file}', f'--workdir={tmp_path / "run"}']
+  done = launch('import_rgpt', *args, cwd=tmp_path)
+  assert done.returncode == 2 and '--vocab=WORKDIR' in done.stderr
+  args.append(f'--vocab={trained_workdir}')
+  done = launch('import_rgpt', *args, '--preset=xs', cwd=tmp_path)
+  assert done.returncode == 2 and 'l (256 x 6)' in done.stderr
+  done = launch('import_rgpt', *args, cwd=tmp_path)
+  assert done.returncode == 0, done.stderr
+  assert f'the shape of {trained_workdir}' in done.stdout
+  one, two = load_model(trained_workdir, 'latest'), load_model(tmp_path / 'run')
+  assert params_sha256(one.params) == params_sha256(two.params)
+  assert one.cfg == two.cfg
+  assert two.config['data']['path'] == one.config['data']['path']
 
 
 @pytest.mark.parametrize(

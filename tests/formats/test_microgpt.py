@@ -80,6 +80,7 @@ def test_microgpt_round_trip_changes_no_bit(chat_run, tmp_path):
   assert params_sha256(one.params) == params_sha256(two.params)
   assert one.tokenizer.fingerprint == two.tokenizer.fingerprint
   assert two.cfg.arch == 'microgpt'
+  assert two.name == 'microgpt-2L-4H-32D'
   again = tmp_path / 'again'
   export(workdir, 'best', 'microgpt', again, 'f32')
   for path in out.iterdir():

@@ -241,7 +241,7 @@ def sparse_file(path, magic, vocab_size, n_embd, n_layer, per_weight=12):
 def test_wrong_preset_names_the_shape_that_fits(tmp_path, preset, vocab_size):
   shape = PRESETS[preset]
   path = sparse_file(tmp_path / 'c.bin', b'RGPT0003', vocab_size, *shape)
-  assert shape in randygpt.infer_shape(path)
+  assert randygpt.infer_shape(path) == [shape]
   other = PRESETS['xs' if preset != 'xs' else 'l']
   with pytest.raises(randygpt.RgptSizeError) as e:
     randygpt.read_rgpt(path, *other)
@@ -252,6 +252,15 @@ def test_wrong_preset_names_the_shape_that_fits(tmp_path, preset, vocab_size):
 def test_weights_only_shape_is_inferred_too(tmp_path):
   path = sparse_file(tmp_path / 'c.bin', b'RGPT0002', 67, 256, 6, 4)
   assert (256, 6) in randygpt.infer_shape(path)
+
+
+def test_implausibly_deep_shapes_are_not_suggested(tmp_path):
+  """The size alone fits n_embd 4 with thousands of layers."""
+  path = sparse_file(tmp_path / 'c.bin', b'RGPT0003', 67, 4, 2747)
+  assert all(l <= d // 4 for d, l in randygpt.infer_shape(path))
+  with pytest.raises(randygpt.RgptSizeError) as e:
+    randygpt.read_rgpt(path, 256, 6)
+  assert 'n_layer 2747' not in str(e.value)
 
 
 def test_huge_vocab_in_a_damaged_header_allocates_nothing(tmp_path):
