@@ -155,7 +155,8 @@ def read_microgpt(directory: Path) -> ForeignModel:
         f'{directory / META}: {name} is {meta.get(name)!r}; a whole number '
         'above 0 is needed'
       )
-  options = {'arch': 'microgpt'} | {name: meta[name] for name in META_SHAPE}
+  options: dict[str, Any] = {name: meta[name] for name in META_SHAPE}
+  options['arch'] = 'microgpt'
   cfg = GPTConfig(vocab_size=meta['vocab_size'], **options)
   params = from_tensors(
     read_tensors(directory / WEIGHTS), cfg, directory / WEIGHTS

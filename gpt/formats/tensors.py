@@ -111,13 +111,10 @@ def from_tensors(
 
 def _zeros(cfg: GPTConfig) -> dict[str, Any]:
   """A parameter tree of zeros that takes no memory."""
-
-  def zeros(tree):
-    if isinstance(tree, dict):
-      return {name: zeros(x) for name, x in tree.items()}
-    return np.broadcast_to(np.float32(0), tree.shape)
-
-  return zeros(dict(abstract_params(cfg)))
+  return jax.tree.map(
+    lambda x: np.broadcast_to(np.float32(0), x.shape),
+    dict(abstract_params(cfg)),
+  )
 
 
 # --- half precision
