@@ -6,8 +6,6 @@ import inspect
 import json
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 from ml_collections import ConfigDict
@@ -17,9 +15,8 @@ from configs import default
 from gpt.config_check import check_config
 from gpt.errors import UserError
 from gpt.runs.config_file import flatten
-from tests.support.workdirs import launch
+from tests.support.commands import assert_refused, run_all
 
-ROOT = pathlib.Path(__file__).parents[2]
 CONFIG_FILES = sorted(
   path.stem
   for path in pathlib.Path(configs.__file__).parent.glob('*.py')
@@ -153,44 +150,31 @@ def test_an_impossible_value_is_rejected_before_anything_starts(
   assert words in str(error.value)
 
 
-def test_a_config_json_with_wrong_types_is_reported(tmp_path):
+def test_a_start_that_cannot_work_fails_at_once_and_makes_nothing(tmp_path):
   saved = {'total_steps': 'many', 'model': {}}
-  (tmp_path / 'config.json').write_text(json.dumps(saved))
-  _, err = launch('train', f'--workdir={tmp_path}', code=2)
-  assert 'the config.json of the run has a value of the wrong type' in err
-
-
-def test_preparing_data_checks_the_whole_config():
-  _, err = launch(
-    'prepare_data',
-    '--report',
-    '--config.data.path=sample',
-    '--config.model.block_size=0',
-    code=2,
-  )
-  assert 'model.block_size is 0; it must be at least 1' in err
-
-
-def test_misspelt_key_and_wrong_type_fail_at_once_and_make_nothing(tmp_path):
+  (tmp_path / 'damaged').mkdir()
+  (tmp_path / 'damaged' / 'config.json').write_text(json.dumps(saved))
   workdir = tmp_path / 'run'
-  for argument, words in (
-    ('--config.learning_rate=1', "no config key 'learning_rate'"),
-    ('--config.modle.n_layer=1', 'did you mean --config.model.n_layer?'),
-    ('--config.total_steps=many', '--config.total_steps=many: expected an int'),
-  ):
-    result = subprocess.run(
-      [
-        sys.executable,
-        '-m',
-        'launch.train',
-        '--config=configs/smoke.py',
-        argument,
-        f'--workdir={workdir}',
-      ],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-    )
-    assert result.returncode == 2
-    assert words in result.stderr and 'Traceback' not in result.stderr
-    assert not workdir.exists()
+  train = ['launch.train', '--config=configs/smoke.py', f'--workdir={workdir}']
+  cases = {
+    "no config key 'learning_rate'": [*train, '--config.learning_rate=1'],
+    'mean --config.model.n_layer?': [*train, '--config.modle.n_layer=1'],
+    '--config.total_steps=many: expected an int': [
+      *train,
+      '--config.total_steps=many',
+    ],
+    'the config.json of the run has a value of the wrong type': [
+      'launch.train',
+      f'--workdir={tmp_path / "damaged"}',
+    ],
+    'model.block_size is 0; it must be at least 1': [
+      'launch.prepare_data',
+      '--report',
+      '--config.data.path=sample',
+      '--config.model.block_size=0',
+    ],
+  }
+  done = run_all([*cases.values()], preload=('launch.cli', 'gpt.config_check'))
+  for one, message in zip(done, cases):
+    assert_refused(one, message)
+  assert not workdir.exists()

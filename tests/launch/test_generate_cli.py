@@ -13,6 +13,7 @@ from gpt.decoding import sampling
 from gpt.decoding.prompt import complete
 from gpt.runs.load import load_model
 from gpt.tokenizers import build_tokenizer
+from tests.support.commands import JAX, assert_refused, run_all
 from tests.support.workdirs import ROOT, command, launch, make_parrot
 
 EMOJI = 'a🙂b👩‍👩‍👧‍👦 é 世界🇩🇪\n\u0301z'
@@ -231,29 +232,28 @@ def test_a_reader_that_leaves_ends_it_quietly(trained_workdir):
   assert b'Error' not in err and b'Traceback' not in err
 
 
-@pytest.mark.parametrize(
-  'args, message',
-  [
-    ([], '--workdir=DIRECTORY of a trained run is needed'),
-    (['--workdir=W', '--temperature=nan'], 'temperature nan is not'),
-    (
-      ['--workdir=W', '--prompt_file=absent'],
-      'cannot read --prompt_file=absent: No such file',
-    ),
-    (
-      ['--workdir=W', '--window=stop', '--prompt=' + 'a b ' * 9],
-      'the prompt has 36 tokens; with window=stop at most the context of 32 '
-      'fits',
-    ),
-  ],
-)
-def test_mistakes_are_explained(trained_workdir, args, message):
-  args = [
-    a.replace('--workdir=W', f'--workdir={trained_workdir}') for a in args
-  ]
-  out, err = launch('generate', *args, code=2)
-  assert out == ''
-  assert f'error: {message}' in err
+def test_mistakes_are_explained(trained_workdir):
+  workdir = f'--workdir={trained_workdir}'
+  cases = {
+    '--workdir=DIRECTORY of a trained run is needed': [],
+    'temperature nan is not': [workdir, '--temperature=nan'],
+    'cannot read --prompt_file=absent: No such file': [
+      workdir,
+      '--prompt_file=absent',
+    ],
+    'the prompt has 36 tokens; with window=stop at most the context of 32 '
+    'fits': [
+      workdir,
+      '--window=stop',
+      '--prompt=' + 'a b ' * 9,
+    ],
+  }
+  done = run_all(
+    [['launch.generate', *args] for args in cases.values()], preload=JAX
+  )
+  for one, message in zip(done, cases):
+    assert_refused(one, f'error: {message}')
+    assert one.out == ''
 
 
 def test_a_damaged_best_is_passed_over_with_a_warning(

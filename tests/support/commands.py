@@ -38,11 +38,17 @@ def run(program, *args):
   return 0
 
 done = []
-for argv in job['commands']:
-  with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+for argv, stdin in zip(job['commands'], job['stdin']):
+  with (
+    tempfile.TemporaryFile() as given,
+    tempfile.TemporaryFile() as out,
+    tempfile.TemporaryFile() as err,
+  ):
+    given.write(stdin.encode('latin-1'))
+    given.seek(0)
     child = os.fork()
     if not child:
-      os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+      os.dup2(given.fileno(), 0)
       os.dup2(out.fileno(), 1)
       os.dup2(err.fileno(), 2)
       code = run(*argv)
@@ -68,12 +74,22 @@ class Done:
   err: str
 
 
+# For commands that load a model.
+JAX = ('launch.cli', 'jax', 'gpt.runs.load')
+
+
 def run_all(
-  commands: list[list[str]], *, cwd=ROOT, preload=('launch.cli',), **env
+  commands: list[list[str]],
+  *,
+  stdin: list[bytes] | None = None,
+  cwd=ROOT,
+  preload=('launch.cli',),
+  **env,
 ) -> list[Done]:
-  """Runs [module or script.py, *arguments] for each; stdin is empty.
+  """Runs [module or script.py, *arguments] for each.
 
   Args:
+    stdin: what each one reads; by default nothing.
     preload: modules that are imported once. Nothing that starts threads.
     env: variables of the environment of all of them.
   """
@@ -81,7 +97,15 @@ def run_all(
     [sys.executable, '-c', RUNNER],
     cwd=cwd,
     env=os.environ | {'PYTHONPATH': str(ROOT), 'RGPT_HUGE_PAGES': '0'} | env,
-    input=json.dumps({'commands': commands, 'preload': preload}),
+    input=json.dumps(
+      {
+        'commands': [[str(word) for word in argv] for argv in commands],
+        'stdin': [
+          data.decode('latin-1') for data in stdin or [b''] * len(commands)
+        ],
+        'preload': preload,
+      }
+    ),
     capture_output=True,
     text=True,
   )
