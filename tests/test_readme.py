@@ -147,6 +147,30 @@ def test_paths_exist(page):
       assert list(ROOT.glob(span.rstrip('/'))), span
 
 
+def tree_of_architecture() -> set[str]:
+  """Paths in the block under "The tree": folders by indentation, files."""
+  text = (ROOT / 'docs/architecture.md').read_text()
+  block = re.search(r'^## The tree\n+```\n(.*?)^```', text, re.M | re.S)
+  paths, folders = set(), []
+  for line in block.group(1).splitlines():
+    depth = (len(line) - len(line.lstrip())) // 2
+    for file in re.findall(r'[\w.]+(?:/|\.py)(?=[\s,;]|$)', line):
+      folders[depth:] = [file] if file.endswith('/') else []
+      paths.add(''.join(folders[:depth]) + file)
+  return paths
+
+
+def test_architecture_names_existing_files_and_every_package():
+  paths = tree_of_architecture()
+  assert not [path for path in paths if not (ROOT / path).exists()]
+  packages = {
+    f'{init.parent.relative_to(ROOT)}/'
+    for folder in ('gpt', 'launch', 'serving')
+    for init in (ROOT / folder).rglob('__init__.py')
+  }
+  assert not packages - {'launch/bench/peers/'} - paths
+
+
 def test_tests_exist(page):
   """`tests/data/test_x.py::test_y`, with or without the folder tests/."""
   for span in code(page):
