@@ -6,7 +6,9 @@ that a notebook shows progress.
 """
 
 import contextlib
+import errno
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from typing import TextIO
@@ -14,6 +16,12 @@ from typing import TextIO
 from gpt import terminal
 
 ROOTS = ('gpt', 'launch')
+# A pipe whose reader has ended (`| head`), a terminal that was closed.
+READER_GONE = (errno.EPIPE, errno.EIO)
+STDOUT_CLOSED = (
+  'nothing reads stdout any more; training continues, and metrics.jsonl has '
+  'its numbers'
+)
 
 
 class ConsoleHandler(logging.Handler):
@@ -37,12 +45,30 @@ class ConsoleHandler(logging.Handler):
     if record.levelno >= logging.WARNING:
       text = f'{record.levelname.lower()}: {text}'
       stream = sys.stderr
+    try:
+      self._write(text, stream)
+    except OSError as e:
+      if e.errno not in READER_GONE:
+        raise
+      discard(stream)
+      if stream is not sys.stderr:
+        self._write(f'warning: {STDOUT_CLOSED}', sys.stderr)
+
+  def _write(self, text: str, stream: TextIO) -> None:
     bar = getattr(sys.modules.get('tqdm'), 'tqdm', None)
     if bar is None:
       stream.write(text + '\n')
     else:
       bar.write(text, file=stream)
     stream.flush()
+
+
+def discard(stream: TextIO) -> None:
+  """Sends what is written to a stream from now on to the null device."""
+  with contextlib.suppress(OSError, ValueError):
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def to_console(info_to: str = 'stderr') -> None:

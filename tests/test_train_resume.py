@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from gpt import logs
 from gpt.runs import checkpoint, samples
 from tests.support.train_process import (
   WRITES,
@@ -181,16 +182,31 @@ def test_interrupted_and_resumed_equals_uninterrupted(reference, tmp_path):
   assert_same_run(workdir, reference[0])
 
 
-def test_huge_pages_keep_the_process_and_its_signals(tmp_path):
-  """The launcher starts itself anew: same process id, same handling."""
+def test_a_closed_terminal_saves_and_stops(tmp_path):
+  """SIGHUP, which may come twice, after the re-exec for huge pages.
+
+  That keeps the process id, so the signals reach the program.
+  """
   workdir = tmp_path / 'run'
   env = {k: v for k, v in environment().items() if k != 'RGPT_HUGE_PAGES'}
   process = Training(workdir, *ARGS, env=env)
   process.wait_for('step 0 | val')
-  process.send(signal.SIGINT)
+  process.send(signal.SIGHUP)
+  process.send(signal.SIGHUP)
   code, out, _ = process.finish()
   assert code == 0 and 'Interrupted at step' in out
   assert 'best val inf' not in out  # There may have been no eval yet.
+
+
+def test_a_closed_stdout_does_not_stop_training(reference, tmp_path):
+  """As in `| head -1`; the run is the same, and a line on stderr says why."""
+  process = Training(tmp_path / 'run', *ARGS)
+  process.wait_for('data: ')
+  process.process.stdout.close()
+  err = process.process.stderr.read()
+  assert process.process.wait() == 0
+  assert err == f'warning: {logs.STDOUT_CLOSED}\n'
+  assert_same_run(tmp_path / 'run', reference[0])
 
 
 # --- damage

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.data import lines
 from gpt.data import prepare as data
-from gpt.data.documents import hold_out
+from gpt.data.documents import hold_out, iter_lines_as_documents
 from gpt.data.sources import find_sources
 from gpt.data.text_reader import TextStats
 from gpt.decoding.prompt import read_prompt
@@ -48,7 +47,7 @@ documents = document_tools.documents
   ],
 )
 def test_each_line_is_a_document_and_blank_ones_are_none(text, wanted):
-  found = lines.iter_documents(memory_source(text), TextStats())
+  found = iter_lines_as_documents(memory_source(text), TextStats())
   assert list(found) == wanted
 
 
