@@ -1,19 +1,21 @@
-"""The one exception a user's own mistake raises.
+"""The exception for a mistake the user can fix.
 
-It exists so that launchers can tell "you gave something we cannot use" (one
-clear line on stderr, exit code 2) from a fault of ours (a traceback).
+Launchers print it as one clear line with exit code 2; any other exception is a
+bug in rgpt and keeps its traceback.
 """
 
 import contextlib
+import os
+from collections.abc import Iterator
 
 
 class UserError(ValueError):
-  """What was given, what is allowed and what to change, in plain words."""
+  """Says what was given, what is allowed and what to change."""
 
 
 @contextlib.contextmanager
-def explained_writes(path):
-  """Turns a place that cannot be written to into a UserError that names it."""
+def explained_writes(path: str | os.PathLike) -> Iterator[None]:
+  """Turns an OSError into a UserError that names the path."""
   try:
     yield
   except OSError as e:

@@ -5,11 +5,11 @@ import json
 import logging
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from gpt import devices
 from gpt.data import prepare
@@ -39,7 +39,7 @@ VALIDATION_KEYS = (
 )
 
 
-def load_data(run: Run, config: ConfigDict, init_from: str):
+def load_data(run: Run, config: Any, init_from: str):
   """(tokenizer, dataset) of a run that starts or resumes.
 
   What a failed start left behind (a tokenizer of another text, say) is
@@ -83,7 +83,7 @@ def tokenizer_of(init_from: str, tokenizer_path: str) -> Tokenizer | None:
 
 def initial_state(
   run: Run,
-  config: ConfigDict,
+  config: Any,
   model: GPT,
   tx: optax.GradientTransformation,
   key: jax.Array,

@@ -8,11 +8,10 @@ validation data, non-finite losses, best checkpoint, plateau, interruption.
 import dataclasses
 import logging
 import math
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from gpt import devices, start
 from gpt.data import prepare
@@ -59,9 +58,7 @@ class Due(NamedTuple):
     return any(self)
 
 
-def what_is_due(
-  step: int, first: int, last: int, config: ConfigDict, run: Run
-) -> Due:
+def what_is_due(step: int, first: int, last: int, config: Any, run: Run) -> Due:
   """What to do after `step`, for a process that began after step `first`."""
   every = config.checkpoint.every
   eval_due = step % config.eval.every == 0 or step == last
@@ -84,7 +81,7 @@ class Trainer:
   """
 
   def __init__(
-    self, run: Run, config: ConfigDict, tokenizer: Tokenizer, dataset: Dataset
+    self, run: Run, config: Any, tokenizer: Tokenizer, dataset: Dataset
   ):
     self.run, self.config = run, config
     self.tokenizer, self.dataset = tokenizer, dataset
@@ -311,7 +308,7 @@ class Trainer:
     )
     scale = np.float32(plateau.lr_scale(self.plateau, config.opt))
     scale = devices.put_replicated(scale, self.mesh)
-    self.state = self.state.replace(lr_scale=scale)
+    self.state = dataclasses.replace(self.state, lr_scale=scale)
     if message:
       logger.info(message)
     if config.eval.sample and run.leader:
@@ -378,7 +375,7 @@ class Trainer:
         logger.info(f'note: {key} changed: {old!r} -> {new!r}')
 
 
-def micro_batch_size(config: ConfigDict, mesh) -> int:
+def micro_batch_size(config: Any, mesh) -> int:
   """Rows a device processes at once (`parallel.micro_batch_size`)."""
   rows = -(-config.batch_size // mesh.size)
   wanted = config.parallel.micro_batch_size

@@ -242,7 +242,7 @@ def test_full_disk_is_said_and_costs_nothing(halfway, reference):
   assert re.search(r'warning: a checkpoint could not be written by step', out)
   assert 'File too large' in out and 'Is the disk full?' in out
   assert re.search('error: the last checkpoint in .* could not be written', err)
-  assert 'earlier ones are whole. Free some space' in err
+  assert 'earlier ones are intact. Free some space' in err
   for path, files in before.items():
     assert snapshot(good / path) == files
   train(halfway, *ARGS)

@@ -1,15 +1,15 @@
-"""Checkpoints of a run, as they lie on disk and are read: Orbax, numpy trees.
+"""Checkpoints of a run on disk: layout and reading. Orbax, numpy trees.
 
     W/checkpoints/latest/STEP/   the newest states (checkpoint.keep of them)
     W/checkpoints/best/STEP/     the state of the lowest validation loss
-    W/checkpoints/replaced/      the best ones by other validation data
+    W/checkpoints/replaced/      bests by earlier validation data
 
 Each holds four items: `params` (a dict of arrays, readable without knowing the
-optimizer), `ema` (likewise, where there is one), `rest` (step, optimizer state)
-and `meta` (JSON: best loss, patience, elapsed time, checksums of the arrays).
-Numpy trees know nothing of devices, so a checkpoint opens on every backend and
-JAX version. Orbax writes to a temporary name and renames: a killed run leaves
-whole checkpoints only. Who writes them: gpt/runs/checkpoint_writer.py.
+optimizer), `ema` (likewise, if there is one), `rest` (step, optimizer state)
+and `meta` (JSON: format version, best loss, patience, elapsed time, checksums).
+Numpy trees carry no devices, so a checkpoint opens on every backend and JAX
+version. Orbax writes to a temporary name and renames, so a killed run
+leaves complete checkpoints only. checkpoint_writer.py writes them.
 """
 
 import functools
@@ -32,15 +32,15 @@ DAMAGED, DELETED, REPLACED = 'damaged', 'deleted', 'replaced'
 
 
 class DamagedCheckpoint(Exception):
-  """A checkpoint whose bytes are not what was written."""
+  """The arrays of a checkpoint do not match its checksums."""
 
 
 @functools.cache
 def orbax():
-  """The module; it takes a second to import, and only those who use it pay.
+  """The module, imported on first use because that takes a second.
 
-  Its loggers are quiet from then on: a failed read or write raises, and would
-  fill pages of stderr besides.
+  Silences its loggers: a failed read or write raises anyway, and would fill
+  pages of stderr as well.
   """
   import orbax.checkpoint as ocp
 
@@ -65,7 +65,7 @@ def checksum(*trees) -> int:
 
 
 def split_state(state: TrainState):
-  """(params, ema, rest) of a state; `rest` is all that only training needs."""
+  """(params, ema, rest) of a state; only training needs `rest`."""
   rest = {
     'step': state.step,
     'opt_state': state.opt_state,
@@ -75,7 +75,7 @@ def split_state(state: TrainState):
 
 
 def reason(error: Exception) -> str:
-  """The operating system's words if there are any, else one short line."""
+  """The operating system's message if there is one, else one short line."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   if match := re.search(r': ([^:\[]+) \[os_error_code', str(error)):
@@ -119,7 +119,7 @@ def restore_state(path, target: TrainState):
   """(TrainState of numpy arrays, meta) from one checkpoint directory.
 
   Raises:
-    DamagedCheckpoint: the checksum does not fit. Orbax's own errors otherwise.
+    DamagedCheckpoint: the checksum does not match. Orbax's errors otherwise.
   """
   params, ema, rest = split_state(target)
   meta = read_meta(path)
@@ -127,7 +127,7 @@ def restore_state(path, target: TrainState):
   ema = None if ema is None else _restore_item(path, 'ema', ema)
   rest = _restore_item(path, 'rest', rest)
   if checksum(params, ema, rest) != meta['checksum']:
-    raise DamagedCheckpoint('the checksum does not fit the arrays')
+    raise DamagedCheckpoint('the checksum does not match the arrays')
   return TrainState(params=params, ema=ema, **rest), meta
 
 
@@ -135,20 +135,20 @@ def restore_params(path):
   """The weights to use (the average where there is one), as a numpy tree.
 
   Raises:
-    DamagedCheckpoint: the checksum does not fit. Orbax's own errors otherwise.
+    DamagedCheckpoint: the checksum does not match. Orbax's errors otherwise.
   """
   item = 'ema' if (pathlib.Path(path) / 'ema').is_dir() else 'params'
   meta = read_meta(path)
   params = _restore_item(path, item, None)
   if checksum(params) != meta.get('weights_checksum', checksum(params)):
-    raise DamagedCheckpoint('the checksum does not fit the weights')
+    raise DamagedCheckpoint('the checksum does not match the weights')
   return params
 
 
 def _restore_item(path, item, target):
   ocp = orbax()
   options = {}
-  if jax.process_count() > 1:  # Each process reads for itself, without others.
+  if jax.process_count() > 1:  # Each process reads independently: no barrier.
     index = jax.process_index()
     options['multiprocessing_options'] = ocp.options.MultiprocessingOptions(
       primary_host=index,
@@ -167,11 +167,11 @@ def _restore_item(path, item, target):
 def candidates(workdir, which: str = BEST) -> list[pathlib.Path]:
   """The checkpoints of a run, in the order in which to use them.
 
-  For BEST those of the lowest loss come first, then the newest; for LATEST the
-  newest, then the best.
+  For BEST those with the lowest loss come first, then the newest; for LATEST
+  the newest, then the best.
 
   Raises:
-    UserError: there is no such run or it has no checkpoint.
+    UserError: no such run, or it has no checkpoint.
   """
   if which not in (LATEST, BEST):
     raise UserError(f'--which={which} is not known; allowed: best, latest')
@@ -196,16 +196,16 @@ def candidates(workdir, which: str = BEST) -> list[pathlib.Path]:
 def find(workdir, which: str = BEST) -> pathlib.Path:
   """The directory of a run's best (lowest loss) or latest checkpoint.
 
-  Asked for the best of a run that has none, gives the latest.
+  The latest stands in for a best that does not exist.
 
   Raises:
-    UserError: there is no such run or it has no checkpoint.
+    UserError: no such run, or it has no checkpoint.
   """
   return candidates(workdir, which)[0]
 
 
 def loss_of(path) -> float:
-  """The best loss in a checkpoint's metadata; inf where that is damaged."""
+  """The best loss in a checkpoint's metadata; inf if that is damaged."""
   try:
     return float(read_meta(path)['best_loss'])
   except NewerFormat:

@@ -1,6 +1,6 @@
-"""The checkpoints of a run, for the run that writes them: asynchronous, few.
+"""Writes the checkpoints of a run asynchronously and keeps a few of them.
 
-Where they lie and what is in them: gpt/runs/checkpoint.py.
+Their layout is described in checkpoint.py.
 """
 
 import functools
@@ -41,8 +41,8 @@ def to_host(tree):
 class Checkpoints:
   """The checkpoints of one workdir, for the run that writes them.
 
-  Several processes of one run call every method together, in the same order;
-  the first of them is the one that renames and deletes.
+  All processes of a run call every method together, in the same order; only
+  process 0 renames and deletes.
   """
 
   def __init__(self, workdir, keep: int = 2):
@@ -50,8 +50,8 @@ class Checkpoints:
       raise UserError(f'checkpoint.keep is {keep}; it must be at least 1')
     self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'
     self._keep = keep
-    # Of each kind: {step: loss} on disk, (step, loss) being written, and why
-    # the last write failed.
+    # By kind: {step: loss} on disk, (step, loss) being written, and the reason
+    # why the last write failed.
     self._saved = {LATEST: {}, BEST: {}}
     for which, step in list_steps(self.directory):
       path = self.directory / which / str(step)
@@ -61,7 +61,7 @@ class Checkpoints:
 
   @functools.cached_property
   def _writers(self):
-    """An asynchronous writer for each kind."""
+    """One asynchronous writer per kind."""
     ocp = orbax()
     self.tidy()
     return {
@@ -75,14 +75,14 @@ class Checkpoints:
     }
 
   def tidy(self) -> None:
-    """Makes the folders; removes what killed processes have left in them."""
+    """Creates the folders; removes what killed processes left in them."""
     for which in (LATEST, BEST):
       folder = self.directory / which
       folder.mkdir(parents=True, exist_ok=True)
       if jax.process_index() == 0:
         for path in folder.glob('*.orbax-checkpoint-tmp*'):
           shutil.rmtree(path, ignore_errors=True)
-      self._drop_superfluous(which)
+      self._delete_superseded(which)
     if jax.process_index() == 0:
       shutil.rmtree(self.directory / DELETED, ignore_errors=True)
 
@@ -98,12 +98,12 @@ class Checkpoints:
       meta: JSON-able; 'step' and checksums are added.
 
     Returns:
-      False if the write before this one or the start of this one failed (say,
-      a full disk); the reason is then in `last_error`. Earlier checkpoints are
+      False if the previous write, or starting this one, failed (a full disk,
+      say); `last_error` then holds the reason. Earlier checkpoints are
       untouched.
     """
     ocp = orbax()
-    # Several processes agree on one write at a time.
+    # With several processes, one write at a time.
     for kind in (LATEST, BEST) if jax.process_count() > 1 else (which,):
       self._finish(kind)
     failed_before = which in self._failed
@@ -136,7 +136,7 @@ class Checkpoints:
     return not failed_before
 
   def wait(self) -> bool:
-    """Blocks until all is on disk; False if the newest of a kind is not."""
+    """Blocks until all is on disk; False if the newest of a kind failed."""
     for which in (LATEST, BEST):
       self._finish(which)
     return not self._failed
@@ -152,7 +152,7 @@ class Checkpoints:
         writer.close()
 
   def _finish(self, which: str) -> None:
-    """Waits for the write under way; then what it replaces may go."""
+    """Waits for the pending write, then deletes what it supersedes."""
     if which not in self._pending:
       return
     step, loss = self._pending.pop(which)
@@ -163,20 +163,20 @@ class Checkpoints:
       return
     self._failed.pop(which, None)
     self._saved[which][step] = loss
-    self._drop_superfluous(which)
+    self._delete_superseded(which)
 
-  def _drop_superfluous(self, which: str) -> None:
-    """Keeps the newest of the latest, and the lowest loss of the best."""
+  def _delete_superseded(self, which: str) -> None:
+    """Keeps the newest `keep` of LATEST and the lowest loss of BEST."""
     saved = self._saved[which]
     if which == LATEST:
-      superfluous = sorted(saved)[: -self._keep]
+      superseded = sorted(saved)[: -self._keep]
     else:
-      superfluous = sorted(saved, key=lambda s: (saved[s], s))[1:]
-    for step in superfluous:
+      superseded = sorted(saved, key=lambda s: (saved[s], s))[1:]
+    for step in superseded:
       self._delete(which, step)
 
   def _delete(self, which: str, step: int) -> None:
-    """Out of sight by a rename first: a kill leaves no half checkpoint."""
+    """Renames first, so that a kill leaves no partial checkpoint."""
     del self._saved[which][step]
     if jax.process_index() == 0:
       trash = _move(self.directory, which, step, DELETED)
@@ -191,16 +191,15 @@ class Checkpoints:
         _move(self.directory, which, step, DAMAGED)
 
   def replace_best(self, state, meta: dict, validation: str) -> bool:
-    """Moves the best checkpoints aside whose meta has another `validation`.
-
-    To checkpoints/replaced: their losses do not compare with those to come.
+    """Moves bests measured on other validation data to checkpoints/replaced.
 
     Args:
-      state, meta: as restored; kept as the latest before, lest the run have no
-        checkpoint until its next best is on disk.
+      state, meta: as restored; saved as the latest first, so that the run
+        always has a checkpoint on disk.
+      validation: bests whose metadata has another value are moved.
 
     Returns:
-      False if that could not be written. Then nothing was moved.
+      False if the latest could not be written; then nothing was moved.
     """
     if not self.has(LATEST, int(state.step)):
       self.save(LATEST, state, meta)
@@ -218,18 +217,18 @@ class Checkpoints:
     return True
 
   def restore_latest(self, target: TrainState):
-    """(state, meta) of the newest whole checkpoint, or None if there is none.
+    """(state, meta) of the newest intact checkpoint, or None if there is none.
 
-    Best ones count too: each holds all there is, and a run killed between two
-    saves of the latest may have left a newer best. Once one could be read,
-    those newer than it, which could not, are moved to checkpoints/damaged.
+    Bests count too: each holds the complete state, and a run killed between two
+    saves of the latest may have left a newer best. Once a checkpoint was read,
+    newer ones that could not be are moved to checkpoints/damaged.
 
     Args:
       target: a TrainState of arrays or ShapeDtypeStructs, for the structure.
 
     Raises:
-      UserError: there are checkpoints, and none of them can be read. All is
-        left as it was.
+      UserError: there are checkpoints and none can be read; nothing was
+        changed.
     """
     found = list_steps(self.directory)
     problems = []
@@ -244,8 +243,8 @@ class Checkpoints:
         continue
       for problem in problems:
         logger.warning(
-          f'{problem}; it is moved to checkpoints/{DAMAGED} and '
-          f'{which}/{step} is taken'
+          f'{problem}; moving it to checkpoints/{DAMAGED} and using '
+          f'{which}/{step} instead'
         )
       for bad_which, bad_step in found[:i]:
         del self._saved[bad_which][bad_step]
@@ -262,7 +261,7 @@ class Checkpoints:
 
 
 def _move(directory, which: str, step: int, folder: str) -> pathlib.Path:
-  """Renames a checkpoint into a folder beside, under a name not yet used."""
+  """Renames a checkpoint into another folder, under an unused name."""
   target = directory / folder
   target.mkdir(exist_ok=True)
   name, n = f'{which}-{step}', 0

@@ -1,24 +1,27 @@
-"""A run made of weights from elsewhere: what an import writes.
+"""Creates the workdir of an import, in the form that training leaves.
 
-It is one that training could have left, so that everything else takes it as it
-takes any run.
+Everything else then treats it like any run.
 """
 
 import copy
 import dataclasses
 import math
+import os
 import pathlib
+from typing import Any
 
 from gpt.errors import UserError, explained_writes
 from gpt.runs.checkpoint import BEST, LATEST
 from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.runs.config_file import CONFIG, save_config
 from gpt.runs.workdir import lock_workdir, make_workdir
+from gpt.tokenizers import Tokenizer
 from gpt.training.plateau import Plateau
+from gpt.training.state import TrainState
 
 
-def check_free(workdir) -> None:
-  """Raises UserError where there is a run, or the remains of one."""
+def check_free(workdir: str | os.PathLike) -> None:
+  """Raises UserError if the directory holds a run or parts of one."""
   for name in (CONFIG, 'checkpoints', 'tokenizer'):
     if (pathlib.Path(workdir) / name).exists():
       raise UserError(
@@ -28,26 +31,31 @@ def check_free(workdir) -> None:
 
 
 def create(
-  workdir, config, tokenizer, state, best_loss: float | None, **meta
+  workdir: str | os.PathLike,
+  config: Any,
+  tokenizer: Tokenizer,
+  state: TrainState,
+  best_loss: float | None,
+  **meta: Any,
 ) -> None:
   """Writes a run, its config.json last.
 
   Args:
-    config: ConfigDict, saved as the run's.
-    state: TrainState of numpy arrays: the latest checkpoint, and the best too
-      if its loss is known (there is no better one).
+    config: Any, saved as the run's.
+    state: TrainState of numpy arrays, saved as the latest checkpoint, and as
+      the best if its loss is known.
     best_loss: nats/token, or None.
     meta: more metadata for the checkpoints.
 
   Raises:
-    UserError: the workdir cannot be written to, or is being written to.
+    UserError: the workdir cannot be written to, or is in use.
   """
   workdir, step = pathlib.Path(workdir), int(state.step)
   plateau = Plateau() if best_loss is None else Plateau(best_loss, step)
   meta = {
     'plateau': dataclasses.asdict(plateau),
     'best_loss': math.inf if best_loss is None else best_loss,
-    'validation': '',  # Of what data the loss is, is not known here.
+    'validation': '',  # Unknown: the loss was measured elsewhere.
     'elapsed_s': 0.0,
     **meta,
   }
@@ -55,7 +63,7 @@ def create(
   make_workdir(workdir)
   with explained_writes(workdir), lock_workdir(workdir):
     tokenizer = copy.copy(tokenizer)
-    tokenizer.requested_vocab_size = 0  # It was not this run that asked.
+    tokenizer.requested_vocab_size = 0  # This run did not choose it.
     tokenizer.save(workdir / 'tokenizer')
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     saved = all([checkpoints.save(kind, state, meta) for kind in kinds])
@@ -66,4 +74,4 @@ def create(
         f'cannot write to {workdir}: {checkpoints.last_error}. Free some '
         'space and choose a new --workdir'
       )
-    save_config(workdir, config)  # Last: now it is a run.
+    save_config(workdir, config)  # Last: only now has the run begun.

@@ -1,42 +1,51 @@
-"""A run's model over every token of a text, its own or another.
+"""Full evaluation of a run's model on its own text or another.
 
-The numbers come from the Evaluator that training uses: they mean the same.
+Uses training's Evaluator, so the numbers are comparable.
 """
 
 import contextlib
 import logging
+import os
 import pathlib
 import tempfile
 import types
+from collections.abc import Callable, Iterator
 
 import jax
 
 from gpt import devices
 from gpt.data import prepare
+from gpt.data.prepare import Dataset
 from gpt.data.sources import find_sources
 from gpt.errors import UserError
+from gpt.runs.load import LoadedModel
 from gpt.training.evaluation import Evaluator
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def open_dataset(loaded, workdir, path: str = '', split: str = ''):
-  """The text to judge a model by, encoded by the model's own tokenizer.
+def open_dataset(
+  loaded: LoadedModel,
+  workdir: str | os.PathLike,
+  path: str = '',
+  split: str = '',
+) -> Iterator[tuple[Dataset, str]]:
+  """The evaluation text, encoded by the model's own tokenizer.
 
   Args:
     loaded: LoadedModel of `workdir`.
     path: files or globs as in data.path, of the run's data.format; '': the
-      run's own data. Their tokens are kept in a temporary directory; those of
-      the run in its cache.
+      run's own data. Tokens of other files go to a temporary directory, those
+      of the run to its cache.
     split: 'val', 'train' or 'all'. '': 'val' for the run's own text, 'all' for
-      any other (none of which was trained on).
+      any other, since none of it was trained on.
 
   Yields:
-    (dataset as data.create_dataset gives it, split).
+    (dataset of prepare.create_dataset, split).
 
   Raises:
-    UserError: no text there, or too little of it.
+    UserError: no text, or too little of it.
   """
   workdir = pathlib.Path(workdir)
   config = types.SimpleNamespace(
@@ -65,7 +74,7 @@ def open_dataset(loaded, workdir, path: str = '', split: str = ''):
       )
     if not (before or path):
       logger.info(
-        'note: it is not known what this run was trained on; this is '
+        'note: the text this run was trained on is unknown; evaluating on '
         f'{corpus.description}'
       )
     split = split or ('val' if own or not path else 'all')
@@ -85,11 +94,16 @@ def open_dataset(loaded, workdir, path: str = '', split: str = ''):
     yield dataset, split
 
 
-def full_pass(loaded, dataset, split: str, progress=None) -> dict:
-  """What the Evaluator says of a whole split.
+def full_pass(
+  loaded: LoadedModel,
+  dataset: Dataset,
+  split: str,
+  progress: Callable[[int], object] | None = None,
+) -> dict:
+  """The Evaluator's values for every target of a split.
 
   Args:
-    progress: called with the number of targets before each batch.
+    progress: called with the number of targets of each batch.
   """
   mesh = devices.create_mesh(jax.device_count())
   params = devices.put_replicated(loaded.params, mesh)
@@ -98,7 +112,7 @@ def full_pass(loaded, dataset, split: str, progress=None) -> dict:
 
 
 class _Watched:
-  """A dataset that tells how far it has been read."""
+  """A dataset that reports how many targets were read."""
 
   def __init__(self, dataset, progress):
     self._dataset, self._progress = dataset, progress

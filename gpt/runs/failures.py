@@ -1,12 +1,15 @@
-"""What can go wrong while training, and what to do about it.
+"""Failures of a training run, as errors that say what to change.
 
-It exists so that a diverged run, a full memory and a full disk end in a few
-lines that say what to change, and not in a traceback of a library.
+A diverged run, full memory and a full disk end in a few lines instead of a
+library's traceback.
 """
 
 import contextlib
 import errno
+import os
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -17,8 +20,10 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def not_finite(step: int, what: str, lr: float, workdir) -> UserError:
-  """The error for a loss or parameters that are not numbers any more."""
+def not_finite(
+  step: int, what: str, lr: float, workdir: str | os.PathLike
+) -> UserError:
+  """The error for a loss that is NaN or infinite; `what` names it."""
   directory = pathlib.Path(workdir) / 'checkpoints'
   if list_steps(directory):
     kept = f'The last good checkpoint is in {directory}'
@@ -33,20 +38,17 @@ def not_finite(step: int, what: str, lr: float, workdir) -> UserError:
   )
 
 
-def not_saved(error: str, workdir) -> UserError:
-  """The error at the end of a run whose last checkpoint is missing."""
+def not_saved(error: str, workdir: str | os.PathLike) -> UserError:
+  """The error for a last checkpoint that could not be written."""
   return UserError(
     f'the last checkpoint in {workdir} could not be written ({error}); earlier '
-    'ones are whole. Free some space and run the same command again'
+    'ones are intact. Free some space and run the same command again'
   )
 
 
 @contextlib.contextmanager
-def explained(config, workdir):
-  """Turns running out of memory or disk into a UserError with advice.
-
-  So it does with files that may not be written.
-  """
+def explained(config: Any, workdir: str | os.PathLike) -> Iterator[None]:
+  """Turns full memory, a full disk and missing permissions into UserErrors."""
   try:
     yield
   except (MemoryError, jax.errors.JaxRuntimeError) as e:
@@ -57,7 +59,7 @@ def explained(config, workdir):
     if e.errno in DISK_ERRORS:
       raise UserError(
         f'cannot write to {workdir}: {e.strerror}. Checkpoints on disk are '
-        'whole. Free some space and run the same command again'
+        'intact. Free some space and run the same command again'
       ) from e
     if e.errno in FORBIDDEN:
       raise UserError(
@@ -68,6 +70,7 @@ def explained(config, workdir):
 
 
 def is_out_of_memory(error: Exception) -> bool:
+  """Whether Python, XLA or CUDA ran out of memory."""
   text = str(error)
   return (
     isinstance(error, MemoryError)
@@ -76,12 +79,12 @@ def is_out_of_memory(error: Exception) -> bool:
   )
 
 
-def out_of_memory(config) -> UserError:
-  """The error that says what to lower."""
+def out_of_memory(config: Any) -> UserError:
+  """The error that says which settings to lower."""
   return UserError(
     'out of memory. Lower --config.batch_size (now '
     f'{config.batch_size}), --config.parallel.micro_batch_size (sequences at '
-    f'once, now {config.parallel.micro_batch_size or "chosen by us"}; the '
+    f'once, now {config.parallel.micro_batch_size or "automatic"}; the '
     'result does not change), --config.model.block_size (now '
     f'{config.model.block_size}), or set --config.model.remat=true'
   )

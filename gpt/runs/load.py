@@ -1,8 +1,7 @@
-"""A workdir -> a model ready to use: no data, no optimizer, no surprises.
+"""Loads a run's model for use: weights and tokenizer, no data or optimizer.
 
-It exists so that generating, evaluating, inspecting and serving read a run in
-one way, quickly (the weights alone are restored), and pass over a checkpoint
-that a disk has damaged.
+Generation, evaluation, inspection and serving all load a run here. Damaged
+checkpoints are skipped.
 """
 
 import dataclasses
@@ -27,17 +26,17 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedModel:
-  """What a run has learnt, and what is needed to use it.
+  """A trained model and all that is needed to use it.
 
   Attributes:
     model, cfg: the linen module and its config, resolved for this backend.
-    params: numpy tree float32; the running average where the run keeps one.
+    params: numpy tree of float32; the EMA if the run keeps one.
     tokenizer: the run's own.
     config: the run's configuration as nested dicts (see configs/default.py).
-    data: what the run knows of its text: {} or 'kind', 'description' and
+    data: the record of the training text: {} or 'kind', 'description' and
       'text_sha256'.
     meta: of the checkpoint: 'step', 'best_loss', 'elapsed_s', ...
-    path: directory of the checkpoint that was read.
+    path: directory of the checkpoint.
   """
 
   model: GPT
@@ -70,15 +69,15 @@ class LoadedModel:
 def load_model(workdir, which: str = BEST) -> LoadedModel:
   """Reads a run's best or latest model.
 
-  A checkpoint that cannot be read is passed over with a warning: after the
-  best comes the latest, and the other way round.
+  Skips checkpoints that cannot be read, with a warning: after the best comes
+  the latest, and vice versa.
 
   Args:
     workdir: directory of a run.
     which: 'best' (the lowest validation loss) or 'latest'.
 
   Raises:
-    UserError: no such run, no checkpoint, or damage that leaves nothing.
+    UserError: no such run, no checkpoint, or none that can be read.
   """
   workdir = pathlib.Path(workdir)
   paths = checkpoint.candidates(workdir, which)
@@ -95,17 +94,17 @@ def read_configs(workdir, vocab_size: int) -> tuple[dict, GPTConfig]:
   """A run's configuration, and the shape of its model on this backend.
 
   Raises:
-    UserError: there is none; one that is not of this version.
+    UserError: no config.json, or one that this version cannot use.
   """
   path = pathlib.Path(workdir) / CONFIG
   config = read_config(workdir)
   if config is None:
     raise UserError(
-      f'{workdir} holds checkpoints but no {CONFIG}: it is not a whole run '
-      'directory. Name another --workdir, or put the file back'
+      f'{workdir} holds checkpoints but no {CONFIG}: the run is incomplete. '
+      'Name another --workdir, or put the file back'
     )
   try:
-    # Which kernel trained it does not matter here.
+    # The kernel that trained it does not matter here.
     options = {**config['model'], 'attention': 'auto'}
     return config, GPTConfig.from_config(options, vocab_size)
   except UserError as e:
@@ -150,8 +149,8 @@ def read_checkpoint(path, cfg: GPTConfig):
   """(params, meta) of one checkpoint directory, checked against the config.
 
   Raises:
-    ValueError: arrays of other shapes. DamagedCheckpoint and what Orbax raises
-      where bytes are missing or changed.
+    ValueError: arrays of other shapes. DamagedCheckpoint or Orbax's errors if
+      bytes are missing or changed.
   """
   meta = checkpoint.read_meta(path)
   int(meta['step'])
@@ -161,7 +160,8 @@ def read_checkpoint(path, cfg: GPTConfig):
   for name in sorted(found.keys() | wanted.keys()):
     if found.get(name) != wanted.get(name):
       raise ValueError(
-        f'{name} is {found.get(name)}, by the config it is {wanted.get(name)}'
+        f'{name}: expected {wanted.get(name)} from the config, found '
+        f'{found.get(name)}'
       )
   return params, meta
 
@@ -171,7 +171,7 @@ def _kind(x) -> str:
 
 
 def params_sha256(params) -> str:
-  """sha256 (hex) of a parameter tree: what two equal models have in common.
+  """sha256 (hex) of a parameter tree; equal for equal models.
 
   Over the raw bytes (float32, little-endian, C order, nothing between them) of
   the leaves in the order of their '/'-joined names, sorted as text:

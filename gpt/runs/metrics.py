@@ -1,7 +1,8 @@
-"""What a run reports: metrics.jsonl, one console line an eval, a clock."""
+"""metrics.jsonl and the clock of a run."""
 
 import json
 import math
+import os
 import pathlib
 import time
 
@@ -12,23 +13,23 @@ FILE = 'metrics.jsonl'
 
 
 class MetricsLog:
-  """W/metrics.jsonl: one JSON object a line, every line with its `step`.
+  """W/metrics.jsonl: one JSON object per line, each with its `step`.
 
   A run that resumes at step s first drops the lines after s (all of them at
-  0): the file reads as if the run had never been interrupted. Non-finite
+  0), so the file reads as if the run had never been interrupted. Non-finite
   numbers become null.
   """
 
   def __init__(
     self,
-    workdir,
+    workdir: str | os.PathLike,
     resume_step: int = 0,
     tensorboard: bool = False,
     active: bool = True,
   ):
-    """`active=False`: a log that keeps nothing, of the other processes."""
+    """`active`: False on non-leader processes: writes nothing."""
     self._file = self._tensorboard = None
-    # (loss, tokens) of the steps since the last eval, of an earlier process.
+    # (loss, tokens) of an earlier process's steps since its last eval.
     self.recent_losses = []
     if not active:
       return
@@ -39,7 +40,7 @@ class MetricsLog:
     if tensorboard:
       self._tensorboard = _summary_writer(workdir, resume_step)
 
-  def _keep(self, path, resume_step: int) -> None:
+  def _keep(self, path: pathlib.Path, resume_step: int) -> None:
     kept = [x for x in read(path) if x['step'] <= resume_step and resume_step]
     for line in kept:
       if 'val_loss' in line:
@@ -49,8 +50,8 @@ class MetricsLog:
     text = ''.join(json.dumps(line) + '\n' for line in kept)
     write_atomic(path, text.encode())
 
-  def write(self, step: int, **values) -> None:
-    """Adds a line; numbers become floats."""
+  def write(self, step: int, **values: float | str) -> None:
+    """Appends a line."""
     if self._file is None:
       return
     line = {'step': step}
@@ -66,8 +67,10 @@ class MetricsLog:
         if name != 'step' and isinstance(value, (int, float)):
           self._tensorboard.add_scalar(name, value, step)
 
-  def write_end(self, step: int, outcome: str, full: dict, elapsed_s: float):
-    """The last line of a run that has come to its end.
+  def write_end(
+    self, step: int, outcome: str, full: dict, elapsed_s: float
+  ) -> None:
+    """Appends the last line of a run that reached its end.
 
     Args:
       outcome: 'finished' or 'early stop'.
@@ -81,6 +84,7 @@ class MetricsLog:
     self.write(step, outcome=outcome, **values, elapsed_s=elapsed_s)
 
   def close(self) -> None:
+    """Closes the files."""
     if self._file:
       self._file.close()
     if self._tensorboard:
@@ -99,8 +103,8 @@ def _summary_writer(workdir, resume_step: int):
   )
 
 
-def read(path) -> list[dict]:
-  """The lines of a metrics.jsonl; one that a kill has cut short ends them."""
+def read(path: str | os.PathLike) -> list[dict]:
+  """The lines of a metrics.jsonl, up to the first that is not valid JSON."""
   lines = []
   for text in pathlib.Path(path).read_text(encoding='utf-8').splitlines():
     try:
@@ -110,28 +114,28 @@ def read(path) -> list[dict]:
   return lines
 
 
-def read_run(workdir) -> list[dict]:
-  """The lines of a run; [] where nothing has been trained."""
+def read_run(workdir: str | os.PathLike) -> list[dict]:
+  """The lines of a run; [] if nothing was trained."""
   path = pathlib.Path(workdir) / FILE
   return read(path) if path.exists() else []
 
 
 def end_of(lines: list[dict]) -> dict:
-  """The line of a run's end; {} while it has none, or has gone on since."""
+  """The line that ends a run; {} if there is none at its last step."""
   last = last_step(lines)
   ends = [x for x in lines if 'outcome' in x and x['step'] == last]
   return ends[-1] if ends else {}
 
 
 def last_step(lines: list[dict]) -> int:
-  """The last step that a run has written down; 0 if there is none."""
+  """The last step recorded; 0 if there is none."""
   return max((line['step'] for line in lines), default=0)
 
 
-def lacks_end(workdir, step: int) -> bool:
-  """Whether a run trained up to `step` and then was killed.
+def lacks_end(workdir: str | os.PathLike, step: int) -> bool:
+  """Whether a run reached `step` but was killed before its last line.
 
-  Then it has lines but not the last one. (An imported run has none.)
+  An imported run has no lines at all and lacks nothing.
   """
   lines = read_run(workdir)
   return bool(lines) and not any(
@@ -140,7 +144,7 @@ def lacks_end(workdir, step: int) -> bool:
 
 
 class Clock:
-  """Seconds of a run, carried over resumes, and of training between evals."""
+  """Seconds of a run, carried across resumes, and of training steps alone."""
 
   def __init__(self, elapsed: float = 0.0):
     self._start = time.perf_counter() - elapsed
@@ -151,11 +155,11 @@ class Clock:
     return time.perf_counter() - self._start
 
   def resume(self) -> None:
-    """Training goes on (after an eval, a save)."""
+    """Starts counting training time (after an eval or a save)."""
     self._lap_start = time.perf_counter()
 
   def pause(self) -> None:
-    """Training has stopped, its last step finished."""
+    """Stops counting training time; the last step has finished."""
     if self._lap_start is not None:
       self._lap_seconds += time.perf_counter() - self._lap_start
       self._lap_start = None

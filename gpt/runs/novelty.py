@@ -1,21 +1,27 @@
-"""How many generated documents a model has made up, not memorised."""
+"""Novelty: the share of generated documents that are not memorised."""
+
+import os
+from collections.abc import Iterable
 
 from gpt import logs
 from gpt.errors import UserError
 from gpt.runs.evaluate import open_dataset
+from gpt.runs.load import LoadedModel
 
 
-def count_new(loaded, workdir, texts) -> tuple[int, int]:
-  """(texts that are no training document, number of training documents).
+def count_new(
+  loaded: LoadedModel, workdir: str | os.PathLike, texts: Iterable[str]
+) -> tuple[int, int]:
+  """(texts that equal no training document, number of training documents).
 
-  A document is what one line is (data.format lines), without white space
-  around it; an empty text is not new.
+  Documents are lines (data.format lines) without surrounding white space; an
+  empty text is not new.
 
   Raises:
-    UserError: what the run was trained on is not there, or is another by now.
+    UserError: the training text is missing, unknown, or has changed.
   """
   if not loaded.data.get('text_sha256'):
-    raise UserError('it is not known what this run was trained on')
+    raise UserError('the text this run was trained on is unknown')
   with logs.quiet(), open_dataset(loaded, workdir) as (dataset, _):
     corpus = dataset.corpus
     if corpus.info.text_sha256 != loaded.data['text_sha256']:

@@ -1,18 +1,20 @@
 """The mean loss over a split, as nats, perplexity and bits per byte.
 
-It exists so that training, `launch.evaluate` and notebooks measure with one
-program: quickly on a fixed set of windows, or every target of a split once.
+Training, `launch.evaluate` and notebooks share one program: quick estimates on
+a fixed set of windows, or full passes over every target of a split.
 """
 
 import math
+from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from gpt import devices
-from gpt.model import losses
+from gpt.model import GPT, losses
 from gpt.training.step import jit_eval_step
 
-# Tokens a device works on at once.
+# Tokens a device processes at once.
 CPU_TOKENS = 512
 ACCELERATOR_TOKENS = 8192
 
@@ -20,8 +22,8 @@ ACCELERATOR_TOKENS = 8192
 class Evaluator:
   """Measures any parameters of one model on one dataset."""
 
-  def __init__(self, model, mesh, dataset):
-    """Args: linen GPT; the mesh to use; what data.create_dataset gives."""
+  def __init__(self, model: GPT, mesh: Mesh, dataset: Any):
+    """`dataset`: of data.prepare.create_dataset."""
     self._step = jit_eval_step(model, mesh)
     self._mesh, self._dataset = mesh, dataset
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
@@ -29,12 +31,12 @@ class Evaluator:
     self._rows = max(1, tokens // model.cfg.block_size) * mesh.size
     self._bytes_V = np.asarray(dataset.bytes_V, np.float32)
 
-  def __call__(self, params, split: str, windows: int | None) -> dict:
+  def __call__(self, params: Any, split: str, windows: int | None) -> dict:
     """{'nats_per_token', 'ppl', 'bits_per_byte', 'tokens'} of a split.
 
     A full pass over conversations also has 'assistant_nats_per_token',
-    'all_nats_per_token' and so on: over what the assistant says and over every
-    token, whichever of them the loss is.
+    'all_nats_per_token' and so on: over the assistant's tokens and over all
+    tokens, whichever of them the training loss uses.
 
     Args:
       params: on the mesh, or numpy.
@@ -73,7 +75,7 @@ class Evaluator:
 
 
 def describe_parts(values: dict) -> list[str]:
-  """Lines about the parts of a full pass over conversations; else none."""
+  """One line for each part of a full pass over conversations; else none."""
   return [
     f'{what}: {values[f"{name}_nats_per_token"]:.4f} nats/token, '
     f'{values[f"{name}_bits_per_byte"]:.4f} bits/byte over '

@@ -1,11 +1,12 @@
 """ReduceLROnPlateau and early stopping, decided at eval time on the host.
 
-The state is a small record of numbers that travels in the checkpoint's
-metadata, so that a resumed run neither forgets its patience nor its best loss.
+The state is a few numbers in the checkpoint's metadata, so a resumed run keeps
+its patience and its best loss.
 """
 
 import dataclasses
 import math
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,10 +15,10 @@ class Plateau:
 
   Attributes:
     best_loss: lowest validation loss so far, nats/token.
-    best_step: completed steps when it was seen; -1 before any eval.
+    best_step: completed steps at that eval; -1 before any eval.
     evals_since_best: evals without a new best since then or the last cut.
-    reductions: how often the learning rate was cut.
-    stopped: the run has ended early.
+    reductions: cuts of the learning rate so far.
+    stopped: whether the run has ended early.
   """
 
   best_loss: float = math.inf
@@ -27,8 +28,10 @@ class Plateau:
   stopped: bool = False
 
 
-def update(plateau: Plateau, opt, val_loss: float, step: int):
-  """The state after an eval, and a message to print ('' if nothing happened).
+def update(
+  plateau: Plateau, opt: Any, val_loss: float, step: int
+) -> tuple[Plateau, str]:
+  """The state after an eval, and a message to log ('' if nothing happened).
 
   Args:
     opt: `config.opt` (plateau_patience, plateau_max_reductions).
@@ -58,10 +61,11 @@ def update(plateau: Plateau, opt, val_loss: float, step: int):
 
 
 def judge_again(plateau: Plateau, val_loss: float, step: int) -> Plateau:
-  """The state where other data validates from now on.
+  """The state after the validation data has changed.
 
   Args:
-    val_loss: of the weights of `step` on that data; nan if it has no targets.
+    val_loss: of the weights of `step` on the new data; nan if it has no
+      targets.
   """
   best = val_loss if math.isfinite(val_loss) else math.inf
   return dataclasses.replace(
@@ -69,6 +73,6 @@ def judge_again(plateau: Plateau, val_loss: float, step: int) -> Plateau:
   )
 
 
-def lr_scale(plateau: Plateau, opt) -> float:
-  """What the peak learning rate is multiplied by: factor ** reductions."""
+def lr_scale(plateau: Plateau, opt: Any) -> float:
+  """Multiplier of the peak learning rate: plateau_factor ** reductions."""
   return opt.plateau_factor**plateau.reductions

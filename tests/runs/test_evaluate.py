@@ -195,7 +195,7 @@ def test_a_changed_text_is_noticed(tmp_path):
   with log_lines() as lines:
     assert evaluate(tmp_path / 'run')[1] == 'val'
   assert lines == [
-    f'note: it is not known what this run was trained on; this is {file}'
+    f'note: the text this run was trained on is unknown; evaluating on {file}'
   ]
   (tmp_path / 'run' / 'data.json').write_text(
     '{"description": "what it was", "text_sha256": "0"}'

@@ -127,7 +127,7 @@ def damage_config(workdir, **changes):
       lambda w: (w / 'tokenizer' / 'tokenizer.json').write_text('{'),
       'damaged tokenizer',
     ),
-    (lambda w: damage_config(w, n_embd=36), r'by the config it is.*36'),
+    (lambda w: damage_config(w, n_embd=36), r'expected .*36.* from the config'),
     (lambda w: damage_config(w, n_embd=33), 'config.json: n_embd 33 is not'),
     (lambda w: damage_config(w, n_head=None, wings=2), 'not a config of this'),
   ],
