@@ -136,7 +136,9 @@ def refuse_best_of(value: int) -> int:
 
 
 STRING = {'type': 'string'}
-TOKENS = {'type': 'array', 'items': {'type': 'integer', 'minimum': 0}}
+SOME = {'type': 'array', 'minItems': 1}
+TOKEN = {'type': 'integer', 'minimum': 0}
+TOKENS = {'type': 'array', 'items': TOKEN}
 
 Text = Annotated[str, PlainValidator(read_text), JsonSchema(STRING)]
 TokenIds = Annotated[
@@ -152,9 +154,9 @@ Prompts = Annotated[
     {
       'anyOf': [
         STRING,
-        {'type': 'array', 'items': STRING, 'maxItems': MAX_PROMPTS},
-        TOKENS,
-        {'type': 'array', 'items': TOKENS, 'maxItems': MAX_PROMPTS},
+        {**SOME, 'items': STRING, 'maxItems': MAX_PROMPTS},
+        {**SOME, 'items': TOKEN},
+        {**SOME, 'items': TOKENS, 'maxItems': MAX_PROMPTS},
       ]
     }
   ),
@@ -226,17 +228,20 @@ Seed = Annotated[
 Nothing = Annotated[
   Any,
   PlainValidator(refuse_any),
-  JsonSchema({'type': ['array', 'string'], 'maxItems': 0, 'maxLength': 0}),
+  JsonSchema(
+    {'type': ['array', 'string', 'null'], 'maxItems': 0, 'maxLength': 0}
+  ),
   Field(description='Not supported.'),
 ]
 TextFormat = Annotated[
   Any,
   PlainValidator(refuse_format),
-  JsonSchema({'const': {'type': 'text'}}),
+  JsonSchema({'enum': [{'type': 'text'}, None]}),
   Field(description='No other format is supported.'),
 ]
 BestOf = Annotated[
   int,
   Field(ge=1, le=20, description='Above 1: not supported.'),
   AfterValidator(refuse_best_of),
+  JsonSchema({'const': 1}),
 ]

@@ -135,12 +135,11 @@ def responses(operation: Operation, keyed: bool) -> dict[str, Any]:
     content: dict[str, Any] = {operation.response: {}}
   else:
     content = {'application/json': {'schema': ref(operation.response)}}
+  good = 'OK'
   if operation.chunk is not None:
-    content[EVENT_STREAM] = {
-      'schema': ref(operation.chunk),
-      'x-note': 'The data of each event; the last is [DONE].',
-    }
-  out = {'200': {'description': 'OK', 'content': content}}
+    content[EVENT_STREAM] = {'schema': ref(operation.chunk)}
+    good = 'OK. As a stream: the data of each event; the last is [DONE].'
+  out = {'200': {'description': good, 'content': content}}
   statuses = {*operation.errors}
   if keyed:
     statuses |= {401, 429}

@@ -1,6 +1,7 @@
 """The engine against the full forward pass, token by token."""
 
 import dataclasses
+import logging
 import threading
 
 import jax
@@ -16,8 +17,8 @@ from configs import (
   model_xl,
   model_xs,
 )
-from gpt.model import GPTConfig
-from serving.engine import events, jobs
+from gpt.model import GPT, GPTConfig
+from serving.engine import events, jobs, programs
 from serving.engine.errors import StepFailed
 from serving.engine.programs import compile_count
 from serving.engine.sampling import Sampling
@@ -242,7 +243,33 @@ def test_choices_share_the_tables_of_their_stop_strings(tiny):
   assert tables == {id(stop.fallback)}
 
 
+def test_compiling_logs_its_progress(monkeypatch, caplog):
+  caplog.set_level(logging.INFO)
+  monkeypatch.setattr(programs, 'PROGRESS_SECONDS', 0.01)
+
+  def last():
+    while 'compiling: 1 of 2 programs' not in caplog.text:
+      pass
+
+  monkeypatch.setattr(
+    programs.Programs, '_jobs', lambda *_: [lambda: None, last]
+  )
+  assert programs.Programs(GPT(TINY), 1).compile({}) == 2
+
+
+def test_a_program_that_does_not_compile_ends_the_wait(monkeypatch):
+  def fail():
+    raise RuntimeError('boom')
+
+  monkeypatch.setattr(
+    programs.Programs, '_jobs', lambda *_: [fail, *[lambda: None] * 9]
+  )
+  with pytest.raises(RuntimeError, match='boom'):
+    programs.Programs(GPT(TINY), 1).compile({})
+
+
 def test_no_request_compiles_anything(tiny):
+  tiny.run(ids('a'), max_tokens=1)  # Until it is ready.
   before = compile_count().value
   assert before > 0
   work = [tiny.submit([5], max_tokens=300, overflow='exact')]

@@ -133,10 +133,11 @@ def test_sigterm_lets_running_requests_finish_and_then_ends(workdir):
     assert server.wait() == 0  # For nothing runs any more.
 
 
-def test_what_outlasts_the_drain_is_told_so(workdir):
+def test_a_closed_terminal_drains_and_what_outlasts_it_gets_an_error(workdir):
   with serving(workdir, '--drain_timeout=0.2') as server:
     long = Stream(server)
-    server.signal()
+    for _ in range(2):  # A shell sends it once more to its jobs.
+      server.signal(signal.SIGHUP)
     error = json.loads(long.wait()[-1])['error']
     assert error['code'] == 'draining'
     assert server.wait() == 0
