@@ -50,9 +50,6 @@ def finish_run(trainer) -> Result:
   outcome = 'early stop' if trainer.plateau.stopped else 'finished'
   if step < config.total_steps and not trainer.plateau.stopped:
     outcome = 'interrupted'
-    logger.info(
-      f'Interrupted at step {step}. Saved in {run.workdir}/checkpoints.'
-    )
   if not saved:
     raise failures.not_saved(trainer.checkpoints.last_error, run.workdir)
   if run.leader:
@@ -75,13 +72,19 @@ def _log_end(trainer, outcome: str, step: int) -> None:
   if plateau.best_step >= 0:
     best = f'; best val {plateau.best_loss:.4f} at step {plateau.best_step}'
   duration = metrics.duration(trainer.clock.elapsed())
-  logger.info(f'{outcome} at step {step} after {duration}{best}')
-  if outcome == 'interrupted':
-    logger.info(
-      f'Continue with: python -m launch.train --workdir={trainer.run.workdir}'
-      if trainer.added_steps
-      else 'Run the same command again to continue.'
-    )
+  if outcome != 'interrupted':
+    logger.info(f'{outcome} at step {step} after {duration}{best}')
+    return
+  workdir = trainer.run.workdir
+  again = (
+    f'Continue with: python -m launch.train --workdir={workdir}'
+    if trainer.added_steps
+    else 'Run the same command again to continue.'
+  )
+  logger.info(
+    f'Interrupted at step {step}. Saved in {workdir}/checkpoints.\n'
+    f'{duration} so far{best}. {again}'
+  )
 
 
 def full_evaluation(trainer, step: int) -> dict:

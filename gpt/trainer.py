@@ -366,9 +366,10 @@ class Trainer:
       f'({device.device_kind}), {cfg.dtype}, attention {cfg.attention}, '
       f'{self.micro_batch} sequences at once'
     )
-    for reason in randygpt.obstacles(cfg):
+    if reasons := randygpt.obstacles(cfg):
       logger.info(
-        f'note: no RGPT files (checkpoint.bin) will be written: {reason}'
+        'note: no RGPT files (checkpoint.bin) will be written: '
+        + '; '.join(reasons)
       )
     if self.first:
       for key, (old, new) in self.run.changed.items():

@@ -153,6 +153,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(reference, tmp_path):
   assert code == 0
   assert 'stopping after this step; once more to leave at once' in err
   step = int(re.search(r'Interrupted at step (\d+)\. Saved in', out)[1])
+  assert out.lower().count('interrupted at step') == 1
   assert latest(workdir)[1]['step'] == step
   assert 'Run the same command again to continue.' in out
   assert (workdir / 'checkpoint.bin').exists()
@@ -297,6 +298,7 @@ def test_last_update_can_be_the_one_that_goes_wrong(tmp_path):
       'opt.name': 'muon',
       'opt.clip': 'global_norm',
       'model.pos': 'rope',
+      'model.final_norm': True,
       'data.document_separator': 'blank_line',
       'data.document_aware': True,
     },
@@ -323,3 +325,5 @@ def test_variant_runs_and_resumes_exactly(tmp_path, changes):
   assert averaged == ('opt.ema_decay' in changes)
   randygpts = 'model.arch' not in changes and 'model.pos' not in changes
   assert (whole / 'checkpoint.bin').exists() == randygpts
+  # One note, whatever the number of reasons.
+  assert sum('no RGPT files' in x for x in lines) == (not randygpts)

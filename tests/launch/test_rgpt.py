@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -261,3 +262,15 @@ def test_commands_are_renamed_only_where_they_are_commands(monkeypatch):
   assert program.command('bench.train') == 'rgpt bench.train'
   monkeypatch.setitem(program._state, 'rgpt', False)
   assert program.command('train') == 'python -m launch.train'
+
+
+def test_the_page_for_migrants_and_the_answers_name_the_same_flags():
+  page = (ROOT / 'docs' / 'migrating.md').read_text()
+  _, randygpt, microgpt = re.split(r'^## From .*$', page, flags=re.M)[:3]
+  microgpt = microgpt.partition('### ')[0]
+  for owner, text in (('RandyGPT', randygpt), ('microgpt', microgpt)):
+    column = [r.split('|')[1:-1] for r in text.splitlines() if r[:1] == '|']
+    theirs = [cells[-2] for cells in column]  # The last one is ours.
+    named = set(re.findall(r'--([a-z][\w-]*)', ' '.join(theirs)))
+    answered = {n for n, f in migrating.FLAGS.items() if owner in f.owners}
+    assert named == answered, owner
