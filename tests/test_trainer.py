@@ -1,0 +1,84 @@
+"""The training loop: when it pauses, and what a start reads."""
+
+import ast
+import pathlib
+
+import pytest
+
+from gpt import train
+from gpt.data import sources
+from gpt.trainer import Due, what_is_due
+from tests.support.data_tools import TEXT
+from tests.support.train_runs import run_here, settings
+
+
+class FakeRun:
+  """A run that may have been interrupted."""
+
+  def __init__(self, interrupted):
+    self.interrupted = interrupted
+
+  def stop_requested(self, step, now):
+    return self.interrupted
+
+
+@pytest.mark.parametrize(
+  'step, interrupted, due',
+  [
+    (5, False, ''),
+    (4, False, 'first'),  # The process began after step 3.
+    (6, False, 'eval'),
+    (10, False, 'save'),
+    (30, False, 'eval save'),
+    (5, True, 'stop'),
+    (31, False, 'eval save'),  # The last step, whatever the intervals.
+  ],
+)
+def test_what_is_due_after_a_step(step, interrupted, due):
+  config = settings({'eval.every': 6, 'checkpoint.every': 10})
+  found = what_is_due(step, 3, 31, config, FakeRun(interrupted))
+  assert found == Due(*(name in due.split() for name in Due._fields))
+  assert bool(found) == bool(due)
+
+
+def test_without_an_interval_only_the_last_step_is_saved():
+  config = settings({'checkpoint.every': 0})
+  assert not what_is_due(30, 3, 31, config, FakeRun(False)).save
+  assert what_is_due(31, 3, 31, config, FakeRun(False)).save
+
+
+def test_a_start_reads_config_and_text_once(tmp_path, monkeypatch):
+  text = tmp_path / 'text.txt'
+  text.write_text(TEXT[:4000])
+  changes = {'data.path': str(text), 'total_steps': 2, 'eval.every': 2}
+  reads = []
+
+  def count(self, *args, **kwargs):
+    reads.append(self.name)
+    return read_text(self, *args, **kwargs)
+
+  def count_hash(self):
+    reads.append('hash')
+    return hashed.func(self)
+
+  read_text, hashed = pathlib.Path.read_text, sources.Sources._hashed
+  monkeypatch.setattr(pathlib.Path, 'read_text', count)
+  patched = type(hashed)(count_hash)
+  patched.__set_name__(sources.Sources, '_hashed')
+  monkeypatch.setattr(sources.Sources, '_hashed', patched)
+  for more in (0, 1):  # A new run, then a resumed one.
+    reads.clear()
+    run_here(tmp_path / 'run', {**changes, 'total_steps': 2 + more})
+    assert reads.count('config.json') == 1, reads
+    assert reads.count('hash') == 1, reads
+
+
+def test_the_main_function_fits_two_screens():
+  source = pathlib.Path(train.__file__).read_text(encoding='utf-8')
+  (main,) = (
+    node
+    for node in ast.parse(source).body
+    if isinstance(node, ast.FunctionDef) and node.name == 'train_and_evaluate'
+  )
+  first = main.body[1]  # After the docstring.
+  assert main.end_lineno - first.lineno + 1 <= 60
