@@ -1,4 +1,4 @@
-"""Chat models in whole runs: prepared, trained, resumed and asked."""
+"""Whole runs of chat models: prepare, train, resume, generate."""
 
 import importlib
 import json
@@ -44,7 +44,7 @@ def talks_file(tmp_path_factory):
     ('large', (384, 8, 8, 1024), 17_694_720),
   ],
 )
-def test_recipe_is_microgpts(name, shape, parameters):
+def test_recipes_equal_those_of_microgpt(name, shape, parameters):
   module = importlib.import_module(f'configs.chat_{name}')
   config = module.get_config()
   model, opt = config.model, config.opt
@@ -97,16 +97,16 @@ def test_prepared_data_is_what_training_finds(tmp_path):
 )
 def test_killed_and_resumed_equals_uninterrupted(packing, talks_file, tmp_path):
   changes = {**CHAT_RUN, 'data.path': talks_file, 'data.packing': packing}
-  result, said = train_small(tmp_path / 'whole', changes)
-  said = '\n'.join(said)
-  assert 'assistant only: ' in said and 'all tokens: ' in said
-  assert "sample after 'what is rust':\nwhat is rust\n" in said
+  result, lines = train_small(tmp_path / 'whole', changes)
+  lines = '\n'.join(lines)
+  assert 'assistant only: ' in lines and 'all tokens: ' in lines
+  assert "sample after 'what is rust':\nwhat is rust\n" in lines
   final = result.final['final']
   assert final['nats_per_token'] == final['assistant_nats_per_token']
   assert final['assistant_tokens'] < final['all_tokens']
   train_small(tmp_path / 'parts', changes, crash_at='step 4/6')
-  _, said = train_small(tmp_path / 'parts', changes)
-  assert 'resuming from step 3' in said
+  _, lines = train_small(tmp_path / 'parts', changes)
+  assert 'resuming from step 3' in lines
   assert_same_params(tmp_path / 'parts', tmp_path / 'whole')
   loaded = load_model(tmp_path / 'whole', 'latest')
   with open_dataset(loaded, tmp_path / 'whole') as (ds, s):
@@ -116,7 +116,7 @@ def test_killed_and_resumed_equals_uninterrupted(packing, talks_file, tmp_path):
   )
 
 
-def test_a_run_goes_on_with_its_own_settings(talks_file, tmp_path):
+def test_a_run_resumes_with_its_own_settings(talks_file, tmp_path):
   """microgpt's --resume DIR --steps N: everything else is the run's."""
   workdir = tmp_path / 'run'
   train_small(
@@ -149,7 +149,7 @@ def test_a_run_goes_on_with_its_own_settings(talks_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_chat_model_asked_for_samples_answers_or_makes_up_a_talk(
+def test_samples_of_a_chat_model_are_answers_or_conversations(
   talks_file, tmp_path
 ):
   workdir = tmp_path / 'run'

@@ -1,4 +1,4 @@
-"""Where runs start: from weights of others, again, on other data, or not."""
+"""Starts: resume, --init_from, changed data, lost or damaged files."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ from tests.support.workdirs import launch
 
 @pytest.fixture
 def copy(reference, tmp_path):
-  """A run of 12 steps that is over, to be spoilt."""
+  """A copy of a finished run of 12 steps, to be damaged."""
   return shutil.copytree(reference[0], tmp_path / 'copy')
 
 
@@ -44,8 +44,8 @@ def damage(path) -> None:
 @pytest.mark.parametrize(
   'also, steps', [('checkpoint.bin', 12), ('metrics.jsonl', 0)]
 )
-def test_a_run_without_its_checkpoints_does_not_begin_again(copy, also, steps):
-  """Its records and RGPT files would be written over."""
+def test_a_run_without_its_checkpoints_does_not_start_over(copy, also, steps):
+  """That would overwrite its metrics and RGPT files."""
   shutil.rmtree(copy / 'checkpoints')
   (copy / also).unlink()
   before = snapshot(copy)
@@ -56,15 +56,15 @@ def test_a_run_without_its_checkpoints_does_not_begin_again(copy, also, steps):
   assert snapshot(copy) == before
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
   run_here(tmp_path, crash_at='step 0 | val')
   result, lines = run_here(tmp_path, {'total_steps': 1})
   assert 'the run has no checkpoint yet: starting from the beginning' in lines
   assert result.step == 1
 
 
-def test_a_run_that_could_save_nothing_begins_again(copy):
-  """Its folder of checkpoints is there, and empty: nothing was lost."""
+def test_a_run_that_could_save_nothing_starts_over(copy):
+  """Its folder of checkpoints exists and is empty: nothing was lost."""
   for path in copy.glob('checkpoint*.bin'):
     path.unlink()
   for path in copy.glob('checkpoints/*/*'):
@@ -84,8 +84,8 @@ def test_a_damaged_best_is_left_out_at_the_end(copy):
   }
   result, lines = run_here(copy, changes, additional_steps=1)
   assert result.outcome == 'finished' and result.step == 13
-  said = [line for line in lines if 'cannot be read' in line]
-  assert len(said) == 2 and all('is left out' in line for line in said)
+  found = [line for line in lines if 'cannot be read' in line]
+  assert len(found) == 2 and all('is left out' in line for line in found)
 
 
 def test_exports_take_the_latest_for_a_damaged_best(copy, tmp_path):
@@ -96,7 +96,7 @@ def test_exports_take_the_latest_for_a_damaged_best(copy, tmp_path):
   assert 'latest checkpoint, step 12' in out and 'using latest' in err
 
 
-def test_a_stdout_that_cannot_write_the_sample_is_no_end(tmp_path):
+def test_a_stdout_that_cannot_encode_the_sample_ends_nothing(tmp_path):
   text = tmp_path / 'greek.txt'
   text.write_text('αβγδεζηθικλμνξοπρστυφχψω\n' * 100)
   args = (
@@ -113,7 +113,7 @@ def test_a_stdout_that_cannot_write_the_sample_is_no_end(tmp_path):
 # --- from the weights of others
 
 
-def test_weights_that_started_a_run_are_not_forgotten(reference, tmp_path):
+def test_a_killed_start_keeps_the_weights_of_init_from(reference, tmp_path):
   old = reference[0]
   run_here(tmp_path, init_from=str(old), crash_at='step 0 | val')
   _, lines = run_here(tmp_path, {'total_steps': 1})
@@ -168,7 +168,7 @@ def test_a_tokenizer_that_the_weights_do_not_know_is_refused(
   assert not (tmp_path / 'run/config.json').exists()
 
 
-def test_a_damaged_best_of_others_is_passed_over(copy, tmp_path):
+def test_init_from_skips_a_damaged_best(copy, tmp_path):
   damage(checkpoint.find(copy, BEST))
   _, lines = run_here(tmp_path / 'run', {'total_steps': 1}, init_from=str(copy))
   assert any('using latest of step 12 instead' in line for line in lines)
@@ -177,13 +177,13 @@ def test_a_damaged_best_of_others_is_passed_over(copy, tmp_path):
 # --- on other data, to other targets
 
 
-def test_another_validation_split_makes_another_best(copy):
-  """Losses on two splits do not compare, whichever is lower."""
+def test_a_changed_validation_split_resets_the_best(copy):
+  """Losses on different splits are not comparable."""
   old = best_loss(copy)
   changes = {'data.val_fraction': 0.3, 'lr': 1e-12, 'min_lr': 0.0}
   result, lines = run_here(copy, changes, additional_steps=2)
-  said = [x for x in lines if x.startswith('the validation data has changed')]
-  assert len(said) == 1 and f'{old:.4f}, is kept' in said[0]
+  found = [x for x in lines if x.startswith('the validation data has changed')]
+  assert len(found) == 1 and f'{old:.4f}, is kept' in found[0]
   assert len(list((copy / 'checkpoints/replaced').iterdir())) == 1
   assert best_loss(copy) == result.best_loss != old
   assert int(checkpoint.find(copy, BEST).name) >= 12
@@ -194,7 +194,7 @@ def test_another_validation_split_makes_another_best(copy):
 def test_the_best_is_replaced_once_there_is_another_checkpoint(
   copy, monkeypatch
 ):
-  """Killed then, the run is judged again; it has lost nothing."""
+  """Killed in between, the run is evaluated again and has lost nothing."""
   shutil.rmtree(copy / 'checkpoints/latest')
   step = int(checkpoint.find(copy, BEST).name)
 
@@ -212,7 +212,7 @@ def test_the_best_is_replaced_once_there_is_another_checkpoint(
   assert any(x.startswith('the validation data has changed') for x in lines)
 
 
-def test_what_a_run_is_about_changes_when_it_trains(copy, tmp_path):
+def test_data_json_changes_only_when_training_starts(copy, tmp_path):
   before = (copy / 'data.json').read_bytes()
   text = tmp_path / 'other.txt'
   text.write_text('another text, and long enough for all of it\n' * 100)
@@ -243,7 +243,7 @@ def test_prepared_data_of_another_text_is_prepared_again(tmp_path):
   assert not any('dropped' in line for line in lines)
 
 
-def test_two_targets_are_one_too_many(tmp_path):
+def test_additional_steps_and_total_steps_exclude_each_other(tmp_path):
   _, err = launch(
     'train',
     f'--workdir={tmp_path}/run',
@@ -272,7 +272,7 @@ def test_checkpoints_only_at_the_end(tmp_path):
 # --- places that cannot be written to
 
 
-def test_a_place_that_may_not_be_written_to_is_named(tmp_path, monkeypatch):
+def test_a_directory_without_write_permission_is_named(tmp_path, monkeypatch):
   @contextlib.contextmanager
   def forbidden(workdir):
     raise PermissionError(errno.EACCES, 'Permission denied', f'{workdir}/.lock')
@@ -284,7 +284,7 @@ def test_a_place_that_may_not_be_written_to_is_named(tmp_path, monkeypatch):
   assert 'name another --workdir' in text
 
 
-def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch):
   fcntl = pytest.importorskip('fcntl')
 
   def flock(*_):

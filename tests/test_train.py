@@ -1,4 +1,4 @@
-"""Whole runs: what they leave, how far they go, where they do not begin.
+"""Whole runs: the files they leave, their targets, and refused starts.
 
 `reference` is a run that nothing happened to.
 """
@@ -230,7 +230,7 @@ def test_weights_that_do_not_fit_are_refused(
   assert 'do not fit this config' in text and words in text
 
 
-def test_missing_source_of_weights_is_named(tmp_path):
+def test_a_missing_source_of_weights_is_named(tmp_path):
   text = refused(tmp_path / 'run', init_from=str(tmp_path / 'no.bin'))
   assert 'no.bin' in text
 
@@ -292,7 +292,7 @@ def test_two_processes_do_not_train_in_one_workdir(tmp_path):
   assert [path.name for path in workdir.iterdir()] == ['.lock']
 
 
-def test_workdir_that_cannot_be_made_is_said(tmp_path):
+def test_a_workdir_that_cannot_be_created_is_an_error(tmp_path):
   file = tmp_path / 'file'
   file.write_text('mine')
   for workdir in (file, file / 'run'):

@@ -99,9 +99,7 @@ def test_a_sample_that_a_kill_prevented_is_written_in_the_end(
   assert steps == [2, 4, 6, 8, 10, 12]
 
 
-def test_run_killed_within_a_save_goes_on_from_the_save_before(
-  halfway, reference
-):
+def test_a_run_killed_in_a_save_resumes_from_the_one_before(halfway, reference):
   before = latest(halfway)[1]['elapsed_s']
   # That may be a best one of step 8: newer than the latest of step 6.
   _, step = newest_of(halfway)[0].split('/')
@@ -112,7 +110,7 @@ def test_run_killed_within_a_save_goes_on_from_the_save_before(
   assert latest(halfway)[1]['elapsed_s'] > before
 
 
-def test_interrupted_additional_steps_go_on_to_the_same_target(tmp_path):
+def test_interrupted_additional_steps_keep_their_target(tmp_path):
   run_here(tmp_path, {'total_steps': 2})
   args = [x for x in ARGS if not x.startswith('--config.total_steps')]
   process = Training(tmp_path, *args, '--additional_steps=5000')
@@ -144,7 +142,7 @@ def test_killed_at_random_file_operations(reference, tmp_path, seed):
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(reference, tmp_path):
-  """Ctrl-C, then SIGTERM, then Ctrl-C twice; each time the run goes on."""
+  """Ctrl-C, then SIGTERM, then Ctrl-C twice; the run resumes each time."""
   workdir = tmp_path / 'run'
   process = Training(workdir, *ARGS)
   process.wait_for('step 0 | val')
@@ -235,7 +233,7 @@ def test_nothing_is_overwritten_if_all_checkpoints_are_damaged(halfway):
   assert snapshot(halfway) == before
 
 
-def test_full_disk_is_said_and_costs_nothing(halfway, reference):
+def test_a_full_disk_is_reported_and_costs_nothing(halfway, reference):
   """No file may grow beyond 20 KB: weights do not fit, small files do."""
   good = halfway / 'checkpoints'
   before = {path: snapshot(good / path) for path in newest_of(halfway)}
@@ -263,14 +261,14 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_good_checkpoint(halfway):
   assert f'last good checkpoint is in {halfway}/checkpoints' in text
   assert snapshot(newest) == before
   assert_finite(checkpoint.restore_params(newest))
-  # And from there it goes on with a sane learning rate.
+  # From there it continues with a sane learning rate.
   result, _ = run_here(halfway)
   assert result.outcome == 'finished'
   assert_finite(latest(halfway)[0])
 
 
-def test_last_update_can_be_the_one_that_goes_wrong(tmp_path):
-  """What is left of the weights then is not saved."""
+def test_the_last_update_may_diverge(tmp_path):
+  """The diverged weights are not saved."""
   text = refused(tmp_path, {'lr': 1e30, 'opt.clip': 'none', 'total_steps': 1})
   assert 'validation loss is not a finite number at step 1' in text
   assert 'Nothing had been saved yet' in text

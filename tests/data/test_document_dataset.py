@@ -290,9 +290,7 @@ def test_quick_eval_is_a_fixed_set_of_documents(documents, tokenizer):
   assert len(rows(0, 1000)) == len(documents.chosen('train'))
 
 
-def test_a_uniform_model_costs_the_logarithm_of_its_vocabulary(
-  documents, tokenizer
-):
+def test_a_uniform_model_has_the_loss_log_v(documents, tokenizer):
   cfg = GPTConfig(
     vocab_size=tokenizer.vocab_size,
     n_embd=8,

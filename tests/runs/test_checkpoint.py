@@ -1,4 +1,4 @@
-"""Checkpoints: bit for bit, whole or not at all, and the newest whole one wins.
+"""Checkpoints are exact and atomic, and the newest intact one is restored.
 
 Damage is done to the files themselves: truncated, overwritten, deleted.
 """
@@ -198,7 +198,7 @@ def remove_arrays(path):
 
 
 def swap_arrays(path):
-  """Readable, complete, and of another step: only the checksum can tell."""
+  """Readable and complete, but of another step: only the checksum differs."""
   meta = json.loads((path / 'meta' / 'metadata').read_text())
   meta['checksum'] += 1
   (path / 'meta' / 'metadata').write_text(json.dumps(meta))
@@ -208,7 +208,7 @@ DAMAGE = [truncate, flip_a_bit, empty_metadata, remove_arrays, swap_arrays]
 
 
 @pytest.mark.parametrize('damage', DAMAGE)
-def test_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
+def test_a_damaged_checkpoint_is_moved_and_the_previous_one_used(
   tmp_path, damage
 ):
   save(tmp_path, (LATEST, 5, 1.0), (LATEST, 10, 1.0))
@@ -256,7 +256,7 @@ def test_leftovers_of_a_killed_write_are_ignored_and_removed(tmp_path):
 
 
 def test_failed_write_is_reported_and_costs_nothing_else(tmp_path, monkeypatch):
-  """Say, a full disk: the arrays of one checkpoint cannot be written."""
+  """As on a full disk: the arrays of one checkpoint cannot be written."""
   save(tmp_path, (LATEST, 5, 1.0))
   checkpoints = Checkpoints(tmp_path)
   writer = checkpoints._writers[LATEST]
@@ -303,8 +303,8 @@ def test_keeping_none_is_refused(tmp_path):
     lambda path: checkpoint.restore_state(path, make_state()),
   ],
 )
-def test_arrays_that_are_not_what_was_written_are_found_out(tmp_path, read):
-  """By our checksums, where Orbax itself sees nothing wrong."""
+def test_changed_arrays_are_detected(tmp_path, read):
+  """By our checksums; Orbax itself notices nothing."""
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(LATEST, make_state(), {})
   assert checkpoints.wait()

@@ -1,4 +1,4 @@
-"""Losses that can be computed by hand come out; every target counts once."""
+"""Evaluation: losses known by hand, and every target counted once."""
 
 import dataclasses
 import json
@@ -45,9 +45,7 @@ def uniform(tmp_path_factory):
   return workdir
 
 
-def test_a_uniform_model_costs_the_logarithm_of_its_vocabulary(
-  uniform, tmp_path
-):
+def test_a_uniform_model_has_the_loss_log_v(uniform, tmp_path):
   file = tmp_path / 'text.txt'
   file.write_text(TEXT, encoding='utf-8')
   out, err = launch('evaluate', f'--workdir={uniform}', f'--data={file}')
@@ -74,8 +72,8 @@ def test_a_uniform_model_costs_the_logarithm_of_its_vocabulary(
   assert err == ''
 
 
-def test_a_model_that_knows_costs_nothing(tmp_path):
-  """The parrot's second window starts anew: positions decide, as they must."""
+def test_a_perfect_model_has_zero_loss(tmp_path):
+  """The parrot looks at positions only, so its second window starts anew."""
   tokenizer = build_tokenizer('char', ['abcdefgh'], 0)
   ids = tokenizer.encode('bcdefgha')
   make_parrot(tmp_path / 'run', tokenizer, ids)
@@ -141,7 +139,7 @@ def test_splits_are_those_of_the_run(trained_workdir):
 def test_the_training_text_given_as_a_file_is_recognised(
   trained_workdir, tmp_path
 ):
-  """Or most of what would be judged would have been trained on."""
+  """Otherwise most of the evaluated text would be training text."""
   file = tmp_path / 'same.txt'
   file.write_text(sample_text())
   before = sorted(trained_workdir.rglob('*'))
@@ -171,7 +169,7 @@ def test_a_text_shorter_than_the_window_is_enough(trained_workdir, tmp_path):
       evaluate(trained_workdir, path=file)
 
 
-def test_what_is_not_counted_is_said(trained_workdir, tmp_path):
+def test_dropped_characters_are_reported(trained_workdir, tmp_path):
   file = tmp_path / 'other.txt'
   file.write_bytes('snow\u2603man \u2603\r\n'.encode())
   out, err = launch(
@@ -224,7 +222,7 @@ def test_logits_are_those_of_the_model(trained_workdir, tmp_path):
   assert err == ''
 
 
-def test_many_rows_are_worked_on_in_parts(uniform, tmp_path, monkeypatch):
+def test_many_rows_are_processed_in_parts(uniform, tmp_path, monkeypatch):
   monkeypatch.setattr('gpt.decoding.inspect.TOKENS_PER_PASS', 20)
   loaded = load_model(uniform)
   # Each position's logits say which token stands there.
@@ -253,7 +251,7 @@ def test_many_rows_are_worked_on_in_parts(uniform, tmp_path, monkeypatch):
     (np.array([[0, 10**6]]), 'from 0 to 1000000; allowed'),
   ],
 )
-def test_senseless_ids_are_refused(uniform, ids, message):
+def test_invalid_ids_are_refused(uniform, ids, message):
   with pytest.raises(UserError, match=message):
     check_ids(ids, load_model(uniform).cfg)
 

@@ -1,4 +1,4 @@
-"""What launch.info says of a run is so."""
+"""launch.info describes the run and the checkpoint."""
 
 import importlib.metadata
 import json
@@ -85,7 +85,7 @@ def test_options_that_are_on_are_named(tmp_path):
   assert 'final_norm' not in line
 
 
-def test_what_is_not_known_is_null_and_json_stays_json(tmp_path):
+def test_unknown_values_are_null_in_valid_json(tmp_path):
   """An import knows no loss and no elapsed time."""
   tokenizer = build_tokenizer('char', ['ab'], 0)
   make_run(

@@ -1,4 +1,4 @@
-"""A run is read quickly and whole, or refused in words a user understands."""
+"""Loading a run: complete, or a clear error."""
 
 import hashlib
 import json
@@ -132,7 +132,7 @@ def damage_config(workdir, **changes):
     (lambda w: damage_config(w, n_head=None, wings=2), 'not a config of this'),
   ],
 )
-def test_what_is_missing_is_said(copy, change, message):
+def test_missing_files_are_named(copy, change, message):
   change(copy)
   with pytest.raises(UserError, match=message):
     load_model(copy)
@@ -149,7 +149,7 @@ def test_which_is_checked(trained_workdir):
 
 
 def test_the_best_is_that_of_the_lowest_loss(copy):
-  """Two may lie there if a run was killed before it dropped the beaten one."""
+  """There are two if a run was killed before it deleted the worse one."""
   best = checkpoints_in(copy, 'best')[-1]
   worse = shutil.copytree(best, best.parent / '999')
   meta = json.loads((worse / 'meta' / 'metadata').read_text())
@@ -161,7 +161,7 @@ def test_the_best_is_that_of_the_lowest_loss(copy):
 
 
 def test_the_hash_is_over_the_bytes_of_the_leaves_in_order(tmp_path):
-  """As documented, so that others can compute it; and fixed for good."""
+  """As documented, so that others can compute it; it never changes."""
   tokenizer = build_tokenizer('char', ['ab'], 0)
   count = iter(range(100))
   params = make_run(

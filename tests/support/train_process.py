@@ -1,4 +1,4 @@
-"""`launch.train` as a process of its own: talked to, interrupted, killed.
+"""`launch.train` as a process: read from, interrupted, killed.
 
 A test reacts to what the process prints or is about to do to the file system,
 never to the time that has passed.
@@ -132,7 +132,7 @@ def latest(workdir):
 
 
 def timeless(workdir) -> list[dict]:
-  """The lines of metrics.jsonl without what the clock says."""
+  """The lines of metrics.jsonl without their times."""
   return [
     {name: value for name, value in line.items() if name not in TIMES}
     for line in metrics.read(pathlib.Path(workdir) / metrics.FILE)

@@ -41,11 +41,11 @@ def settings(changes=(), **more):
 
 
 class Crash(Exception):
-  """Raised in place of a kill where a run goes on in this process."""
+  """Stands in for a kill when the run is in this process."""
 
 
 def run_here(workdir, changes=(), crash_at='', **kwargs):
-  """(Result, lines) of a run in this process; may crash at a printed line."""
+  """(Result, lines) of a run in this process; may crash at a log line."""
 
   def crash(text):
     if crash_at and crash_at in text:
