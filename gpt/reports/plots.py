@@ -4,17 +4,27 @@ Every function draws into axes it is given; `write_png` makes a file.
 """
 
 import math
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gpt.errors import UserError
 from gpt.reports.charts import COLORS, GRID, load_matplotlib
 from gpt.reports.series import Points, is_number, loss_range, smooth, thin
 
+if TYPE_CHECKING:  # Importing matplotlib takes a second.
+  from matplotlib.axes import Axes
+
 
 def loss_curves(
-  axes, runs: dict, *, train: bool = True, markers: bool = True
+  axes: 'Axes',
+  runs: dict[str, list[dict]],
+  *,
+  train: bool = True,
+  markers: bool = True,
 ) -> None:
   """Loss by step: validation with points, training pale.
 
@@ -59,7 +69,9 @@ def loss_curves(
     axes.legend(frameon=False)
 
 
-def curve(axes, runs: dict, key: str, label: str = '') -> None:
+def curve(
+  axes: 'Axes', runs: dict[str, list[dict]], key: str, label: str = ''
+) -> None:
   """One value of metrics.jsonl by step, a line for each run."""
   for i, (name, lines) in enumerate(runs.items()):
     points = _points(lines, key)
@@ -70,15 +82,15 @@ def curve(axes, runs: dict, key: str, label: str = '') -> None:
   axes.set_ylabel(label or key)
 
 
-def line(axes, points: Points, **style) -> None:
+def line(axes: 'Axes', points: Points, **style: Any) -> None:
   """A line through points; values that are no numbers interrupt it."""
   points = [(x, y if is_number(y) else math.nan) for x, y in thin(points)]
   axes.plot(*zip(*points), **style)
 
 
-def _step_axis(axes) -> None:
+def _step_axis(axes: 'Axes') -> None:
   axes.set_xlabel('step')
-  axes.xaxis.get_major_locator().set_params(integer=True)
+  axes.locator_params(axis='x', integer=True)
   axes.grid(color=GRID)
 
 
@@ -88,7 +100,9 @@ def _points(lines: list[dict], key: str) -> list:
   return points if any(is_number(y) for _, y in points) else []
 
 
-def loss_by_time(axes, runs: dict) -> None:
+def loss_by_time(
+  axes: 'Axes', runs: dict[str, tuple[float, list[dict]]]
+) -> None:
   """Validation loss by wall time, logarithmic, each line named at its end.
 
   In bits per byte, so that tokenizers compare: nats per token times the ratio
@@ -96,10 +110,10 @@ def loss_by_time(axes, runs: dict) -> None:
 
   Args:
     runs: {name: (wall seconds in all, lines of metrics.jsonl)} of runs that
-      ended with a full pass. What a run spent outside its own clock (start,
-      end) is put before its first point.
+      ended with a full pass. Time outside the run's own clock (start, end)
+      comes before its first point.
   """
-  ends = []
+  starts, ends = [], []
   for i, (name, (wall_s, lines)) in enumerate(runs.items()):
     lines = [x for x in lines if x.get('elapsed_s') is not None]
     outside = wall_s - lines[-1]['elapsed_s']
@@ -111,6 +125,7 @@ def loss_by_time(axes, runs: dict) -> None:
       if x.get('val_loss') is not None
     ]
     points.append((wall_s, full))
+    starts.append(points[0][0])
     color = COLORS[i % len(COLORS)]
     style = '-' if i < len(COLORS) else '--'
     axes.plot(*zip(*points), color=color, linewidth=1.8, linestyle=style)
@@ -121,12 +136,12 @@ def loss_by_time(axes, runs: dict) -> None:
   axes.set_ylabel('validation loss in bits/byte')
   axes.set_ylim(top=min(4.3, axes.get_ylim()[1]))
   axes.grid(color=GRID)
-  first = min(x.get_xdata()[0] for x in axes.lines)
-  axes.set_xlim(first * 0.9, max(x for x, *_ in ends) * 6)  # Room for names.
+  # Room for the names.
+  axes.set_xlim(0.9 * min(starts), 6 * max(x for x, *_ in ends))
   label_ends(axes, ends)
 
 
-def label_ends(axes, ends: list[tuple[float, float, str, str]]) -> None:
+def label_ends(axes: 'Axes', ends: list[tuple[float, float, str, str]]) -> None:
   """Names lines at their ends; names that would overlap move up.
 
   Args:
@@ -151,7 +166,12 @@ def label_ends(axes, ends: list[tuple[float, float, str, str]]) -> None:
     )
 
 
-def loss_png(path, runs: dict, title: str = '', dpi: int = 140) -> None:
+def loss_png(
+  path: str | pathlib.Path,
+  runs: dict[str, list[dict]],
+  title: str = '',
+  dpi: int = 140,
+) -> None:
   """Writes the loss curves of runs as an image.
 
   Raises:
@@ -161,7 +181,11 @@ def loss_png(path, runs: dict, title: str = '', dpi: int = 140) -> None:
 
 
 def write_png(
-  path, draw: Callable, title: str = '', dpi: int = 140, size=(8, 4.2)
+  path: str | pathlib.Path,
+  draw: Callable,
+  title: str = '',
+  dpi: int = 140,
+  size: tuple[float, float] = (8, 4.2),
 ) -> None:
   """Writes what draw(axes) draws as an image.
 
@@ -183,12 +207,14 @@ def write_png(
     raise UserError(f'cannot write {path}: {e}') from e
 
 
-def attention_map(axes, probs_LS, tokens=(), title: str = '') -> None:
+def attention_map(
+  axes: 'Axes', probs_LS: ArrayLike, tokens: Iterable[str] = (), title: str = ''
+) -> None:
   """One head: row l shows where position l looks (square roots).
 
   Args:
-    probs_LS: float[L, L] of inspect_model.attention_probs.
-    tokens: L strings to write beside it, or none.
+    probs_LS: float[L, L] of gpt.decoding.inspect.attention_probs.
+    tokens: L strings to write beside the map, or none.
   """
   axes.imshow(np.sqrt(probs_LS), cmap='magma', vmin=0, vmax=1)
   axes.set_title(title, fontsize=9)
@@ -200,12 +226,14 @@ def attention_map(axes, probs_LS, tokens=(), title: str = '') -> None:
 
 
 def visible(token: str) -> str:
-  """A token whose spaces can be seen."""
+  """The token with visible spaces."""
   return token.replace(' ', '\u2423')
 
 
-def token_bars(axes, tokens, title: str = '') -> None:
-  """Likeliest next tokens, the first on top: [(text, probability)]."""
+def token_bars(
+  axes: 'Axes', tokens: Sequence[tuple[str, float]], title: str = ''
+) -> None:
+  """The likeliest next tokens as (text, probability), the first on top."""
   names, probs = zip(*tokens)
   places = np.arange(len(names))[::-1]
   axes.barh(places, probs, color=COLORS[0], height=0.72)
@@ -217,11 +245,15 @@ def token_bars(axes, tokens, title: str = '') -> None:
   axes.spines[['top', 'right']].set_visible(False)
 
 
-def surprise_strip(axes, tokens, nats, columns: int = 64) -> None:
-  """A text whose tokens are the darker the less the model expected them.
+def surprise_strip(
+  axes: 'Axes', tokens: Sequence[str], nats: np.ndarray, columns: int = 64
+) -> None:
+  """A text whose tokens are the darker, the less the model expected them.
 
   Args:
-    tokens: strings, nats: -log p of each.
+    tokens: the text of each token.
+    nats: float[L]: -log p of each token.
+    columns: tokens per row.
   """
   rows = -(-len(tokens) // columns)
   grid = np.full((rows, columns), np.nan)
@@ -245,8 +277,13 @@ def surprise_strip(axes, tokens, nats, columns: int = 64) -> None:
   axes.figure.colorbar(image, ax=axes, label='nats', fraction=0.02, pad=0.01)
 
 
-def embedding_plane(axes, plane_N2, labels, share=None) -> None:
-  """Tokens by the two widest directions of their embeddings."""
+def embedding_plane(
+  axes: 'Axes',
+  plane_N2: np.ndarray,
+  labels: Sequence[str],
+  share: Sequence[float] | None = None,
+) -> None:
+  """Tokens at their embeddings, in the two directions of largest variance."""
   axes.scatter(*np.asarray(plane_N2).T, s=0)  # Sets the limits.
   for (x, y), label in zip(plane_N2, labels):
     axes.text(

@@ -1,0 +1,124 @@
+"""The tables of the report: evaluations, configuration, origin."""
+
+import json
+
+from gpt.reports.markup import Markup, element, escape, join, number
+from gpt.runs.config_file import flatten
+from gpt.runs.info import versions
+from gpt.runs.record import RunRecord
+
+EVAL_COLUMNS = {
+  'train_loss': ('train', '.4f'),
+  'val_loss': ('validation', '.4f'),
+  'val_ppl': ('perplexity', '.4g'),
+  'val_bits_per_byte': ('bits/byte', '.4f'),
+  'ms_per_step': ('ms/step', '.4g'),
+  'tokens_per_s': ('tokens/s', ',.0f'),
+}
+
+
+def eval_table(record: RunRecord) -> Markup:
+  """Every evaluation, and all values of the full passes."""
+  rows = [line for line in record.lines if 'val_loss' in line]
+  head = element(
+    'tr',
+    _cell('step', 'th'),
+    *(_cell(name, 'th') for name, _ in EVAL_COLUMNS.values()),
+  )
+  body = [
+    element(
+      'tr',
+      _cell(number(line['step'], ',')),
+      *(
+        _cell(number(line.get(key), spec))
+        for key, (_, spec) in EVAL_COLUMNS.items()
+      ),
+    )
+    for line in rows
+  ]
+  table = element(
+    'details',
+    element('summary', f'{len(rows)} evaluations'),
+    element('div', element('table', head, *body), class_='scroll'),
+  )
+  full = [
+    element(
+      'tr',
+      element(
+        'td', f'step {line["step"]:,}: {key[len("full_") :].replace("_", " ")}'
+      ),
+      _cell(number(value, '.6g')),
+    )
+    for line in record.lines
+    for key, value in line.items()
+    if key.startswith('full_')
+  ]
+  if not full:
+    return table
+  note = 'Full passes over the validation split (weights, value):'
+  return join(table, element('p', note, class_='note'), element('table', *full))
+
+
+def _cell(text: str, tag: str = 'td') -> Markup:
+  """A right-aligned cell."""
+  return element(tag, text, class_='n')
+
+
+def config_table(config: dict, defaults: dict | None) -> Markup:
+  """All keys; those that differ from the defaults stand out."""
+  flat = flatten(config)
+  known = flatten(defaults) if defaults else {}
+  changed = [k for k in flat if k in known and known[k] != flat[k]]
+
+  def row(key):
+    was = _value(known[key]) if key in changed else ''
+    return element(
+      'tr',
+      element('td', element('code', key)),
+      element('td', element('code', _value(flat[key]))),
+      element('td', element('code', was), class_='was'),
+      class_='changed' if key in changed else None,
+    )
+
+  names = ('key', 'value', 'default')
+  head = element('tr', *(element('th', name) for name in names))
+  parts = []
+  if changed:
+    note = f'{len(changed)} of {len(flat)} keys differ from the defaults:'
+    parts = [
+      element('p', note, class_='note'),
+      element('table', head, *map(row, changed)),
+    ]
+  everything = element(
+    'details',
+    element('summary', f'all {len(flat)} keys'),
+    element('table', head, *map(row, flat)),
+  )
+  return join(*parts, everything)
+
+
+def _value(value: object) -> str:
+  return json.dumps(value, ensure_ascii=False)
+
+
+def origin(record: RunRecord) -> Markup:
+  """Data, files and versions."""
+  rows = {
+    'data': record.data.get('description') or record.config['data']['path'],
+    'sha256 of the text': record.data.get('text_sha256', ''),
+    **{
+      f'checkpoints, {which}': ', '.join(map(str, steps)) or 'none'
+      for which, steps in record.saved.items()
+    },
+    'versions at this report': ', '.join(
+      f'{name} {version or "missing"}' for name, version in versions().items()
+    ),
+  }
+  return element(
+    'table',
+    *(
+      element('tr', element('th', name), element('td', escape(value)))
+      for name, value in rows.items()
+      if value
+    ),
+  )
