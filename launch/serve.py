@@ -29,7 +29,7 @@ PORT = flags.DEFINE_integer(
 SLOTS = flags.DEFINE_integer(
   'slots',
   0,
-  'Texts generated at once. 0: 4 on a CPU, 32 on a GPU.',
+  'Texts generated at once; 0: 4 on a CPU, 32 on a GPU.',
   lower_bound=0,
   upper_bound=1024,
 )
@@ -42,12 +42,11 @@ MAX_QUEUE = flags.DEFINE_integer(
 MAX_PER_CLIENT = flags.DEFINE_integer(
   'max_per_client',
   0,
-  'Requests one client (key, or address) may have in flight; more get a 429. '
-  '0: any number.',
+  'Requests in flight per key, or per address; more get a 429. 0: no limit.',
   lower_bound=0,
 )
 MODEL_NAME = flags.DEFINE_string(
-  'model_name', '', "The model's name; by default that of the workdir."
+  'model_name', '', "The model's name; by default the workdir's."
 )
 STRICT_MODEL = flags.DEFINE_bool(
   'strict_model', False, 'Answer requests for any other model with a 404.'
@@ -56,41 +55,47 @@ CONTEXT_OVERFLOW = flags.DEFINE_enum(
   'context_overflow',
   'slide',
   ['slide', 'exact', 'stop', 'error'],
-  "At the context's end: move the window by half, by one token (RandyGPT's "
-  'way), end the text, or refuse.',
+  'At the end of the context: move the window by half or by one token (as '
+  'RandyGPT does), end the text, or refuse the request. Requests may choose.',
 )
 API_KEY = flags.DEFINE_string(
   'api_key',
   '',
-  'A key clients must send. Visible in the process list: prefer '
+  'Key that clients must send. It is visible in the process list: prefer '
   'RGPT_API_KEY or --api_key_file.',
 )
 API_KEY_FILE = flags.DEFINE_string(
-  'api_key_file', '', 'File with one key a line.'
+  'api_key_file', '', 'File with one key per line.'
 )
 REQUEST_TIMEOUT = flags.DEFINE_float(
-  'request_timeout', 600.0, 'Seconds for a whole request.', lower_bound=0.001
+  'request_timeout', 600.0, 'Seconds a request may take.', lower_bound=0.001
 )
 QUEUE_TIMEOUT = flags.DEFINE_float(
-  'queue_timeout', 60.0, 'Seconds to wait for a slot.', lower_bound=0.001
+  'queue_timeout',
+  60.0,
+  'Seconds a request may wait for a slot.',
+  lower_bound=0.001,
 )
 BODY_LIMIT = flags.DEFINE_integer(
-  'body_limit', 1 << 20, 'Bytes a request may have.', lower_bound=1
+  'body_limit', 1 << 20, 'Largest request body in bytes.', lower_bound=1
 )
 BODY_TIMEOUT = flags.DEFINE_float(
-  'body_timeout', 30.0, 'Seconds to send a request.', lower_bound=0.001
+  'body_timeout',
+  30.0,
+  'Seconds a client may take to send a request.',
+  lower_bound=0.001,
 )
 DRAIN_TIMEOUT = flags.DEFINE_float(
   'drain_timeout',
   10.0,
-  'Seconds running requests get after SIGTERM.',
+  'Seconds running requests get at shutdown.',
   lower_bound=0.0,
 )
 ALLOWED_HOSTS = flags.DEFINE_list(
   'allowed_hosts',
   [],
-  'Names in the Host header beside localhost; * for any. Without names: only '
-  'localhost on a loopback address, any on others.',
+  'Accepted names in the Host header besides localhost; * for any. By default '
+  'localhost alone on a loopback address, and any name on others.',
 )
 CORS_ORIGINS = flags.DEFINE_list(
   'cors_origins', [], 'Origins of web pages that may use the API; * for any.'
@@ -98,8 +103,8 @@ CORS_ORIGINS = flags.DEFINE_list(
 
 
 def read_keys() -> tuple[str, ...]:
-  """From the environment, the key file and the flag."""
-  given = {}  # where from -> texts
+  """The keys from the environment, the key file and the flag."""
+  given = {}  # source -> texts
   if os.environ.get('RGPT_API_KEY'):
     given['RGPT_API_KEY'] = os.environ['RGPT_API_KEY'].split(',')
   if API_KEY_FILE.value:
@@ -112,29 +117,34 @@ def read_keys() -> tuple[str, ...]:
     given[f'--api_key_file={API_KEY_FILE.value}'] = text.split('\n')
   if API_KEY.value:
     logging.getLogger('rgpt.serve').warning(
-      '--api_key is visible to everybody on this machine (ps); '
-      'RGPT_API_KEY or --api_key_file is not'
+      '--api_key is visible to every user of this machine (ps); '
+      'RGPT_API_KEY and --api_key_file are not'
     )
     given['--api_key'] = [API_KEY.value]
   keys = []
   for where, texts in given.items():
     found = [text.strip() for text in texts if text.strip()]
-    if not found:  # Else the server would be open without a word.
+    if not found:  # The server would silently be open to everybody.
       raise UserError(f'{where} holds no key')
     keys += found
   return tuple(keys)
 
 
 def set_up_log() -> logging.Logger:
-  """The server's log, and what uvicorn has to say, on stderr."""
+  """Writes the logs of the server, of gpt and of uvicorn to stderr."""
   handler = logging.StreamHandler()
   handler.setFormatter(
     logging.Formatter('%(asctime)s %(levelname)s %(message)s')
   )
-  for name, level in (('rgpt', logging.INFO), ('uvicorn', logging.WARNING)):
+  levels = {
+    'rgpt': logging.INFO,
+    'gpt': logging.WARNING,
+    'uvicorn': logging.WARNING,
+  }
+  for name, level in levels.items():
     logger = logging.getLogger(name)
     logger.setLevel(level)
-    logger.addHandler(handler)
+    logger.handlers = [handler]
     logger.propagate = False
   return logging.getLogger('rgpt.serve')
 
@@ -150,11 +160,11 @@ def main(_):
   loopback = access.is_loopback(HOST.value)
   if not loopback and not keys:
     log.warning(
-      '%s can be reached from other machines, and there is no key: everybody '
-      'there may use this server; set RGPT_API_KEY',
+      '%s can be reached from other machines, and no key is set: anybody '
+      'there can use this server; set RGPT_API_KEY',
       HOST.value,
     )
-  sock = bind(HOST.value, PORT.value)  # Before anything that takes time.
+  sock = bind(HOST.value, PORT.value)  # It may fail, and the rest takes time.
 
   import jax
 

@@ -1,11 +1,12 @@
-"""Prometheus metrics of the server, all of them there from the first scrape.
+"""The server's Prometheus metrics, all present from the first scrape.
 
-Histograms are our own few lines: a block of tokens is observed at once, with
-its count, where prometheus_client would walk its buckets for every token.
+The histogram is our own: it observes a block of tokens at once, while
+prometheus_client would walk its buckets for every token.
 """
 
 import bisect
 import threading
+from collections.abc import Callable, Iterator
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -49,9 +50,9 @@ METHODS = ('GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
 
 
 class Histogram:
-  """Counts of values by bucket; thread-safe."""
+  """Counts values by bucket; thread-safe."""
 
-  def __init__(self, name: str, help: str, registry):
+  def __init__(self, name: str, help: str, registry: CollectorRegistry):
     self._name, self._help = f'rgpt_{name}', help
     self._lock = threading.Lock()
     self._counts = [0] * (len(BUCKETS) + 1)
@@ -59,36 +60,43 @@ class Histogram:
     registry.register(self)
 
   def observe(self, value: float, times: int = 1) -> None:
+    """Counts a value in seconds as often as `times`."""
     with self._lock:
       self._counts[bisect.bisect_left(BUCKETS, value)] += times
       self._sum += value * times
 
-  def collect(self):
+  def collect(self) -> Iterator[HistogramMetricFamily]:
     with self._lock:
       counts, total = list(self._counts), self._sum
-    cumulated, buckets = 0, []
+    cumulative, buckets = 0, []
     for bound, count in zip([*BUCKETS, '+Inf'], counts):
-      cumulated += count
-      buckets.append((str(bound), cumulated))
+      cumulative += count
+      buckets.append((str(bound), cumulative))
     yield HistogramMetricFamily(
       self._name, self._help, buckets=buckets, sum_value=total
     )
 
-  def describe(self):
+  def describe(self) -> list[HistogramMetricFamily]:
     return [HistogramMetricFamily(self._name, self._help)]
 
 
 class Reading:
-  """A counter whose value somebody else keeps."""
+  """A counter whose value `read` returns."""
 
-  def __init__(self, name: str, help: str, read, registry):
+  def __init__(
+    self,
+    name: str,
+    help: str,
+    read: Callable[[], float],
+    registry: CollectorRegistry,
+  ):
     self._name, self._help, self._read = f'rgpt_{name}', help, read
     registry.register(self)
 
-  def collect(self):
+  def collect(self) -> Iterator[CounterMetricFamily]:
     yield CounterMetricFamily(self._name, self._help, value=self._read())
 
-  def describe(self):
+  def describe(self) -> list[CounterMetricFamily]:
     return [CounterMetricFamily(self._name, self._help)]
 
 
@@ -96,24 +104,24 @@ class Metrics:
   """All metrics of one server, in a registry of its own.
 
   Args:
-    compilations: gives the number of programs compiled so far.
+    compilations: returns the number of programs compiled so far.
   """
 
-  def __init__(self, compilations):
+  def __init__(self, compilations: Callable[[], float]):
     prometheus_client.disable_created_metrics()
     self.registry = CollectorRegistry()
 
-    def counter(name, help, labels=()):
+    def counter(name: str, help: str, labels: tuple[str, ...] = ()) -> Counter:
       return Counter(f'rgpt_{name}', help, labels, registry=self.registry)
 
-    def gauge(name, help):
+    def gauge(name: str, help: str) -> Gauge:
       return Gauge(f'rgpt_{name}', help, registry=self.registry)
 
-    def histogram(name, help):
+    def histogram(name: str, help: str) -> Histogram:
       return Histogram(name, help, self.registry)
 
-    self.running = gauge('num_requests_running', 'Requests that hold a slot.')
-    self.waiting = gauge('num_requests_waiting', 'Requests without a slot yet.')
+    self.running = gauge('num_requests_running', 'Requests with a slot.')
+    self.waiting = gauge('num_requests_waiting', 'Requests waiting for a slot.')
     self.slots_total = gauge('slots_total', 'Sequences decoded at once.')
     self.slots_busy = gauge('slots_busy', 'Slots in use.')
     Reading(
@@ -123,10 +131,10 @@ class Metrics:
       self.registry,
     )
     self.prompt_tokens = counter(
-      'prompt_tokens_total', 'Tokens of admitted prompts.'
+      'prompt_tokens_total', 'Prompt tokens of requests that got a slot.'
     )
     self.generation_tokens = counter(
-      'generation_tokens_total', 'Tokens sampled, as usage counts them.'
+      'generation_tokens_total', 'Sampled tokens, as usage counts them.'
     )
     self.success = counter(
       'request_success_total',
@@ -134,13 +142,13 @@ class Metrics:
       ('finished_reason',),
     )
     self.slides = counter(
-      'context_slides_total', 'Windows moved and prefilled anew.'
+      'context_slides_total', 'Windows that moved and were prefilled again.'
     )
     self.rejected = counter(
       'rejected_total', 'Requests turned away.', ('reason',)
     )
     self.aborted = counter(
-      'aborted_total', 'Requests that were cut short.', ('cause',)
+      'aborted_total', 'Requests that ended early.', ('cause',)
     )
     self.http = counter(
       'http_requests_total',
@@ -152,7 +160,7 @@ class Metrics:
     )
     self.inter_token = histogram(
       'inter_token_latency_seconds',
-      'Between tokens; those of one block share its time.',
+      'Between tokens; the tokens of a block share its time.',
     )
     self.e2e = histogram(
       'e2e_request_latency_seconds', 'From arrival to the last token.'

@@ -1,4 +1,4 @@
-"""What the operator of a server chooses; launch.serve has a flag for each."""
+"""The operator's choices; launch.serve has a flag for each."""
 
 import dataclasses
 
@@ -8,16 +8,19 @@ class Options:
   """Limits and identities; times in seconds, sizes in bytes.
 
   Attributes:
-    model_name: what /v1/models lists.
-    strict_model: 404 for any other name.
-    slots: choices decoded at once. max_queue: requests that may wait.
+    model_name: listed by /v1/models.
+    strict_model: refuse requests for any other name with 404.
+    slots: choices decoded at once.
+    max_queue: requests that may wait for a slot.
     max_per_client: requests a client may have in flight; 0: no limit.
-    context_overflow: what requests get that do not choose.
-    request_timeout: from arrival to the last byte. queue_timeout: to a slot.
-    body_limit: of a request; body_timeout: for its head, and for its body.
-    drain_timeout: what running requests get after SIGTERM.
-    keys: accepted API keys; none: everybody is let in.
-    allowed_hosts: names in the Host header; empty: any.
+    context_overflow: for requests that do not choose; see Sampling.
+    request_timeout: from arrival to the last byte of the answer.
+    queue_timeout: from arrival to a slot.
+    body_limit: largest request body.
+    body_timeout: for a request's head, and again for its body.
+    drain_timeout: for running requests at shutdown.
+    keys: accepted API keys; empty: no key is required.
+    allowed_hosts: accepted names in the Host header; empty: any.
     cors_origins: origins whose pages may use the API; '*': all.
   """
 
