@@ -24,6 +24,7 @@ from tests.support.document_tools import (
   readable,
 )
 from tests.support.logs import log_lines
+from tests.support.models import random_params
 
 relaxed = settings(deadline=None, max_examples=60)
 tokenizer = document_tools.tokenizer
@@ -242,8 +243,7 @@ def test_a_packed_document_costs_what_it_costs_alone(
     init_std=0.3,
   )
   model = GPT(cfg)
-  key = jax.random.key(0)
-  params = model.init(key, np.zeros((1, 4), np.int32))['params']
+  params = random_params(cfg, std=0.3)
   packed = batches_of(documents, tokenizer, 32, packing=True).batch_at(0)
   places = [
     (r, np.flatnonzero(segments == s))
@@ -299,8 +299,7 @@ def test_a_uniform_model_has_the_loss_log_v(documents, tokenizer):
     block_size=16,
   )
   model, ds = GPT(cfg), batches_of(documents, tokenizer)
-  params = model.init(jax.random.key(0), np.zeros((1, 4), np.int32))['params']
-  zeros = jax.tree.map(np.zeros_like, params)
+  zeros = random_params(cfg, std=0.0)
   values = Evaluator(model, devices.create_mesh(4), ds)(zeros, 'val', None)
   val = [NAMES[i] for i in documents.chosen('val')]
   targets = sum(len(name) + 1 for name in val)

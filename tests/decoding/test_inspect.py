@@ -1,13 +1,12 @@
 """Attention maps, token probabilities and PCA equal their definitions."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gpt.decoding import inspect
 from gpt.model.transformer import GPT, GPTConfig, rms_norm
 from gpt.tokenizers import CharTokenizer
+from tests.support.models import random_params
 
 CONFIGS = {
   'randy': {},
@@ -27,8 +26,7 @@ def build(**options):
     vocab_size=20, n_embd=16, n_head=4, n_layer=2, block_size=12, **options
   )
   model = GPT(cfg)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
-  params = jax.tree.map(lambda x: 10 * x, params)  # Uneven attention.
+  params = random_params(cfg, std=0.3)  # Uneven attention.
   tokens = np.random.default_rng(0).integers(0, 20, (3, 12))
   return model, params, tokens
 

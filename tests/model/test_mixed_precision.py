@@ -1,5 +1,7 @@
 """Mixed-precision matmuls against NumPy, and models against float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from gpt.decoding import generation, sampling
 from gpt.model import GPT, GPTConfig
 from gpt.model.mixed_precision import mixed_product
+from tests.support.models import random_params
 
 size = st.integers(1, 70)
 SHAPE = {
@@ -36,7 +39,7 @@ def rounded(x):
   return np.asarray(jnp.asarray(x).astype(jnp.bfloat16), np.float64)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(1, 3), size, size, size, st.booleans())
 @example(1, 1, 64, 64, False)
 @example(2, 32, 64, 256, False)
@@ -65,14 +68,14 @@ def test_value_and_gradient_for_every_shape(batch, n, i, o, transposed):
   np.testing.assert_allclose(dw.T if transposed else dw, want, **close)
 
 
+@functools.cache
 def models(**options):
   """(float32 model, the same model in mixed precision, params)."""
   both = [
     GPT(GPTConfig(**SHAPE, **options, dtype=d)) for d in ('float32', 'mixed')
   ]
-  params = both[0].init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
   # As large as trained weights: attention neither uniform nor one-hot.
-  return (*both, jax.tree.map(lambda x: 5 * x, params['params']))
+  return (*both, random_params(both[0].cfg, std=0.1))
 
 
 @pytest.mark.parametrize('name', OPTIONS)
@@ -90,9 +93,11 @@ def test_loss_and_gradient_are_close_to_those_of_float32(name):
   (want, want_grads), (got, grads) = step(params, exact), step(params, mixed)
   assert want != got
   np.testing.assert_allclose(got, want, rtol=0.01)
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(grads))
+  # In NumPy: JAX would compile each operation for each shape.
+  want_grads, grads = jax.device_get((want_grads, grads))
   for a, b in zip(jax.tree.leaves(want_grads), jax.tree.leaves(grads)):
-    assert b.dtype == jnp.float32
-    cosine = jnp.sum(a * b) / jnp.sqrt(jnp.sum(a * a) * jnp.sum(b * b))
+    cosine = np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b))
     assert cosine > 0.995
 
 
@@ -101,11 +106,12 @@ def test_generation_follows_the_forward_pass(rows):
   _, mixed, params = models(pos='rope')
   prompts = [[1, 2, 3 + i] for i in range(rows)]
   made = [list(p) for p in prompts]
+  forward = jax.jit(mixed.apply)
   greedy = sampling.settings(rows, temperature=0.0)
   for row, new in generation.generate(mixed, params, prompts, greedy, 40):
     made[row] += new or []
   for tokens in made:  # Within the window: the choice is close to the best.
     tokens = np.array([tokens[: SHAPE['block_size']]])
-    logits = np.asarray(mixed.apply({'params': params}, tokens))[0, 2:-1]
+    logits = np.asarray(forward({'params': params}, tokens))[0, 2:-1]
     chosen = np.take_along_axis(logits, tokens[0, 3:, None], -1)[:, 0]
     np.testing.assert_allclose(chosen, logits.max(-1), atol=0.15)

@@ -5,6 +5,7 @@ shares no code with the model.
 """
 
 import dataclasses
+import functools
 import importlib
 import pathlib
 import types
@@ -29,6 +30,7 @@ from gpt.model.transformer import (
   rms_norm,
   rope,
 )
+from tests.support.models import random_params
 
 CHARS = 67  # tinyshakespeare: 65 characters, BOS, EOS.
 PRESETS = {
@@ -59,9 +61,14 @@ def tokens_BL():
   return np.random.default_rng(0).integers(0, 11, (3, 6)).astype(np.int32)
 
 
-def init(cfg, seed=0):
+def init(cfg):
   tokens = jnp.zeros((1, 1), jnp.int32)
-  return jax.jit(GPT(cfg).init)(jax.random.key(seed), tokens)['params']
+  return jax.jit(GPT(cfg).init)(jax.random.key(0), tokens)['params']
+
+
+@functools.cache
+def jit_apply(cfg):
+  return jax.jit(GPT(cfg).apply)
 
 
 # --- sizes
@@ -134,12 +141,16 @@ def test_init_std_and_zero_init_are_obeyed():
 # --- causality
 
 
+def weights(cfg):
+  return random_params(cfg, cfg.init_std)
+
+
 @pytest.mark.parametrize('kernel', ['plain', 'blocked'])
 @pytest.mark.parametrize('arch', ['randy', 'microgpt'])
 def test_future_positions_have_zero_gradient(arch, kernel, tokens_BL):
   """d loss[t] / d position embedding is zero after t, and not before."""
   cfg = GPTConfig(**TINY, arch=arch, attention=kernel, init_std=0.5)
-  model, params = GPT(cfg), init(cfg)
+  model, params = GPT(cfg), weights(cfg)
   length = tokens_BL.shape[1]
 
   def nats_L(wpe):
@@ -156,8 +167,8 @@ def test_future_positions_have_zero_gradient(arch, kernel, tokens_BL):
 def test_changed_future_token_changes_no_earlier_logit(tokens_BL):
   for options in ({}, {'pos': 'rope', 'qk_norm': True, 'n_kv_head': 1}):
     cfg = GPTConfig(**TINY, init_std=0.5, **options)
-    apply = jax.jit(GPT(cfg).apply)
-    variables = {'params': init(cfg)}
+    apply = jit_apply(cfg)
+    variables = {'params': weights(cfg)}
     changed = tokens_BL.copy()
     changed[:, 4] = (changed[:, 4] + 1) % 11
     before, after = apply(variables, tokens_BL), apply(variables, changed)
@@ -167,8 +178,8 @@ def test_changed_future_token_changes_no_earlier_logit(tokens_BL):
 
 def test_segments_do_not_see_each_other(tokens_BL):
   cfg = GPTConfig(**TINY, init_std=0.5)
-  apply = jax.jit(GPT(cfg).apply)
-  variables = {'params': init(cfg)}
+  apply = jit_apply(cfg)
+  variables = {'params': weights(cfg)}
   segments = np.array([[0, 0, 1, 1, 1, 2]] * 3, np.int32)
   whole = apply(variables, tokens_BL, segments_BL=segments)
   positions = np.array([[2, 3, 4]] * 3, np.int32)
@@ -219,8 +230,8 @@ def reference_forward(params, tokens, n_head, arch):
 def test_forward_matches_a_numpy_reference(arch, kernel, tokens_BL):
   # Large weights, so that attention and non-linearity are far from linear.
   cfg = GPTConfig(**TINY, arch=arch, attention=kernel, init_std=0.4)
-  params = init(cfg)
-  logits = jax.jit(GPT(cfg).apply)({'params': params}, tokens_BL)
+  params = weights(cfg)
+  logits = jit_apply(cfg)({'params': params}, tokens_BL)
   assert logits.dtype == jnp.float32
   for row, tokens in enumerate(tokens_BL):
     wanted = reference_forward(params, tokens, 2, arch)
@@ -229,11 +240,9 @@ def test_forward_matches_a_numpy_reference(arch, kernel, tokens_BL):
 
 def test_dropout_is_off_without_seeds_and_on_with_them(tokens_BL):
   cfg = GPTConfig(**TINY, dropout=0.5, init_std=0.5)
-  apply = jax.jit(GPT(cfg).apply)
-  variables = {'params': init(cfg)}
-  plain = jax.jit(GPT(dataclasses.replace(cfg, dropout=0.0)).apply)(
-    variables, tokens_BL
-  )
+  apply = jit_apply(cfg)
+  variables = {'params': weights(cfg)}
+  plain = jit_apply(dataclasses.replace(cfg, dropout=0.0))(variables, tokens_BL)
   np.testing.assert_array_equal(apply(variables, tokens_BL), plain)
   seeds = row_seeds(jax.random.key(0), jnp.arange(3))
   dropped = apply(variables, tokens_BL, seeds_Bx2=seeds)
@@ -242,7 +251,7 @@ def test_dropout_is_off_without_seeds_and_on_with_them(tokens_BL):
 
 def test_remat_changes_neither_value_nor_gradient(tokens_BL):
   cfg = GPTConfig(**TINY, dropout=0.3, init_std=0.3)
-  params = init(cfg)
+  params = weights(cfg)
   seeds = row_seeds(jax.random.key(0), jnp.arange(3))
 
   def value_and_grad(cfg):
@@ -292,18 +301,16 @@ def test_option_changes_function_and_parameter_count(
   base = GPTConfig(**TINY, init_std=0.5)
   cfg = GPTConfig(**TINY, init_std=0.5, **option)
   assert num_params(cfg) == num_params(base) + changes
-  outs = [
-    jax.jit(GPT(c).apply)({'params': init(c)}, tokens_BL) for c in (base, cfg)
-  ]
+  outs = [jit_apply(c)({'params': weights(c)}, tokens_BL) for c in (base, cfg)]
   assert np.all(np.isfinite(outs[1])) and np.any(outs[0] != outs[1])
 
 
 def test_softcap_bounds_the_logits(tokens_BL):
   plain_cfg = GPTConfig(**TINY, init_std=2.0)
   cfg = dataclasses.replace(plain_cfg, logit_softcap=3.0)
-  params = init(cfg)
-  plain = jax.jit(GPT(plain_cfg).apply)({'params': params}, tokens_BL)
-  capped = jax.jit(GPT(cfg).apply)({'params': params}, tokens_BL)
+  params = weights(cfg)
+  plain = jit_apply(plain_cfg)({'params': params}, tokens_BL)
+  capped = jit_apply(cfg)({'params': params}, tokens_BL)
   assert np.abs(plain).max() > 3 >= np.abs(capped).max()
   np.testing.assert_allclose(capped, 3 * np.tanh(plain / 3), rtol=1e-4)
 
@@ -401,7 +408,7 @@ def test_bfloat16_gradients_are_those_of_float32():
   fields = {**TINY, 'block_size': 64, 'n_embd': 32, 'vocab_size': 5}
   tokens = np.random.default_rng(0).integers(0, 5, (256, 65)).astype(np.int32)
   tokens[:, 1::2] = (tokens[:, :-1:2] + 1) % 5  # Something to be learnt.
-  params = init(GPTConfig(**fields))
+  params = weights(GPTConfig(**fields))
   positions = np.broadcast_to(np.arange(64, dtype=np.int32), (256, 64))
 
   def gradients(dtype):
@@ -434,7 +441,7 @@ def test_every_dropout_of_the_network_has_its_own_mask(monkeypatch):
 
   monkeypatch.setattr(model_module, 'dropout', spy)
   cfg = GPTConfig(**{**TINY, 'n_layer': 3, 'dropout': 0.5})
-  params = init(cfg)
+  params = weights(cfg)
   sites.clear()
   seeds = row_seeds(jax.random.key(0), jnp.arange(1, dtype=jnp.uint32))
   GPT(cfg).apply(

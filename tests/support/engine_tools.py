@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt.decoding import blocks, generation, sampling
-from gpt.model import GPT
+from gpt.model import GPT, abstract_params
 from serving.engine import events, jobs
 from serving.engine.engine import Engine
 from serving.engine.programs import compile_count
@@ -25,12 +25,10 @@ TOKENIZER = chat_tokenizer()
 
 def random_params(cfg, seed=0):
   """Weights that make choices neither certain nor uniform."""
-  params = GPT(cfg).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))[
-    'params'
-  ]
   rng = np.random.default_rng(seed)
   return jax.tree.map(
-    lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.15, jnp.float32), params
+    lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.15, jnp.float32),
+    abstract_params(cfg),
   )
 
 

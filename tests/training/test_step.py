@@ -24,6 +24,7 @@ from gpt.training.step import (
   jit_train_step,
   train_step,
 )
+from tests.support.models import random_params
 
 CFG = GPTConfig(
   vocab_size=17, n_embd=16, n_head=2, n_layer=1, block_size=12, init_std=0.1
@@ -125,9 +126,7 @@ def test_a_repeated_run_is_bit_identical():
 
 def test_dropout_changes_with_the_step_and_the_key():
   model = GPT(GPTConfig(**{**vars(CFG), 'dropout': 0.5}))
-  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))[
-    'params'
-  ]
+  params = random_params(model.cfg)
   state = state_from_params(params, adamw())
   step = jax.jit(
     functools.partial(
@@ -170,9 +169,7 @@ def test_overfits_one_batch():
 def test_update_is_minus_lr_times_direction():
   """Plain SGD, so that the update is known in closed form."""
   model, tx = GPT(CFG), optax.identity()
-  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))[
-    'params'
-  ]
+  params = random_params(model.cfg)
   state = state_from_params(params, tx).replace(lr_scale=jnp.float32(0.5))
   batch = random_batch(4, ragged=True)
   after, metrics = jax.jit(
@@ -212,9 +209,7 @@ def test_ema_follows_the_params():
 
 def test_eval_step_sums_nats_targets_and_bytes():
   model = GPT(CFG)
-  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))[
-    'params'
-  ]
+  params = random_params(model.cfg)
   bytes_V = np.arange(17, dtype=np.float32)
   batch = random_batch(8, ragged=True)
   sums = [
@@ -243,9 +238,7 @@ def test_batch_without_any_target_changes_nothing_but_decay():
   batch = random_batch(2)
   batch['weights'][:] = 0
   model, tx = GPT(CFG), optax.identity()
-  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))[
-    'params'
-  ]
+  params = random_params(model.cfg)
   state, metrics = jax.jit(
     functools.partial(
       train_step,
