@@ -1,12 +1,17 @@
 """Inline SVG: well-formed, themed by the page, and points at their numbers."""
 
 import math
+import pathlib
 import re
+import subprocess
+import sys
 from xml.etree import ElementTree
 
 import pytest
 
 from gpt.reports import charts, plots
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def chart(points, hover=(), label='a chart', log_y=False, **style) -> str:
@@ -105,6 +110,26 @@ def test_a_logarithmic_axis_has_ticks_for_any_range(values):
   svg = chart(list(enumerate(values)), log_y=True)
   ticks = re.findall(r'id="a-chart-ytick.*?<text[^>]*>([^<]+)<', svg)
   assert 2 <= len(set(ticks)) <= 12, ticks
+
+
+def test_only_reports_use_matplotlib():
+  """Importing it takes a second, which no other command should pay."""
+  users = {
+    str(path.relative_to(ROOT))
+    for package in ('gpt', 'launch', 'serving', 'configs')
+    for path in (ROOT / package).rglob('*.py')
+    if re.search(r'^\s*(?:import|from) matplotlib', path.read_text(), re.M)
+  }
+  assert users == {'gpt/reports/charts.py', 'gpt/reports/plots.py'}
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      'import sys, gpt.reports.html; sys.exit("matplotlib" in sys.modules)',
+    ],
+    cwd=ROOT,
+  )
+  assert done.returncode == 0
 
 
 def test_numbers_are_short():

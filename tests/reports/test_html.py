@@ -22,7 +22,7 @@ VOID = {'meta', 'link', 'br', 'img', 'input', 'hr'}
 
 @pytest.fixture
 def workdir(tmp_path):
-  """What training leaves, written by hand: 40 steps, an eval every 10."""
+  """The files of a run, written by hand: 40 steps, an eval every 10."""
   config = smoke.get_config()
   config.total_steps = 40
   config.data.path = f'dir/{HOSTILE}'
@@ -95,7 +95,7 @@ class Page(html.parser.HTMLParser):
     self.words.append(data)
 
 
-def test_the_page_is_whole_and_needs_no_network(workdir):
+def test_the_page_is_one_file_without_scripts_or_links(workdir):
   text = report.report(workdir)
   page = Page(text)
   assert not page.links
@@ -105,7 +105,7 @@ def test_the_page_is_whole_and_needs_no_network(workdir):
   assert page.tags.count('svg') == 5
 
 
-def test_an_end_that_a_run_has_gone_beyond_counts_no_more(workdir):
+def test_the_end_of_a_run_that_trained_on_is_not_in_the_tiles(workdir):
   text = report.report(workdir)
   assert 'full pass, final weights' in text and '1.2345' in text
   with (workdir / 'metrics.jsonl').open('a') as file:
@@ -145,7 +145,7 @@ def test_numbers_are_those_of_the_run(workdir):
   assert f'step 40, validation loss {best:.4f}' in words
 
 
-def test_only_what_differs_from_the_defaults_stands_out(workdir):
+def test_only_keys_that_differ_from_the_defaults_are_marked(workdir):
   text = report.report(workdir, plain(default.get_config()))
   table = text[text.index('keys differ') : text.index('<summary>all')]
   keys = re.findall(r'<tr class="changed"><td><code>([^<]+)', table)
@@ -217,7 +217,7 @@ def test_no_field_of_a_run_can_carry_a_script(workdir, file, monkeypatch):
   assert shown > refused
 
 
-def test_what_is_no_run_is_explained(tmp_path, workdir):
+def test_a_directory_without_a_run_is_explained(tmp_path, workdir):
   with pytest.raises(UserError, match='is no run: it has no config.json'):
     report.report(tmp_path / 'nothing')
   (workdir / 'metrics.jsonl').unlink()
