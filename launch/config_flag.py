@@ -1,8 +1,8 @@
 """The flag --config=FILE.py and its overrides (--config.lr=1e-5).
 
-ml_collections leaves most mistakes in them as tracebacks, or finds them only at
-import. So they are checked here first, against the keys and types of the config
-file, and handed over in one canonical form.
+ml_collections answers most mistakes in them with a traceback. So they are
+checked here first, against the keys and types of the config file, and handed
+over in one canonical form.
 """
 
 import difflib
@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import traceback
+from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -32,7 +33,9 @@ _named: dict[str, bool] = {}
 _argv: list[str] = []
 
 
-def define(default: str | None = None, name: str = 'config'):
+def define(
+  default: str | None = None, name: str = 'config'
+) -> flags.FlagHolder:
   """Defines `--config=FILE.py[:argument]` and its overrides.
 
   Args:
@@ -55,7 +58,7 @@ def define(default: str | None = None, name: str = 'config'):
 
 
 def of_run(saved: dict | None, name: str = 'config') -> ConfigDict:
-  """The config of a command about a run that may exist already.
+  """The config of a command whose run may exist already.
 
   Args:
     saved: the run's own configuration (nested dicts), or None.
@@ -79,7 +82,7 @@ def of_run(saved: dict | None, name: str = 'config') -> ConfigDict:
   return config.lock()
 
 
-def chosen_keys(defaults: str, name: str = 'config') -> dict:
+def chosen_keys(defaults: str, name: str = 'config') -> dict[str, object]:
   """{'lr': 1e-4, ...}: what --config=FILE and overrides set.
 
   Args:
@@ -116,7 +119,7 @@ def canonical(program: str, args: list[str]) -> list[str]:
 
 
 def overrides() -> set[str]:
-  """{'config.lr', ...}: what may be overridden, of the files in use."""
+  """{'config.lr', ...}: every override that the config files in use allow."""
   return {f'{name}.{key}' for name, keys in _keys.items() for key in keys}
 
 
@@ -178,7 +181,7 @@ def find_config(path: str) -> str:
     if os.path.isfile(candidate) and str(candidate).endswith('.py'):
       return str(candidate)
   if os.path.exists(path):
-    raise UserError(f'--config={path}: that is no Python file (FILE.py)')
+    raise UserError(f'config file {path!r} is not a Python file (FILE.py)')
   presets = sorted(
     file.stem for file in package.glob('*.py') if file.name != '__init__.py'
   )
@@ -204,7 +207,7 @@ def nearest_preset(name: str, presets: list[str]) -> str:
   return min(words or spelt or parts, key=len, default='')
 
 
-def _canonical(args, name: str, default: str | None) -> list[str]:
+def _canonical(args: list[str], name: str, default: str | None) -> list[str]:
   """Checked arguments: `--config=FILE --config.KEY=VALUE ...`, then the rest.
 
   config_flags wants the file before its overrides; people write any order.
@@ -254,7 +257,7 @@ def _canonical(args, name: str, default: str | None) -> list[str]:
   return checked + others
 
 
-def _find_config_path(args, name: str) -> str | None:
+def _find_config_path(args: list[str], name: str) -> str | None:
   """The last FILE given as --config=FILE or --config FILE."""
   path = None
   for i, word in enumerate(args):
@@ -268,8 +271,8 @@ def _find_config_path(args, name: str) -> str | None:
   return path
 
 
-def _check_keys(keys, known, path: str, default: str) -> None:
-  """A config file sets keys of the default one, all of them and no others."""
+def _check_keys(keys: dict, known: dict, path: str, default: str) -> None:
+  """A config file must have exactly the keys of the default one."""
   for key in keys:
     if key not in known:
       hint = did_you_mean(closest(key, known))
@@ -282,7 +285,7 @@ def _check_keys(keys, known, path: str, default: str) -> None:
     )
 
 
-def _check_key(name: str, key: str, keys, path: str) -> None:
+def _check_key(name: str, key: str, keys: dict, path: str) -> None:
   if key in keys:
     return
   group = [k for k in keys if k.startswith(f'{key}.')]
@@ -298,10 +301,10 @@ def _check_key(name: str, key: str, keys, path: str) -> None:
   )
 
 
-def _check_value(flag: str, text: str, default) -> str:
+def _check_value(flag: str, text: str, default: object) -> str:
   """`text` if it is a value of the type of `default`; else UserError."""
 
-  def refuse(expected):
+  def refuse(expected: str) -> NoReturn:
     raise UserError(f'{flag}={text}: expected {expected} (it is {default!r})')
 
   if isinstance(default, bool):
