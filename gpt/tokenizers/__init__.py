@@ -1,17 +1,19 @@
-"""Text <-> token ids: the protocol, loading, building, streaming.
+"""Text <-> token ids: the Tokenizer protocol, loading, building, streaming.
 
-It exists so that the rest of the program never asks which tokenizer it has.
-The kinds live beside it: characters (tokenizer_char), SentencePiece
-(tokenizer_spm), RandyGPT's vocab.json (tokenizer_randy), Hugging Face's
-tokenizer.json (tokenizer_hf).
+Other packages use any tokenizer through the protocol. The kinds are characters
+(char), SentencePiece (sentencepiece), RandyGPT's vocab.json (randygpt) and
+Hugging Face's tokenizer.json (huggingface).
 """
 
 import codecs
 import json
+import os
 import pathlib
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gpt.errors import UserError
 from gpt.tokenizers.base import BOS, EOS, META_FILE
@@ -45,14 +47,14 @@ __all__ = [
 
 
 class Tokenizer(Protocol):
-  """What every tokenizer offers; all methods are pure and thread-safe."""
+  """The interface of all tokenizers; its methods are pure and thread-safe."""
 
   kind: str  # 'char' | 'sentencepiece' | 'randygpt' | 'hf'
   bos_id: int
   eos_id: int
   # Control tokens, which encode() never produces: name -> id.
   special_tokens: dict[str, int]
-  # Ids a sampler must ban: unk, pad, control tokens; not EOS.
+  # Ids that a sampler must ban: unk, pad and control tokens, but not EOS.
   unsampleable_ids: tuple[int, ...]
 
   @property
@@ -60,28 +62,34 @@ class Tokenizer(Protocol):
 
   @property
   def fingerprint(self) -> str:
-    """sha256 (hex) of everything that changes encoding."""
+    """sha256 (hex) of everything that affects encoding."""
+    ...
 
   def encode(self, text: str) -> np.ndarray:
     """int32[n] ids, without BOS or EOS."""
+    ...
 
-  def decode(self, ids) -> str:
-    """Text of int[n] ids; control tokens give nothing."""
+  def decode(self, ids: ArrayLike) -> str:
+    """Text of int[n] ids; control tokens have none."""
+    ...
 
   def token_bytes(self, id: int) -> bytes:
     """UTF-8 bytes of one id (perhaps part of a character)."""
+    ...
 
   def count_unknown(self, text: str) -> dict[str, int]:
     """Characters that encode() drops, with their counts."""
+    ...
 
-  def save(self, directory) -> None:
+  def save(self, directory: str | os.PathLike[str]) -> None:
     """Writes a directory that load_tokenizer reads."""
+    ...
 
 
 class StreamDecoder:
-  """Decodes one id at a time and never shows half a character.
+  """Decodes one id at a time, in whole characters.
 
-  The pieces from feed() and the final flush() joined equal decode() of all
+  The results of feed() and the final flush(), joined, equal decode() of all
   ids at once.
   """
 
@@ -90,26 +98,29 @@ class StreamDecoder:
     self._utf8 = codecs.getincrementaldecoder('utf-8')('replace')
 
   def feed(self, id: int) -> str:
-    """The characters that `id` completes, perhaps none."""
+    """Returns the characters that `id` completes, perhaps none."""
     return self._utf8.decode(self._tokenizer.token_bytes(int(id)))
 
   def flush(self) -> str:
-    """What is left at the end: U+FFFD if a character stayed incomplete."""
+    """Returns U+FFFD if a character is still incomplete, else ''."""
     text = self._utf8.decode(b'', final=True)
     self._utf8.reset()
     return text
 
 
 def build_tokenizer(
-  kind: str, texts, vocab_size: int, special_tokens=()
+  kind: str,
+  texts: Iterable[str],
+  vocab_size: int,
+  special_tokens: Sequence[str] = (),
 ) -> Tokenizer:
-  """Builds a tokenizer from an iterable of str (pieces end at line ends).
+  """Builds a tokenizer from text.
 
   Args:
-    kind: 'char' (vocab_size is ignored: the characters decide),
-      'sentencepiece' or 'hf' (byte-level BPE as microgpt has it).
-    texts: the text without document separators.
-    vocab_size: number of ids wanted, control tokens included.
+    kind: 'char' (ignores vocab_size), 'sentencepiece' or 'hf' (byte-level BPE
+      as in microgpt).
+    texts: pieces of text that end at line ends, without document separators.
+    vocab_size: wanted number of ids, control tokens included.
     special_tokens: names of extra control tokens.
 
   Raises:
@@ -131,15 +142,15 @@ def build_tokenizer(
   )
 
 
-def load_tokenizer(path) -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
   """Reads a tokenizer from a workdir, a tokenizer directory or a file.
 
   Args:
     path: a run's workdir (with tokenizer/), a directory with tokenizer.json
-      (ours or Hugging Face's), vocab.json or spm.model; or one of these files.
+      (ours or Hugging Face's), vocab.json or spm.model, or one of these files.
 
   Raises:
-    UserError: nothing there, or not a tokenizer.
+    UserError: no such file, or not a tokenizer.
   """
   path = pathlib.Path(path)
   if path.is_dir():
@@ -155,9 +166,8 @@ def load_tokenizer(path) -> Tokenizer:
     )
   if not path.exists():
     raise UserError(
-      f'no such tokenizer: {path} (a workdir, a tokenizer directory, a '
-      'vocab.json, a Hugging Face tokenizer.json or a SentencePiece model is '
-      'wanted)'
+      f'no such tokenizer: {path} (expected a workdir, a tokenizer directory, '
+      'a vocab.json, a Hugging Face tokenizer.json or a SentencePiece model)'
     )
   if path.name == META_FILE:
     return _load_directory(path.parent)
@@ -173,8 +183,8 @@ def load_tokenizer(path) -> Tokenizer:
     raise UserError(f'{path}: {e}') from e
 
 
-def _parsed(path: pathlib.Path):
-  """A file's JSON, or None."""
+def _parsed(path: pathlib.Path) -> Any:
+  """The file's JSON, or None if it is none."""
   try:
     return json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError):

@@ -1,15 +1,19 @@
-"""What every tokenizer shares: a table of bytes per id, files, a fingerprint.
+"""Base of the tokenizers: a table of bytes per id, files, a fingerprint.
 
-It exists so that decoding is the same few lines for every kind: the bytes of
-the ids are joined and read as UTF-8. `StreamDecoder` does exactly that one id
-at a time, so a streamed text always equals the text decoded at once.
+Decoding is the same for all kinds: the bytes of the ids are joined and read as
+UTF-8. `StreamDecoder` does this one id at a time, so streamed text always
+equals text decoded at once.
 """
 
 import hashlib
 import json
+import os
 import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gpt.errors import UserError
 from gpt.files import write_atomic
@@ -19,8 +23,8 @@ EOS = '<|eos|>'
 META_FILE = 'tokenizer.json'
 
 
-def iter_lines(text: str):
-  """Lines by '\\n' alone, newline kept (str.splitlines knows ten others)."""
+def iter_lines(text: str) -> Iterator[str]:
+  """Lines with their '\\n' (str.splitlines also splits at ten others)."""
   start = 0
   while start < len(text):
     end = text.find('\n', start) + 1 or len(text)
@@ -29,7 +33,7 @@ def iter_lines(text: str):
 
 
 def replace_surrogates(text: str) -> str:
-  """Lone surrogates have no UTF-8 form: U+FFFD, as a UTF-8 reader gives."""
+  """Replaces lone surrogates, which UTF-8 cannot encode, by U+FFFD."""
   if text.isascii():
     return text
   return text.encode('utf-16-le', 'surrogatepass').decode(
@@ -37,21 +41,23 @@ def replace_surrogates(text: str) -> str:
   )
 
 
-def check_special_tokens(names) -> tuple[str, ...]:
-  """Names of extra control tokens, each non-empty and given once."""
+def check_special_tokens(names: Iterable[str]) -> tuple[str, ...]:
+  """The names of extra control tokens; UserError for empty or equal ones."""
   names = tuple(names)
   if len(set(names)) != len(names) or not all(names):
     raise UserError(f'special tokens must be distinct and non-empty: {names}')
   if reserved := {BOS, EOS} & set(names):
-    raise UserError(f'{sorted(reserved)} exist in every tokenizer already')
+    raise UserError(f'every tokenizer already has {sorted(reserved)}')
   return names
 
 
 class BaseTokenizer:
-  """Shared part of the tokenizers; subclasses set the fields and `encode`.
+  """Base class; subclasses set the fields and implement `encode`.
 
-  Subclass fields: `kind`, `bos_id`, `eos_id`, `special_tokens`,
-  `unsampleable_ids`, `_bytes` (bytes of every id; b'' for control tokens).
+  Attributes:
+    kind, bos_id, eos_id, special_tokens, unsampleable_ids: see Tokenizer.
+    requested_vocab_size: size asked for in training; a small text gives less.
+    _bytes: bytes of each id; b'' for control tokens.
   """
 
   kind: str
@@ -68,7 +74,7 @@ class BaseTokenizer:
     return len(self._bytes)
 
   def token_bytes(self, id: int) -> bytes:
-    """UTF-8 bytes that `id` stands for; b'' for control tokens."""
+    """UTF-8 bytes of `id`; b'' for control tokens."""
     if not 0 <= id < len(self._bytes):
       raise UserError(
         f'token id {id} is outside the vocabulary: allowed are 0 to '
@@ -76,12 +82,14 @@ class BaseTokenizer:
       )
     return self._bytes[id]
 
-  def decode(self, ids) -> str:
+  def decode(self, ids: ArrayLike) -> str:
     """Text of int[n] ids; invalid UTF-8 becomes U+FFFD, control tokens ''."""
     try:
       ids = np.asarray(ids, dtype=np.int64).reshape(-1)
     except OverflowError:
-      self.token_bytes(max(ids, key=abs))
+      ids = np.asarray(ids, dtype=object).reshape(-1)
+      self.token_bytes(max(ids.tolist(), key=abs))
+      raise
     if ids.size and (ids.min() < 0 or ids.max() >= len(self._bytes)):
       bad = int(ids[(ids < 0) | (ids >= len(self._bytes))][0])
       self.token_bytes(bad)
@@ -93,17 +101,17 @@ class BaseTokenizer:
     del text
     return {}
 
-  def _meta(self) -> dict:
-    """Fields of tokenizer.json beside 'kind' that change encoding."""
+  def _meta(self) -> dict[str, Any]:
+    """Fields of tokenizer.json beside 'kind' that affect encoding."""
     raise NotImplementedError
 
   def _files(self) -> dict[str, bytes]:
-    """Further files: name -> content."""
+    """Other files of the tokenizer: name -> content."""
     return {}
 
   @property
   def fingerprint(self) -> str:
-    """sha256 (hex) of everything that changes what encode() returns."""
+    """sha256 (hex) of everything that affects the results of encode()."""
     digest = hashlib.sha256()
     meta = {'kind': self.kind, **self._meta()}
     parts = {'meta': json.dumps(meta, sort_keys=True).encode()}
@@ -111,8 +119,8 @@ class BaseTokenizer:
       digest.update(f'{name}\0{len(data)}\0'.encode() + data)
     return digest.hexdigest()
 
-  def save(self, directory) -> None:
-    """Writes the tokenizer; tokenizer.json comes last and makes it valid."""
+  def save(self, directory: str | os.PathLike[str]) -> None:
+    """Writes the tokenizer's files, tokenizer.json last: it makes it valid."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for name, data in self._files().items():

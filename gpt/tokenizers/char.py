@@ -1,5 +1,8 @@
 """Characters with RandyGPT's ids: 0 BOS, 1 EOS, then the sorted characters."""
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import numpy as np
 
 from gpt.errors import UserError
@@ -9,15 +12,18 @@ from gpt.tokenizers.base import BOS, EOS, BaseTokenizer, check_special_tokens
 class CharTokenizer(BaseTokenizer):
   """One id per character; characters outside the vocabulary are dropped.
 
-  Extra control tokens, if any, follow the characters, so that the ids of a
-  vocabulary without them are RandyGPT's.
+  Extra control tokens follow the characters, whose ids are RandyGPT's.
+
+  Args:
+    chars: the characters of the vocabulary, in any order.
+    special_tokens: names of extra control tokens.
   """
 
   kind = 'char'
   bos_id = 0
   eos_id = 1
 
-  def __init__(self, chars, special_tokens=()):
+  def __init__(self, chars: Iterable[str], special_tokens: Sequence[str] = ()):
     self.chars = sorted(set(chars))
     if any(len(c) != 1 for c in self.chars):
       raise UserError('a character vocabulary holds single characters only')
@@ -43,27 +49,30 @@ class CharTokenizer(BaseTokenizer):
     self._known = frozenset(self.chars)
 
   def encode(self, text: str) -> np.ndarray:
-    """int32[n] ids of the known characters of `text`; the rest is dropped."""
+    """int32[n] ids of the known characters; others are dropped."""
     codes = np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), '<u4')
     ids = self._ids[np.minimum(codes, len(self._ids) - 1)]
     return ids[ids >= 0]
 
   def count_unknown(self, text: str) -> dict[str, int]:
+    """Characters of `text` outside the vocabulary, with their counts."""
     unknown = sorted(set(text) - self._known)
     return {c: text.count(c) for c in unknown}
 
-  def _meta(self) -> dict:
+  def _meta(self) -> dict[str, Any]:
     names = list(self.special_tokens)[2:]
     return {'chars': self.chars, 'special_tokens': names}
 
   @classmethod
-  def from_meta(cls, meta: dict) -> 'CharTokenizer':
+  def from_meta(cls, meta: dict[str, Any]) -> 'CharTokenizer':
     """Inverse of `_meta`."""
     return cls(meta['chars'], meta.get('special_tokens', ()))
 
 
-def build_char(texts, special_tokens=()) -> CharTokenizer:
-  """The vocabulary of all characters in an iterable of str."""
+def build_char(
+  texts: Iterable[str], special_tokens: Sequence[str] = ()
+) -> CharTokenizer:
+  """The tokenizer of all characters in `texts`."""
   chars: set[str] = set()
   for text in texts:
     chars.update(text)

@@ -1,16 +1,19 @@
-"""Conversations as tokens: which tokenizers can chat, and chat prompts.
+"""Conversations as token ids: chat tokens, turns and prompts.
 
-A conversation is, as in microgpt,
+As in microgpt, a conversation is
 
     <|bos|> (<|user|> text <|end_turn|> <|assistant|> text <|end_turn|>)*
     <|bos|>
 
-with nothing between the parts and each text encoded on its own, so that text
-can never imitate a control token. Where a <|system|> token exists, a system
-turn stands first; otherwise its text opens the first user turn.
+with nothing between the parts. Each text is encoded separately, so text can
+never imitate a control token. If a <|system|> token exists, a system turn comes
+first; otherwise the system text opens the first user turn.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+
 from gpt.errors import UserError
+from gpt.tokenizers import Tokenizer
 
 USER = '<|user|>'
 ASSISTANT = '<|assistant|>'
@@ -19,38 +22,41 @@ SYSTEM = '<|system|>'
 CHAT_TOKENS = (USER, ASSISTANT, END_TURN)
 ROLES = ('system', 'user', 'assistant')
 AFTER_SYSTEM = '\n\n'  # Between a system text and the user's, in one turn.
-# The share of the window that a chat prompt leaves to the answer, at least.
-REPLY_SHARE = 4
+REPLY_SHARE = 4  # 1 / the part of the window that prompts leave for a reply.
+
+Message = Mapping[str, str]  # 'role' (system, user, assistant) and 'content'.
 
 
-def is_chat_tokenizer(tokenizer) -> bool:
-  """Whether the tokenizer has the control tokens that turns need."""
+def is_chat_tokenizer(tokenizer: Tokenizer) -> bool:
+  """Whether the tokenizer has the control tokens of turns."""
   return all(name in tokenizer.special_tokens for name in CHAT_TOKENS)
 
 
-def stop_ids(tokenizer) -> tuple[int, ...]:
-  """What ends an assistant's turn: <|end_turn|>, or the end of the text."""
+def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+  """Ids that end an assistant's turn: <|end_turn|> and EOS."""
   return tokenizer.special_tokens[END_TURN], tokenizer.eos_id
 
 
-def turn_tokens(tokenizer, role: str, *texts: str) -> list[int]:
-  """Ids of one whole turn; each of its texts is encoded on its own."""
+def turn_tokens(tokenizer: Tokenizer, role: str, *texts: str) -> list[int]:
+  """Ids of one whole turn; each of its texts is encoded separately."""
   opening = {'user': USER, 'assistant': ASSISTANT, 'system': SYSTEM}[role]
   ids = tokenizer.special_tokens
   inside = [id for text in texts for id in tokenizer.encode(text).tolist()]
   return [ids[opening], *inside, ids[END_TURN]]
 
 
-def as_turns(messages, tokenizer=None) -> list[tuple[str, list[str]]]:
-  """The turns of a conversation whose system text, if any, stands first.
+def as_turns(
+  messages: Iterable[Message], tokenizer: Tokenizer | None = None
+) -> list[tuple[str, list[str]]]:
+  """Groups messages into turns.
 
   Args:
-    messages: dicts with 'role' (system, user, assistant) and 'content' (str).
-    tokenizer: one that may have a <|system|> token; None: it has not.
+    messages: a conversation; a system message can only be the first.
+    tokenizer: None: one without a <|system|> token.
 
   Returns:
-    [(role, texts)]; a system text without a token of its own is the first
-    text of the first user turn, an empty one is none.
+    [(role, texts)]. Without a <|system|> token the system text is the first
+    text of the first user turn; an empty one is left out.
   """
   found = [(m['role'], [m['content']]) for m in messages]
   if not found or found[0][0] != 'system':
@@ -66,8 +72,10 @@ def as_turns(messages, tokenizer=None) -> list[tuple[str, list[str]]]:
   return [('user', opening), *rest]
 
 
-def conversation_tokens(tokenizer, messages) -> list[int]:
-  """Ids of a whole conversation, as models are trained on it."""
+def conversation_tokens(
+  tokenizer: Tokenizer, messages: Iterable[Message]
+) -> list[int]:
+  """Ids of a whole conversation, as in training."""
   inside = [
     id
     for role, texts in as_turns(messages, tokenizer)
@@ -77,22 +85,22 @@ def conversation_tokens(tokenizer, messages) -> list[int]:
 
 
 def prompt_room(block_size: int, max_tokens: int) -> int:
-  """How much of the window a prompt may take when a reply is to follow."""
+  """Most tokens of a prompt that leaves room for a reply in the window."""
   return block_size - min(max_tokens, block_size // REPLY_SHARE)
 
 
 def build_prompt(
-  messages, tokenizer, max_tokens_context: int
+  messages: Sequence[Message], tokenizer: Tokenizer, max_tokens_context: int
 ) -> tuple[list[int], int]:
-  """The prompt that asks for the assistant's next turn.
+  """Builds the prompt for the assistant's next turn.
 
-  What does not fit is dropped: the oldest turns, each of them whole; of a last
-  turn that is too long on its own, the beginning. The system text stays, at
-  most half of the context.
+  If it is too long, the oldest turns are dropped whole; a last turn that is too
+  long alone loses its beginning. The system text is kept, up to half of the
+  context.
 
   Args:
-    messages: dicts with 'role' (system, user, assistant) and 'content' (str).
-    tokenizer: one with chat tokens.
+    messages: the conversation so far.
+    tokenizer: has chat tokens.
     max_tokens_context: most ids to return.
 
   Returns:
@@ -100,7 +108,7 @@ def build_prompt(
     <|assistant|>.
 
   Raises:
-    UserError: no chat tokens, no message, an unknown role, no room.
+    UserError: no chat tokens, no message, an unknown role, or no room.
   """
   if not is_chat_tokenizer(tokenizer):
     raise UserError(
@@ -137,18 +145,20 @@ def build_prompt(
     dropped += cut
     kept = [[last[0], *last[1 + cut :]]]
   if turns and len(kept) > 1 and kept[0][0] == special[ASSISTANT]:
-    turns.append(kept.pop(0))  # An answer whose question is gone.
+    turns.append(kept.pop(0))  # A reply whose question was dropped.
   dropped += sum(len(turn) for turn in turns)
 
   if head and SYSTEM not in special and kept and kept[0][0] == special[USER]:
-    # A system text that is no turn of its own: inside the first user turn.
+    # Without a <|system|> token the text opens the first user turn.
     kept[0] = [*head[:-1], *kept[0][1:]]
     head = []
   ids = [tokenizer.bos_id, *head, *(i for turn in kept for i in turn)]
   return [*ids, special[ASSISTANT]], dropped
 
 
-def _system_turn(tokenizer, texts, limit: int) -> tuple[list[int], int]:
+def _system_turn(
+  tokenizer: Tokenizer, texts: Sequence[str], limit: int
+) -> tuple[list[int], int]:
   """(ids of the system turn or user turn, tokens dropped from its end)."""
   if not any(texts):
     return [], 0

@@ -1,16 +1,19 @@
-"""Hugging Face's tokenizer.json: what microgpt's models speak.
+"""Hugging Face's tokenizer.json, the tokenizer of microgpt's models.
 
-Read with the `tokenizers` library (extra: hf), and trained with it as microgpt
-does: byte-level BPE whose document mark `<bos>` stands at both ends, and whose
-control tokens have ids 0, 1, 2, ... in the order given. Unlike microgpt's, our
-vocabularies hold all 256 bytes, so that no text is lost.
+The `tokenizers` library (extra: hf) reads these files and trains new ones as
+microgpt does: byte-level BPE with the mark `<bos>` at both ends of a document
+and control tokens at the ids 0, 1, 2, ... in the order given. Unlike
+microgpt's, our vocabularies hold all 256 bytes, so that no text is lost.
 """
 
 import functools
 import json
 import logging
+import os
 import pathlib
 import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +29,12 @@ from gpt.tokenizers.sentencepiece import TRAIN_BYTES, sample_lines
 
 logger = logging.getLogger(__name__)
 
-# tokenizer.json of a tokenizer directory is ours (it names the kind).
+# In a tokenizer directory tokenizer.json is our own file (with the kind).
 HF_FILE = 'hf_tokenizer.json'
 PROBE = ' a\n\n\tb  e\u0301\U0001f642\x00\r\n12 <bos><|bos|>'
 
 
-def _library():
+def _library() -> Any:
   try:
     import tokenizers
   except ImportError as e:
@@ -56,10 +59,10 @@ def microgpt_token(name: str) -> str:
 
 @functools.cache
 def byte_alphabet() -> dict[str, int]:
-  """The printable character that stands for each byte -> the byte.
+  """{character: byte} of byte-level BPE (GPT-2's bytes_to_unicode).
 
-  Bytes that print stand for themselves, the others for U+0100 and following
-  in their order (GPT-2, encoder.py, bytes_to_unicode).
+  Printable bytes are represented by themselves, the others by U+0100 and the
+  following characters, in order.
   """
   plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [b for b in range(256) if b not in plain]
@@ -71,12 +74,13 @@ class HfTokenizer(BaseTokenizer):
   """A tokenizer.json; encode and decode are thread-safe.
 
   Args:
-    data: the file's bytes, which are kept as they are.
-    requested_vocab_size: what training asked for; a small text gives less.
+    data: the file's bytes, kept unchanged.
+    requested_vocab_size: see BaseTokenizer.
 
   Raises:
-    UserError: no `tokenizers` library; not such a file; one that loses text
-      (a normalizer, a space put in front) or has no `<bos>`.
+    UserError: the `tokenizers` library is missing; `data` is no tokenizer.json,
+      is one that changes text (by a normalizer, a prefix space), or has no
+      `<bos>`.
   """
 
   kind = 'hf'
@@ -85,11 +89,12 @@ class HfTokenizer(BaseTokenizer):
     tokenizers = _library()
     try:
       self._tokenizer = tokenizers.Tokenizer.from_str(data.decode('utf-8'))
-      # As the library writes it: with all that older files leave out.
+      # The library's own serialization has the fields that older files lack.
       spec = json.loads(self._tokenizer.to_str())
     except Exception as e:  # The library raises bare Exception.
       raise UserError(f'not a Hugging Face tokenizer.json: {e}') from e
-    self._tokenizer.encode_special_tokens = True  # As text: never as control.
+    # Names of control tokens inside a text are encoded as text.
+    self._tokenizer.encode_special_tokens = True
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
     self.data = data
@@ -113,8 +118,8 @@ class HfTokenizer(BaseTokenizer):
     self._missing = self._missing_bytes(spec)
     self._check_round_trip(control)
 
-  def _table(self, spec, control) -> list[bytes]:
-    """Bytes of every id."""
+  def _table(self, spec: dict[str, Any], control: set[int]) -> list[bytes]:
+    """Bytes of each id."""
     vocab = self._tokenizer.get_vocab(with_added_tokens=True)
     if sorted(vocab.values()) != list(range(len(vocab))):
       raise UserError(
@@ -129,8 +134,8 @@ class HfTokenizer(BaseTokenizer):
         table[id] = added[id].encode() if id in added else to_bytes(token)
     return table
 
-  def _missing_bytes(self, spec) -> frozenset[int] | None:
-    """Bytes without a token, or None where whole characters are the units."""
+  def _missing_bytes(self, spec: dict[str, Any]) -> frozenset[int] | None:
+    """Bytes without a token, or None for vocabularies of whole characters."""
     if self._unknown_token:
       return frozenset()
     single = {b[0] for b in self._bytes if len(b) == 1}
@@ -142,7 +147,7 @@ class HfTokenizer(BaseTokenizer):
     )
     return None
 
-  def _check_round_trip(self, control) -> None:
+  def _check_round_trip(self, control: dict[str, int]) -> None:
     probe = ''.join(c for c in PROBE if not self._is_unknown(c))
     ids = self.encode(PROBE).tolist()
     if set(ids) & set(control.values()) and not self._unknown_token:
@@ -152,8 +157,8 @@ class HfTokenizer(BaseTokenizer):
       )
     if self.decode(ids) != probe and not self._unknown_token:
       raise UserError(
-        'this tokenizer.json does not give back the text it encodes; train '
-        'one here with data.tokenizer=hf'
+        'this tokenizer.json does not reproduce the text it encodes; train '
+        'one with data.tokenizer=hf'
       )
 
   def _is_unknown(self, char: str) -> bool:
@@ -172,6 +177,7 @@ class HfTokenizer(BaseTokenizer):
     return np.array(encoding.ids, np.int32)
 
   def count_unknown(self, text: str) -> dict[str, int]:
+    """Characters of `text` without tokens, with their counts."""
     text = replace_surrogates(text)
     unknown = sorted(c for c in set(text) if self._is_unknown(c))
     return {c: text.count(c) for c in unknown}
@@ -179,17 +185,17 @@ class HfTokenizer(BaseTokenizer):
   def _files(self) -> dict[str, bytes]:
     return {HF_FILE: self.data}
 
-  def _meta(self) -> dict:
+  def _meta(self) -> dict[str, Any]:
     return {'file': HF_FILE}
 
 
-def _check_lossless_parts(spec) -> None:
+def _check_lossless_parts(spec: dict[str, Any]) -> None:
   """Raises UserError for parts of a tokenizer that change the text."""
   problem = ''
   steps = spec['pre_tokenizer'] or {}
   for step in steps.get('pretokenizers', [steps]):
     if step.get('add_prefix_space') and step['type'] == 'ByteLevel':
-      problem = 'puts a space in front of the text (add_prefix_space)'
+      problem = 'puts a space before the text (add_prefix_space)'
     elif step.get('behavior', 'Isolated').lower() == 'removed':
       problem = 'removes what it splits the text at'
     elif step.get('type') not in (None, 'ByteLevel', 'Split', 'Digits'):
@@ -197,15 +203,15 @@ def _check_lossless_parts(spec) -> None:
   if spec['normalizer'] is not None:
     problem = f'changes the text first ({spec["normalizer"]["type"]})'
   if spec['model']['type'] != 'BPE' or spec['model'].get('dropout'):
-    problem = f'is no plain BPE but {spec["model"]["type"]}'
+    problem = f'is not plain BPE but {spec["model"]["type"]}'
   if problem:
     raise UserError(
-      f'this tokenizer.json {problem}: only lossless BPE is read here'
+      f'this tokenizer.json {problem}: only lossless BPE can be read'
     )
 
 
-def _token_reader(spec):
-  """The function from a token's text to its bytes, by the decoder."""
+def _token_reader(spec: dict[str, Any]) -> Callable[[str], bytes]:
+  """The function from a token's text to its bytes, as the decoder has it."""
   decoder = spec['decoder'] or {'type': 'none'}
   steps = [step['type'] for step in decoder.get('decoders', [decoder])]
   if steps == ['ByteLevel']:
@@ -232,25 +238,28 @@ def _token_reader(spec):
   )
 
 
-def is_hf_json(meta) -> bool:
+def is_hf_json(meta: Any) -> bool:
   """Whether parsed JSON is a Hugging Face tokenizer."""
   return isinstance(meta, dict) and 'model' in meta and 'added_tokens' in meta
 
 
 def build_hf(
-  texts, vocab_size: int, special_tokens=(), max_bytes=TRAIN_BYTES
+  texts: Iterable[str],
+  vocab_size: int,
+  special_tokens: Sequence[str] = (),
+  max_bytes: int = TRAIN_BYTES,
 ) -> HfTokenizer:
-  """Trains byte-level BPE on an iterable of str.
+  """Trains byte-level BPE.
 
   Args:
     texts: pieces of text that end at line ends.
-    vocab_size: ids wanted, control tokens and 256 bytes included; a small
-      text gives fewer.
+    vocab_size: wanted ids, control tokens and 256 bytes included; a small text
+      gives fewer.
     special_tokens: extra control tokens; their ids follow that of BOS, 0.
     max_bytes: larger texts are sampled by line.
 
   Raises:
-    UserError: no `tokenizers` library, no text, vocab_size too small.
+    UserError: no `tokenizers` library, no text, or vocab_size too small.
   """
   tokenizers = _library()
   names = [
@@ -285,7 +294,7 @@ def build_hf(
   return HfTokenizer(tokenizer.to_str().encode(), vocab_size)
 
 
-def read_hf_json(path) -> HfTokenizer:
+def read_hf_json(path: str | os.PathLike[str]) -> HfTokenizer:
   """Reads a tokenizer.json; UserError names the file and the fault."""
   path = pathlib.Path(path)
   try:

@@ -1,13 +1,15 @@
-"""RandyGPT's vocab.json: models trained elsewhere use these files.
+"""RandyGPT's vocab.json, used by models trained there.
 
-Encoding follows formats.md: lines are encoded on their own and joined by the
-id of the newline; inside a line the applicable merge with the lowest merged
-id is applied everywhere, left to right, until none applies.
+Lines are encoded separately and joined by the id of the newline. Inside a line
+the applicable merge with the lowest merged id is applied everywhere, left to
+right, until none applies.
 """
 
 import heapq
 import json
+import os
 import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,7 +19,9 @@ from gpt.tokenizers.base import BOS, EOS, BaseTokenizer, check_special_tokens
 VOCAB_FILE = 'vocab.json'
 
 
-def merge_everywhere(symbols: list[int], pair, merged: int) -> list[int]:
+def merge_everywhere(
+  symbols: list[int], pair: tuple[int, int], merged: int
+) -> list[int]:
   """`symbols` with each occurrence of `pair` merged, left to right."""
   out, i = [], 0
   while i < len(symbols):
@@ -30,8 +34,10 @@ def merge_everywhere(symbols: list[int], pair, merged: int) -> list[int]:
   return out
 
 
-def merge_by_passes(symbols: list[int], merges: dict) -> list[int]:
-  """The rule as formats.md words it: one pass per lowest merged id.
+def merge_by_passes(
+  symbols: list[int], merges: Mapping[tuple[int, int], int]
+) -> list[int]:
+  """The rule of the format, literally: one pass for each lowest merged id.
 
   Args:
     symbols: ids of one line.
@@ -47,11 +53,14 @@ def merge_by_passes(symbols: list[int], merges: dict) -> list[int]:
       symbols = merge_everywhere(symbols, pair, lowest)
 
 
-def merge_by_heap(symbols: list[int], merges: dict) -> list[int]:
-  """The same result in O(n log n), if parts always precede what they form.
+def merge_by_heap(
+  symbols: list[int], merges: Mapping[tuple[int, int], int]
+) -> list[int]:
+  """The result of merge_by_passes in O(n log n) for ordered vocabularies.
 
-  Then a merge can only create pairs with a higher merged id, so taking the
-  leftmost pair of the lowest id from a heap is one left-to-right pass.
+  If the parts of each merge have lower ids than the merged token, a merge can
+  only create pairs with a higher merged id. Taking the leftmost pair of the
+  lowest id from a heap is then one left-to-right pass.
   """
   n = len(symbols)
   symbols = list(symbols)
@@ -67,7 +76,7 @@ def merge_by_heap(symbols: list[int], merges: dict) -> list[int]:
     m, i, a, b = heapq.heappop(heap)
     j = right[i]
     if symbols[i] != a or j >= n or symbols[j] != b:
-      continue  # one of the two was merged with another neighbour meanwhile
+      continue  # One of the two has been merged with its other neighbour.
     symbols[i], symbols[j] = m, -1
     k = right[i] = right[j]
     if k < n:
@@ -89,17 +98,25 @@ class RandyTokenizer(BaseTokenizer):
   Args:
     vocab: all tokens in id order; 0 is '<|bos|>' and 1 is '<|eos|>'.
     merges: pairs of tokens whose concatenation is a token.
-    special_tokens: extra control tokens; their ids follow the vocabulary and
-      are kept in tokenizer.json, never in vocab.json.
+    special_tokens: extra control tokens. Their ids follow the vocabulary, and
+      their names are stored in tokenizer.json, not in vocab.json.
+
+  Raises:
+    UserError: not a RandyGPT vocabulary.
   """
 
   kind = 'randygpt'
   bos_id = 0
   eos_id = 1
 
-  def __init__(self, vocab, merges, special_tokens=()):
+  def __init__(
+    self,
+    vocab: Iterable[str],
+    merges: Iterable[Sequence[str]],
+    special_tokens: Sequence[str] = (),
+  ):
     self.vocab = list(vocab)
-    self.merges = [tuple(pair) for pair in merges]
+    self.merges = [(a, b) for a, b in merges]
     if self.vocab[:2] != [BOS, EOS]:
       raise UserError(
         f'not a RandyGPT vocabulary: it must begin with {BOS!r} (id 0) and '
@@ -144,11 +161,12 @@ class RandyTokenizer(BaseTokenizer):
     return np.array(ids, np.int32)
 
   def count_unknown(self, text: str) -> dict[str, int]:
+    """Characters of `text` outside the vocabulary, with their counts."""
     unknown = sorted(c for c in set(text) if c not in self._char_ids)
     return {c: text.count(c) for c in unknown}
 
   def vocab_json(self) -> bytes:
-    """vocab.json as RandyGPT writes it (compact, UTF-8)."""
+    """The bytes of a vocab.json as RandyGPT writes it (compact, UTF-8)."""
     data = {'vocab': self.vocab, 'merges': [list(m) for m in self.merges]}
     return json.dumps(data, ensure_ascii=False, separators=(',', ':')).encode(
       'utf-8'
@@ -161,7 +179,9 @@ class RandyTokenizer(BaseTokenizer):
     return {'special_tokens': list(self.special_tokens)[2:]}
 
 
-def read_vocab_json(path, special_tokens=()) -> RandyTokenizer:
+def read_vocab_json(
+  path: str | os.PathLike[str], special_tokens: Sequence[str] = ()
+) -> RandyTokenizer:
   """Reads RandyGPT's vocab.json; UserError names the file and the fault."""
   path = pathlib.Path(path)
   try:

@@ -1,13 +1,15 @@
-"""SentencePiece byte-fallback BPE with settings that lose nothing.
+"""SentencePiece byte-fallback BPE with lossless settings.
 
-The settings are the ones verified lossless for SentencePiece 0.2.3; each of
-them matters (the identity normaliser keeps control characters, the newline as
-a symbol of its own makes encoding line by line equal encoding the whole).
+The settings are verified to be lossless with SentencePiece 0.2.3, and each one
+matters: the identity normaliser keeps control characters, and the newline as a
+user-defined symbol makes encoding line by line equal to encoding the whole.
 """
 
 import io
 import logging
 import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import sentencepiece as spm
@@ -25,13 +27,13 @@ from gpt.tokenizers.base import (
 logger = logging.getLogger(__name__)
 
 MODEL_FILE = 'spm.model'
-SPACE = '\u2581'  # SentencePiece's stand-in for a space
+SPACE = '\u2581'  # How SentencePiece writes a space.
 # SentencePiece reads U+2581 as a space (its issue 863, "won't fix").
 SPACE_PIECES = ('<0xE2>', '<0x96>', '<0x81>')
 TRAIN_BYTES = 10_000_000
-MAX_ITEM_CHARS = 100_000  # items above max_sentence_length vanish silently
-BATCH_CHARS = 200_000  # lists of Python ints are large: encode in batches
-SHORT_CHARS = 4_000  # a list of lines pays only beyond: it starts threads
+MAX_ITEM_CHARS = 100_000  # Items above max_sentence_length vanish silently.
+BATCH_CHARS = 200_000  # Lists of Python ints are large: encode in batches.
+SHORT_CHARS = 4_000  # Encoding a list of lines starts threads: slower below.
 PROBE = ' a\n\n\tb  \u2581e\u0301\U0001f642\x00\r\n12 '
 
 
@@ -40,8 +42,10 @@ class SentencePieceTokenizer(BaseTokenizer):
 
   Args:
     model: the serialised model.
-    requested_vocab_size: what training asked for; the model may have fewer
-      pieces when the text is small.
+    requested_vocab_size: see BaseTokenizer.
+
+  Raises:
+    UserError: not a SentencePiece model, or one that changes text.
   """
 
   kind = 'sentencepiece'
@@ -71,7 +75,7 @@ class SentencePieceTokenizer(BaseTokenizer):
     self._space_ids = [sp.piece_to_id(p) for p in SPACE_PIECES]
     self._check_lossless()
 
-  def _piece_bytes(self, id: int, hidden) -> bytes:
+  def _piece_bytes(self, id: int, hidden: set[int]) -> bytes:
     if id in hidden:
       return b''
     piece = self._sp.id_to_piece(id)
@@ -79,14 +83,14 @@ class SentencePieceTokenizer(BaseTokenizer):
       return bytes([int(piece[3:5], 16)])
     return piece.replace(SPACE, ' ').encode()
 
-  def _check_lossless(self):
+  def _check_lossless(self) -> None:
     ids = self.encode(PROBE).tolist()
     lines = [self._sp.encode(s) for s in ('a\n', 'b')]
     if self.decode(ids) != PROBE or self._sp.encode('a\nb') != sum(lines, []):
       raise UserError(
-        'this SentencePiece model does not give back the text it encodes '
-        '(its normaliser, dummy prefix or missing byte fallback loses '
-        'something); train one here with data.tokenizer=sentencepiece'
+        'this SentencePiece model does not reproduce the text it encodes '
+        '(because of its normaliser, dummy prefix or missing byte fallback); '
+        'train one with data.tokenizer=sentencepiece'
       )
 
   def encode(self, text: str) -> np.ndarray:
@@ -108,15 +112,15 @@ class SentencePieceTokenizer(BaseTokenizer):
   def _files(self) -> dict[str, bytes]:
     return {MODEL_FILE: self.model}
 
-  def _meta(self) -> dict:
+  def _meta(self) -> dict[str, Any]:
     return {'model': MODEL_FILE}
 
 
-def _line_batches(text: str):
+def _line_batches(text: str) -> Iterator[list[str]]:
   """Lists of lines (newline kept) of about BATCH_CHARS characters each.
 
-  SentencePiece needs several times longer for one long string than for its
-  lines, and the ids are the same.
+  The ids of the lines are those of the whole text, and SentencePiece encodes
+  them several times faster than one long string.
   """
   batch, size = [], 0
   for line in iter_lines(text):
@@ -129,12 +133,14 @@ def _line_batches(text: str):
     yield batch
 
 
-def sample_lines(texts, max_bytes: int, seed: int = 0):
-  """Lines of `texts`, thinned evenly until they fit in `max_bytes`.
+def sample_lines(
+  texts: Iterable[str], max_bytes: int, seed: int = 0
+) -> tuple[list[str], float]:
+  """A reproducible uniform sample of lines of at most `max_bytes`.
 
-  One pass in bounded memory: every line draws a number below 1 and stays
-  while that is below a threshold, which halves whenever too much is held.
-  SentencePiece's own sampling is not reproducible, this is.
+  One pass in bounded memory: each line draws a number in [0, 1) and stays while
+  that is below a threshold, which is halved when the lines exceed the limit.
+  SentencePiece's own sampling is not reproducible.
 
   Returns:
     (lines in their order, fraction of lines kept: 1, 1/2, 1/4, ...).
@@ -160,19 +166,22 @@ def sample_lines(texts, max_bytes: int, seed: int = 0):
 
 
 def build_sentencepiece(
-  texts, vocab_size: int, special_tokens=(), max_bytes=TRAIN_BYTES
+  texts: Iterable[str],
+  vocab_size: int,
+  special_tokens: Sequence[str] = (),
+  max_bytes: int = TRAIN_BYTES,
 ) -> SentencePieceTokenizer:
-  """Trains byte-fallback BPE on an iterable of str.
+  """Trains byte-fallback BPE.
 
   Args:
     texts: pieces of text that end at line ends.
-    vocab_size: ids wanted, control tokens and 256 bytes included; a small
-      text gives fewer.
+    vocab_size: wanted ids, control tokens and 256 bytes included; a small text
+      gives fewer.
     special_tokens: extra control tokens, e.g. '<|user|>'.
     max_bytes: larger texts are sampled by line.
 
   Raises:
-    UserError: no text, or vocab_size below what bytes and characters need.
+    UserError: no text, or vocab_size too small for bytes and characters.
   """
   names = check_special_tokens(special_tokens)
   lines, fraction = sample_lines(texts, max_bytes)
@@ -206,8 +215,8 @@ def build_sentencepiece(
       bos_id=1,
       eos_id=2,
       unk_id=3,
-      # Without its stand-in a space would become the bytes of U+2581, which
-      # happens for text with (almost) no spaces.
+      # In text with almost no spaces U+2581 would not be a piece, and a space
+      # would become its bytes.
       required_chars=SPACE,
       control_symbols=list(names),
       user_defined_symbols=['\n', '\t', '\r'],

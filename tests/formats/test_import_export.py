@@ -126,7 +126,7 @@ def test_old_weights_only_file_gets_a_fresh_optimizer(tmp_path):
   assert not any(x.any() for x in jax.tree.leaves((adam.mu, adam.nu)))
 
 
-def test_training_goes_on_as_if_it_had_never_left(tmp_path):
+def test_training_continues_as_if_it_had_never_left(tmp_path, caplog):
   """export -> import in the middle of a run changes no bit of its end."""
   one, two = tmp_path / 'one', tmp_path / 'two'
   settings = {
@@ -143,8 +143,13 @@ def test_training_goes_on_as_if_it_had_never_left(tmp_path):
   randygpt_run.export_rgpt(one, 'latest', middle)
   assert middle.read_bytes() == (one / 'checkpoint.bin').read_bytes()
   randygpt_run.import_rgpt(middle, config(**settings), load_tokenizer(one), two)
-  for workdir in (one, two):
-    train_and_evaluate(config(total_steps=6, **settings), workdir)
+  train_and_evaluate(config(total_steps=6, **settings), one)
+  with caplog.at_level('INFO', 'gpt'):
+    train_and_evaluate(config(total_steps=6, **settings), two)
+  assert 'resuming from step 3' in caplog.text
+  # The import has the same text: nothing to say about another loss on it.
+  assert 'has changed' not in caplog.text
+  assert 'unknown data' not in caplog.text
   ends = [(w / 'checkpoint.bin').read_bytes() for w in (one, two)]
   assert ends[0] == ends[1]
   assert ends[0][12:20] == struct.pack('<II', 5, 6)
