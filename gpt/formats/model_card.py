@@ -1,26 +1,31 @@
-"""The README.md of an exported model: what it is, how good, what it writes."""
+"""The README.md of an exported model."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from gpt.decoding import prompt, sampling
+from gpt.formats.directories import Path
 from gpt.model.config import option_rows
 from gpt.runs import metrics
 from gpt.runs.info import finite
+from gpt.runs.load import LoadedModel
 from gpt.tokenizers.chat_format import is_chat_tokenizer
 
 QUESTION = 'Hello! Who are you?'
 
 
-def card(loaded, workdir, rounding: dict | None) -> str:
-  """Markdown, with '{tokenizer_note}' where that stands.
+def card(
+  loaded: LoadedModel, workdir: Path, rounding: Mapping[str, Any] | None
+) -> str:
+  """Markdown with the placeholder '{tokenizer_note}'.
 
   Args:
-    loaded: a gpt.runs.load.LoadedModel.
     workdir: of the run, for its numbers.
-    rounding: of interop.rounding_report, and its 'dtype'; None for float32.
+    rounding: of tensors.rounding_report; None for float32.
   """
   cfg, config = loaded.cfg, loaded.config
   n = sum(np.size(x) for x in jax.tree.leaves(loaded.params))
@@ -52,8 +57,8 @@ tags: [rgpt, {cfg.arch}]
 # {title}
 
 A small GPT ({metrics.count(n)} parameters, architecture `{cfg.arch}`) trained
-with rgpt. It continues text of the kind it was trained on and knows nothing
-else; what it writes is not to be relied on.
+with rgpt. It continues text of the kind it was trained on. It knows nothing
+else, and its statements are not reliable.
 
 ## Use
 
@@ -74,19 +79,19 @@ The model's own code (`modeling_rgpt.py`) comes with it, hence
 
 {table(numbers)}
 
-Validation loss is over held-out text of the same source.
+Validation losses are on held-out text of the same source.
 
 ## A sample
 
 Seed {config['seed']}, temperature {config['sample']['temperature']:g}, top-p
-{config['sample']['top_p']:g}, as it came:
+{config['sample']['top_p']:g}, not selected:
 
 {quoted}
 """
 
 
-def numbers_of(loaded, workdir) -> dict:
-  """Rows about the training run, from its metadata and metrics.jsonl."""
+def numbers_of(loaded: LoadedModel, workdir: Path) -> dict[str, str]:
+  """{label: value} about the training run, from metadata and metrics.jsonl."""
   config = loaded.config
   opt = config['opt']
   tokens = loaded.step * config['batch_size'] * loaded.cfg.block_size
@@ -103,14 +108,14 @@ def numbers_of(loaded, workdir) -> dict:
   if best is not None:
     rows['best validation loss (estimate)'] = f'{best:.4f} nats/token'
   for which in ('best', 'final'):
-    found = full_pass(workdir, which)
+    found = full_pass_result(workdir, which)
     if found:
       rows[f'full validation pass, {which} weights'] = found
   return rows
 
 
-def full_pass(workdir, which: str) -> str:
-  """The full pass at the end of the run, by metrics.jsonl, or ''."""
+def full_pass_result(workdir: Path, which: str) -> str:
+  """Result of the full pass at the end of the run; '' if there was none."""
   end = metrics.end_of(metrics.read_run(workdir))
   nats = end.get(f'full_{which}_nats_per_token')
   if nats is None:
@@ -120,7 +125,7 @@ def full_pass(workdir, which: str) -> str:
   return f'{nats:.4f} nats/token{more}'
 
 
-def sample(loaded) -> tuple[str, str]:
+def sample(loaded: LoadedModel) -> tuple[str, str]:
   """(prompt, completion) with the run's own sampling settings and seed."""
   config, tokenizer = loaded.config, loaded.tokenizer
   settings = config['sample']
@@ -151,14 +156,14 @@ def sample(loaded) -> tuple[str, str]:
   return shown, ''.join(new)
 
 
-def is_chat(loaded) -> bool:
+def is_chat(loaded: LoadedModel) -> bool:
   """Whether the model was trained on conversations."""
   chat = loaded.config['data']['format'] == 'chat'
   return chat and is_chat_tokenizer(loaded.tokenizer)
 
 
-def usage(loaded) -> str:
-  """The code that loads the directory."""
+def usage(loaded: LoadedModel) -> str:
+  """A Markdown block of code that loads the directory and generates."""
   config = loaded.config
   text = repr(config['sample']['prompt'])
   if config['data']['format'] == 'lines' or text == "''":
@@ -187,7 +192,7 @@ def usage(loaded) -> str:
   return '```python\n' + '\n'.join(lines) + '\n```'
 
 
-def table(rows: dict) -> str:
+def table(rows: Mapping[str, Any]) -> str:
   """A two-column Markdown table."""
   lines = [
     f'| {k} | {str(v).replace("|", chr(92) + "|")} |' for k, v in rows.items()
@@ -196,7 +201,7 @@ def table(rows: dict) -> str:
 
 
 def fence(text: str) -> str:
-  """A code block that the text cannot end."""
+  """A code block with more backticks than the text has in a row."""
   runs = [len(run) for run in re.findall('`+', text)]
   marks = '`' * max(3, max(runs, default=0) + 1)
   return f'{marks}text\n{text.rstrip()}\n{marks}'

@@ -1,9 +1,8 @@
 """RandyGPT checkpoint files (RGPT0001/2/3), read and written in numpy.
 
-These are the files people bring from RandyGPT and take back to it. One file is
-a 24-byte header and then float32 tensors, little-endian, row-major, matrices
-as [out, in]; the shape of the model is not in it and comes from a preset. We
-store block matrices the other way round, [in, out], so `to_params` and
+A file is a 24-byte header followed by float32 tensors: little-endian,
+row-major, matrices as [out, in]. It does not record the model's shape, which
+comes from a preset. Our block matrices are [in, out], so `to_params` and
 `from_params` transpose. Bits are copied, never converted: NaN payloads, -0.0
 and denormals survive, and import -> export gives the same bytes.
 
@@ -14,7 +13,7 @@ import dataclasses
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from gpt.model.config import GPTConfig, unrepresentable
 
 HEADER = struct.Struct('<8sIIIf')
 MAGICS = {b'RGPT0001': 1, b'RGPT0002': 2, b'RGPT0003': 3}
-MAGIC = b'RGPT0003'  # What is written.
+MAGIC = b'RGPT0003'  # The version that is written.
 MAX_U32 = 2**32 - 1
 MIN_RATIO = 4  # Of n_embd to n_layer, for a plausible shape.
 # Name -> (rows, columns) in units of D, in file order.
@@ -36,13 +35,14 @@ BLOCK = {
 TABLES = ('wte', 'wpe', 'lm_head')
 
 Tensors = dict[str, np.ndarray]
+Path = str | os.PathLike[str]
 
 
 class RgptSizeError(UserError):
-  """The file's size is not that of the given shape.
+  """The file's size does not fit the given shape.
 
-  `fits` holds the (n_embd, n_layer) pairs that would give this size, so that
-  a launcher can name the preset to ask for.
+  Attributes:
+    fits: plausible (n_embd, n_layer) pairs for this size, see `infer_shape`.
   """
 
   def __init__(self, message: str, fits: list[tuple[int, int]]):
@@ -52,14 +52,16 @@ class RgptSizeError(UserError):
 
 @dataclasses.dataclass(eq=False)
 class RgptCheckpoint:
-  """What one file holds; tensors are named 'wte', ..., 'block_0/wq', ...
+  """Content of a file; tensors are named 'wte', ..., 'block_0/wq', ...
 
-  version: 1, 2 or 3, of the file that was read (files are written as 3).
-  iter: the last completed iteration, 0-based; training resumes at iter + 1.
-  adam_step: updates behind the moments (bias correction). 0 without moments.
-  best_loss: np.float32, nats/token, with its bits as they were (inf: none).
-  weights, m, v: float32 tensors in file order and file shapes, [out, in].
-    m and v, Adam's moments, are None in weights-only files.
+  Attributes:
+    version: 1, 2 or 3, of the file that was read (files are written as 3).
+    iter: the last completed iteration, 0-based; training resumes at iter + 1.
+    adam_step: number of updates in the moments, for bias correction; 0 without
+      moments.
+    best_loss: nats/token, with the bits of the file (inf: none).
+    weights, m, v: float32 tensors in file order and file shapes, [out, in]. m
+      and v, Adam's moments, are None in weights-only files.
   """
 
   version: int
@@ -75,7 +77,9 @@ class RgptCheckpoint:
   block_size: int
 
 
-def tensor_shapes(vocab_size, n_embd, n_layer, block_size) -> dict:
+def tensor_shapes(
+  vocab_size: int, n_embd: int, n_layer: int, block_size: int
+) -> dict[str, tuple[int, int]]:
   """Name -> file shape ([out, in]) of every weight, in file order."""
   shapes = {
     'wte': (vocab_size, n_embd),
@@ -88,13 +92,15 @@ def tensor_shapes(vocab_size, n_embd, n_layer, block_size) -> dict:
   return shapes
 
 
-def count_weights(vocab_size, n_embd, n_layer, block_size) -> int:
+def count_weights(
+  vocab_size: int, n_embd: int, n_layer: int, block_size: int
+) -> int:
   """N = 12 L D^2 + T D + 2 V D."""
   return n_embd * (12 * n_layer * n_embd + block_size + 2 * vocab_size)
 
 
 def read_rgpt(
-  path,
+  path: Path,
   n_embd: int,
   n_layer: int,
   block_size: int = 256,
@@ -102,8 +108,10 @@ def read_rgpt(
 ) -> RgptCheckpoint:
   """Reads RGPT0001, RGPT0002 (both variants) or RGPT0003.
 
-  Raises UserError for a missing file, a bad magic, a truncated header or
-  another vocabulary, and RgptSizeError where the size is not the shape's.
+  Raises:
+    RgptSizeError: the file's size does not fit the shape.
+    UserError: a missing file, a bad magic, a truncated header or another
+      vocabulary size.
   """
   with _open(path) as f:
     version, vocab_size, iteration, adam_step, best = _read_header(f, path)
@@ -139,13 +147,13 @@ def read_rgpt(
   )
 
 
-def read_vocab_size(path) -> int:
+def read_vocab_size(path: Path) -> int:
   """The vocabulary size in a file's header."""
   with _open(path) as f:
     return _read_header(f, path)[1]
 
 
-def infer_shape(path, block_size: int = 256) -> list[tuple[int, int]]:
+def infer_shape(path: Path, block_size: int = 256) -> list[tuple[int, int]]:
   """The plausible (n_embd, n_layer) pairs for a file's size.
 
   A size alone also fits absurdly deep models: pairs with an n_embd below
@@ -169,12 +177,15 @@ def infer_shape(path, block_size: int = 256) -> list[tuple[int, int]]:
   return found
 
 
-def write_rgpt(path, ckpt: RgptCheckpoint) -> None:
-  """Writes an RGPT0003 file, all of it or none.
+def write_rgpt(path: Path, ckpt: RgptCheckpoint) -> None:
+  """Writes an RGPT0003 file, or leaves an older file unchanged.
 
-  Without moments, zeros and Adam step 0 are written: the
-  state of a fresh optimizer. Raises UserError for content that is not an RGPT
-  file's, and when the file system refuses (an older file stays).
+  Without moments zeros and Adam step 0 are written: the state of a fresh
+  optimizer.
+
+  Raises:
+    UserError: content that the format cannot represent; a place that cannot be
+      written to.
   """
   try:
     with replacing(path) as file:
@@ -187,13 +198,16 @@ def write_rgpt(path, ckpt: RgptCheckpoint) -> None:
     ) from e
 
 
-def to_params(ckpt: RgptCheckpoint):
-  """(params, mu, nu): trees of our linen model; mu, nu None without moments.
+def to_params(
+  ckpt: RgptCheckpoint,
+) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any] | None]:
+  """Parameter trees of our model: (params, mu, nu).
 
-  Tables are [rows, D] as in the file; block matrices become [in, out].
+  Tables are [rows, D] as in the file; block matrices become [in, out]. Adam's
+  moments mu and nu are None if the file has none.
   """
 
-  def tree(tensors: Tensors | None):
+  def tree(tensors: Tensors | None) -> dict[str, Any] | None:
     if tensors is None:
       return None
     params: dict[str, Any] = {}
@@ -205,7 +219,7 @@ def to_params(ckpt: RgptCheckpoint):
         params[leaf] = x.copy()
     return params
 
-  return tree(ckpt.weights), tree(ckpt.m), tree(ckpt.v)
+  return tree(ckpt.weights) or {}, tree(ckpt.m), tree(ckpt.v)
 
 
 def from_params(
@@ -215,12 +229,16 @@ def from_params(
   *,
   iter: int = 0,
   adam_step: int = 0,
-  best_loss=np.inf,
+  best_loss: float | np.floating = np.inf,
 ) -> RgptCheckpoint:
-  """The checkpoint of our parameter tree and Adam's moments (same trees).
+  """The checkpoint of our parameter tree and of Adam's moments.
 
-  Leaves are float32 numpy or jax arrays. Raises UserError for trees that are
-  not RandyGPT's: other tensors, other shapes, other dtypes.
+  Args:
+    params, mu, nu: equal trees of float32 numpy or JAX arrays.
+    iter, adam_step, best_loss: see RgptCheckpoint.
+
+  Raises:
+    UserError: tensors, shapes or dtypes other than RandyGPT's.
   """
   if (mu is None) != (nu is None):
     raise ValueError('give both moments or neither')
@@ -258,31 +276,42 @@ def obstacles(cfg: GPTConfig) -> list[str]:
   return unrepresentable(cfg, 'rgpt')
 
 
-def _open(path):
+def _open(path: Path) -> BinaryIO:
   try:
     return open(path, 'rb')
   except OSError as e:
     raise UserError(f'cannot read checkpoint {path}: {e.strerror}') from e
 
 
-def _read_header(f, path):
+def _read_header(
+  f: BinaryIO, path: Path
+) -> tuple[int, int, int, int, np.float32]:
+  """(version, vocab_size, iter, adam_step, best_loss)."""
   header = f.read(HEADER.size)
   version = MAGICS.get(header[:8])
   if version is None:
     raise UserError(f'Bad magic bytes in checkpoint {path}')
   if len(header) < HEADER.size:
     raise UserError(
-      f'checkpoint {path} is truncated: {len(header)} bytes, and the header '
-      f'alone takes {HEADER.size}'
+      f'checkpoint {path} is truncated: it has {len(header)} bytes, less than '
+      f'the header of {HEADER.size}'
     )
   _, vocab_size, iteration, adam_step, _ = HEADER.unpack(header)
-  # Not from unpack: a trip through a Python float quiets signalling NaNs.
+  # Not from unpack: conversion to a Python float quiets signalling NaNs.
   best_loss = np.frombuffer(header, '<f4', 1, 20).astype(np.float32)[0]
   return version, vocab_size, iteration, adam_step, best_loss
 
 
-def _has_moments(f, path, version, vocab_size, n_embd, n_layer, block_size):
-  """Whether the file has moments. Raises RgptSizeError if it fits nothing."""
+def _has_moments(
+  f: BinaryIO,
+  path: Path,
+  version: int,
+  vocab_size: int,
+  n_embd: int,
+  n_layer: int,
+  block_size: int,
+) -> bool:
+  """Whether the file has moments; RgptSizeError if its size fits neither."""
   n = count_weights(vocab_size, n_embd, n_layer, block_size)
   actual = os.fstat(f.fileno()).st_size
   full, bare = HEADER.size + 12 * n, HEADER.size + 4 * n
@@ -304,20 +333,22 @@ def _has_moments(f, path, version, vocab_size, n_embd, n_layer, block_size):
   )
 
 
-def _read_tensors(f, shapes) -> Tensors:
+def _read_tensors(
+  f: BinaryIO, shapes: Mapping[str, tuple[int, int]]
+) -> Tensors:
   tensors = {}
   for name, shape in shapes.items():
     n_bytes = 4 * shape[0] * shape[1]
     raw = f.read(n_bytes)
     if len(raw) != n_bytes:
       raise UserError(f'checkpoint {f.name} ended inside {name}')
-    # astype: a writable copy in the machine's byte order, same bits.
+    # astype makes a writable copy in native byte order, with the same bits.
     tensors[name] = np.frombuffer(raw, '<f4').astype(np.float32).reshape(shape)
   return tensors
 
 
-def _check(ckpt: RgptCheckpoint) -> dict:
-  """The shapes of all weights, if tensors and counters fit the format."""
+def _check(ckpt: RgptCheckpoint) -> dict[str, tuple[int, int]]:
+  """The shapes of all weights; UserError if the format cannot hold them."""
   shapes = tensor_shapes(
     ckpt.vocab_size, ckpt.n_embd, ckpt.n_layer, ckpt.block_size
   )
@@ -346,7 +377,7 @@ def _check(ckpt: RgptCheckpoint) -> dict:
 
 
 def _encode(ckpt: RgptCheckpoint) -> Iterator[bytes | memoryview]:
-  """The RGPT0003 file in pieces."""
+  """The bytes of an RGPT0003 file, in pieces."""
   shapes = _check(ckpt)
   adam_step = ckpt.adam_step if ckpt.m is not None else 0
   header = struct.pack('<8sIII', MAGIC, ckpt.vocab_size, ckpt.iter, adam_step)
@@ -363,7 +394,7 @@ def _file_tensors(tree: Mapping | None) -> Tensors | None:
   """Our tree under the file's names, block matrices as [out, in]."""
   if tree is None:
     return None
-  tensors = {}
+  tensors: Tensors = {}
   for name, value in tree.items():
     if isinstance(value, Mapping):
       for leaf, x in value.items():
@@ -373,6 +404,6 @@ def _file_tensors(tree: Mapping | None) -> Tensors | None:
   return tensors
 
 
-def _float32(x) -> np.float32:
+def _float32(x: float | np.floating) -> np.float32:
   """A float32 scalar; one that is already float32 keeps its bits."""
   return np.asarray(x).astype(np.float32, copy=False)[()]

@@ -1,7 +1,7 @@
-"""A RandyGPT file becomes a run, and a run becomes a RandyGPT file.
+"""Conversion between RandyGPT files and runs.
 
-The workdir that an import leaves is one that training could have left after
-iter + 1 steps: resuming it continues with the same moments and Adam step.
+An imported workdir is one that training could have left after iter + 1 steps:
+resuming it continues with the same moments and Adam step.
 """
 
 import math
@@ -12,48 +12,60 @@ from ml_collections import ConfigDict
 
 from gpt.errors import UserError
 from gpt.formats import randygpt
+from gpt.formats.randygpt import Path
 from gpt.model import GPT, GPTConfig
-from gpt.runs import checkpoint
-from gpt.runs import create as new_run
+from gpt.runs import checkpoint, create
 from gpt.runs.load import first_readable, read_configs
-from gpt.tokenizers import load_tokenizer
+from gpt.tokenizers import Tokenizer, load_tokenizer
 from gpt.training import optimizer
-from gpt.training.state import create_state, state_from_params
+from gpt.training.state import TrainState, create_state, state_from_params
 
 MAX_STEP = 2**31 - 1
-# Bits of a file's best loss: JSON has no NaN payloads, and numbers there are
-# float64. Only metadata written by an import holds it.
+# Metadata of imports: the bits of the file's best loss. JSON has neither NaN
+# payloads nor float32.
 BEST_LOSS_BITS = 'rgpt_best_loss_bits'
+EMA_NOTE = (
+  'the weights of training, not their average (opt.ema_decay), which the '
+  'format cannot hold'
+)
+MOMENTS_NOTE = (
+  "without the optimizer's state, since the format holds only Adam's "
+  '(opt.name): training continues from it with a fresh optimizer'
+)
 
 
-def import_rgpt(path, config, tokenizer, workdir) -> int:
+def import_rgpt(
+  path: Path, config: ConfigDict, tokenizer: Tokenizer, workdir: Path
+) -> int:
   """Makes a new run from an RGPT file.
 
-  The state is saved as the latest, and as the best too if the file knows a
-  best loss: it is the best there is.
+  The state is saved as the latest checkpoint, and as the best one too if the
+  file has a best loss.
 
   Args:
     path: an RGPT0001, 0002 or 0003 file.
-    config: ConfigDict with the model's shape; saved as the run's.
+    config: has the model's shape; saved as the run's.
     tokenizer: of the model; its vocabulary size must be the file's.
     workdir: of the new run; must not hold one.
 
   Returns:
-    Completed steps: training goes on with iteration iter + 1.
+    Completed steps: training continues with iteration iter + 1.
 
   Raises:
-    UserError: a bad file or one of another shape, or a workdir in use.
+    UserError: a damaged file, another shape, or a workdir in use.
   """
   cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
   if reasons := randygpt.obstacles(cfg):
-    raise UserError(f'an RGPT file holds another model: {"; ".join(reasons)}')
+    raise UserError(
+      f'an RGPT file cannot hold this model: {"; ".join(reasons)}'
+    )
   ckpt = randygpt.read_rgpt(
     path, cfg.n_embd, cfg.n_layer, cfg.block_size, cfg.vocab_size
   )
   state = _state_of(ckpt, config, path)
-  new_run.check_free(workdir)
+  create.check_free(workdir)
   best_loss = float(ckpt.best_loss)
-  new_run.create(
+  create.create(
     workdir,
     config,
     tokenizer,
@@ -64,36 +76,21 @@ def import_rgpt(path, config, tokenizer, workdir) -> int:
   return int(state.step)
 
 
-EMA_NOTE = (
-  'the weights of training, not their average (opt.ema_decay), which the '
-  'format has no place for'
-)
-MOMENTS_NOTE = (
-  "without the optimizer's state (opt.name), of which the format has only "
-  "Adam's: training goes on from it as at a first step"
-)
-
-
-def notes_on(state) -> list[str]:
-  """What an RGPT file of a TrainState does not hold."""
-  notes = [] if state.ema is None else [EMA_NOTE]
-  if optimizer.adam_state(state.opt_state) is None:
-    notes.append(MOMENTS_NOTE)
-  return notes
-
-
-def export_rgpt(workdir, which: str, output) -> tuple[str, int, list[str]]:
+def export_rgpt(
+  workdir: Path, which: str, output: Path
+) -> tuple[str, int, list[str]]:
   """Writes a run's best or latest checkpoint as an RGPT0003 file.
 
-  Weights and Adam's moments are those of training (an average of the weights,
-  opt.ema_decay, has no place in the format).
+  The file holds the weights and Adam's moments of training, not an average of
+  the weights (opt.ema_decay). An existing file is replaced.
 
   Returns:
-    ('best' or 'latest': what was found, completed steps, notes on what the
-    file holds).
+    ('best' or 'latest': the checkpoint that was found, its completed steps,
+    notes for the user).
 
   Raises:
-    UserError: no such run, a model that RandyGPT has not, a full disk.
+    UserError: no such run, a model that the format cannot represent, or a
+      place that cannot be written to.
   """
   paths = checkpoint.candidates(workdir, which)
   saved, cfg = read_configs(workdir, load_tokenizer(workdir).vocab_size)
@@ -102,8 +99,7 @@ def export_rgpt(workdir, which: str, output) -> tuple[str, int, list[str]]:
       f'the model of {workdir} cannot be written as an RGPT file: '
       f'{"; ".join(reasons)}'
     )
-  config = ConfigDict(saved)
-  target = _abstract_state(config, cfg)
+  target = _abstract_state(ConfigDict(saved), cfg)
   path, (state, meta) = first_readable(
     paths, lambda path: checkpoint.restore_state(path, target)
   )
@@ -114,10 +110,13 @@ def export_rgpt(workdir, which: str, output) -> tuple[str, int, list[str]]:
   return path.parent.name, int(state.step), notes_on(state)
 
 
-def write_state(path, state, best_loss) -> None:
-  """An RGPT0003 file with a state's weights, moments and counters.
+def write_state(
+  path: Path, state: TrainState, best_loss: float | np.floating
+) -> None:
+  """Writes an RGPT0003 file with a state's weights, moments and counters.
 
-  Optimizers without Adam's moments for every tensor leave zeros and step 0.
+  For optimizers without Adam's moments of every tensor, zeros and Adam step 0
+  are written.
   """
   adam = optimizer.adam_state(state.opt_state)
   moments = (None, None) if adam is None else (adam.mu, adam.nu)
@@ -134,8 +133,18 @@ def write_state(path, state, best_loss) -> None:
   )
 
 
-def _state_of(ckpt: randygpt.RgptCheckpoint, config, path):
-  """The TrainState (numpy) that training would have after the file's iter."""
+def notes_on(state: TrainState) -> list[str]:
+  """Notes on the parts of a TrainState that an RGPT file cannot hold."""
+  notes = [] if state.ema is None else [EMA_NOTE]
+  if optimizer.adam_state(state.opt_state) is None:
+    notes.append(MOMENTS_NOTE)
+  return notes
+
+
+def _state_of(
+  ckpt: randygpt.RgptCheckpoint, config: ConfigDict, path: Path
+) -> TrainState:
+  """The TrainState (numpy) of training after the file's iter."""
   for name in ('iter', 'adam_step'):
     if getattr(ckpt, name) >= MAX_STEP:
       raise UserError(
@@ -149,8 +158,8 @@ def _state_of(ckpt: randygpt.RgptCheckpoint, config, path):
   if mu is not None:
     if optimizer.adam_state(opt_state) is None:
       raise UserError(
-        f'opt.name {config.opt.name!r} cannot take up the Adam moments of an '
-        'RGPT file; use adamw, or start a new run from the weights alone: '
+        f'opt.name {config.opt.name!r} cannot use the Adam moments of an RGPT '
+        'file; use adamw, or start a new run from the weights alone: '
         f'launch.train --init_from={path}'
       )
     opt_state = optimizer.with_adam_state(opt_state, mu, nu, ckpt.adam_step)
@@ -159,11 +168,11 @@ def _state_of(ckpt: randygpt.RgptCheckpoint, config, path):
   )
 
 
-def _abstract_state(config, cfg):
-  create = lambda key: create_state(  # noqa: E731
-    GPT(cfg),
-    optimizer.create(config),
-    key,
-    ema=config.opt.ema_decay > 0,
-  )
-  return jax.eval_shape(create, jax.random.key(0))
+def _abstract_state(config: ConfigDict, cfg: GPTConfig) -> TrainState:
+  """A TrainState of ShapeDtypeStructs."""
+
+  def make(key):
+    ema = config.opt.ema_decay > 0
+    return create_state(GPT(cfg), optimizer.create(config), key, ema=ema)
+
+  return jax.eval_shape(make, jax.random.key(0))

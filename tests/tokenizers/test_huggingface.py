@@ -162,7 +162,7 @@ def test_characters_microgpt_never_saw_are_dropped_and_counted(theirs):
     ),
     (
       {'model': {'type': 'WordLevel', 'vocab': {'<bos>': 0}, 'unk_token': 'x'}},
-      'no plain BPE but WordLevel',
+      'not plain BPE but WordLevel',
     ),
     ({'pre_tokenizer': {'type': 'WhitespaceSplit'}}, 'may lose text'),
     ({'model': {}}, 'not a Hugging Face tokenizer.json'),

@@ -12,12 +12,13 @@ class RgptConfig(PretrainedConfig):
     n_kv_head: key/value heads (0: n_head).
     mlp: 'relu2', 'relu', 'gelu' or 'swiglu'.
     pos: 'learned' or 'rope'.
+    arch: 'randy' or 'microgpt', informative: the other options decide.
     embed_norm, qk_norm, final_norm: RMSNorm (no gain) on the embedding, on
       queries and keys, before the head.
     logit_softcap: c tanh(logits / c); 0: off.
     tied_embeddings: one matrix for embedding and head.
     dropout: after the attention projection and the MLP, in training.
-    init_std: of a fresh model's weights.
+    init_std: standard deviation of a new model's weights.
   """
 
   model_type = 'rgpt'
@@ -67,6 +68,6 @@ class RgptConfig(PretrainedConfig):
     self.dropout = dropout
     self.init_std = init_std
     self.use_cache = use_cache
-    # Not transformers' own tying: the head is left out where there is none.
+    # Not transformers' own tying: a tied model has no lm_head module at all.
     kwargs['tie_word_embeddings'] = False
     super().__init__(**kwargs)

@@ -5,9 +5,9 @@ Architecture `randy`: token + learned position embedding, then for each layer
 and a head on the raw residual stream: no biases, no gains, no final norm.
 `microgpt`: RMSNorm after the embedding, ReLU instead of its square.
 
-Norms, softmax and logits are float32 whatever the weights are. `generate` goes
-on past the trained context: the older half of the window is dropped and the
-rest is read anew, from position 0.
+Norms, softmax and logits are float32 for any dtype of the weights. `generate`
+can exceed the trained context: it then drops the older half of the window and
+recomputes the rest from position 0.
 
 Shapes: B batch, L queries, S keys, D width, H heads, K head width.
 """
@@ -23,7 +23,7 @@ from .configuration_rgpt import RgptConfig
 
 RMS_EPS = 1e-5
 ROPE_BASE = 10_000.0
-MASKED = -1e9  # Finite: a row of padding sees nothing and must stay a number.
+MASKED = -1e9  # Finite, so that rows of padding, which see nothing, are no NaN.
 
 
 def rms_norm(x):
@@ -105,7 +105,7 @@ class RgptForCausalLM(PreTrainedModel, GenerationMixin):
   main_input_name = 'input_ids'
   _no_split_modules = ['RgptBlock']
   _supports_cache_class = True
-  # The loss is a mean over the batch: Trainer scales it by itself.
+  # The loss is a mean over the batch, which Trainer scales itself.
   accepts_loss_kwargs = False
 
   def __init__(self, config):
@@ -152,10 +152,10 @@ class RgptForCausalLM(PreTrainedModel, GenerationMixin):
     Args:
       input_ids: int[B, L].
       attention_mask: [B, S]; 0 marks padding among all S tokens so far.
-      position_ids: int[B, L]; default: counted without padding.
-      past_key_values: the cache of the tokens before these.
-      labels: int[B, L], -100 where there is none; the loss is that of
-        predicting each from the tokens before it.
+      position_ids: int[B, L]; default: positions without padding.
+      past_key_values: the cache of the preceding tokens.
+      labels: int[B, L], -100 where there is none; the loss is the mean
+        cross-entropy of each label given the tokens before it.
     """
     config = self.config
     use_cache = config.use_cache if use_cache is None else use_cache
@@ -183,7 +183,7 @@ class RgptForCausalLM(PreTrainedModel, GenerationMixin):
       raise ValueError(
         f'position {int(position_ids.max())} is outside the trained context '
         f'of {config.block_size} tokens: give at most that many (generate() '
-        'goes on past it)'
+        'can exceed it)'
       )
 
     x = self.wte(input_ids)
@@ -213,7 +213,7 @@ class RgptForCausalLM(PreTrainedModel, GenerationMixin):
     )
 
   def window_start(self, n):
-    """First token of the window of n tokens: 0 until they overflow."""
+    """First token of the window of n tokens; 0 while they fit."""
     size = self.config.block_size
     stride = max(1, size // 2)
     return 0 if n <= size else stride * -(-(n - size) // stride)
@@ -226,7 +226,7 @@ class RgptForCausalLM(PreTrainedModel, GenerationMixin):
     use_cache=None,
     **kwargs,
   ):
-    """The window of the tokens so far, or what of it the cache lacks."""
+    """The part of the window of the tokens so far that the cache lacks."""
     n = input_ids.shape[1]
     start = self.window_start(n)
     if attention_mask is None:
