@@ -189,7 +189,7 @@ def test_spm_model_that_loses_text_is_refused(tmp_path):
   )
   path = tmp_path / 'foreign.model'
   path.write_bytes(model.getvalue())
-  with pytest.raises(UserError, match='does not give back'):
+  with pytest.raises(UserError, match='does not reproduce'):
     load_tokenizer(path)
 
 
