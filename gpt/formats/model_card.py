@@ -116,7 +116,7 @@ def numbers_of(loaded: LoadedModel, workdir: Path) -> dict[str, str]:
 
 def full_pass_result(workdir: Path, which: str) -> str:
   """Result of the full pass at the end of the run; '' if there was none."""
-  end = metrics.end_of(metrics.read_run(workdir))
+  end = metrics.end_of(metrics.read_lines(workdir))
   nats = end.get(f'full_{which}_nats_per_token')
   if nats is None:
     return ''

@@ -114,7 +114,7 @@ def read(path: str | os.PathLike) -> list[dict]:
   return lines
 
 
-def read_run(workdir: str | os.PathLike) -> list[dict]:
+def read_lines(workdir: str | os.PathLike) -> list[dict]:
   """The lines of a run; [] if nothing was trained."""
   path = pathlib.Path(workdir) / FILE
   return read(path) if path.exists() else []
@@ -137,7 +137,7 @@ def lacks_end(workdir: str | os.PathLike, step: int) -> bool:
 
   An imported run has no lines at all and lacks nothing.
   """
-  lines = read_run(workdir)
+  lines = read_lines(workdir)
   return bool(lines) and not any(
     line['step'] == step and 'outcome' in line for line in lines
   )

@@ -145,7 +145,7 @@ def run(
   if process.returncode:
     output = process.stdout.strip()
     raise UserError('the run failed (see above)' + (output and f':\n{output}'))
-  end = metrics.read_run(workdir)[-1]
+  end = metrics.read_lines(workdir)[-1]
   numbers = {
     key.removeprefix('full_final_'): value
     for key, value in end.items()
@@ -239,7 +239,7 @@ def draw(path: str) -> None:
     row = json.loads(file.read_text())
     key = row['recipe'], row['name']
     if row['name'] not in ABLATIONS and key not in found:
-      found[key] = row['wall_s'], metrics.read_run(file.parent)
+      found[key] = row['wall_s'], metrics.read_lines(file.parent)
   if not found:
     raise UserError(f'no finished run in {OUTPUT.value}: run a --recipe first')
   runs = dict(zip(short_names(list(found)), found.values()))
