@@ -38,7 +38,7 @@ class Corpus:
   doc_starts: np.ndarray
   n_train: int
   description: str
-  info: EncodedInfo | None = None
+  info: EncodedInfo
   kind: str = 'files'
 
   @property

@@ -62,7 +62,7 @@ def describe(loaded: LoadedModel, workdir) -> dict:
 
 def versions() -> dict:
   """Installed versions by short name; None where a package is missing."""
-  found = {'python': platform.python_version()}
+  found: dict[str, str | None] = {'python': platform.python_version()}
   for name, package in PACKAGES.items():
     try:
       found[name] = importlib.metadata.version(package)

@@ -54,7 +54,7 @@ class MetricsLog:
     """Appends a line."""
     if self._file is None:
       return
-    line = {'step': step}
+    line: dict[str, float | str | None] = {'step': step}
     for name, value in values.items():
       if isinstance(value, (str, int, bool)):
         line[name] = value
