@@ -39,7 +39,9 @@ VALIDATION_KEYS = (
 )
 
 
-def load_data(run: Run, config: Any, init_from: str):
+def load_data(
+  run: Run, config: Any, init_from: str
+) -> tuple[Tokenizer, prepare.Dataset]:
   """(tokenizer, dataset) of a run that starts or resumes.
 
   What a failed start left behind (a tokenizer of another text, say) is
@@ -48,10 +50,15 @@ def load_data(run: Run, config: Any, init_from: str):
   Args:
     init_from: workdir or RGPT file, or ''; a new run takes the tokenizer of
       that workdir, since the weights know its tokens.
+
+  Raises:
+    UserError: no such source of weights or text, or they do not fit together.
   """
   with devices.process_zero_first():
     tokenizer = None
     if not run.begun:
+      if init_from:
+        check_source(init_from)  # Before anything is written.
       if run.leader:
         shutil.rmtree(run.workdir / 'checkpoints', ignore_errors=True)
       tokenizer = tokenizer_of(init_from, config.data.tokenizer_path)
@@ -59,6 +66,14 @@ def load_data(run: Run, config: Any, init_from: str):
       config.data, run.workdir, run.begun, tokenizer
     )
   return tokenizer, prepare.create_dataset(config, corpus, tokenizer)
+
+
+def check_source(init_from: str) -> None:
+  """Raises UserError unless this is a run with checkpoints or an RGPT file."""
+  if pathlib.Path(init_from).is_dir():
+    checkpoint.candidates(init_from)
+  else:
+    randygpt.read_vocab_size(init_from)
 
 
 def tokenizer_of(init_from: str, tokenizer_path: str) -> Tokenizer | None:

@@ -178,9 +178,12 @@ def candidates(workdir, which: str = BEST) -> list[pathlib.Path]:
   directory = pathlib.Path(workdir) / 'checkpoints'
   found = list_steps(directory)
   if not found:
+    path = pathlib.Path(workdir)
     hint = (
       'it holds no checkpoint yet'
-      if pathlib.Path(workdir).is_dir()
+      if path.is_dir()
+      else 'it is not a directory'
+      if path.exists()
       else 'there is no such directory'
     )
     raise UserError(

@@ -193,7 +193,9 @@ def test_vocab_mismatch_names_both_sizes(tmp_path):
 
 def test_truncated_header_is_said(tmp_path):
   path = write(tmp_path, GOLDEN['RGPT0003'][:20])
-  with pytest.raises(UserError, match='truncated: it has 20 bytes.* header of 24'):
+  with pytest.raises(
+    UserError, match='truncated: it has 20 bytes.* header of 24'
+  ):
     read(path)
 
 
