@@ -1,4 +1,4 @@
-"""Who may ask: keys, hosts, origins and names of models."""
+"""Access: keys, hosts, origins and names of models."""
 
 import openai
 import pytest
@@ -8,16 +8,9 @@ from tests.support.serving_tools import (
   OTHER_KEY,
   ServerProcess,
   keyed_client,
-  keyed_serving,
 )
 from tests.support.workdirs import launch
 
-FLAGS = (
-  '--strict_model',
-  '--model_name=tiny',
-  '--allowed_hosts=api.example',
-  '--cors_origins=https://good.example',
-)
 PUBLIC = [
   ('GET', '/health'),
   ('GET', '/livez'),
@@ -39,6 +32,7 @@ PRIVATE = [
   ('POST', '/tokenize'),
   ('POST', '/detokenize'),
   ('GET', '/metrics'),
+  ('GET', '/openapi.json'),
   ('POST', '/reload'),
   ('GET', '/nothing'),
   ('DELETE', '/v1/models'),
@@ -46,10 +40,8 @@ PRIVATE = [
 
 
 @pytest.fixture(scope='module')
-def server(tmp_path_factory):
-  path = tmp_path_factory.mktemp('access')
-  with keyed_serving(path, *FLAGS) as server:
-    yield server
+def server(guarded_server):
+  return guarded_server
 
 
 http = pytest.fixture(keyed_client, scope='module')
@@ -62,7 +54,7 @@ def test_monitors_and_the_page_need_no_key(server, method, path):
 
 
 @pytest.mark.parametrize('method, path', PRIVATE)
-def test_everything_else_does(server, method, path):
+def test_every_other_route_needs_a_key(server, method, path):
   with server.client() as client:
     for headers in (
       {},
@@ -93,7 +85,7 @@ def test_all_keys_and_both_headers_work(server):
         assert client.get('/v1/models').status_code == 200, (name, value)
 
 
-def test_keys_are_compared_as_hashes_and_all_of_them(monkeypatch):
+def test_keys_are_compared_by_hash_and_in_constant_time(monkeypatch):
   """Nothing in the time it takes says how much of a key was right."""
   import hmac
 
@@ -135,7 +127,7 @@ def test_a_strict_server_still_answers_for_no_name_and_both_its_names(http):
     assert answer.json()['model'] == 'tiny'
 
 
-def test_hosts_and_origins(http):
+def test_only_allowed_hosts_and_origins_are_accepted(http):
   for host in ('api.example', 'API.example:443', 'localhost'):
     assert http.get('/v1/models', headers={'host': host}).status_code == 200
   assert (
@@ -189,9 +181,7 @@ def test_pages_of_other_sites_may_not_send_requests(server, http):
     (('api.example',), False, ('api.example', 'localhost')),
   ],
 )
-def test_localhost_is_allowed_wherever_names_are_asked_for(
-  names, loopback, hosts
-):
+def test_localhost_is_always_an_allowed_host(names, loopback, hosts):
   from serving.http import access
 
   assert access.allowed_hosts(names, loopback) == hosts
@@ -218,7 +208,7 @@ def test_preflights_of_allowed_pages_need_no_key(server):
     assert client.options('/v1/completions', headers=ask).status_code == 401
 
 
-def test_keys_on_the_command_line_and_open_addresses_are_warned_of(tmp_path):
+def test_keys_on_the_command_line_and_open_addresses_cause_warnings(tmp_path):
   for flags, words in (
     (['--api_key=abc'], 'visible'),
     (['--host=0.0.0.0'], 'other machines'),
@@ -228,7 +218,14 @@ def test_keys_on_the_command_line_and_open_addresses_are_warned_of(tmp_path):
       assert server.wait() == 2
 
 
-def test_a_source_of_keys_that_has_none_is_a_mistake(monkeypatch):
+def test_an_empty_source_of_keys_is_an_error(monkeypatch, tmp_path):
+  (tmp_path / 'keys').write_text('\n \n')
+  for name, problem in (
+    (tmp_path / 'keys', 'holds no key'),
+    ('nowhere', 'cannot read'),
+  ):
+    _, err = launch('serve', '--workdir=x', f'--api_key_file={name}', code=2)
+    assert problem in err
   _, err = launch('serve', '--workdir=x', '--api_key= ', code=2)
   assert '--api_key holds no key' in err
   monkeypatch.setenv('RGPT_API_KEY', ' ,')
@@ -236,16 +233,6 @@ def test_a_source_of_keys_that_has_none_is_a_mistake(monkeypatch):
   assert 'RGPT_API_KEY holds no key' in err
 
 
-def test_a_host_that_cannot_be_one(monkeypatch):
+def test_an_invalid_host_is_an_error(monkeypatch):
   _, err = launch('serve', '--workdir=x', '--host=a..b', code=2)
   assert '--host=a..b' in err and 'Traceback' not in err
-
-
-def test_a_key_file_without_keys_is_a_mistake(tmp_path):
-  (tmp_path / 'keys').write_text('\n \n')
-  _, err = launch(
-    'serve', '--workdir=x', f'--api_key_file={tmp_path}/keys', code=2
-  )
-  assert 'holds no key' in err
-  _, err = launch('serve', '--workdir=x', '--api_key_file=nowhere', code=2)
-  assert 'cannot read' in err

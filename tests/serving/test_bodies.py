@@ -166,7 +166,7 @@ def test_every_field_is_checked(http, path, field):
     b'{"a": 1' + b'0' * 5000 + b'}',
   ],
 )
-def test_bodies_that_are_no_objects(http, path, body):
+def test_a_body_must_be_a_json_object(http, path, body):
   response = http.post(path, content=body)
   assert response.status_code == 400
   check_error(response, path)
@@ -198,7 +198,7 @@ NEUTRAL = {
 
 
 @pytest.mark.parametrize('field', NEUTRAL)
-def test_values_that_ask_for_nothing_special(http, field):
+def test_neutral_values_are_accepted(http, field):
   body = {**GOOD[COMPLETIONS], field: NEUTRAL[field]}
   assert http.post(COMPLETIONS, json=body).status_code == 200
 
@@ -223,7 +223,7 @@ def test_too_many_log_probabilities_are_refused_not_computed(http):
   assert http.post(COMPLETIONS, json=body).status_code == 400
 
 
-def test_lone_surrogates_and_odd_characters_are_text_too(http):
+def test_lone_surrogates_and_odd_characters_are_valid_text(http):
   for text in ('\ud800', '\udfffa', '\0', '\x7f', '￿', '🏳️‍🌈'):
     data = json.dumps(
       {'prompt': text, 'stop': [text], 'max_tokens': 2, 'echo': True}
@@ -269,7 +269,7 @@ UNHURRIED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 @pytest.mark.parametrize('path', GOOD)
 @settings(max_examples=60, deadline=None, suppress_health_check=UNHURRIED)
 @given(data=st.data())
-def test_whatever_comes_the_answer_is_one_of_ours(http, path, data):
+def test_any_json_gets_an_answer_or_a_clear_error(http, path, data):
   body = small(data.draw(bodies(path)))
   response = http.post(path, content=json.dumps(body))
   assert response.status_code in (200, 400), response.text
@@ -283,7 +283,7 @@ def test_whatever_comes_the_answer_is_one_of_ours(http, path, data):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=UNHURRIED)
 @given(content=st.binary(max_size=60), path=st.sampled_from(sorted(GOOD)))
-def test_any_bytes(http, content, path):
+def test_any_bytes_get_a_clear_error(http, content, path):
   response = http.post(path, content=content)
   assert response.status_code == 400
   check_error(response, path)

@@ -207,7 +207,7 @@ def test_a_prompt_of_one_token_is_scored_too(tiny, prompt, max_tokens):
 
 
 @pytest.mark.parametrize('k', [0, 1, 3, 7, 8, 20])
-def test_alternatives_are_the_largest_and_of_equals_the_first(k):
+def test_alternatives_are_the_largest_with_ties_by_id(k):
   logits_kV = np.array(
     [
       [1, 5, 5, 2, 5, 1, 0, 1],
@@ -334,30 +334,40 @@ def test_swapped_weights_serve_new_jobs_and_old_ones_finish(tiny, reference):
   tiny.engine.swap(Weights(old_params, 'first'))
 
 
-def test_gaps_between_tokens_and_tokens_of_usage_are_counted():
+@pytest.fixture(scope='module')
+def single():
+  """One lane with blocks of four steps."""
   harness = Harness(TINY, lanes=1, shapes=[(4, 4, 32)])
-
-  def read(name):
-    return harness.metrics.registry.get_sample_value(f'rgpt_{name}')
-
-  harness.run(ids('Hello'), max_tokens=10, n=3, logit_bias=NO_EOS)
-  # Four came with the first block, three gaps between them.
-  assert read('inter_token_latency_seconds_count') == 3 * 9
-  assert 0 < read('inter_token_latency_seconds_sum') < 60
-  assert read('generation_tokens_total') == 30
-  harness.run(ids('Hello'), logit_bias={TOKENIZER.eos_id: 100.0})
-  assert read('generation_tokens_total') == 30
-  assert read('inter_token_latency_seconds_count') == 3 * 9
+  yield harness
+  assert harness.engine.state == 'ready' and not harness.died
+  assert harness.engine.scheduler.counts() == (0, 0, 0)
   harness.close()
 
 
-@pytest.mark.parametrize('broken', ['uniforms', 'admit'])
-def test_a_device_error_before_the_first_block_fails_one_request(
-  monkeypatch, broken
+def test_gaps_between_tokens_and_tokens_of_usage_are_counted(single):
+  def read(name):
+    return single.metrics.registry.get_sample_value(f'rgpt_{name}')
+
+  names = ('inter_token_latency_seconds_count', 'generation_tokens_total')
+  before = [read(name) for name in names]
+
+  def grown():
+    return [read(name) - old for name, old in zip(names, before)]
+
+  single.run(ids('Hello'), max_tokens=10, n=3, logit_bias=NO_EOS)
+  # Four came with the first block, three gaps between them.
+  assert grown() == [3 * 9, 30]
+  assert 0 < read('inter_token_latency_seconds_sum') < 60
+  single.run(ids('Hello'), logit_bias={TOKENIZER.eos_id: 100.0})
+  assert grown() == [3 * 9, 30]
+
+
+@pytest.mark.parametrize('broken', ['uniforms', 'admit', 'block'])
+def test_a_failed_step_fails_its_requests_and_the_next_is_served(
+  single, monkeypatch, broken
 ):
-  harness = Harness(TINY, lanes=1, shapes=[(4, 4, 32)])
-  wanted = harness.run(ids('Hello'), max_tokens=9)
-  works = getattr(harness.engine.programs, broken)
+  wanted = single.run(ids('Hello'), max_tokens=9)
+  works = getattr(single.engine.programs, broken)
   failures = [RuntimeError('boom')]
 
   def fail(*args):
@@ -365,13 +375,13 @@ def test_a_device_error_before_the_first_block_fails_one_request(
       raise failures.pop()
     return works(*args)
 
-  monkeypatch.setattr(harness.engine.programs, broken, fail)
-  posted = harness.wait(harness.submit(ids('Hello'), max_tokens=9))
+  monkeypatch.setattr(single.engine.programs, broken, fail)
+  posted = single.wait(single.submit(ids('Hello'), max_tokens=9, n=6))
   (failed,) = [e for e in posted if isinstance(e, events.Failed)]
   assert isinstance(failed.error, StepFailed)
-  assert harness.run(ids('Hello'), max_tokens=9) == wanted
-  assert harness.engine.state == 'ready' and not harness.died
-  harness.close()
+  assert 'boom' not in str(failed.error)
+  assert single.run(ids('Hello'), max_tokens=9) == wanted
+  assert single.engine.state == 'ready' and not single.died
 
 
 def test_a_sequence_counts_what_was_sampled_as_it_grows():
@@ -388,29 +398,7 @@ def test_a_sequence_counts_what_was_sampled_as_it_grows():
     counts[:] = -1  # It is a copy.
 
 
-def test_a_failed_step_fails_its_requests_and_the_next_is_served(monkeypatch):
-  harness = Harness(TINY, lanes=1, shapes=[(4, 4, 32)])
-  wanted = harness.run(ids('Hello'), max_tokens=9)
-  block, failures = harness.engine.programs.block, [RuntimeError('boom')]
-
-  def fail(*args):
-    if failures:
-      raise failures.pop()
-    return block(*args)
-
-  monkeypatch.setattr(harness.engine.programs, 'block', fail)
-  job = harness.submit(ids('Hello'), max_tokens=9, n=6)
-  (failed,) = [e for e in harness.wait(job) if isinstance(e, events.Failed)]
-  assert isinstance(failed.error, StepFailed) and 'boom' not in str(
-    failed.error
-  )
-  assert harness.run(ids('Hello'), max_tokens=9) == wanted
-  assert harness.engine.state == 'ready' and not harness.died
-  assert harness.engine.scheduler.counts() == (0, 0, 0)
-  harness.close()
-
-
-def test_an_engine_beyond_repair_says_so_and_lets_everybody_go(monkeypatch):
+def test_an_engine_that_keeps_failing_ends_every_request(monkeypatch):
   harness = Harness(TINY, lanes=1, shapes=[(4, 4, 32)])
   harness.run(ids('a'), max_tokens=1)
 

@@ -1,4 +1,4 @@
-"""Limits and a full queue, on a server with little of each."""
+"""Limits and a full queue, on a server with narrow ones."""
 
 import contextlib
 import json
@@ -14,20 +14,11 @@ from tests.support.serving_tools import (
   PATIENCE,
   is_idle,
   keyed_client,
-  keyed_serving,
   parse_metrics,
   request_bytes,
   wait_until,
 )
 
-LIMITS = (
-  '--slots=1',
-  '--max_queue=1',
-  '--max_per_client=4',
-  '--body_limit=4096',
-  '--model_name=tiny',
-  '--context_overflow=error',
-)
 FOREVER = {
   'prompt': 'a',
   'max_tokens': 10**6,
@@ -37,10 +28,8 @@ FOREVER = {
 
 
 @pytest.fixture(scope='module')
-def server(tmp_path_factory):
-  path = tmp_path_factory.mktemp('limits')
-  with keyed_serving(path, *LIMITS) as server:
-    yield server
+def server(guarded_server):
+  return guarded_server
 
 
 http = pytest.fixture(keyed_client, scope='module')
@@ -99,7 +88,7 @@ def test_the_operators_choice_of_overflow_is_the_default(http):
   )
 
 
-def test_a_chat_that_is_too_long_is_not_cut_where_that_is_refused(http):
+def test_overflow_error_refuses_a_long_chat_instead_of_cutting_it(http):
   ask = {'messages': [{'role': 'user', 'content': 'a' * 100}], 'max_tokens': 2}
   for body in (
     ask,
@@ -158,7 +147,7 @@ def test_a_lying_content_length_is_refused_at_once(server):
     assert b' 413 ' in sock.recv(1000).split(b'\r\n')[0]
 
 
-def test_a_full_queue_is_a_503_that_says_when_to_come_back(server, http, other):
+def test_a_full_queue_is_a_503_with_retry_after(server, http, other):
   before = refused_so_far(http)
   with running(server, http):
     thread, answers = queue_up(http)
@@ -178,7 +167,7 @@ def test_a_full_queue_is_a_503_that_says_when_to_come_back(server, http, other):
   assert refused_so_far(http) == before + 3
 
 
-def test_openai_comes_back_after_a_503(server, http):
+def test_the_openai_package_retries_after_a_503(server, http):
   before = refused_so_far(http)
   with openai.OpenAI(
     base_url=f'{server.url}/v1', api_key=OTHER_KEY, max_retries=20
@@ -203,7 +192,7 @@ def test_openai_comes_back_after_a_503(server, http):
   assert answers[0].object == 'text_completion'
 
 
-def test_one_client_may_not_have_everything(http, other, server):
+def test_the_limit_per_client_leaves_room_for_others(http, other, server):
   sockets = []
   for _ in range(4):  # Bodies that do not come.
     sock = socket.create_connection(('127.0.0.1', server.port), 30)

@@ -138,14 +138,6 @@ def browser():
   browser.close()
 
 
-@pytest.fixture(scope='module')
-def chat_server(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('page') / 'random'
-  make_random(workdir, chat_tokenizer())
-  with serving(workdir) as server:
-    yield server
-
-
 def open_page(browser, server):
   browser.open(server.url)
   wait_until(lambda: browser.text('state') == 'ready')
@@ -158,15 +150,15 @@ def set_fields(browser, **fields):
     browser.type(id, str(value))
 
 
-def test_a_prompt_is_continued_in_place(browser, chat_server):
-  open_page(browser, chat_server)
+def test_a_prompt_is_continued_in_place(browser, server):
+  open_page(browser, server)
   assert browser.text('name') == 'random'
   assert 'randygpt-1L-4H-32D' in browser.text('card')
   set_fields(browser, max_tokens=40, seed=5)
   browser.type('text', 'Hello')
   browser.click('go')
   wait_until(lambda: 'finished' in browser.text('status'))
-  with chat_server.client() as client:
+  with server.client() as client:
     wanted = client.post(
       '/v1/completions', json={'prompt': 'Hello', 'max_tokens': 40, 'seed': 5}
     ).json()
@@ -185,8 +177,8 @@ def test_a_prompt_is_continued_in_place(browser, chat_server):
   assert [m for m in browser.messages() if m['level'] == 'SEVERE'] == []
 
 
-def test_stop_ends_the_request_on_the_server(browser, chat_server):
-  open_page(browser, chat_server)
+def test_stop_ends_the_request_on_the_server(browser, server):
+  open_page(browser, server)
   set_fields(browser, max_tokens=1000000)
   browser.type('text', 'a')
   browser.run(
@@ -198,11 +190,11 @@ def test_stop_ends_the_request_on_the_server(browser, chat_server):
   browser.click('stop')
   wait_until(browser.idle)
   assert 'stopped' in browser.text('status')
-  wait_until(chat_server.is_idle)
+  wait_until(server.is_idle)
 
 
-def test_chat_appears_for_chat_models(browser, chat_server):
-  open_page(browser, chat_server)
+def test_chat_appears_for_chat_models(browser, server):
+  open_page(browser, server)
   browser.click('tab-chat')
   set_fields(browser, max_tokens=20, seed=2)
   browser.type('say', 'Who are you?')
@@ -211,7 +203,7 @@ def test_chat_appears_for_chat_models(browser, chat_server):
   turns = browser.run(
     "return [...document.querySelectorAll('.turn')].map(e => e.textContent)"
   )
-  with chat_server.client() as client:
+  with server.client() as client:
     body = {
       'messages': [{'role': 'user', 'content': 'Who are you?'}],
       'max_tokens': 20,
@@ -221,8 +213,8 @@ def test_chat_appears_for_chat_models(browser, chat_server):
   assert turns == ['Who are you?', wanted['choices'][0]['message']['content']]
 
 
-def test_errors_are_shown_and_the_page_stays_usable(browser, chat_server):
-  open_page(browser, chat_server)
+def test_errors_are_shown_and_the_page_stays_usable(browser, server):
+  open_page(browser, server)
   set_fields(browser, temperature=7)
   browser.type('text', 'a')
   browser.click('go')
@@ -233,8 +225,8 @@ def test_errors_are_shown_and_the_page_stays_usable(browser, chat_server):
   assert browser.text('error') == ''
 
 
-def test_what_was_written_since_is_not_thrown_away(browser, chat_server):
-  open_page(browser, chat_server)
+def test_regenerate_does_not_discard_later_edits(browser, server):
+  open_page(browser, server)
   set_fields(browser, max_tokens=5, seed=1)
   browser.type('text', 'Once')
   browser.click('go')
@@ -256,8 +248,8 @@ def test_what_was_written_since_is_not_thrown_away(browser, chat_server):
   assert browser.text('text') == first
 
 
-def test_the_curl_command_works_as_it_is_shown(browser, chat_server):
-  open_page(browser, chat_server)
+def test_the_curl_command_works_as_it_is_shown(browser, server):
+  open_page(browser, server)
   set_fields(browser, max_tokens=5, seed=1)
   browser.type('text', "a  b'c")
   browser.run('navigator.clipboard.writeText = () => Promise.reject()')
@@ -272,7 +264,7 @@ def test_the_curl_command_works_as_it_is_shown(browser, chat_server):
     assert json.loads(out)['usage']['completion_tokens'] == 5
 
 
-def test_a_message_without_an_answer_can_be_sent_again(browser, chat_server):
+def test_a_message_without_an_answer_can_be_sent_again(browser, server):
   def turns():
     return browser.run(
       "return [...document.querySelectorAll('.turn')].map(e => "
@@ -284,7 +276,7 @@ def test_a_message_without_an_answer_can_be_sent_again(browser, chat_server):
     browser.click('go')
     wait_until(browser.idle)
 
-  open_page(browser, chat_server)
+  open_page(browser, server)
   browser.click('tab-chat')
   set_fields(browser, temperature=7, max_tokens=9, seed=2)
   send('One')

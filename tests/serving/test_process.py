@@ -158,7 +158,7 @@ def test_ctrl_c_ends_an_idle_server_at_once(workdir):
 
 
 @pytest.mark.slow
-def test_a_second_signal_does_not_wait(workdir):
+def test_a_second_signal_exits_at_once(workdir):
   body = json.dumps(FOREVER).encode()
   with ServerProcess(workdir, '--drain_timeout=600') as server:
     server.wait_ready()
@@ -190,7 +190,7 @@ def test_a_signal_while_loading_ends_it_too(workdir):
     assert server.wait() == 0
 
 
-def test_a_broken_engine_is_a_500_then_a_503_and_the_end(workdir):
+def test_a_broken_engine_answers_500_then_503_and_exits(workdir):
   with (
     ServerProcess(workdir, program=('-c', BROKEN)) as server,
     server.wait_ready().client() as client,
@@ -255,7 +255,7 @@ def test_requests_before_the_engine_are_drained(workdir):
     assert server.wait() == 0
 
 
-def test_what_a_drain_ends_is_aborted_and_not_also_rejected():
+def test_requests_ended_by_a_drain_count_as_aborted_not_rejected():
   ended = []
 
   class Generation:
@@ -298,7 +298,7 @@ def newer(workdir, scale, step):
   checkpoints.close()
 
 
-def test_reload_under_load_mixes_nothing_and_compiles_nothing(
+def test_reload_swaps_weights_under_load_and_refuses_what_does_not_fit(
   workdir, tmp_path
 ):
   run = tmp_path / 'run'
@@ -339,15 +339,10 @@ def test_reload_under_load_mixes_nothing_and_compiles_nothing(
     assert again['choices'] == new['choices']
     assert server.metrics()['rgpt_jit_compilations_total'] == compiled
 
-
-@pytest.mark.slow
-def test_another_model_is_not_loaded_into_this_one(workdir, tmp_path):
-  run = tmp_path / 'run'
-  shutil.copytree(workdir, run)
-  with serving(run) as server, server.client() as client:
     shutil.rmtree(run)
     make_random(run, chat_tokenizer(), n_layer=2)
-    answer = client.post('/reload').json()
-    assert answer['status'] == 'error' and not answer['reloaded']
-    assert 'restart' in answer['reason']
-    assert client.post('/', json={'prompt': 'a'}).status_code == 200
+    other = client.post('/reload').json()
+    assert other['status'] == 'error' and not other['reloaded']
+    assert 'restart' in other['reason']
+    again = ask(ignore_eos=True, max_tokens=5000, prompt='a')
+    assert again['choices'] == new['choices']

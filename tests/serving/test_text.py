@@ -83,6 +83,6 @@ def test_an_unfinished_character_at_the_end_is_shown_as_such():
 @pytest.mark.parametrize(
   'stops, wanted', [(['bca', 'ca'], 'a'), (['ca', 'bca'], 'a'), (['c'], 'ab')]
 )
-def test_of_stops_that_end_together_the_longest_counts(stops, wanted):
+def test_of_stop_strings_that_end_together_the_longest_wins(stops, wanted):
   pieces, _ = stream(CHARS, CHARS.encode('abcab'), stops)
   assert ''.join(pieces) == wanted

@@ -96,7 +96,7 @@ def test_waiting_too_long_for_a_slot_is_a_503(http, server):
   assert 'No slot was free' in response.json()['error']
 
 
-def test_a_request_takes_no_longer_than_it_may(http):
+def test_a_request_times_out(http):
   response = http.post('/v1/completions', json={**FOREVER, 'stream': False})
   assert response.status_code == 504
   assert response.json()['error']['code'] == 'timeout'
@@ -119,7 +119,7 @@ def test_a_stream_that_is_not_read_in_time_ends_with_its_connection(server):
   assert not any('ASGI' in (line or '') for line in server.log)
 
 
-def test_connections_of_stalled_readers_end():
+def test_the_kernel_closes_connections_of_stalled_readers():
   from serving.server import STALLED_SECONDS, bind
 
   if not hasattr(socket, 'TCP_USER_TIMEOUT'):
@@ -133,7 +133,7 @@ def test_connections_of_stalled_readers_end():
         )
 
 
-def test_heads_in_pieces_are_no_end(server):
+def test_a_head_may_arrive_in_pieces(server):
   head = b'GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n'
   with socket.create_connection(('127.0.0.1', server.port), 30) as sock:
     for _ in range(2):

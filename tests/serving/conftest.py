@@ -1,0 +1,25 @@
+"""Server processes that several files of tests share: each takes seconds."""
+
+import pytest
+
+from tests.support.serving_tools import keyed_serving
+
+# Little of everything, and guarded.
+FLAGS = (
+  '--slots=1',
+  '--max_queue=1',
+  '--max_per_client=4',
+  '--body_limit=4096',
+  '--context_overflow=error',
+  '--model_name=tiny',
+  '--strict_model',
+  '--allowed_hosts=api.example',
+  '--cors_origins=https://good.example',
+)
+
+
+@pytest.fixture(scope='session')
+def guarded_server(tmp_path_factory):
+  """A server with keys, narrow limits, allowed hosts and origins."""
+  with keyed_serving(tmp_path_factory.mktemp('guarded'), *FLAGS) as server:
+    yield server
