@@ -61,7 +61,7 @@ def test_recipes_equal_those_of_microgpt(name, shape, parameters):
 
 
 @pytest.mark.slow
-def test_prepared_data_is_what_training_finds(tmp_path):
+def test_training_reuses_prepared_data(tmp_path):
   path = write_lines(tmp_path / 'talks.jsonl', TALKS)
   workdir = tmp_path / 'run'
   launch(
@@ -142,7 +142,7 @@ def test_a_run_resumes_with_its_own_settings(talks_file, tmp_path):
   values = json.loads(out.splitlines()[-1])
   assert values['assistant_tokens'] < values['all_tokens']
   assert 'assistant only: ' in out and 'all tokens: ' in out
-  # Another file is judged whole.
+  # Another file is evaluated as a whole.
   other = write_lines(tmp_path / 'other.jsonl', TALKS[:3])
   out, _ = launch('evaluate', f'--workdir={workdir}', f'--data={other}')
   assert json.loads(out.splitlines()[-1])['split'] == 'all'

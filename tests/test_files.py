@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files appear complete or not at all."""
 
 import os
 
@@ -11,7 +11,7 @@ def names(path):
   return sorted(p.name for p in path.iterdir())
 
 
-def test_a_file_that_fails_leaves_what_was_there(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
   path = tmp_path / 'a.bin'
   files.write_atomic(path, b'old')
   with pytest.raises(KeyError), files.replacing(path) as file:
@@ -25,7 +25,7 @@ def test_a_file_that_fails_leaves_what_was_there(tmp_path):
   assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_only_leftovers_of_long_ago_are_removed(tmp_path):
+def test_only_old_leftovers_are_removed(tmp_path):
   for name in ('.a.bin.tmp-1', '.b.bin.tmp-2', 'c.bin.tmp-3', '.lock'):
     (tmp_path / name).write_bytes(b'')
     if name != '.b.bin.tmp-2':

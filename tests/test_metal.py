@@ -1,9 +1,8 @@
-"""The program on an Apple GPU, as far as it can be known without one.
+"""Everything the program compiles would lower for an Apple GPU.
 
-First the check itself: each thing known to fail there must be reported. The
-pinned jax 0.5.0 is the one that Apple's plugin works with, and `make
-test-metal` runs this file on it; on newer versions the same holds but for
-operations that they spell differently.
+The check itself comes first: it must report each construct known to fail
+there. Apple's plugin works with the pinned jax 0.5.0, and `make test-metal`
+runs this file on it; newer versions only spell a few operations differently.
 """
 
 import dataclasses
@@ -276,7 +275,7 @@ def test_generation_compiles_for_metal(variant):
   assert check_metal_lowering(block, *args) == []
 
 
-def test_bfloat16_would_be_noticed():
+def test_a_bfloat16_model_is_reported():
   config, model = tiny()
   model = GPT(dataclasses.replace(model.cfg, dtype='bfloat16'))
   text = lower_for_metal(

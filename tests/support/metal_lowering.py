@@ -1,9 +1,9 @@
-"""What would go wrong if a function were compiled for an Apple GPU.
+"""Checks that a function would compile for an Apple GPU.
 
-Nothing here needs a Mac: JAX lowers a function for the METAL platform on any
-machine, and the text it hands to Apple's plugin (jax-metal 0.1.1, the last) is
-compared with what that plugin is known to take. Only the jax 0.5.0 set works
-with the plugin; newer versions lower too, with a few operations of their own.
+No Mac is needed: JAX lowers a function for the METAL platform on any machine,
+and the StableHLO that it would hand to Apple's plugin (jax-metal 0.1.1, the
+last release) is compared with what that plugin accepts. The plugin works only
+with jax 0.5.0; newer versions lower as well, with a few other operations.
 """
 
 import re
@@ -11,8 +11,8 @@ import warnings
 
 import jax
 
-# Operations the plugin has converters for, less rng_bit_generator, whose
-# converter refuses the ui32 that JAX asks of it (use threefry keys).
+# Operations that the plugin converts, except rng_bit_generator, whose converter
+# rejects the ui32 that JAX requests (use threefry keys).
 TAKEN = frozenset(
   """
   abs acos acosh add all_reduce and asin asinh atan atan2 atanh
@@ -28,34 +28,34 @@ TAKEN = frozenset(
   topk transpose while xor zeta
   """.split()
 )
-# What jax after 0.5.0 writes where 0.5.0 wrote something in TAKEN.
+# Operations that jax after 0.5.0 emits in place of one in TAKEN.
 NEWER_SPELLINGS = frozenset(['square'])
 IS_PINNED_JAX = jax.__version__ == '0.5.0'
 
-# ui64 is not in the plugin's tests but users run jax.random on it: threefry
-# counts in ui64.
+# The plugin's tests do not cover ui64, but users run jax.random on it, and
+# threefry counts in ui64.
 DTYPES = frozenset(['f32', 'i32', 'ui32', 'i1', 'ui64'])
 CUSTOM_CALLS = frozenset(['Sharding'])
 
 
 def lower_for_metal(fn, *args, **jit_kwargs) -> str:
-  """StableHLO text of `fn(*args)` as the plugin would get it.
+  """StableHLO text of `fn(*args)` as the plugin would receive it.
 
-  `fn` may be jitted already; then `jit_kwargs` must be empty.
+  If `fn` is already jitted, `jit_kwargs` must be empty.
   """
   if not hasattr(fn, 'trace'):
     fn = jax.jit(fn, **jit_kwargs)
   elif jit_kwargs:
-    raise ValueError('the function is jitted already')
+    raise ValueError('the function is already jitted')
   with warnings.catch_warnings():
-    # JAX does not pass donation on to METAL and says so; it does no harm.
+    # JAX warns that METAL ignores donation, which is harmless.
     warnings.filterwarnings('ignore', 'Some donated buffers were not usable')
     lowered = fn.trace(*args).lower(lowering_platforms=('METAL',))
   return lowered.as_text()
 
 
 def check_metal_lowering(fn, *args, **jit_kwargs) -> list[str]:
-  """Problems of `fn(*args)` on METAL, each a line; [] if there is none."""
+  """Problems of `fn(*args)` on METAL, one per line; [] if there are none."""
   try:
     text = lower_for_metal(fn, *args, **jit_kwargs)
   except Exception as e:
@@ -68,7 +68,7 @@ def check_stablehlo(text: str) -> list[str]:
   """Problems in a lowered module; see `check_metal_lowering`."""
   taken = TAKEN if IS_PINNED_JAX else TAKEN | NEWER_SPELLINGS
   ops = set(re.findall(r'\b(?:stablehlo|chlo|mhlo)\.([a-z]\w*)', text))
-  # Attributes of the module and of arguments look like operations.
+  # Attributes of modules and arguments look like operations.
   ops -= {'num_partitions', 'num_replicas', 'sharding', 'mesh'}
   problems = {f'operation {op}' for op in ops - taken}
   problems |= {f'dtype {name}' for name in dtypes(text) - DTYPES}
