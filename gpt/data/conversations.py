@@ -1,29 +1,32 @@
-"""JSON Lines of conversations (`data.format='chat'`): reading and cleaning.
+"""Conversations in JSON Lines (`data.format='chat'`): reading and cleaning.
 
-Each line is an array of {"role": "user" | "assistant", "content": "..."}, with
-a {"role": "system"} turn in front if there is one. What comes after the last
-assistant turn teaches nothing and is trimmed; a conversation without one is
-skipped. How a conversation becomes tokens stands in chat.py.
+Each line is an array of {"role": "user" | "assistant", "content": "..."},
+optionally with a {"role": "system"} turn first. Turns after the last assistant
+turn carry no targets and are trimmed; a conversation without an assistant turn
+is skipped. gpt/tokenizers/chat_format.py defines the token layout.
 """
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 
+from gpt.data.sources import Sources
 from gpt.data.text_reader import TextStats, iter_whole_lines
-from gpt.data.token_cache import add_unknown
+from gpt.data.token_cache import Encoded, add_unknown
 from gpt.errors import UserError
-from gpt.tokenizers import chat_format
+from gpt.tokenizers import Tokenizer, chat_format
 
-NAME = 'format=chat'  # In the token cache's fingerprint.
+NAME = 'format=chat'  # Part of the token cache's fingerprint.
 EXPECTED = 'expected "user" or "assistant"'
 
 
 def parse(line: str, number: int) -> list[dict]:
-  """The messages of one line; `number` (from 1) is for the errors.
+  """The messages of one line; `number` (from 1) appears in errors.
 
   Raises:
-    UserError: not JSON, not an array of messages, an unknown role.
+    UserError: the line is not JSON or not an array of messages, or a role is
+      unknown or out of place.
   """
   try:
     messages = json.loads(line)
@@ -35,8 +38,8 @@ def parse(line: str, number: int) -> list[dict]:
     raise UserError(f'invalid JSON on line {number}: {e}') from e
   if not isinstance(messages, list):
     raise UserError(
-      f'line {number}: a conversation is an array of messages, this is '
-      f'{type(messages).__name__}; e.g. [{{"role": "user", "content": '
+      f'line {number}: expected an array of messages, found '
+      f'{type(messages).__name__}; example: [{{"role": "user", "content": '
       '"hello"}, {"role": "assistant", "content": "hi"}]'
     )
   for i, message in enumerate(messages):
@@ -45,13 +48,13 @@ def parse(line: str, number: int) -> list[dict]:
     ):
       raise UserError(
         f'line {number}: message {i + 1} is not '
-        '{"role": "...", "content": "..."} with a text'
+        '{"role": "...", "content": "..."} with strings'
       )
     role = message.get('role')
     if role == 'system' and i:
       raise UserError(
-        f'line {number}: a system turn may only come first, here it is message '
-        f'{i + 1}'
+        f'line {number}: only the first message may be a system turn, here it '
+        f'is message {i + 1}'
       )
     if role not in chat_format.ROLES:
       shown = role if isinstance(role, str) else json.dumps(role)
@@ -60,7 +63,7 @@ def parse(line: str, number: int) -> list[dict]:
 
 
 def clean(messages: list[dict], stats: TextStats) -> list[dict]:
-  """Without what follows the last assistant turn; [] if there is none."""
+  """The messages up to the last assistant turn; [] if there is none."""
   last = max(
     (i for i, m in enumerate(messages) if m['role'] == 'assistant'), default=-1
   )
@@ -71,11 +74,13 @@ def clean(messages: list[dict], stats: TextStats) -> list[dict]:
   return messages[: last + 1]
 
 
-def iter_conversations(sources, stats: TextStats):
+def iter_conversations(
+  sources: Sources, stats: TextStats
+) -> Iterator[list[dict]]:
   """Yields the cleaned conversations of all sources, in order.
 
   Raises:
-    UserError: a file that cannot be read; a line that is no conversation.
+    UserError: a file cannot be read, or a line is not a conversation.
   """
   for source in sources.items:
     for number, line in iter_whole_lines(source, stats):
@@ -90,25 +95,30 @@ def iter_conversations(sources, stats: TextStats):
 
 
 def cleanup_line(stats: TextStats) -> str:
-  """What cleaning did, in microgpt's words."""
+  """A log line with the counts of `clean`, worded as in microgpt."""
   return (
     f'data cleanup: {stats.trimmed} conversations trimmed (trailing user turn '
     f'removed), {stats.skipped} skipped (no assistant turn)'
   )
 
 
-def iter_texts(sources, stats: TextStats):
-  """Yields every text of the conversations, for training a tokenizer."""
+def iter_texts(sources: Sources, stats: TextStats) -> Iterator[str]:
+  """Yields every text of the conversations, to train a tokenizer on."""
   for messages in iter_conversations(sources, stats):
     for _, texts in chat_format.as_turns(messages):
       yield from texts
 
 
-def encode(sources, tokenizer, stats: TextStats, unknown: dict[str, int]):
-  """What token_cache.load_or_encode wants.
+def encode(
+  sources: Sources,
+  tokenizer: Tokenizer,
+  stats: TextStats,
+  unknown: dict[str, int],
+) -> Encoded:
+  """The Encoder of token_cache.load_or_encode for conversations.
 
-  The BOS in front and the one at the end are not stored; an EOS ends each
-  conversation, as it ends every document.
+  The BOS at either end is not stored; an EOS ends each conversation, as it
+  ends every document.
   """
   eos = np.array([tokenizer.eos_id], np.int32)
   for messages in iter_conversations(sources, stats):
@@ -122,18 +132,25 @@ def encode(sources, tokenizer, stats: TextStats, unknown: dict[str, int]):
 
 
 class AssistantTokens:
-  """Which tokens of a conversation the assistant has to produce."""
+  """Finds the tokens that the assistant has to produce."""
 
-  def __init__(self, tokenizer):
+  def __init__(self, tokenizer: Tokenizer):
+    """`tokenizer` must have the control tokens of chat_format."""
     self._assistant = tokenizer.special_tokens[chat_format.ASSISTANT]
     self._is_control_V = np.zeros(tokenizer.vocab_size, bool)
     self._is_control_V[list(tokenizer.special_tokens.values())] = True
 
   def __call__(self, tokens_BL: np.ndarray) -> np.ndarray:
-    """bool[B, L]: the text of assistant turns and the <|end_turn|> after it.
+    """Marks the text of assistant turns and the <|end_turn|> after it.
 
-    A token is the assistant's if the last control token before it is
-    <|assistant|>, which text can never imitate.
+    A token belongs to the assistant if the last control token before it is
+    <|assistant|>; text never encodes to a control token.
+
+    Args:
+      tokens_BL: int[B, L].
+
+    Returns:
+      bool[B, L].
     """
     length = tokens_BL.shape[1]
     column_1L = np.arange(length)[None]

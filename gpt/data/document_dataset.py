@@ -1,12 +1,12 @@
-"""Documents -> batch_at(step): whole ones, of similar length or packed.
+"""Batches of whole documents: grouped by length, or packed.
 
-As in dataset.py, batches are a pure function of (seed, step): an epoch is a
-permutation drawn from (seed, epoch), and a step knows its epoch.
+As in text_dataset.py, a batch is a pure function of (seed, step): an epoch is
+a permutation drawn from (seed, epoch), and the step determines the epoch.
 """
 
 import copy
 import itertools
-import logging
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -15,24 +15,23 @@ from gpt.data.documents import Documents
 from gpt.data.packing import pack
 from gpt.data.text_dataset import EVAL_STREAM, SPLITS, Batch, random_uniform
 from gpt.errors import UserError
+from gpt.tokenizers import Tokenizer
 
-logger = logging.getLogger(__name__)
-
-# Streams of random numbers, beside those of dataset.py and documents.py.
+# Random streams; text_dataset.py and documents.py use 0, 1 and 2.
 ORDER_STREAM, BATCH_STREAM = 3, 4
-# A training step is compiled for each length of a batch.
+# The training step is compiled once per batch length.
 MAX_LENGTHS = 4
 
 
 class DocumentDataset:
   """Batches of whole documents.
 
-  A document of n tokens has n - 1 targets: all but the opening one, or what
-  the assistant says. Documents of similar length share a batch, which is as
-  long as the shortest of a few fixed lengths that fits; padding has weight 0.
-  Each epoch has every training document once (and some of the first ones twice
-  to fill the last batch). With packing, a row holds several documents, apart
-  by their `segments`, each at `positions` from 0.
+  A document of n tokens has n - 1 targets; with loss_on 'assistant' only the
+  assistant's tokens count. Documents of similar length share a batch, whose
+  length is the smallest of a few fixed ones that fits; padding has weight 0.
+  Each epoch contains every training document once, and repeats a few to fill
+  the last batch. With packing, a row holds several documents, separated by
+  their `segments`, with `positions` that restart at 0.
   """
 
   def __init__(
@@ -41,47 +40,52 @@ class DocumentDataset:
     block_size: int,
     batch_size: int,
     seed: int,
-    tokenizer,
+    tokenizer: Tokenizer,
     *,
     skip_long: bool = False,
     loss_on: str = 'all',
     packing: bool = False,
-    splits=('train', 'val'),
+    splits: Iterable[str] = ('train', 'val'),
   ):
-    """Args as named; see configs/default.py and Documents.
+    """Groups or packs the documents of each split.
 
     Args:
-      splits: those that will be used.
+      documents: the corpus.
+      block_size: most targets of a row, in tokens.
+      batch_size: rows per batch.
+      seed: of the training order.
+      tokenizer: the one that encoded the documents.
+      skip_long: drop documents longer than block_size instead of cutting them.
+      loss_on: 'all' or 'assistant' (conversations only).
+      packing: fill training rows with several documents each.
+      splits: the splits that will be used; each must have targets.
 
     Raises:
-      UserError: a split without documents.
+      UserError: a split has no documents, or no targets.
     """
     self.corpus = documents
     self.block_size = block_size
     self.batch_size = batch_size
     self.seed = seed
     self.loss_on = loss_on
+    self._packing = packing
+    self._skip_long = skip_long
+    self._splits = tuple(splits)
     self._pad = tokenizer.eos_id
-    self._assistant = AssistantTokens(tokenizer) if documents.chat else None
+    self._is_assistant = AssistantTokens(tokenizer) if documents.chat else None
+    # int32[V]: UTF-8 bytes of each token, for bits per byte.
     self.bytes_V = np.array(
       [len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)],
       np.int32,
     )
     fits = documents.lengths <= block_size + 1
     kept = fits if skip_long else np.ones(len(fits), bool)
+    self._too_long = int((~fits).sum())
     self._docs = {
       split: (docs := documents.chosen(split))[kept[docs]] for split in SPLITS
     }
-    self._say_what_is_long(fits, skip_long)
-    for split in splits:
-      if not len(self._docs[split]):
-        raise UserError(self._nothing_in(split, skip_long))
-      if loss_on == 'assistant' and not self._has_targets(split):
-        raise UserError(
-          f'no conversation of split {split} has a word of the assistant in '
-          f'the first {block_size} tokens: raise --config.model.block_size, or '
-          'set --config.data.loss_on=all'
-        )
+    self._check_splits()
+    # Targets of each document.
     self._lengths = np.minimum(documents.lengths, block_size + 1) - 1
     used = self._docs['train' if len(self._docs['train']) else 'all']
     self.bucket_lengths = bucket_lengths(
@@ -89,7 +93,7 @@ class DocumentDataset:
       int(self._lengths[self._docs['all']].max(initial=1)),
       block_size,
     )
-    # What training draws: rows of one document, or of several.
+    # Rows of the training batches: one document each, or several if packed.
     self._rows = [[i] for i in self._docs['train'].tolist()]
     if packing:
       lengths = self._lengths[self._docs['train']] + 1
@@ -97,89 +101,96 @@ class DocumentDataset:
         self._docs['train'][window].tolist()
         for window in pack(lengths, block_size + 1)
       ]
-    self._packing = packing
     self.steps_per_epoch = -(-len(self._rows) // batch_size)
-    self._epoch_kept: tuple[int, np.ndarray] | None = None
-    if 'train' in splits:
-      logger.info(self._describe_batches())
+    self._cached_epoch: tuple[int, np.ndarray] | None = None
 
-  def _has_targets(self, split: str) -> bool:
-    """Whether the assistant says anything that is not cut off."""
-    return any(map(self._has_target, self._docs[split].tolist()))
+  def _check_splits(self) -> None:
+    for split in self._splits:
+      if not len(self._docs[split]):
+        raise UserError(self._explain_empty(split))
+      if not any(map(self._has_target, self._docs[split].tolist())):
+        raise UserError(
+          f'no conversation of split {split} has an assistant token within '
+          f'the first {self.block_size} tokens: raise '
+          '--config.model.block_size, or set --config.data.loss_on=all'
+        )
 
   def _has_target(self, i: int) -> bool:
-    if self.loss_on == 'all':
+    """Whether a target of document i counts in the loss."""
+    if self.loss_on == 'all' or self._is_assistant is None:
       return True
     ids = self.corpus.read(i)[: self.block_size + 1]
-    return bool(self._assistant(ids[None])[0, 1:].any())
+    return bool(self._is_assistant(ids[None])[0, 1:].any())
 
-  def _say_what_is_long(self, fits, skip_long) -> None:
-    n, noun = len(fits), self.corpus.noun
-    too_long = int((~fits).sum())
-    limit = f'block_size {self.block_size}'
-    if skip_long:
-      logger.info(
-        f'skip_long: {too_long:,} of {n:,} {noun} dropped (longer than '
-        f'{limit}), {n - too_long:,} kept: {len(self._docs["train"]):,} train, '
-        f'{len(self._docs["val"]):,} val'
+  def _explain_empty(self, split: str) -> str:
+    noun, n = self.corpus.noun, self.corpus.size(split)
+    if self._skip_long and n:
+      return (
+        f'data.skip_long leaves no {noun} for split {split}: none of {n:,} '
+        f'fits in block_size {self.block_size}. Raise '
+        '--config.model.block_size, or set --config.data.skip_long=false to '
+        'cut long ones'
       )
-    elif too_long:
-      logger.info(
-        f'{too_long:,} of {n:,} {noun} are longer than {limit} and are cut '
-        'there; --config.data.skip_long drops them'
-      )
-
-  def _describe_batches(self) -> str:
-    docs, noun = len(self._docs['train']), self.corpus.noun
-    fill = self.fill()
-    if self._packing:
-      rows = f'{docs:,} {noun} in {len(self._rows):,} windows of '
-      rows += f'{self.block_size} tokens'
-    else:
-      lengths = ', '.join(map(str, self.bucket_lengths))
-      rows = f'{docs:,} {noun} in rows of {lengths} tokens'
     return (
-      f'batches: {rows}, {self.steps_per_epoch:,} steps an epoch; '
-      f'{fill["here"]:.1%} of the positions are used (each alone in '
-      f'{self.block_size}: {fill["window"]:.1%})'
+      f'no {noun} for split {split}: there are {len(self.corpus):,} in all, '
+      'and identical ones stay in the same split. Give more text, or change '
+      '--config.data.val_fraction'
     )
 
-  def _nothing_in(self, split: str, skip_long: bool) -> str:
-    noun, n = self.corpus.noun, len(self.corpus)
-    if skip_long and len(self.corpus.chosen(split)):
-      return (
-        f'data.skip_long leaves no {noun} for split {split}: none of '
-        f'{len(self.corpus.chosen(split)):,} fits in block_size '
-        f'{self.block_size}. Raise --config.model.block_size, or set '
-        '--config.data.skip_long=false to cut them'
+  def notes(self) -> list[str]:
+    """Lines to log: documents dropped or cut, and how full the batches are."""
+    n, noun = len(self.corpus), self.corpus.noun
+    lines = []
+    if self._skip_long:
+      lines.append(
+        f'skip_long: dropped {self._too_long:,} of {n:,} {noun} (longer than '
+        f'block_size {self.block_size}); {n - self._too_long:,} left: '
+        f'{len(self._docs["train"]):,} train, {len(self._docs["val"]):,} val'
       )
+    elif self._too_long:
+      lines.append(
+        f'{self._too_long:,} of {n:,} {noun} are longer than block_size '
+        f'{self.block_size} and will be cut; --config.data.skip_long drops '
+        'them instead'
+      )
+    if 'train' in self._splits:
+      lines.append(self._describe_batches())
+    return lines
+
+  def _describe_batches(self) -> str:
+    fill = self.fill()
+    if self._packing:
+      rows = f'{len(self._rows):,} windows of {self.block_size} tokens'
+    else:
+      rows = f'rows of {", ".join(map(str, self.bucket_lengths))} tokens'
     return (
-      f'no {noun} for split {split}: there are {n:,} in all, and equal ones '
-      'are held out together. Give more, or change '
-      '--config.data.val_fraction'
+      f'batches: {len(self._docs["train"]):,} {self.corpus.noun} in {rows}, '
+      f'{self.steps_per_epoch:,} steps per epoch; {fill["here"]:.1%} of the '
+      f'positions are used (with one per window of {self.block_size}: '
+      f'{fill["window"]:.1%})'
     )
 
   @property
   def losses(self) -> tuple[str, ...]:
-    """What a full pass reports: the mean over these targets."""
+    """Names of the target sets whose mean loss a full pass reports."""
     return ('assistant', 'all') if self.corpus.chat else ('all',)
 
   def with_loss(self, loss_on: str) -> 'DocumentDataset':
-    """The same documents, with weights for another of `losses`."""
+    """A view of the same documents, weighted for another of `losses`."""
     other = copy.copy(self)
     other.loss_on = loss_on
     return other
 
   def targets(self, split: str) -> int:
-    """How many tokens of a split are predicted, whatever counts as loss."""
+    """Number of predicted tokens of a split, whatever `loss_on` is."""
     return int(self._lengths[self._docs[split]].sum())
 
   def fill(self) -> dict[str, float]:
-    """The share of a training epoch's positions that hold documents.
+    """Share of the positions of a training epoch that hold targets, 0 to 1.
 
     Returns:
-      'window': each document alone in a row of block_size; 'here': as this
-      dataset batches them.
+      'here': in the batches of this dataset; 'window': if each document had a
+      row of block_size to itself.
     """
     batches = self._epoch(0)
     used = sum(
@@ -189,27 +200,28 @@ class DocumentDataset:
     alone = len(self._docs['train']) * self.block_size
     return {'window': self.targets('train') / alone, 'here': float(used) / here}
 
-  def _batch_length(self, ids) -> int:
-    """Targets of a row in a batch of these rows."""
+  def _batch_length(self, ids: np.ndarray) -> int:
+    """Length in targets of a batch that holds the rows `ids`."""
     if self._packing:
       return self.block_size
     longest = max(int(self._lengths[self._rows[i][0]]) for i in ids)
     return fitting(longest, self.bucket_lengths)
 
   def _epoch(self, epoch: int) -> np.ndarray:
-    """int64[steps_per_epoch, batch_size]: the rows of an epoch's batches."""
-    if self._epoch_kept is None or self._epoch_kept[0] != epoch:
-      self._epoch_kept = epoch, self._shuffle(epoch)
-    return self._epoch_kept[1]
+    """int64[steps_per_epoch, batch_size]: row indices of an epoch's batches."""
+    if self._cached_epoch is None or self._cached_epoch[0] != epoch:
+      self._cached_epoch = epoch, self._shuffle(epoch)
+    return self._cached_epoch[1]
 
   def _shuffle(self, epoch: int) -> np.ndarray:
+    """`_epoch`, computed: sorted into buckets, batched, batches shuffled."""
     n = len(self._rows)
     order = np.argsort(random_uniform(self.seed, epoch, ORDER_STREAM, n))
     if not self._packing:
       longest = self._lengths[[row[0] for row in self._rows]]
       bucket = np.searchsorted(self.bucket_lengths, longest)
       order = order[np.argsort(bucket[order], kind='stable')]
-    # The last batch is filled up from the front.
+    # np.resize repeats rows from the front to fill the last batch.
     steps = self.steps_per_epoch
     batches = np.resize(order, steps * self.batch_size).reshape(steps, -1)
     draws = random_uniform(self.seed, epoch, BATCH_STREAM, steps)
@@ -219,10 +231,10 @@ class DocumentDataset:
     """The training batch of `step` (0-based), or some of its rows.
 
     Returns:
-      tokens int32[B, T+1], weights float32[B, T] of the targets
-      tokens[:, 1:], rows int32[B], the indices in the whole batch; with
-      packing also segments int32[B, T+1] (0: padding) and positions
-      int32[B, T]. T is one of `bucket_lengths`, with packing block_size.
+      tokens int32[B, T+1]; weights float32[B, T] of the targets
+      tokens[:, 1:]; rows int32[B], indices into the whole batch. With packing
+      also segments int32[B, T+1] (0: padding) and positions int32[B, T]. T is
+      one of `bucket_lengths`, or block_size with packing.
     """
     epoch, i = divmod(step, self.steps_per_epoch)
     ids = self._epoch(epoch)[i]
@@ -234,15 +246,23 @@ class DocumentDataset:
     batch['rows'] = np.arange(self.batch_size, dtype=np.int32)[rows]
     return batch
 
-  def eval_batches(self, split: str, windows=None, batch_size=None):
+  def eval_batches(
+    self,
+    split: str,
+    windows: int | None = None,
+    batch_size: int | None = None,
+  ) -> Iterator[Batch]:
     """Yields batches that cover a split, or a fixed random part of it.
 
     Args:
       split: 'val', 'train' or 'all'.
-      windows: None for every document once; a number for that many random
-        ones with targets, the same every time and for every seed.
-      batch_size: rows per batch, default the training batch size. The last
-        batch is filled up with rows of weight 0.
+      windows: None for every document once; otherwise the number of random
+        documents with targets, the same ones on every call and for every seed.
+      batch_size: rows per batch, by default as in training. The last batch is
+        padded with rows of weight 0.
+
+    Yields:
+      tokens, weights and rows as in batch_at.
     """
     batch_size = batch_size or self.batch_size
     docs = self._docs[split]
@@ -254,8 +274,9 @@ class DocumentDataset:
     for first in range(0, len(docs), batch_size):
       part = docs[first : first + batch_size]
       length = fitting(int(self._lengths[part].max()), self.bucket_lengths)
-      empty = [[]] * (batch_size - len(part))
-      batch = self._read([[i] for i in part] + empty, length)
+      rows: list[list[int]] = [[i] for i in part.tolist()]
+      rows += [[]] * (batch_size - len(part))
+      batch = self._read(rows, length)
       yield {
         'tokens': batch['tokens'],
         'weights': batch['weights'],
@@ -263,6 +284,7 @@ class DocumentDataset:
       }
 
   def _read(self, rows: list[list[int]], length: int) -> Batch:
+    """A batch of `length` targets; each row lists its documents."""
     shape = len(rows), length + 1
     tokens = np.full(shape, self._pad, np.int32)
     segments, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
@@ -275,31 +297,35 @@ class DocumentDataset:
         positions[r, span] = np.arange(len(ids))
         at += len(ids)
     counts = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-    if self.loss_on == 'assistant':
-      counts &= self._assistant(tokens)[:, 1:]
+    if self.loss_on == 'assistant' and self._is_assistant is not None:
+      counts &= self._is_assistant(tokens)[:, 1:]
     return {
       'tokens': tokens,
       'weights': counts.astype(np.float32),
       'segments': segments,
-      # A document's last token is never fed, its place may be block_size.
+      # A document's last token is a target only, so its position, which may
+      # be block_size, is never used.
       'positions': np.minimum(positions[:, :-1], self.block_size - 1),
     }
 
 
-def bucket_lengths(lengths, longest: int, block_size: int) -> list[int]:
-  """The few lengths that batches may have: those that waste least.
+def bucket_lengths(
+  lengths: np.ndarray | Sequence[int], longest: int, block_size: int
+) -> list[int]:
+  """The batch lengths that waste the fewest positions on padding.
 
   Args:
-    lengths: int[n], targets of the documents that are to be batched.
-    longest: what the last of them must fit.
+    lengths: int[n], targets of the documents to batch.
+    longest: what the largest batch length must fit.
+    block_size: the limit of a batch length.
 
   Returns:
-    At most MAX_LENGTHS numbers, ascending: of the multiples of block_size/32
-    (at least 4) those with the least padding in sum.
+    At most MAX_LENGTHS ascending lengths: multiples of block_size / 32 (of 4
+    at least), the last one capped at block_size.
   """
   unit = max(4, -(-block_size // 32))
   top = min(-(-longest // unit) * unit, block_size)
-  # up_to[i]: how many documents fit in i units.
+  # up_to[i]: number of documents that fit in i units.
   units = np.minimum(-(-np.asarray(lengths) // unit), -(-top // unit))
   up_to = np.cumsum(np.bincount(units, minlength=-(-top // unit) + 1))
   choices = itertools.chain.from_iterable(
@@ -307,7 +333,7 @@ def bucket_lengths(lengths, longest: int, block_size: int) -> list[int]:
     for n in range(MAX_LENGTHS)
   )
 
-  def positions(chosen) -> int:
+  def positions(chosen: tuple[int, ...]) -> int:
     fit = [up_to[i] for i in chosen] + [up_to[-1]]
     size = [i * unit for i in chosen] + [top]
     return sum(

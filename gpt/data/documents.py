@@ -1,12 +1,13 @@
-"""Documents: names, lines and conversations, as tokens.
+"""Lines and conversations as documents.
 
-Documents are not a stream: each begins with BOS, ends, and is held out whole or
-not at all. document_dataset.py makes batches of them.
+Unlike a text, documents are not one stream: each starts with BOS, has an end,
+and is held out as a whole. document_dataset.py makes batches of them.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Hashable, Iterable, Iterator
 
 import numpy as np
 
@@ -14,26 +15,34 @@ from gpt.data import conversations
 from gpt.data.sources import Sources
 from gpt.data.text_dataset import SPLITS, random_uniform
 from gpt.data.text_reader import TextStats, iter_whole_lines
-from gpt.data.token_cache import EncodedInfo, encode_pieces, load_or_encode
+from gpt.data.token_cache import (
+  Encoded,
+  EncodedInfo,
+  encode_pieces,
+  load_or_encode,
+)
 from gpt.errors import UserError
+from gpt.tokenizers import Tokenizer
 from gpt.tokenizers.chat_format import END_TURN, USER
 
 LINES_NAME = 'format=lines'  # Part of the token cache's fingerprint.
-# A stream of random numbers, beside those of dataset.py.
+# Random stream; text_dataset.py uses 0 and 1.
 SPLIT_STREAM = 2
 
 
 @dataclasses.dataclass
 class Documents:
-  """Tokens of documents and what is known about them.
+  """A corpus of documents: tokens, boundaries and the validation split.
 
-  tokens: uint16[n] or uint32[n], read-only; each document, then the EOS id.
-  starts: int64[n_docs]; ends: int64[n_docs], each one past the EOS.
-  held_out: bool[n_docs], documents for validation.
-  opening, closing: the ids in front of a document and in place of its EOS.
-  chat: whether they are conversations.
-  description: where the text comes from, in words.
-  kind: of gpt.data.sources.Sources.
+  Attributes:
+    tokens: uint16[n] or uint32[n], read-only; an EOS id follows each document.
+    starts, ends: int64[n_docs]; an end is one past the EOS.
+    held_out: bool[n_docs], the validation documents.
+    opening, closing: the ids before a document and in place of its EOS.
+    chat: whether the documents are conversations.
+    description: where the text comes from, in words.
+    info: facts about the encoding.
+    kind: as in gpt.data.sources.Sources.
   """
 
   tokens: np.ndarray
@@ -52,16 +61,16 @@ class Documents:
 
   @property
   def noun(self) -> str:
-    """What they are called in messages."""
+    """'conversations' or 'documents', for messages."""
     return 'conversations' if self.chat else 'documents'
 
   @property
   def lengths(self) -> np.ndarray:
-    """int64[n_docs] tokens, the opening and closing ones included."""
+    """int64[n_docs], tokens including the opening and closing ones."""
     return self.ends - self.starts + 1
 
   def size(self, split: str) -> int:
-    """Documents in 'train', 'val' or 'all'."""
+    """Number of documents in 'train', 'val' or 'all'."""
     return len(self.chosen(split))
 
   def read(self, i: int) -> np.ndarray:
@@ -71,7 +80,7 @@ class Documents:
     return np.concatenate(whole, dtype=np.int32)
 
   def chosen(self, split: str) -> np.ndarray:
-    """int64[n] indices of the documents of 'train', 'val' or 'all'."""
+    """int64[n], indices of the documents in 'train', 'val' or 'all'."""
     if split not in SPLITS:
       raise UserError(
         f'unknown split {split!r}: allowed are {", ".join(SPLITS)}'
@@ -87,7 +96,7 @@ class Documents:
 def iter_lines_as_documents(
   sources: Sources, stats: TextStats
 ) -> Iterator[str]:
-  """Yields each line that is not blank, without surrounding white space.
+  """Yields each nonblank line, without surrounding white space.
 
   Raises:
     UserError: a file cannot be read.
@@ -98,8 +107,13 @@ def iter_lines_as_documents(
         yield document
 
 
-def encode_lines(sources, tokenizer, stats, unknown):
-  """For token_cache.load_or_encode: each document, then the EOS id."""
+def encode_lines(
+  sources: Sources,
+  tokenizer: Tokenizer,
+  stats: TextStats,
+  unknown: dict[str, int],
+) -> Encoded:
+  """The Encoder of token_cache.load_or_encode for lines."""
   pieces = (
     piece
     for document in iter_lines_as_documents(sources, stats)
@@ -108,29 +122,35 @@ def encode_lines(sources, tokenizer, stats, unknown):
   return encode_pieces(pieces, tokenizer, unknown)
 
 
-# data.format -> (name in the token cache's fingerprint, encoder).
+# data.format -> (name in the token cache's fingerprint, Encoder).
 FORMATS = {
   'lines': (LINES_NAME, encode_lines),
   'chat': (conversations.NAME, conversations.encode),
 }
 
 
-def hold_out(keys, fraction: float) -> np.ndarray:
-  """bool[n]: which documents validate; the same ones for every seed.
+def hold_out(keys: Iterable[Hashable], fraction: float) -> np.ndarray:
+  """Selects the validation documents, the same ones for every seed.
 
-  Documents of equal keys go the same way, so that none that was trained on is
-  called held out.
+  Documents with equal keys share a split, so no duplicate of a training
+  document validates.
 
   Args:
-    keys: n hashable values.
-    fraction: of the distinct keys, rounded; with two or more of them and a
-      fraction between 0 and 1, at least one and not all.
+    keys: one for each of n documents.
+    fraction: of the distinct keys to hold out, rounded; strictly between 0 and
+      1 and with at least two keys, each split gets at least one.
+
+  Returns:
+    bool[n], true for validation.
+
+  Raises:
+    UserError: `fraction` is not between 0 and 1.
   """
   if not 0 <= fraction <= 1:
     raise UserError(
       f'data.val_fraction is {fraction}: it must be between 0 and 1'
     )
-  numbers: dict = {}
+  numbers: dict[Hashable, int] = {}
   group = np.array([numbers.setdefault(k, len(numbers)) for k in keys], int)
   n = len(numbers)
   n_val = round(fraction * n)
@@ -142,24 +162,28 @@ def hold_out(keys, fraction: float) -> np.ndarray:
 
 
 def open_documents(
-  sources,
-  tokenizer,
-  cache_dir,
+  sources: Sources,
+  tokenizer: Tokenizer,
+  cache_dir: str | os.PathLike,
   format: str,
   val_fraction: float,
   tidy: bool = False,
 ) -> Documents:
-  """Encodes `sources` (or finds them encoded) and holds some of them out.
+  """Encodes `sources`, unless the cache has them, and holds out documents.
 
-  Conversations with the same first turn of the user are held out together.
+  Identical lines share a split, as do conversations with the same first user
+  turn.
 
   Args:
+    sources: the text.
+    tokenizer: must have the control tokens of chat_format for 'chat'.
+    cache_dir, tidy: see token_cache.load_or_encode.
     format: 'lines' or 'chat'.
-    val_fraction: of the documents.
-    tidy: see load_or_encode.
+    val_fraction: of the documents to hold out, 0 to 1.
 
   Raises:
-    UserError: no documents; a tokenizer without chat tokens.
+    UserError: the text has no documents or cannot be read; `val_fraction` is
+      out of range.
   """
   name, encode = FORMATS[format]
   tokens, starts, info = load_or_encode(
@@ -190,7 +214,7 @@ def open_documents(
 
 
 def _key(tokens: np.ndarray, turn: list[int]) -> bytes:
-  """A hash of the tokens, or of those between the first two ids of `turn`."""
+  """A hash of the tokens; with `turn`, its (start, end) ids, of that turn."""
   if turn:
     start, end = turn
     tokens = tokens[int(np.argmax(tokens == start)) :]

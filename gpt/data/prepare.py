@@ -1,12 +1,15 @@
 """`config.data` -> tokenizer, corpus, dataset, for every data.format.
 
-A run's text and tokenizer are decided here: what the workdir already has is
-kept, and a difference is logged or rejected.
+`prepare` chooses the text and the tokenizer of a run. It keeps what the
+workdir already has, and logs or rejects differences.
 """
 
 import logging
+import os
 import pathlib
 import shutil
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +20,7 @@ from gpt.data.documents import FORMATS as DOCUMENT_FORMATS
 from gpt.data.documents import Documents, open_documents
 from gpt.data.sources import Sources, find_sources
 from gpt.data.text_dataset import SPLITS, Corpus, TextDataset
-from gpt.data.token_cache import load_or_encode
+from gpt.data.token_cache import EncodedInfo, load_or_encode
 from gpt.data.tokenizer_choice import check_same, prepare_tokenizer
 from gpt.errors import UserError
 from gpt.tokenizers import Tokenizer, load_tokenizer
@@ -30,7 +33,7 @@ Dataset = TextDataset | DocumentDataset
 
 
 def check_format(format: str) -> None:
-  """Raises UserError unless this is one of FORMATS."""
+  """Raises UserError unless `format` is one of FORMATS."""
   if format not in FORMATS:
     raise UserError(
       f'data.format {format!r} is not known; allowed: {", ".join(FORMATS)}'
@@ -38,47 +41,67 @@ def check_format(format: str) -> None:
 
 
 def create_dataset(
-  config,
+  config: Any,
   corpus: Corpus | Documents,
-  tokenizer,
-  splits=('train', 'val'),
+  tokenizer: Tokenizer,
+  splits: Iterable[str] = ('train', 'val'),
 ) -> Dataset:
-  """Batches of a corpus, as `config` wants them.
+  """The dataset that `config` describes; logs cut and dropped documents.
 
   Args:
     config: ConfigDict; used are seed, batch_size, model.block_size and data.
-    corpus: from prepare or open_data, of the same data.format.
-    splits: those that will be used.
+    corpus: from prepare or open_data with the same data.format.
+    tokenizer: the one that encoded the corpus.
+    splits: the splits that will be used.
 
   Raises:
-    UserError: a split is too short, or empty.
+    UserError: a split is empty or too short.
   """
-  args = corpus, config.model.block_size, config.batch_size, config.seed
-  if config.data.format == 'text':
-    return TextDataset(*args, tokenizer, config.data.document_aware, splits)
-  return DocumentDataset(
-    *args,
+  if isinstance(corpus, Corpus):
+    return TextDataset(
+      corpus,
+      config.model.block_size,
+      config.batch_size,
+      config.seed,
+      tokenizer,
+      config.data.document_aware,
+      splits,
+    )
+  dataset = DocumentDataset(
+    corpus,
+    config.model.block_size,
+    config.batch_size,
+    config.seed,
     tokenizer,
     skip_long=config.data.skip_long,
     loss_on=config.data.loss_on,
     packing=config.data.packing,
     splits=splits,
   )
+  for note in dataset.notes():
+    logger.info(note)
+  return dataset
 
 
 def open_data(
-  data_config,
+  data_config: Any,
   sources: Sources,
   tokenizer: Tokenizer,
-  cache_dir,
+  cache_dir: str | os.PathLike,
   tidy: bool = False,
 ) -> Corpus | Documents:
-  """Encodes `sources` (or finds them encoded) and splits them.
+  """Encodes `sources`, unless the cache has them, and splits the corpus.
 
   Args:
-    data_config: `config.data` (format; for text document_separator and
-      document_aware; val_fraction).
+    data_config: `config.data` (format and val_fraction; for text also
+      document_separator and document_aware).
+    sources: the text.
+    tokenizer: encodes it.
     cache_dir, tidy: see token_cache.load_or_encode.
+
+  Raises:
+    UserError: the text cannot be read or has no documents, or a value of
+      data_config is not allowed.
   """
   check_format(data_config.format)
   if data_config.format == 'text':
@@ -108,17 +131,28 @@ def open_data(
 def open_corpus(
   sources: Sources,
   tokenizer: Tokenizer,
-  cache_dir,
+  cache_dir: str | os.PathLike,
   document_separator: str = 'none',
   document_aware: bool = False,
   val_fraction: float = 0.1,
   tidy: bool = False,
 ) -> Corpus:
-  """Encodes `sources` (or finds them encoded) and splits them.
+  """Encodes a text, unless the cache has it, and splits it.
 
-  The first 1 - val_fraction of the tokens train, the rest validates. With
-  document_aware the split moves to the nearest start of a document, unless
-  that would take half of a split away.
+  The first 1 - val_fraction of the tokens train, the rest validate. With
+  document_aware the boundary moves to the nearest document start, unless that
+  would take away more than half of a split.
+
+  Args:
+    sources: the text.
+    tokenizer: encodes it.
+    cache_dir, tidy: see token_cache.load_or_encode.
+    document_separator: see text_reader.iter_pieces.
+    document_aware: whether windows will stay inside documents.
+    val_fraction: share of the tokens that validate, 0 to 1.
+
+  Raises:
+    UserError: the text cannot be read, or an argument is not allowed.
   """
   if not 0 <= val_fraction <= 1:
     raise UserError(
@@ -130,14 +164,14 @@ def open_corpus(
   _log_reading(info)
   if document_separator != 'none' and info.documents < 2:
     logger.info(
-      f'data.document_separator {document_separator!r} is not in the text: it '
-      'is one document'
+      f'the text does not contain data.document_separator '
+      f'{document_separator!r}, so it is one document'
     )
   elif document_separator == 'none' and info.stats.eos_marks:
     logger.info(
-      f'the text has {EOS} {info.stats.eos_marks:,} times, which are letters '
-      f"like others; --config.data.document_separator='{EOS}' ends documents "
-      'there'
+      f'the text contains {EOS} {info.stats.eos_marks:,} times, encoded as '
+      f"ordinary characters; --config.data.document_separator='{EOS}' ends a "
+      'document at each'
     )
   n_train = int(len(tokens) * (1 - val_fraction))
   inner = doc_starts[1:]
@@ -148,16 +182,16 @@ def open_corpus(
       n_train = nearest
     else:
       logger.info(
-        'the split into training and validation goes through a document: none '
-        'begins near it'
+        'the training/validation boundary is inside a document: no document '
+        'starts near it'
       )
   return Corpus(
     tokens, doc_starts, n_train, sources.description, info, sources.kind
   )
 
 
-def _log_reading(info) -> None:
-  """Says what reading and encoding had to change."""
+def _log_reading(info: EncodedInfo) -> None:
+  """Logs repairs of the text and characters that encoding dropped."""
   if repairs := info.stats.repairs():
     logger.info(f'text: {repairs}')
   if info.unknown:
@@ -165,7 +199,7 @@ def _log_reading(info) -> None:
 
 
 def describe_unknown(unknown: dict[str, int]) -> str:
-  """'dropped N characters ...' for what encode() could not represent."""
+  """'dropped N characters ...' for the characters that encoding dropped."""
   most = sorted(unknown.items(), key=lambda item: (-item[1], item[0]))[:8]
   shown = ', '.join(f'{c!r} x{n:,}' for c, n in most)
   more = f' and {len(unknown) - 8} others' if len(unknown) > 8 else ''
@@ -176,42 +210,43 @@ def describe_unknown(unknown: dict[str, int]) -> str:
 
 
 def prepare(
-  data_config,
-  workdir,
+  data_config: Any,
+  workdir: str | os.PathLike,
   begun: bool = False,
   tokenizer: Tokenizer | None = None,
 ) -> tuple[Tokenizer, Corpus | Documents]:
-  """Tokenizer and corpus for training, from `config.data` and the workdir.
+  """The tokenizer and the corpus of a run.
 
-  A tokenizer in the workdir of a run that has begun is loaded and never
-  trained again; otherwise it is read from data.tokenizer_path or built from
-  the text, and saved there. Before a run has begun, a tokenizer made for other
-  text or other settings is replaced.
+  A run that has begun keeps the tokenizer in its workdir. Before that, the
+  tokenizer is loaded from data.tokenizer_path or built from the text, and
+  replaces one that was made for another text or other settings.
 
   Args:
     data_config: `config.data` (path, format, tokenizer, tokenizer_path,
       vocab_size, document_separator, document_aware, val_fraction,
       cache_dir).
-    workdir: of the run; gets tokenizer/, cache/ and data.json. The data.json
-      of a run that has begun stays until it trains: keep_record.
+    workdir: of the run; gets tokenizer/, cache/ and data.json. A run that has
+      begun updates its data.json once it trains: keep_record.
     begun: whether the run's config.json exists.
-    tokenizer: used instead if the workdir has none.
+    tokenizer: used instead of building one if the workdir has none.
 
   Raises:
-    UserError: text not found, unreadable or empty; a tokenizer that differs
-      from what data_config asks for.
+    UserError: the text is not found, unreadable or empty; the tokenizer
+      differs from what data_config asks for.
   """
   workdir = pathlib.Path(workdir)
   check_format(data_config.format)
-  before = record.read(workdir)
+  recorded = record.read(workdir)
   sources = find_sources(
-    data_config.path, prefer=before.get('kind', '') if begun else ''
+    data_config.path, prefer=recorded.get('kind', '') if begun else ''
   )
   if not sources.size:
     raise UserError(f'the text is empty: {sources.description}')
   if not begun:
-    before = _drop_leftovers(data_config, workdir, before, sources, tokenizer)
-  if not (before or begun):
+    recorded = _drop_leftovers(
+      data_config, workdir, recorded, sources, tokenizer
+    )
+  if not (recorded or begun):
     # Recorded first, so that an interrupted start can be cleaned up.
     record.write(workdir, sources.kind, sources.description, '')
   tokenizer = prepare_tokenizer(
@@ -225,38 +260,38 @@ def prepare(
     tidy=not data_config.cache_dir,
   )
   sha256 = corpus.info.text_sha256
-  if before.get('text_sha256', sha256) not in (sha256, ''):
+  if recorded.get('text_sha256', sha256) not in (sha256, ''):
     logger.info(
-      'the text has changed since this run last used it: '
-      f'was {before.get("description")}, is {sources.description}'
+      'the text has changed since this run last used it: it was '
+      f'{recorded.get("description")}, now it is {sources.description}'
     )
   if not begun:
     keep_record(workdir, corpus)
-  logger.info(f'data: {sources.description}: {describe(corpus)}')
+  logger.info(f'data: {sources.description}: {describe_corpus(corpus)}')
   logger.info(f'tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens')
   return tokenizer, corpus
 
 
 def _drop_leftovers(
-  data_config,
+  data_config: Any,
   workdir: pathlib.Path,
-  before: dict,
+  recorded: dict[str, Any],
   sources: Sources,
   tokenizer: Tokenizer | None,
-) -> dict:
-  """Removes a tokenizer made here for other text or settings.
+) -> dict[str, Any]:
+  """Deletes a tokenizer that was made for another text or other settings.
 
   Returns:
-    The record that still holds: `before`, or {} if it was dropped.
+    `recorded` if it still holds, or {} if it was deleted too.
   """
-  if 'text_sha256' not in before:
-    return before
+  if 'text_sha256' not in recorded:
+    return recorded
   directory = workdir / 'tokenizer'
-  if sources.sha256 == before['text_sha256']:
+  if sources.sha256 == recorded['text_sha256']:
     try:
       saved = load_tokenizer(directory)
       check_same(saved, data_config, tokenizer, directory)
-      return before
+      return recorded
     except UserError:
       pass
   shutil.rmtree(directory, ignore_errors=True)
@@ -264,8 +299,8 @@ def _drop_leftovers(
   return {}
 
 
-def describe(corpus: Corpus | Documents) -> str:
-  """The sizes of a corpus and its splits, in words."""
+def describe_corpus(corpus: Corpus | Documents) -> str:
+  """'N bytes, N tokens ...': the sizes of a corpus and its splits."""
   size = f'{corpus.info.stats.bytes:,} bytes, {len(corpus.tokens):,} tokens'
   train, val = (corpus.size(split) for split in SPLITS[:2])
   if isinstance(corpus, Documents):
@@ -276,8 +311,8 @@ def describe(corpus: Corpus | Documents) -> str:
   return f'{size} ({train:,} train, {val:,} val){documents}'
 
 
-def keep_record(workdir, corpus: Corpus | Documents) -> None:
-  """Records in data.json that a run uses this text."""
+def keep_record(workdir: str | os.PathLike, corpus: Corpus | Documents) -> None:
+  """Records in data.json that the run uses this text."""
   record.write(
     workdir, corpus.kind, corpus.description, corpus.info.text_sha256
   )

@@ -1,21 +1,23 @@
-"""W/data.json: which text a run uses, so that another one is noticed.
+"""workdir/data.json: the text a run is trained on.
 
-It exists so that `auto` stays what it was when a network comes back, that a
-changed text is said, and that a model knows what it was trained on.
+`auto` keeps its first choice across restarts, a changed text is noticed, and
+model cards name the training text.
 """
 
 import json
+import os
 import pathlib
+from typing import Any
 
 from gpt.files import write_atomic
 
 FILE = 'data.json'
 
 
-def read(workdir) -> dict:
-  """{} where there is none, else 'kind', 'description' and 'text_sha256'.
+def read(workdir: str | os.PathLike) -> dict[str, Any]:
+  """The record: kind, description and text_sha256; {} if there is none.
 
-  The sha256 is '' from the time a text was found until it was read.
+  text_sha256 is '' while the text has been found but not yet read.
   """
   try:
     text = (pathlib.Path(workdir) / FILE).read_text(encoding='utf-8')
@@ -25,8 +27,16 @@ def read(workdir) -> dict:
   return record if isinstance(record, dict) else {}
 
 
-def write(workdir, kind: str, description: str, text_sha256: str) -> None:
-  """Args as in data.sources.Sources and data.token_cache.EncodedInfo."""
+def write(
+  workdir: str | os.PathLike, kind: str, description: str, text_sha256: str
+) -> None:
+  """Writes the record if it differs; creates the workdir if needed.
+
+  Args:
+    workdir: of the run.
+    kind, description: as in gpt.data.sources.Sources.
+    text_sha256: as in gpt.data.token_cache.EncodedInfo, or ''.
+  """
   record = {
     'kind': kind,
     'description': description,
@@ -38,5 +48,6 @@ def write(workdir, kind: str, description: str, text_sha256: str) -> None:
     write_atomic(path, (json.dumps(record, indent=1) + '\n').encode())
 
 
-def drop(workdir) -> None:
+def drop(workdir: str | os.PathLike) -> None:
+  """Deletes the record, if there is one."""
   (pathlib.Path(workdir) / FILE).unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""The built-in sample: short stories from a town that does not exist.
+"""The built-in sample: short stories from an invented town.
 
-Training needs no file and no network with it. The people of the town keep
-their trade, home, animal and favourite food, sums come out right and riddles
-have their answers, so a small model finds something to learn at every scale,
-from spelling to who owns the goat.
+It trains a model without a file or a network. The people of the town keep
+their trade, home, animal and favourite food, sums are correct and riddles have
+fixed answers, so a small model finds patterns at every scale, from spelling to
+who owns the goat.
 """
 
 import functools
@@ -12,11 +12,11 @@ import importlib.resources
 
 @functools.cache
 def sample_text() -> str:
-  """The text of sample.txt: 300,031 characters of ASCII.
+  """The text of sample.txt: 300,031 ASCII characters.
 
-  Stories of a few hundred characters, with a line of three asterisks between
-  two. The bytes never change: runs record their SHA-256 and refuse to resume
-  on others.
+  A line of three asterisks separates stories of a few hundred characters. The
+  bytes must never change: runs record their SHA-256 and do not resume on
+  different ones.
   """
   file = importlib.resources.files('gpt.data').joinpath('sample.txt')
   return file.read_bytes().decode('ascii')

@@ -1,7 +1,7 @@
 """Training text: files, tinyshakespeare, or the built-in sample.
 
-One name in `data.path` finds its text on every machine, with or without a
-network, and the description records which text was found.
+`data.path` works on every machine, with or without a network; the description
+records which text was found.
 """
 
 import dataclasses
@@ -13,6 +13,8 @@ import os
 import pathlib
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
+from typing import BinaryIO
 
 from gpt.data.sample_text import sample_text
 from gpt.errors import UserError
@@ -32,16 +34,16 @@ READ_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One text: a file, or bytes in memory."""
+  """One text: the file `path`, or the bytes `data`. `name` is for messages."""
 
   name: str
   path: pathlib.Path | None = None
   data: bytes | None = None
 
-  def open(self):
+  def open(self) -> BinaryIO:
     """A binary reader. Raises UserError if the file cannot be read."""
-    if self.data is not None:
-      return io.BytesIO(self.data)
+    if self.path is None:
+      return io.BytesIO(self.data or b'')
     try:
       return open(self.path, 'rb')
     except OSError as e:
@@ -50,17 +52,19 @@ class Source:
   @property
   def size(self) -> int:
     """Bytes."""
-    return (
-      len(self.data) if self.data is not None else (os.path.getsize(self.path))
-    )
+    if self.path is None:
+      return len(self.data or b'')
+    return os.path.getsize(self.path)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-  """All texts of a corpus, in order.
+  """The texts of a corpus, in order.
 
-  `kind` is 'files', 'shakespeare' or 'sample'; `description` says in words
-  where the text comes from.
+  Attributes:
+    kind: 'files', 'shakespeare' or 'sample'.
+    items: the texts.
+    description: where the text comes from, in words.
   """
 
   kind: str
@@ -74,16 +78,16 @@ class Sources:
 
   @property
   def sha256(self) -> str:
-    """sha256 (hex) over the number, order, lengths and bytes of the texts."""
+    """SHA-256 (hex) of the number, order, lengths and bytes of the texts."""
     return self._hashed[1]
 
   def have_changed(self) -> bool:
-    """Whether a file was written to since it was hashed (size or mtime)."""
+    """Whether the size or mtime of a file differs from when it was hashed."""
     return self._state() != self._hashed[0]
 
   @functools.cached_property
-  def _hashed(self) -> tuple[list, str]:
-    """State of the files before they were read, and the hash; read once."""
+  def _hashed(self) -> tuple[list[tuple[int, int]], str]:
+    """`_state` before reading, and the hash; the files are read once."""
     state, total = self._state(), hashlib.sha256()
     for item in self.items:
       digest = hashlib.sha256()
@@ -93,17 +97,17 @@ class Sources:
       total.update(f'{item.size} {digest.hexdigest()}\n'.encode())
     return state, total.hexdigest()
 
-  def _state(self) -> list:
-    """(size, mtime in ns) of each file that can be read."""
+  def _state(self) -> list[tuple[int, int]]:
+    """(size in bytes, mtime in ns) of each file that exists."""
     paths = [i.path for i in self.items if i.path is not None]
     stats = [os.stat(path) for path in paths if os.path.exists(path)]
     return [(s.st_size, s.st_mtime_ns) for s in stats]
 
 
 def cache_home() -> pathlib.Path:
-  """Where downloads are kept: $RGPT_CACHE, else ~/.cache/rgpt.
+  """The directory of downloads: $RGPT_CACHE, by default ~/.cache/rgpt.
 
-  'off' is for compiled programs (gpt/devices.py), not for downloads.
+  RGPT_CACHE=off affects compiled programs (gpt/devices.py), not downloads.
   """
   home = os.environ.get('RGPT_CACHE', '')
   if home in ('', 'off'):
@@ -111,24 +115,26 @@ def cache_home() -> pathlib.Path:
   return pathlib.Path(home)
 
 
-def split_paths(path) -> list[str]:
-  """'a.txt, b/*.txt' or a list or tuple of such -> list of patterns."""
+def split_paths(path: str | os.PathLike | Iterable) -> list[str]:
+  """'a.txt, b/*.txt', or several such strings -> list of patterns."""
   parts = [path] if isinstance(path, str | os.PathLike) else list(path)
   return [p.strip() for s in parts for p in str(s).split(',') if p.strip()]
 
 
-def find_sources(path, prefer: str = '') -> Sources:
+def find_sources(
+  path: str | os.PathLike | Iterable, prefer: str = ''
+) -> Sources:
   """Finds the text that `data.path` names.
 
   Args:
     path: files or globs (a string with commas, a list or a tuple), 'sample',
-      'shakespeare' or 'auto' (train.txt here, else tinyshakespeare if it can
-      be had, else the sample).
-    prefer: for 'auto', the `kind` used before by the same run, so that a
-      resumed run does not change its text because a network came back.
+      'shakespeare' or 'auto' (train.txt in the working directory, else
+      tinyshakespeare if available, else the sample).
+    prefer: for 'auto', the `kind` that the run used before, so a resumed run
+      does not switch texts when a network or a file becomes available.
 
   Raises:
-    UserError: nothing found, or tinyshakespeare cannot be had.
+    UserError: nothing was found, or tinyshakespeare is not available.
   """
   patterns = split_paths(path)
   if patterns == ['sample']:
@@ -159,8 +165,8 @@ def _files(patterns: list[str]) -> Sources:
       if glob.has_magic(pattern):
         what = 'matches no file'
       raise UserError(
-        f'the text {pattern} {what} (looked from {os.getcwd()}). Give files '
-        'or globs such as data/*.txt, or one of shakespeare, sample, auto'
+        f'the text {pattern} {what} (working directory: {os.getcwd()}). Give '
+        'files or globs such as data/*.txt, or one of shakespeare, sample, auto'
       )
     paths.update(dict.fromkeys(found))
   items = tuple(Source(p, pathlib.Path(p)) for p in paths)
@@ -181,9 +187,9 @@ def _auto(prefer: str) -> Sources:
   here = os.path.isfile('train.txt')
   if prefer == 'files' and not here:
     raise UserError(
-      'this run was trained on files, and train.txt is not here (any more): '
-      'bring it back, name the files with --config.data.path, or use another '
-      '--workdir'
+      'this run was trained on files, but the working directory has no '
+      'train.txt: restore it, give the files with --config.data.path, or use '
+      'another --workdir'
     )
   if prefer in ('sample', 'shakespeare'):
     found = _sample() if prefer == 'sample' else _shakespeare()
@@ -192,7 +198,8 @@ def _auto(prefer: str) -> Sources:
     return dataclasses.replace(
       found,
       description=(
-        f'{found.description}, as before (for train.txt use another --workdir)'
+        f'{found.description}, as before (to use train.txt, choose another '
+        '--workdir)'
       ),
     )
   if here:
@@ -203,11 +210,11 @@ def _auto(prefer: str) -> Sources:
     sample, reason = _sample(), str(e).split('\n')[0]
     return dataclasses.replace(
       sample,
-      description=(f'{sample.description} (no train.txt here; {reason})'),
+      description=(f'{sample.description} (no train.txt; {reason})'),
     )
 
 
-def _verified(data: bytes) -> bool:
+def _is_shakespeare(data: bytes) -> bool:
   return hashlib.sha256(data).hexdigest() == SHAKESPEARE_SHA256
 
 
@@ -217,12 +224,12 @@ def _shakespeare() -> Sources:
   if extra := os.environ.get('RGPT_DATA'):
     candidates.append(pathlib.Path(extra) / SHAKESPEARE_FILE)
   for file in candidates:
-    # RGPT_CACHE may point anywhere, so a failed read only means "not here".
+    # RGPT_CACHE may name any path: a failed read means "not cached".
     try:
       data = file.read_bytes()
     except OSError:
       continue
-    if _verified(data):
+    if _is_shakespeare(data):
       return Sources(
         'shakespeare',
         (Source('shakespeare', data=data),),
@@ -243,11 +250,11 @@ def _shakespeare() -> Sources:
 
 
 def _download() -> bytes:
-  """tinyshakespeare from its pinned URL ($RGPT_SHAKESPEARE_URL overrides)."""
+  """Downloads tinyshakespeare from $RGPT_SHAKESPEARE_URL or the pinned URL."""
   url = os.environ.get('RGPT_SHAKESPEARE_URL') or SHAKESPEARE_URL
   options = (
-    f'Put the file at {cache_home() / SHAKESPEARE_FILE}, name a directory '
-    'that has it in RGPT_DATA, give your own text with '
+    f'Put the file at {cache_home() / SHAKESPEARE_FILE}, set RGPT_DATA to a '
+    'directory that contains it, give your own text with '
     '--config.data.path=FILE, or use --config.data.path=sample'
   )
   try:
@@ -258,10 +265,10 @@ def _download() -> bytes:
     raise UserError(
       f'tinyshakespeare cannot be downloaded from {url}: {reason}\n{options}'
     ) from e
-  if not _verified(data):
+  if not _is_shakespeare(data):
     raise UserError(
-      f'tinyshakespeare from {url} has the wrong sha256 '
-      f'{hashlib.sha256(data).hexdigest()} (expected {SHAKESPEARE_SHA256}): '
-      f'not used\n{options}'
+      f'the file at {url} is not tinyshakespeare: wrong sha256 '
+      f'{hashlib.sha256(data).hexdigest()}, expected {SHAKESPEARE_SHA256}\n'
+      f'{options}'
     )
   return data

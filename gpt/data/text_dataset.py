@@ -1,12 +1,13 @@
-"""Corpus -> batch_at(step): windows of tokens for training and evaluation.
+"""Batches of windows from a text, for training and evaluation.
 
-It exists so that training asks for the batch of a step and gets the same one
-on every machine, in every process and after every resume: batches are a pure
-function of (seed, step), the corpus is a memory map, and there is no state.
+A batch is a pure function of (seed, step), so every machine, process and
+resumed run gets the same one. The dataset has no state, and the corpus is a
+memory map.
 """
 
 import dataclasses
 import itertools
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from gpt.errors import UserError
 from gpt.tokenizers import Tokenizer
 
 SPLITS = ('train', 'val', 'all')
-# Streams of random numbers: the last word of the counter they start from.
+# Random streams: the last word of the initial Philox counter.
 TRAIN_STREAM, EVAL_STREAM = 0, 1
 
 Batch = dict[str, np.ndarray]
@@ -24,14 +25,16 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass
 class Corpus:
-  """Tokens of a text and what is known about it.
+  """A corpus of one text: tokens, document starts and the validation split.
 
-  tokens: uint16[n] or uint32[n], a read-only memory map; each document but
-    the last ends with the EOS id.
-  doc_starts: int64[n_docs], the index of each document's first token.
-  n_train: tokens[:n_train] train, tokens[n_train:] validate.
-  description: where the text comes from, in words.
-  kind: of gpt.data.sources.Sources.
+  Attributes:
+    tokens: uint16[n] or uint32[n], a read-only memory map; each document but
+      the last ends with the EOS id.
+    doc_starts: int64[n_docs], the index of each document's first token.
+    n_train: tokens[:n_train] train, tokens[n_train:] validate.
+    description: where the text comes from, in words.
+    info: facts about the encoding.
+    kind: as in gpt.data.sources.Sources.
   """
 
   tokens: np.ndarray
@@ -47,7 +50,7 @@ class Corpus:
     return len(self.tokens) - self.n_train
 
   def size(self, split: str) -> int:
-    """Tokens in 'train', 'val' or 'all'."""
+    """Number of tokens in 'train', 'val' or 'all'."""
     first, end = self.bounds(split)
     return end - first
 
@@ -66,7 +69,7 @@ class Corpus:
 
 
 class Window(NamedTuple):
-  """The tokens from `start`, none at or after `end`, perhaps after a BOS."""
+  """Tokens from `start` to before `end`; `bos` puts a BOS in front."""
 
   start: int
   end: int
@@ -76,8 +79,8 @@ class Window(NamedTuple):
 def random_uniform(seed: int, step: int, stream: int, n: int) -> np.ndarray:
   """float64[n] in [0, 1), a pure function of its arguments.
 
-  Philox is counter-based and its raw output is fixed for good, unlike what
-  numpy's Generator methods make of it.
+  NumPy guarantees the raw output of the counter-based Philox across versions,
+  but not the streams of its Generator methods.
   """
   key = np.array([seed % 2**64, step], np.uint64)
   counter = np.array([0, 0, 0, stream], np.uint64)
@@ -88,13 +91,16 @@ def random_uniform(seed: int, step: int, stream: int, n: int) -> np.ndarray:
 class TextDataset:
   """Batches of windows from a Corpus.
 
-  A window has block_size targets. In stream mode it is any block_size + 1
-  tokens in a row. With document_aware it stays inside one document, which is
-  preceded by a BOS that is not part of the text (so the first token is a
-  target too, and generation can start from BOS); what lies beyond a short
-  document has weight 0. Either way the targets of the split are drawn about
-  equally often (document_aware: within a factor of two).
+  A window has block_size targets. By default it is any block_size + 1
+  consecutive tokens. With document_aware it stays inside one document, and a
+  BOS precedes the document's first token, which thereby becomes a target too;
+  positions past the end of a short document have weight 0. All targets are
+  drawn about equally often (with document_aware within a factor of two).
   """
+
+  # As in DocumentDataset: every target counts.
+  losses: tuple[str, ...] = ('all',)
+  loss_on = 'all'
 
   def __init__(
     self,
@@ -104,9 +110,18 @@ class TextDataset:
     seed: int,
     tokenizer: Tokenizer,
     document_aware: bool = False,
-    splits=('train', 'val'),
+    splits: Iterable[str] = ('train', 'val'),
   ):
-    """Args as named; `splits` are those that will be used.
+    """Checks that the splits are long enough.
+
+    Args:
+      corpus: the text.
+      block_size: targets per window.
+      batch_size: windows per training batch.
+      seed: of the training order.
+      tokenizer: the one that encoded the corpus.
+      document_aware: keep windows inside documents.
+      splits: the splits that will be used.
 
     Raises:
       UserError: a split is too short for one window.
@@ -117,6 +132,7 @@ class TextDataset:
     self.seed = seed
     self.document_aware = document_aware
     self._bos, self._eos = tokenizer.bos_id, tokenizer.eos_id
+    # int32[V]: UTF-8 bytes of each token, for bits per byte.
     self.bytes_V = np.array(
       [len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)],
       np.int32,
@@ -124,12 +140,9 @@ class TextDataset:
     self._cached_documents: dict[str, tuple] = {}
     self._check_lengths(splits)
 
-  def _check_lengths(self, splits) -> None:
+  def _check_lengths(self, splits: Iterable[str]) -> None:
     need = 1 if self.document_aware else self.block_size + 1
-    lengths = {}
-    for split in splits:
-      first, end = self.corpus.bounds(split)
-      lengths[split] = end - first
+    lengths = {split: self.corpus.size(split) for split in splits}
     if any(n < need for n in lengths.values()):
       given = ', '.join(f'{n:,} {split}' for split, n in lengths.items())
       raise UserError(
@@ -139,34 +152,41 @@ class TextDataset:
         '--config.data.val_fraction'
       )
 
-  losses = ('all',)  # Every target counts.
-  loss_on = 'all'
-
   def targets(self, split: str) -> int:
-    """How many tokens of a split are predicted."""
+    """Number of predicted tokens of a split."""
     return max(0, self.corpus.size(split) - (not self.document_aware))
 
   def batch_at(self, step: int, rows: slice = slice(None)) -> Batch:
     """The training batch of `step` (0-based), or some of its rows.
 
     Returns:
-      tokens int32[B, T+1], weights float32[B, T] of the targets
-      tokens[:, 1:], rows int32[B], the indices in the whole batch.
+      tokens int32[B, T+1]; weights float32[B, T] of the targets
+      tokens[:, 1:]; rows int32[B], indices into the whole batch. T is
+      block_size.
     """
     windows = self._choose('train', self._draws(step)[rows])
     batch = self._read(windows)
     batch['rows'] = np.arange(self.batch_size, dtype=np.int32)[rows]
     return batch
 
-  def eval_batches(self, split: str, windows=None, batch_size=None):
+  def eval_batches(
+    self,
+    split: str,
+    windows: int | None = None,
+    batch_size: int | None = None,
+  ) -> Iterator[Batch]:
     """Yields batches that cover a split, or a fixed random part of it.
 
     Args:
       split: 'val', 'train' or 'all'.
-      windows: None for every target exactly once, in order; a number for
-        that many random windows, the same ones every time and for every seed.
-      batch_size: rows per batch, default the training batch size. The last
-        batch is filled up with rows of weight 0.
+      windows: None for every target exactly once, in order; otherwise the
+        number of random windows, the same ones on every call and for every
+        seed.
+      batch_size: rows per batch, by default as in training. The last batch is
+        padded with rows of weight 0.
+
+    Yields:
+      tokens, weights and rows as in batch_at.
     """
     batch_size = batch_size or self.batch_size
     if windows is None:
@@ -184,20 +204,20 @@ class TextDataset:
       }
 
   def _draws(self, step: int) -> np.ndarray:
-    """float64[B, 2] in [0, 1): what decides the windows of a step."""
+    """float64[B, 2] in [0, 1): the random draws of a step's windows."""
     n = 2 * self.batch_size
     return random_uniform(self.seed, step, TRAIN_STREAM, n).reshape(-1, 2)
 
-  def _choose(self, split: str, draws) -> list[Window]:
-    """The windows that float64[n, 2] draws select."""
+  def _choose(self, split: str, draws: np.ndarray) -> list[Window]:
+    """The windows that the float64[n, 2] `draws` select."""
     T = self.block_size
     if not self.document_aware:
       first, end = self.corpus.bounds(split)
       starts = first + (draws[:, 0] * (end - first - T)).astype(np.int64)
       return [Window(start, end, False) for start in starts.tolist()]
-    # A document of n targets gets n + T - 1 positions, of which the first and
-    # last ones are moved inside: each target is in T to 2T of them, whatever
-    # the length of its document and its place in it.
+    # A document of n targets has n + T - 1 window offsets; those that begin
+    # before or end after the document are clipped to it. So T to 2T offsets
+    # cover each target, whatever its document's length and its place there.
     starts, ends, positions = self._documents(split)
     which = np.searchsorted(positions, draws[:, 0] * positions[-1], 'right')
     which = np.minimum(which, len(starts) - 1)
@@ -211,7 +231,7 @@ class TextDataset:
       )
     ]
 
-  def _all_windows(self, split: str):
+  def _all_windows(self, split: str) -> Iterator[Window]:
     """Yields windows that cover each target of the split once, in order."""
     T = self.block_size
     if not self.document_aware:
@@ -225,8 +245,8 @@ class TextDataset:
       for start in range(a + T - 1, b - 1, T):
         yield Window(start, b, False)
 
-  def _documents(self, split: str):
-    """Starts, ends int64[n] of a split's documents; cumulated positions."""
+  def _documents(self, split: str) -> tuple[np.ndarray, ...]:
+    """int64[n] starts, ends and cumulative window offsets of the documents."""
     if split not in self._cached_documents:
       first, end = self.corpus.bounds(split)
       docs = self.corpus.doc_starts
@@ -238,6 +258,7 @@ class TextDataset:
     return self._cached_documents[split]
 
   def _read(self, windows: list[Window]) -> Batch:
+    """tokens and weights of the windows, padded with EOS of weight 0."""
     T = self.block_size
     tokens = np.full((len(windows), T + 1), self._eos, np.int32)
     weights = np.zeros((len(windows), T), np.float32)

@@ -1,13 +1,15 @@
-"""Bytes of text files -> clean text -> documents, in bounded memory.
+"""Reads text files in bounded memory: repairs them and splits documents.
 
-It exists so that everything later sees one thing: str with '\\n' line ends,
-cut at line ends and documents, with every repair counted so that it is said.
+Callers get str with '\\n' line ends, in blocks that end at a line or a
+document. Every repair is counted, so it can be logged.
 """
 
 import codecs
 import dataclasses
 import re
+from collections.abc import Iterable, Iterator
 
+from gpt.data.sources import Source, Sources
 from gpt.errors import UserError
 from gpt.tokenizers.base import EOS, iter_lines
 
@@ -19,10 +21,13 @@ LITERAL = re.compile(r'<[^<>\s]+>')
 
 @dataclasses.dataclass
 class TextStats:
-  """What reading found: bytes read, and repairs made.
+  """Counts that reading collects.
 
-  trimmed, skipped: conversations, see gpt/data/conversations.py. eos_marks: how
-  often EOS stands in a text that has no separator.
+  Attributes:
+    bytes: bytes read.
+    crlf, bom, invalid_utf8: repairs of each kind.
+    trimmed, skipped: conversations, see gpt/data/conversations.py.
+    eos_marks: occurrences of EOS in a text read without a separator.
   """
 
   bytes: int = 0
@@ -35,23 +40,23 @@ class TextStats:
 
   def repairs(self) -> str:
     """The repairs in words; '' if the text was clean."""
-    said = []
+    parts = []
     if self.crlf:
-      said.append(f'{self.crlf:,} CRLF line ends became LF')
+      parts.append(f'converted {self.crlf:,} CRLF line ends to LF')
     if self.bom:
-      said.append(f'{self.bom} byte-order mark removed')
+      parts.append(f'removed {self.bom:,} byte-order mark(s)')
     if self.invalid_utf8:
-      said.append(
-        f'{self.invalid_utf8:,} invalid UTF-8 sequences became U+FFFD'
+      parts.append(
+        f'replaced {self.invalid_utf8:,} invalid UTF-8 sequences by U+FFFD'
       )
-    return '; '.join(said)
+    return '; '.join(parts)
 
 
-def iter_text(source, stats: TextStats):
-  """Yields the text of one source as str chunks; repairs go into `stats`.
+def iter_text(source: Source, stats: TextStats) -> Iterator[str]:
+  """Yields the text of one source in chunks; counts repairs in `stats`.
 
-  CRLF becomes LF, a leading byte-order mark goes, invalid UTF-8 becomes
-  U+FFFD.
+  CRLF becomes LF, a leading byte-order mark is removed, and invalid UTF-8
+  becomes U+FFFD.
 
   Raises:
     UserError: the file cannot be read, or is UTF-16 or UTF-32.
@@ -64,12 +69,12 @@ def iter_text(source, stats: TextStats):
       raw = f.read(READ_BYTES)
       if first and raw[:2] in (b'\xff\xfe', b'\xfe\xff'):
         raise UserError(
-          f'{source.name} looks like UTF-16, only UTF-8 is read; convert it: '
+          f'{source.name} looks like UTF-16; only UTF-8 is read. Convert it: '
           f'iconv -f UTF-16 -t UTF-8 {source.name} > text.txt'
         )
       text = held + decoder.decode(raw, final=not raw)
       stats.bytes += len(raw)
-      # U+FFFD that stands in the file is no repair.
+      # A U+FFFD that the file itself contains is not a repair.
       genuine += (raw_tail + raw).count(b'\xef\xbf\xbd')
       raw_tail = (raw_tail + raw)[-2:]
       replaced += text.count('\ufffd', len(held))
@@ -91,11 +96,11 @@ def iter_text(source, stats: TextStats):
   stats.invalid_utf8 += replaced - genuine
 
 
-def iter_blocks(chunks, keep_whole: str = ''):
-  """Regroups str chunks into blocks that end at line ends.
+def iter_blocks(chunks: Iterable[str], keep_whole: str = '') -> Iterator[str]:
+  """Regroups chunks into blocks that end at line ends.
 
-  Lines longer than MAX_LINE_CHARS are cut, but never inside `keep_whole`
-  (whose first character it does not have again).
+  A line longer than MAX_LINE_CHARS is cut, but never inside `keep_whole`,
+  whose first character must not occur in it again.
   """
   carry = ''
   for chunk in chunks:
@@ -117,8 +122,10 @@ def iter_blocks(chunks, keep_whole: str = ''):
     yield carry
 
 
-def iter_whole_lines(source, stats: TextStats):
-  """Yields (number from 1, line without its end) of one source, uncut."""
+def iter_whole_lines(
+  source: Source, stats: TextStats
+) -> Iterator[tuple[int, str]]:
+  """Yields (line number from 1, line without '\\n'); long lines stay whole."""
   number, held = 1, []
   for block in iter_blocks(iter_text(source, stats)):
     for part in iter_lines(block):
@@ -130,32 +137,39 @@ def iter_whole_lines(source, stats: TextStats):
     yield number, ''.join(held)
 
 
-def iter_pieces(sources, separator: str, stats: TextStats):
-  """Yields pieces of text, with None wherever a document ends.
+def iter_pieces(
+  sources: Sources, separator: str, stats: TextStats
+) -> Iterator[str | None]:
+  """Yields pieces of text, and None between documents.
 
-  Separators: 'none' (all files are one text, joined at a line end),
-  'blank_line' (one or more blank lines, which are dropped), or a literal in
-  angle brackets such as '<|eos|>' (each one ends a document; the text around
-  it is kept as it is). With the last two each file begins a new document.
+  Args:
+    sources: the files.
+    separator: 'none' (all files are one text, joined at a line end);
+      'blank_line' (one or more blank lines, which are dropped, separate
+      documents); or a literal in angle brackets such as '<|eos|>' (it
+      separates documents, the text around it stays unchanged). With the last
+      two, each file starts a new document.
+    stats: counts of what was read.
 
   Raises:
-    UserError: unknown separator, or a file that cannot be read.
+    UserError: the separator is unknown, or a file cannot be read.
   """
   literal = separator if LITERAL.fullmatch(separator) else ''
   if not literal and separator not in ('none', 'blank_line'):
     raise UserError(
-      f'data.document_separator {separator!r} is unknown: allowed are none, '
+      f'data.document_separator {separator!r} is not known; allowed: none, '
       f'blank_line, or a literal in angle brackets such as {EOS}'
     )
-  last: str | None = ''  # the piece before; None after the end of a document
+  last: str | None = ''  # The previous piece; None after a document's end.
   for source in sources.items:
-    # Between two files, neither of them empty.
+    # Empty files need no join.
     joined = not last or (separator == 'none' and last.endswith('\n'))
-    pieces = iter_blocks(iter_text(source, stats), literal)
+    blocks = iter_blocks(iter_text(source, stats), literal)
+    pieces: Iterable[str | None] = blocks
     if literal:
-      pieces = _split_literal(pieces, literal)
+      pieces = _split_literal(blocks, literal)
     elif separator == 'blank_line':
-      pieces = _split_blank(pieces)
+      pieces = _split_blank(blocks)
     for last in pieces:
       if not joined:
         joined = True
@@ -165,7 +179,7 @@ def iter_pieces(sources, separator: str, stats: TextStats):
       yield last
 
 
-def _split_literal(blocks, literal: str):
+def _split_literal(blocks: Iterable[str], literal: str) -> Iterator[str | None]:
   for block in blocks:
     for i, part in enumerate(block.split(literal)):
       if i:
@@ -174,12 +188,12 @@ def _split_literal(blocks, literal: str):
         yield part
 
 
-def _split_blank(blocks):
+def _split_blank(blocks: Iterable[str]) -> Iterator[str | None]:
   started = ended = line_open = False
   for block in blocks:
     kept: list[str] = []
     for line in iter_lines(block):
-      # A cut line goes on in the next block: its rest is not a blank line.
+      # A cut line continues in the next block; its rest is not a blank line.
       if not line_open and not line.strip():
         ended = started
         continue

@@ -1,11 +1,11 @@
-"""Text -> a flat file of token ids, made once and checked before each use.
+"""Flat files of token ids: encoded once, verified before each use.
 
-It exists so that training never holds a corpus in memory and never trains on
-tokens of another text, vocabulary or mode: the file's name and its side file
-carry a fingerprint of all three, and anything that does not fit is rebuilt.
+Training maps the file instead of holding the corpus in memory. A fingerprint
+of text, tokenizer and separator is part of the file's name and of its side
+file; files that do not match are rebuilt, so stale tokens are never used.
 
-tokens-<fingerprint>.bin is little-endian uint16 or uint32, nothing else;
-tokens-<fingerprint>.json beside it is written last and makes it valid.
+tokens-<fingerprint>.bin holds little-endian uint16 or uint32 and nothing else;
+tokens-<fingerprint>.json, its side file, is written last and makes it valid.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import pathlib
 import sys
 import time
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tqdm
@@ -25,20 +26,33 @@ from gpt.data.sources import Sources
 from gpt.data.text_reader import MAX_LINE_CHARS, TextStats, iter_pieces
 from gpt.errors import UserError
 from gpt.files import remove_leftovers, replacing, write_atomic
+from gpt.tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-# Below this many bytes encoding is over before a bar could be read.
+# Less text than this is encoded before anyone could read a progress bar.
 BAR_BYTES = 4 << 20
+
+# (ids int32[n], number of characters) pairs; an EOS that ends a document has
+# no characters.
+Encoded = Iterator[tuple[np.ndarray, int]]
+Encoder = Callable[[Sources, Tokenizer, TextStats, dict[str, int]], Encoded]
 
 
 @dataclasses.dataclass
 class EncodedInfo:
-  """Side file of a token file.
+  """Content of a token file's side file.
 
-  n_tokens and dtype describe the file, crc32 is over its bytes; chars is the
-  number of characters encoded, unknown the characters dropped (and counts).
+  Attributes:
+    fingerprint: see corpus_fingerprint.
+    text_sha256: as in gpt.data.sources.Sources.
+    n_tokens, dtype: length and NumPy dtype of the token file.
+    crc32: of its bytes.
+    chars: number of characters encoded.
+    documents: number of documents.
+    unknown: characters that encoding dropped, with their counts.
+    stats: counts of what was read.
   """
 
   fingerprint: str
@@ -53,12 +67,14 @@ class EncodedInfo:
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-  """The smallest of little-endian uint16 and uint32 that fits."""
+  """Little-endian uint16 if every id fits, otherwise uint32."""
   return np.dtype('<u2' if vocab_size <= 1 << 16 else '<u4')
 
 
-def corpus_fingerprint(text_sha256: str, tokenizer, separator: str) -> str:
-  """sha256 (hex) of everything that decides the tokens."""
+def corpus_fingerprint(
+  text_sha256: str, tokenizer: Tokenizer, separator: str
+) -> str:
+  """SHA-256 (hex) of everything that determines the tokens."""
   parts = [
     FORMAT,
     text_sha256,
@@ -72,32 +88,33 @@ def corpus_fingerprint(text_sha256: str, tokenizer, separator: str) -> str:
 
 def load_or_encode(
   sources: Sources,
-  tokenizer,
+  tokenizer: Tokenizer,
   separator: str,
-  directory,
-  tidy=False,
-  encode=None,
+  directory: str | os.PathLike,
+  tidy: bool = False,
+  encode: Encoder | None = None,
 ) -> tuple[np.ndarray, np.ndarray, EncodedInfo]:
-  """The tokens of `sources`, encoded if need be.
+  """The tokens of `sources`, from the cache or newly encoded.
 
   Args:
     sources: the text.
     tokenizer: encodes it; its EOS id ends each document.
-    separator: see text_reader.iter_pieces; or with `encode`, its name, which
-      no separator has.
-    encode: (sources, tokenizer, stats, unknown) -> what encode_pieces yields,
-      for text that is not plain.
-    directory: where token files are kept; may be shared between runs and
-      processes (each writes its own temporary file and renames it).
-    tidy: remove the directory's token files of other fingerprints.
+    separator: see text_reader.iter_pieces; with `encode`, a name for that
+      encoder that is not a separator.
+    directory: of the token files. Runs and processes may share it: each
+      writes its own temporary file and renames it.
+    tidy: delete the directory's token files with other fingerprints.
+    encode: used instead of iter_pieces and encode_pieces, for text with
+      structure of its own.
 
   Returns:
     tokens, a read-only memory map of uint16[n] or uint32[n];
-    doc_starts int64[n_docs], index 0 and each index after an EOS;
+    doc_starts int64[n_docs], 0 and each index after an EOS;
     info, the side file.
 
   Raises:
-    UserError: the text cannot be read or the directory not written.
+    UserError: the text cannot be read or changes meanwhile, or the directory
+      cannot be written to.
   """
   text_sha256 = sources.sha256
   fingerprint = corpus_fingerprint(text_sha256, tokenizer, separator)
@@ -118,8 +135,8 @@ def load_or_encode(
       if sources.have_changed():
         base.with_suffix('.json').unlink()
         raise UserError(
-          f'{sources.description} changed while it was being encoded: start '
-          'again when nothing writes to it'
+          f'{sources.description} changed while it was being encoded: try '
+          'again once nothing writes to it'
         )
       _remove_leftovers(directory, base if tidy else None)
     except OSError as e:
@@ -128,7 +145,7 @@ def load_or_encode(
         'some space or set --config.data.cache_dir to another directory'
       ) from e
   path = base.with_suffix('.bin')
-  if not info.n_tokens:  # an empty file cannot be mapped
+  if not info.n_tokens:  # An empty file cannot be mapped.
     return np.zeros(0, info.dtype), np.zeros(0, np.int64), info
   tokens = np.memmap(path, info.dtype, 'r', shape=(info.n_tokens,))
   ends = find_token(path, info, tokenizer.eos_id) if info.documents > 1 else []
@@ -137,7 +154,7 @@ def load_or_encode(
 
 
 def _read_valid(base: pathlib.Path, fingerprint: str) -> EncodedInfo | None:
-  """The side file, if it and the tokens are whole and what we want."""
+  """The side file; None unless it and the tokens are intact and match."""
   try:
     data = json.loads(base.with_suffix('.json').read_text(encoding='utf-8'))
     info = EncodedInfo(**{**data, 'stats': TextStats(**data['stats'])})
@@ -154,9 +171,14 @@ def _read_valid(base: pathlib.Path, fingerprint: str) -> EncodedInfo | None:
     return None
 
 
-def find_token(path, info: EncodedInfo, id: int) -> np.ndarray:
-  """int64[n] indices of `id`; reads the file piece by piece, not by its map,
-  whose pages would count as memory of this process."""
+def find_token(
+  path: str | os.PathLike, info: EncodedInfo, id: int
+) -> np.ndarray:
+  """int64[n], the indices of `id` in a token file.
+
+  It reads the file in pieces: pages of a memory map would count towards the
+  memory of this process.
+  """
   found, size = [np.zeros(0, np.int64)], 1 << 20
   for start in range(0, info.n_tokens, size):
     offset = start * np.dtype(info.dtype).itemsize
@@ -165,10 +187,15 @@ def find_token(path, info: EncodedInfo, id: int) -> np.ndarray:
   return np.concatenate(found)
 
 
-def encode_pieces(pieces, tokenizer, unknown: dict[str, int]):
-  """Yields (ids int32[n], characters) for pieces of text.
+def encode_pieces(
+  pieces: Iterable[str | None], tokenizer: Tokenizer, unknown: dict[str, int]
+) -> Encoded:
+  """Encodes pieces of text; None, the end of a document, becomes EOS.
 
-  None, the end of a document, becomes the EOS id, of no characters.
+  Args:
+    pieces: from text_reader.iter_pieces.
+    tokenizer: encodes them.
+    unknown: gets the counts of characters that encoding drops.
   """
   eos = np.array([tokenizer.eos_id], np.int32)
   for piece in pieces:
@@ -179,23 +206,34 @@ def encode_pieces(pieces, tokenizer, unknown: dict[str, int]):
     yield tokenizer.encode(piece), len(piece)
 
 
-def add_unknown(tokenizer, text: str, unknown: dict[str, int]) -> None:
-  """Adds the characters of `text` that encoding drops to the counts."""
+def add_unknown(
+  tokenizer: Tokenizer, text: str, unknown: dict[str, int]
+) -> None:
+  """Adds the characters of `text` that encoding drops to `unknown`."""
   for char, count in tokenizer.count_unknown(text).items():
     unknown[char] = unknown.get(char, 0) + count
 
 
 def _encode_file(
-  sources, tokenizer, separator, encode, base, ids
+  sources: Sources,
+  tokenizer: Tokenizer,
+  separator: str,
+  encode: Encoder | None,
+  base: pathlib.Path,
+  ids: dict[str, str],
 ) -> EncodedInfo:
+  """Writes base.bin, then base.json; `ids` are its first two fields."""
   start = time.monotonic()
-  stats, unknown = TextStats(), {}
+  stats = TextStats()
+  unknown: dict[str, int] = {}
   dtype = token_dtype(tokenizer.vocab_size)
   n_tokens = chars = crc = ends = 0
   size = sources.size
   show_bar = sys.stderr.isatty()
   if size >= BAR_BYTES and not show_bar:
-    logger.info(f'encoding {size / 1e6:,.1f} MB of text; the tokens are cached')
+    logger.info(
+      f'encoding {size / 1e6:,.1f} MB of text; the tokens will be cached'
+    )
   bar = tqdm.tqdm(
     total=size,
     unit='B',
@@ -239,8 +277,10 @@ def _encode_file(
   return info
 
 
-def _remove_leftovers(directory: pathlib.Path, keep: pathlib.Path | None):
-  """Old temporary files; with `keep` also every other token file."""
+def _remove_leftovers(
+  directory: pathlib.Path, keep: pathlib.Path | None
+) -> None:
+  """Deletes old temporary files; with `keep`, every other token file too."""
   remove_leftovers(directory)
   if keep:
     for path in directory.glob('tokens-*.*'):

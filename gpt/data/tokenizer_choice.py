@@ -1,9 +1,11 @@
-"""The tokenizer of a run: loaded, given or built, and never changed after."""
+"""The tokenizer of a run: loaded, given or built once, then fixed."""
 
 import copy
 import logging
+import os
 import pathlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from gpt.data.conversations import iter_texts
 from gpt.data.documents import iter_lines_as_documents
@@ -18,21 +20,22 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_tokenizer(
-  data_config,
+  data_config: Any,
   directory: pathlib.Path,
   sources: Sources,
   tokenizer: Tokenizer | None = None,
 ) -> Tokenizer:
-  """The tokenizer in `directory`; if there is none, one is made and saved.
+  """Loads the tokenizer in `directory`; saves one there if there is none.
 
   Args:
-    data_config: `config.data`.
+    data_config: `config.data` (format, tokenizer, tokenizer_path, vocab_size,
+      document_separator).
     directory: of the tokenizer's files.
-    sources: the text that a new tokenizer is trained on.
-    tokenizer: used instead of building one.
+    sources: the text to train a new tokenizer on.
+    tokenizer: saved instead of building a new one.
 
   Raises:
-    UserError: the tokenizer is not what data_config asks for.
+    UserError: the tokenizer differs from what data_config asks for.
   """
   special_tokens = CHAT_TOKENS if data_config.format == 'chat' else ()
   if (directory / META_FILE).is_file():
@@ -48,9 +51,9 @@ def prepare_tokenizer(
   if tokenizer is None and data_config.tokenizer_path:
     tokenizer = load_tokenizer(data_config.tokenizer_path)
   if tokenizer is not None:
-    where = data_config.tokenizer_path or 'the tokenizer given'
+    where = data_config.tokenizer_path or 'the given tokenizer'
     _check_kind(tokenizer, data_config, where)
-    _check_special(tokenizer, special_tokens, where, 'give one that has them')
+    _check_special(tokenizer, special_tokens, where, 'use one that has them')
     tokenizer = copy.copy(tokenizer)
     tokenizer.requested_vocab_size = 0  # This run did not choose the size.
   else:
@@ -61,22 +64,35 @@ def prepare_tokenizer(
     )
     if tokenizer.kind != 'char' and tokenizer.vocab_size != wanted:
       logger.info(
-        f'tokenizer: the text gives {tokenizer.vocab_size:,} tokens, not the '
-        f'{wanted:,} asked for'
+        f'tokenizer: the text yields {tokenizer.vocab_size:,} tokens instead '
+        f'of the {wanted:,} requested'
       )
   tokenizer.save(directory)
   return tokenizer
 
 
 def check_same(
-  saved: Tokenizer, data_config, given: Tokenizer | None, directory
+  saved: Tokenizer,
+  data_config: Any,
+  given: Tokenizer | None,
+  directory: str | os.PathLike,
 ) -> None:
-  """Raises UserError if data_config or `given` means another tokenizer."""
+  """Checks that data_config and `given` agree with a run's tokenizer.
+
+  Args:
+    saved: the tokenizer of the run.
+    data_config: `config.data`.
+    given: the tokenizer to use, or None.
+    directory: of `saved`, for messages.
+
+  Raises:
+    UserError: kind, requested size or fingerprint differ.
+  """
   _check_kind(saved, data_config, directory)
   requested = saved.requested_vocab_size
   if requested and data_config.vocab_size != requested:
     raise UserError(
-      f'{directory} was trained with data.vocab_size={requested}, now it is '
+      f'{directory} was trained with data.vocab_size={requested}, not '
       f'{data_config.vocab_size}: a run keeps its tokenizer; set '
       f'--config.data.vocab_size={requested} or use another --workdir'
     )
@@ -85,14 +101,14 @@ def check_same(
     given = load_tokenizer(path) if path.exists() else None
   if given is not None and given.fingerprint != saved.fingerprint:
     raise UserError(
-      f'the tokenizer in {directory} is not the one given '
+      f'the tokenizer in {directory} differs from the given one '
       f'({data_config.tokenizer_path or given.kind}): a run keeps its '
       'tokenizer; use another --workdir'
     )
 
 
-def _texts(data_config, sources: Sources) -> Iterator[str]:
-  """Yields all text of `sources`, without separators."""
+def _texts(data_config: Any, sources: Sources) -> Iterator[str]:
+  """Yields the text of `sources`, without separators."""
   stats = TextStats()
   if data_config.format == 'chat':
     yield from iter_texts(sources, stats)
@@ -105,16 +121,20 @@ def _texts(data_config, sources: Sources) -> Iterator[str]:
 
 
 def _check_special(
-  tokenizer: Tokenizer, names: Iterable[str], where, advice: str
+  tokenizer: Tokenizer, names: Iterable[str], where: str, advice: str
 ) -> None:
+  """Raises UserError unless the tokenizer has these control tokens."""
   if missing := set(names) - set(tokenizer.special_tokens):
     raise UserError(f'{where} has no {", ".join(sorted(missing))}: {advice}')
 
 
-def _check_kind(tokenizer: Tokenizer, data_config, where) -> None:
+def _check_kind(
+  tokenizer: Tokenizer, data_config: Any, where: str | os.PathLike
+) -> None:
+  """Raises UserError unless the tokenizer is of kind data.tokenizer."""
   if tokenizer.kind != data_config.tokenizer:
     raise UserError(
       f'{where} is a {tokenizer.kind} tokenizer, but data.tokenizer is '
       f'{data_config.tokenizer}: set --config.data.tokenizer='
-      f'{tokenizer.kind}, or give another tokenizer or workdir'
+      f'{tokenizer.kind}, or use another tokenizer or --workdir'
     )

@@ -56,6 +56,8 @@ class Tokenizer(Protocol):
   special_tokens: dict[str, int]
   # Ids that a sampler must ban: unk, pad and control tokens, but not EOS.
   unsampleable_ids: tuple[int, ...]
+  # Size that training asked for; 0 if the tokenizer was not trained for a run.
+  requested_vocab_size: int
 
   @property
   def vocab_size(self) -> int: ...

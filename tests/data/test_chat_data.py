@@ -1,4 +1,4 @@
-"""Conversations: read with errors that help, cleaned, weighted, held out."""
+"""Conversations: parsing, cleaning, tokens, loss weights, splits, report."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gpt import devices
 from gpt.data import prepare
-from gpt.data.conversations import AssistantTokens, iter_conversations, parse
+from gpt.data.conversations import AssistantTokens, iter_conversations
 from gpt.data.length_report import percentiles
 from gpt.data.text_reader import TextStats
 from gpt.errors import UserError
@@ -21,12 +21,11 @@ from gpt.model.losses import bits_per_byte
 from gpt.tokenizers import build_tokenizer, chat_format
 from gpt.training.evaluation import Evaluator
 from gpt.training.step import batch_nats
+from tests.support.data_tools import data_config, memory_source
 from tests.support.document_tools import (
   batches_of,
   conversations,
-  data_config,
   jsonl,
-  memory_source,
   open_memory,
   readable,
   write_lines,
@@ -54,7 +53,7 @@ def system(text):
 
 
 def read(*items):
-  """(conversations, stats) of lines given as objects or as text."""
+  """(conversations, stats) of lines, given as objects or as text."""
   stats = TextStats()
   found = list(iter_conversations(memory_source(jsonl(*items)), stats))
   return found, stats
@@ -85,11 +84,12 @@ def tokenizer(request):
     ('[' * 100_000, 'invalid JSON on line 3: '),
     (
       '{"a": 1}',
-      'line 3: a conversation is an array of messages, this is dict',
+      'line 3: expected an array of messages, found dict',
     ),
     (
       [user('a'), {'role': 'x', 'content': 'b'}],
-      r'line 3: unknown role "x" \(expected "user" or "assistant"\)',
+      'line 3: unknown role "x" '  # microgpt's words.
+      r'\(expected "user" or "assistant"\) \[text 0\]$',
     ),
     ([{'content': 'b'}], r'line 3: unknown role "null" \(expected "user"'),
     (
@@ -101,22 +101,14 @@ def tokenizer(request):
     ([user('a'), 'b'], 'line 3: message 2 is not'),
     (
       [user('a'), system('b')],
-      'line 3: a system turn may only come first, here it is message 2',
+      'line 3: only the first message may be a system turn, here it is mess',
     ),
   ],
 )
-def test_a_line_that_is_no_conversation_is_named(line, message):
+def test_a_malformed_line_is_reported_by_number(line, message):
   good = [user('a'), assistant('b')]
   with pytest.raises(UserError, match=f'^{message}'):
     read(good, '', line, good)
-
-
-def test_messages_of_errors_are_microgpts_words():
-  with pytest.raises(UserError) as e:
-    parse('[{"role": "x", "content": ""}]', 7)
-  assert str(e.value) == (
-    'line 7: unknown role "x" (expected "user" or "assistant")'
-  )
 
 
 @pytest.mark.parametrize(
@@ -143,30 +135,30 @@ def test_messages_of_errors_are_microgpts_words():
     ),
   ],
 )
-def test_what_nobody_answers_is_trimmed_or_skipped(given, wanted, counts):
+def test_turns_without_an_answer_are_trimmed_or_skipped(given, wanted, counts):
   found, stats = read(given, '   ')
   assert found == ([wanted] if wanted else [])
   assert (stats.trimmed, stats.skipped) == counts
 
 
-def test_cleanup_is_said_every_time_and_in_these_words(tmp_path):
+def test_cleanup_is_logged_on_every_start(tmp_path):
   talks = [
     *TALKS,
     [*TALKS[0], user('and?')],
     [*TALKS[1], user('?')],
     [user('alone')],
   ]
-  for _ in range(2):  # The second time from the cache.
-    with log_lines() as said:
+  for _ in range(2):  # The second one reads the cache.
+    with log_lines() as lines:
       docs = open_memory(jsonl(*talks), 'chat', CHAR, tmp_path)
-    assert said[0] == (
+    assert lines[0] == (
       'data cleanup: 2 conversations trimmed (trailing user turn removed), 1 '
       'skipped (no assistant turn)'
     )
     assert len(docs) == len(TALKS) + 2
 
 
-def test_oasst1_has_the_known_numbers(request, tmp_path):
+def test_oasst1_has_the_published_numbers(request, tmp_path):
   path = request.config.rootpath.parent / 'shared/data/oasst1_chat.jsonl'
   if not path.exists():
     pytest.skip('no ../shared/data/oasst1_chat.jsonl')
@@ -182,11 +174,11 @@ def test_oasst1_has_the_known_numbers(request, tmp_path):
     'skipped (no assistant turn)\n'
   ) in out
   assert '2,437 conversations (2,183 train, 254 val)' in out
-  assert 'skip_long: 259 of 2,437 conversations dropped' in out
+  assert 'skip_long: dropped 259 of 2,437 conversations' in out
   assert 'median: 302 tokens, p90: 520 tokens' in out
 
 
-def test_no_conversation_is_an_error(tmp_path):
+def test_a_text_without_conversations_is_rejected(tmp_path):
   with pytest.raises(UserError, match='no conversation with an assistant'):
     open_memory(jsonl([user('a')]), 'chat', CHAR, tmp_path)
 
@@ -194,7 +186,7 @@ def test_no_conversation_is_an_error(tmp_path):
 # Tokens
 
 
-def test_a_conversation_is_laid_out_as_microgpt_does(tokenizer, tmp_path):
+def test_a_conversation_has_the_token_layout_of_microgpt(tokenizer, tmp_path):
   talks = [[user('rust'), assistant('what'), user('is'), assistant('a')]]
   docs = open_memory(jsonl(*talks), 'chat', tokenizer, tmp_path)
   ids = docs.read(0).tolist()
@@ -231,7 +223,7 @@ def test_text_never_becomes_a_control_token(texts, kind):
   ):
     assert (ids == special[name]).sum() == count
   assert np.flatnonzero(ids == tokenizer.bos_id).tolist() == [0, len(ids) - 1]
-  # And each text comes back between its control tokens.
+  # Decoding each turn returns its text.
   if kind != 'char':
     turns = np.split(
       ids[1:-1], np.flatnonzero(ids == special[chat_format.END_TURN])
@@ -239,7 +231,7 @@ def test_text_never_becomes_a_control_token(texts, kind):
     assert [tokenizer.decode(turn) for turn in turns[:-1]] == texts
 
 
-def test_a_tokenizer_without_turns_is_refused(tmp_path):
+def test_a_tokenizer_without_chat_tokens_is_rejected(tmp_path):
   plain = build_tokenizer('char', TEXTS, 0)
   plain.save(tmp_path / 'plain')
   path = write_lines(tmp_path / 'talks.jsonl', TALKS)
@@ -250,15 +242,15 @@ def test_a_tokenizer_without_turns_is_refused(tmp_path):
 
 
 def test_characters_outside_the_vocabulary_are_counted(tmp_path):
-  with log_lines() as said:
+  with log_lines() as lines:
     talk = jsonl([user('a\u2603'), assistant('\u2603b')])
     open_memory(talk, 'chat', CHAR, tmp_path)
   assert any(
-    'dropped 2 characters' in line and '\u2603' in line for line in said
+    'dropped 2 characters' in line and '\u2603' in line for line in lines
   )
 
 
-# What counts as loss
+# Loss weights
 
 
 @given(
@@ -267,8 +259,10 @@ def test_characters_outside_the_vocabulary_are_counted(tmp_path):
   cut=st.integers(2, 200),
 )
 @relaxed
-def test_the_assistant_says_its_text_and_the_end_of_its_turn(talks, kind, cut):
-  """Several conversations in a row, as when packed; cut anywhere."""
+def test_assistant_tokens_are_its_text_and_the_end_of_its_turn(
+  talks, kind, cut
+):
+  """Several conversations in a row, as when packed, cut anywhere."""
   tokenizer = TOKENIZERS[kind]
   ids, wanted = [], []
   for talk in talks:
@@ -288,10 +282,10 @@ def test_the_assistant_says_its_text_and_the_end_of_its_turn(talks, kind, cut):
 
 
 @pytest.mark.parametrize('packing', [False, True])
-def test_weights_are_what_the_loss_is_on(packing, tokenizer, tmp_path):
+def test_weights_select_the_targets_of_loss_on(packing, tokenizer, tmp_path):
   docs = open_memory(jsonl(*TALKS), 'chat', tokenizer, tmp_path)
   longest = int(docs.lengths.max())
-  counts = {}
+  counted = {}
   for loss_on in ('all', 'assistant'):
     ds = batches_of(docs, tokenizer, longest, loss_on=loss_on, packing=packing)
     text = ''
@@ -301,20 +295,21 @@ def test_weights_are_what_the_loss_is_on(packing, tokenizer, tmp_path):
       assert not batch['weights'][batch['tokens'][:, 1:] == 0].any() or (
         tokenizer.bos_id == 0
       )
-    counts[loss_on] = text
+    counted[loss_on] = text
   for i in docs.chosen('train'):
     for message in TALKS[i]:
-      said = message['content'] + chat_format.END_TURN
-      assert said in counts['all']
-      assert message['role'] == 'user' or said in counts['assistant']
+      turn = message['content'] + chat_format.END_TURN
+      assert turn in counted['all']
+      assert message['role'] == 'user' or turn in counted['assistant']
   assert (
-    chat_format.USER in counts['all'] and chat_format.ASSISTANT in counts['all']
+    chat_format.USER in counted['all']
+    and chat_format.ASSISTANT in counted['all']
   )
   for name in (chat_format.USER, chat_format.ASSISTANT, '<|bos|>', '<|eos|>'):
-    assert name not in counts['assistant']
+    assert name not in counted['assistant']
 
 
-def test_full_pass_reports_the_assistant_and_all(tmp_path):
+def test_a_full_pass_reports_assistant_and_all_targets(tmp_path):
   tokenizer = TOKENIZERS['sentencepiece']
   docs = open_memory(jsonl(*TALKS), 'chat', tokenizer, tmp_path)
   cfg = GPTConfig(
@@ -358,8 +353,8 @@ def test_full_pass_reports_the_assistant_and_all(tmp_path):
 # Held out
 
 
-def test_conversations_are_held_out_with_all_that_begin_the_same(tmp_path):
-  """Two branches of one talk must not stand on both sides."""
+def test_conversations_with_the_same_first_turn_share_a_split(tmp_path):
+  """Otherwise a branch of a training conversation would validate."""
   branches = [
     [talk[0], assistant(f'{answer} {talk[1]["content"]}')]
     for talk in TALKS
@@ -373,7 +368,7 @@ def test_conversations_are_held_out_with_all_that_begin_the_same(tmp_path):
   assert side[True] and side[False] and not side[True] & side[False]
 
 
-def test_a_system_text_of_all_is_not_what_they_begin_with(tmp_path):
+def test_a_shared_system_turn_does_not_affect_the_split(tmp_path):
   special = *chat_format.CHAT_TOKENS, chat_format.SYSTEM
   tokenizer = build_tokenizer('char', TEXTS, 0, special)
   talks = [[system('Be kind.'), *talk] for talk in TALKS]
@@ -383,16 +378,16 @@ def test_a_system_text_of_all_is_not_what_they_begin_with(tmp_path):
   assert docs.held_out.any() and not docs.held_out.all()
 
 
-def test_conversations_of_which_no_answer_is_left_are_refused(tmp_path):
+def test_a_split_without_assistant_tokens_is_rejected(tmp_path):
   docs = open_memory(jsonl(*TALKS), 'chat', CHAR, tmp_path)
-  with pytest.raises(UserError, match='no conversation of split train has a'):
+  with pytest.raises(UserError, match='no conversation of split train has an'):
     batches_of(docs, CHAR, block_size=2, loss_on='assistant')
 
 
 # The report
 
 
-def test_report_recommends_a_block_size(tmp_path):
+def test_the_report_recommends_a_block_size(tmp_path):
   talks = [[user('a' * n), assistant('b')] for n in range(1, 101)]
   docs = open_memory(jsonl(*talks), 'chat', CHAR, tmp_path)
   # BOS, user, n letters, end, assistant, letter, end, BOS.
@@ -407,15 +402,15 @@ def test_report_recommends_a_block_size(tmp_path):
   out, _ = launch('prepare_data', *args, '--report')
   assert 'conversations: 100, median: 58 tokens, p90: 98 tokens' in out
   assert 'recommended block_size: 98 or higher' in out
-  assert 'skip_long: 42 of 100 conversations dropped' in out
+  assert 'skip_long: dropped 42 of 100 conversations' in out
   rows = re.findall(r'^ +(\d+) +(\d+) +([\d.]+)% .*%$', out, re.MULTILINE)
   assert rows[-2:] == [('64', '58', '58.0'), ('128', '100', '100.0')]
   _, err = launch('prepare_data', *args, code=2)
   assert 'nothing would be kept' in err
 
 
-def test_quick_evals_take_conversations_that_have_targets(tmp_path):
-  """Where the window cuts most of them off before the assistant's turn."""
+def test_quick_evals_choose_conversations_with_targets(tmp_path):
+  """Most are cut before the assistant's turn; those have no targets."""
   words = [f'{i:07b}'.replace('0', 'e').replace('1', 's') for i in range(120)]
   talks = [
     [user(word + ('r' * 40 if i % 8 else '')), assistant('as')]
@@ -428,11 +423,5 @@ def test_quick_evals_take_conversations_that_have_targets(tmp_path):
     batches = list(dataset.eval_batches('val', windows))
     rows = sum(int((b['weights'].sum(-1) > 0).sum()) for b in batches)
     assert rows == windows
-  all_of_them = batches_of(documents, CHAR)
-  assert (
-    sum(
-      int((b['weights'].sum(-1) > 0).sum())
-      for b in all_of_them.eval_batches('val', 4)
-    )
-    == 4
-  )
+  batches = batches_of(documents, CHAR).eval_batches('val', 4)
+  assert sum(int((b['weights'].sum(-1) > 0).sum()) for b in batches) == 4

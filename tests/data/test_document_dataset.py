@@ -1,4 +1,4 @@
-"""Batches of documents: each once an epoch, and padding that never counts."""
+"""Batches of documents: epochs, padding, packing and evaluation."""
 
 import itertools
 import math
@@ -23,7 +23,6 @@ from tests.support.document_tools import (
   open_memory,
   readable,
 )
-from tests.support.logs import log_lines
 from tests.support.models import random_params
 
 relaxed = settings(deadline=None, max_examples=60)
@@ -32,7 +31,7 @@ documents = document_tools.documents
 
 
 def rows_of(tokenizer, batch) -> list[str]:
-  """The documents of a batch, told apart by what counts in the loss."""
+  """The documents of a batch: the tokens of each row that carry weight."""
   rows = []
   for ids, weights in zip(batch['tokens'], batch['weights']):
     if weights.any():
@@ -65,7 +64,7 @@ def test_batch_shapes_and_types(documents, tokenizer):
   epoch=st.integers(0, 3),
 )
 @settings(deadline=None, max_examples=15)
-def test_an_epoch_has_every_training_document(
+def test_an_epoch_contains_every_training_document(
   packing, batch_size, seed, epoch, documents, tokenizer
 ):
   ds = batches_of(documents, tokenizer, 16, batch_size, seed, packing=packing)
@@ -91,7 +90,7 @@ def test_an_epoch_has_every_training_document(
   assert found.keys() == wanted.keys()
   extra = sum(found.values()) - sum(wanted.values())
   assert all(found[row] >= wanted[row] for row in wanted)
-  if not packing:  # The last batch is filled up.
+  if not packing:  # Repeats fill the last batch.
     assert extra == len(steps) * batch_size - sum(wanted.values())
 
 
@@ -127,7 +126,7 @@ def test_rows_of_a_batch_equal_slices_of_it(
     np.testing.assert_array_equal(part[name], whole[name][start:stop])
 
 
-def test_fewer_documents_than_rows_repeat(tokenizer, tmp_path):
+def test_a_batch_repeats_documents_if_there_are_too_few(tokenizer, tmp_path):
   docs = open_memory('ab\nc', 'lines', tokenizer, tmp_path)
   ds = batches_of(docs, tokenizer, batch_size=5)
   assert ds.steps_per_epoch == 1
@@ -138,7 +137,7 @@ def test_fewer_documents_than_rows_repeat(tokenizer, tmp_path):
   st.lists(st.integers(1, 70), min_size=1, max_size=50), st.integers(0, 60)
 )
 @relaxed
-def test_lengths_of_batches_are_few_and_waste_least(lengths, more):
+def test_bucket_lengths_are_few_and_waste_the_least(lengths, more):
   block_size = 70
   longest = min(max(lengths) + more, block_size)
   chosen = bucket_lengths(lengths, longest, block_size)
@@ -151,38 +150,36 @@ def test_lengths_of_batches_are_few_and_waste_least(lengths, more):
   units = [u for u in range(4, chosen[-1], 4)]
   best = min(
     positions([*other, chosen[-1]])
-    for n in range(3)  # Of three others there are many; see below.
+    for n in range(3)  # Enumerating three others would take too long.
     for other in itertools.combinations(units, n)
   )
   assert positions(chosen) <= best
 
 
-# Long ones
+# Long documents
 
 
-def test_long_documents_are_cut_or_skipped_and_it_is_said(tokenizer, tmp_path):
+def test_long_documents_are_cut_or_skipped_and_counted(tokenizer, tmp_path):
   text = '\n'.join(['abc', 'abcdefg', 'gfedcba', 'ba', 'cb', 'abcdef'])
   docs = open_memory(text, 'lines', tokenizer, tmp_path)
-  with log_lines() as said:
-    ds = batches_of(docs, tokenizer, 7, splits=())
-  assert said == [
-    '2 of 6 documents are longer than block_size 7 and are cut there; '
-    '--config.data.skip_long drops them'
+  ds = batches_of(docs, tokenizer, 7, splits=())
+  assert ds.notes() == [
+    '2 of 6 documents are longer than block_size 7 and will be cut; '
+    '--config.data.skip_long drops them instead'
   ]
   rows = [r for b in ds.eval_batches('all') for r in rows_of(tokenizer, b)]
   assert '<|bos|>abcdefg' in rows and '<|bos|>abcdef<|eos|>' in rows
-  with log_lines() as said:
-    ds = batches_of(docs, tokenizer, 7, skip_long=True, splits=())
+  ds = batches_of(docs, tokenizer, 7, skip_long=True, splits=())
   val = int(docs.held_out[[0, 3, 4, 5]].sum())
-  assert said == [
-    'skip_long: 2 of 6 documents dropped (longer than block_size 7), 4 kept: '
+  assert ds.notes() == [
+    'skip_long: dropped 2 of 6 documents (longer than block_size 7); 4 left: '
     f'{4 - val} train, {val} val'
   ]
   rows = [r for b in ds.eval_batches('all') for r in rows_of(tokenizer, b)]
   assert len(rows) == 4 and all(r.endswith('<|eos|>') for r in rows)
 
 
-def test_nothing_left_names_what_to_change(documents, tokenizer, tmp_path):
+def test_an_empty_split_is_rejected(documents, tokenizer, tmp_path):
   with pytest.raises(UserError, match='skip_long leaves no documents.*block'):
     batches_of(documents, tokenizer, 1, skip_long=True)
   one = open_memory('abc\nabc', 'lines', tokenizer, tmp_path)
@@ -195,9 +192,7 @@ def test_nothing_left_names_what_to_change(documents, tokenizer, tmp_path):
 
 @given(st.lists(st.integers(1, 40), max_size=80), st.integers(40, 60))
 @relaxed
-def test_packing_places_each_once_and_no_two_windows_could_be_one(
-  lengths, room
-):
+def test_packing_places_each_once_and_no_two_windows_could_merge(lengths, room):
   windows = pack(lengths, room)
   assert sorted(itertools.chain(*windows)) == list(range(len(lengths)))
   full = [sum(lengths[i] for i in window) for window in windows]
@@ -206,12 +201,12 @@ def test_packing_places_each_once_and_no_two_windows_could_be_one(
   assert len(smallest) < 2 or sum(smallest) > room
 
 
-def test_packing_uses_more_of_a_window(documents, tokenizer):
+def test_packing_uses_the_most_positions(documents, tokenizer):
   shares = []
   for packing in (False, True):
-    with log_lines() as said:
-      ds = batches_of(documents, tokenizer, 32, packing=packing)
-    assert f'{ds.fill()["here"]:.1%} of the positions are used' in said[-1]
+    ds = batches_of(documents, tokenizer, 32, packing=packing)
+    note = ds.notes()[-1]
+    assert f'{ds.fill()["here"]:.1%} of the positions are used' in note
     batches = [ds.batch_at(step) for step in range(ds.steps_per_epoch)]
     counts = sum(b['weights'].sum() for b in batches)
     assert ds.fill()['here'] == pytest.approx(
@@ -226,9 +221,10 @@ def test_packing_uses_more_of_a_window(documents, tokenizer):
   assert alone < by_length < packed and packed > 0.85
 
 
-@pytest.mark.parametrize('kernel', ['plain', 'blocked'])
-@pytest.mark.parametrize('pos', ['learned', 'rope'])
-def test_a_packed_document_costs_what_it_costs_alone(
+@pytest.mark.parametrize(
+  'kernel, pos', [('plain', 'learned'), ('blocked', 'rope')]
+)
+def test_a_packed_document_has_the_same_loss_as_alone(
   kernel, pos, documents, tokenizer
 ):
   """No attention across documents, positions from 0."""
@@ -267,7 +263,9 @@ def test_a_packed_document_costs_what_it_costs_alone(
 
 @pytest.mark.parametrize('split', ['val', 'train', 'all'])
 @pytest.mark.parametrize('rows', [1, 7])
-def test_full_pass_has_every_document_once(split, rows, documents, tokenizer):
+def test_a_full_pass_contains_every_document_once(
+  split, rows, documents, tokenizer
+):
   ds = batches_of(documents, tokenizer)
   batches = list(ds.eval_batches(split, batch_size=rows))
   assert all(b['weights'].shape[0] == rows for b in batches)
@@ -277,7 +275,7 @@ def test_full_pass_has_every_document_once(split, rows, documents, tokenizer):
   assert ds.targets(split) == sum(int(b['weights'].sum()) for b in batches)
 
 
-def test_quick_eval_is_a_fixed_set_of_documents(documents, tokenizer):
+def test_a_quick_eval_is_a_fixed_set_of_documents(documents, tokenizer):
   def rows(seed, windows):
     ds = batches_of(documents, tokenizer, seed=seed, packing=bool(seed % 2))
     return sorted(
@@ -307,7 +305,7 @@ def test_a_uniform_model_has_the_loss_log_v(documents, tokenizer):
   assert values['nats_per_token'] == pytest.approx(
     math.log(tokenizer.vocab_size), rel=1e-5
   )
-  # EOS is predicted and has no bytes.
+  # EOS is a target without bytes.
   assert values['bits_per_byte'] == pytest.approx(
     targets * math.log2(tokenizer.vocab_size) / sum(map(len, val)), rel=1e-5
   )

@@ -1,6 +1,5 @@
-"""Documents: one a line, held out whole, trained on and generated."""
+"""Documents, one per line: splits, training, generation."""
 
-import json
 import math
 
 import numpy as np
@@ -8,19 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.data import prepare as data
+from gpt.data import prepare, record
 from gpt.data.documents import hold_out, iter_lines_as_documents
 from gpt.data.sources import find_sources
 from gpt.data.text_reader import TextStats
 from gpt.decoding.prompt import read_prompt
 from gpt.errors import UserError
+from gpt.runs.load import load_model
+from gpt.runs.novelty import count_new
 from gpt.tokenizers import build_tokenizer
 from tests.support import document_tools
+from tests.support.data_tools import data_config, memory_source
 from tests.support.document_tools import (
   NAMES,
   assert_same_params,
-  data_config,
-  memory_source,
   open_memory,
   readable,
   train_small,
@@ -46,12 +46,12 @@ documents = document_tools.documents
     ('a' * 3_000_000 + '\nb', ['a' * 3_000_000, 'b']),
   ],
 )
-def test_each_line_is_a_document_and_blank_ones_are_none(text, wanted):
+def test_each_nonblank_line_is_a_document(text, wanted):
   found = iter_lines_as_documents(memory_source(text), TextStats())
   assert list(found) == wanted
 
 
-def test_a_document_is_bos_text_eos(tokenizer, documents):
+def test_a_document_reads_as_bos_text_eos(tokenizer, documents):
   assert len(documents) == len(NAMES)
   for i, name in enumerate(NAMES):
     ids = documents.read(i)
@@ -59,7 +59,7 @@ def test_a_document_is_bos_text_eos(tokenizer, documents):
     assert readable(tokenizer, ids.tolist()) == f'<|bos|>{name}<|eos|>'
 
 
-def test_a_line_that_spells_a_control_token_is_text(tmp_path):
+def test_a_control_token_spelled_in_a_line_is_text(tmp_path):
   tokenizer = build_tokenizer('sentencepiece', ['<|eos|> <|bos|> </s>'], 300)
   docs = open_memory('<|eos|>\nx</s>y', 'lines', tokenizer, tmp_path)
   assert tokenizer.decode(docs.read(0)) == '<|eos|>'
@@ -67,13 +67,13 @@ def test_a_line_that_spells_a_control_token_is_text(tmp_path):
   assert len(docs) == 2
 
 
-def test_the_vocabulary_has_no_line_ends(tmp_path):
+def test_line_ends_are_not_in_the_vocabulary(tmp_path):
   path = write_lines(tmp_path / 'names.txt', NAMES)
-  tokenizer, _ = data.prepare(data_config(path, 'lines'), tmp_path)
+  tokenizer, _ = prepare.prepare(data_config(path, 'lines'), tmp_path)
   assert tokenizer.vocab_size == 2 + len(set(''.join(NAMES)))
 
 
-def test_no_documents_is_an_error(tokenizer, tmp_path):
+def test_a_text_without_documents_is_rejected(tokenizer, tmp_path):
   with pytest.raises(UserError, match='no document in a test'):
     open_memory('\n \n', 'lines', tokenizer, tmp_path)
 
@@ -83,7 +83,7 @@ def test_no_documents_is_an_error(tokenizer, tmp_path):
 
 @given(st.lists(st.integers(0, 30), min_size=1), st.floats(0, 1))
 @relaxed
-def test_equal_documents_are_held_out_together(keys, fraction):
+def test_identical_documents_share_a_split(keys, fraction):
   held = hold_out(keys, fraction)
   by_key = {}
   for key, out in zip(keys, held.tolist()):
@@ -95,9 +95,7 @@ def test_equal_documents_are_held_out_together(keys, fraction):
   assert (hold_out(keys, fraction) == held).all()
 
 
-def test_the_same_documents_are_held_out_for_every_seed_and_tokenizer(
-  documents, tmp_path
-):
+def test_the_split_does_not_depend_on_the_tokenizer(documents, tmp_path):
   other = build_tokenizer('sentencepiece', NAMES, 300)
   docs = open_memory('\n'.join(NAMES), 'lines', other, tmp_path)
   np.testing.assert_array_equal(docs.held_out, documents.held_out)
@@ -109,7 +107,7 @@ def test_the_same_documents_are_held_out_for_every_seed_and_tokenizer(
 
 
 @pytest.mark.parametrize('fraction', [-0.1, 1.1, math.nan])
-def test_impossible_val_fraction_is_an_error(fraction):
+def test_a_val_fraction_out_of_range_is_rejected(fraction):
   with pytest.raises(UserError, match='val_fraction'):
     hold_out([1, 2], fraction)
 
@@ -117,25 +115,39 @@ def test_impossible_val_fraction_is_an_error(fraction):
 # Whole runs
 
 
-@pytest.mark.parametrize(
-  'packing', [False, pytest.param(True, marks=pytest.mark.slow)]
-)
-def test_killed_and_resumed_equals_uninterrupted(packing, tmp_path):
-  changes = {
-    'data.path': write_lines(tmp_path / 'names.txt', NAMES),
+@pytest.fixture(scope='module')
+def changes(tmp_path_factory):
+  """Config of a run over NAMES, more than two epochs long."""
+  path = tmp_path_factory.mktemp('text') / 'names.txt'
+  return {
+    'data.path': write_lines(path, NAMES),
     'data.format': 'lines',
-    'data.packing': packing,
     'data.skip_long': True,
     'model.block_size': 16,
-    'batch_size': 20,  # Three epochs and a bit.
+    'batch_size': 20,
   }
-  result, said = train_small(tmp_path / 'whole', changes)
+
+
+@pytest.fixture(scope='module')
+def trained(changes, tmp_path_factory):
+  """(workdir, log lines) of that run, uninterrupted."""
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  result, lines = train_small(workdir, changes)
   assert result.outcome == 'finished'
-  assert any(line.startswith('skip_long: 0 of 60') for line in said)
+  return workdir, lines
+
+
+def test_dropped_documents_are_logged(trained):
+  _, lines = trained
+  assert any(line.startswith('skip_long: dropped 0 of 60') for line in lines)
+
+
+# tests/test_chat_runs.py has the same test with packing.
+def test_killed_and_resumed_equals_uninterrupted(trained, changes, tmp_path):
   train_small(tmp_path / 'parts', changes, crash_at='step 4/6')
-  _, said = train_small(tmp_path / 'parts', changes)
-  assert 'resuming from step 3' in said
-  assert_same_params(tmp_path / 'parts', tmp_path / 'whole')
+  _, lines = train_small(tmp_path / 'parts', changes)
+  assert 'resuming from step 3' in lines
+  assert_same_params(tmp_path / 'parts', trained[0])
 
 
 @pytest.mark.parametrize(
@@ -163,7 +175,7 @@ def test_killed_and_resumed_equals_uninterrupted(packing, tmp_path):
     ({'data.loss_on': 'user'}, "data.loss_on 'user' is not known"),
   ],
 )
-def test_keys_that_do_not_go_together_are_refused(changes, message, tmp_path):
+def test_incompatible_keys_are_rejected(changes, message, tmp_path):
   with pytest.raises(UserError, match=message):
     train_small(tmp_path / 'run', changes)
   assert not (tmp_path / 'run').exists()
@@ -172,64 +184,53 @@ def test_keys_that_do_not_go_together_are_refused(changes, message, tmp_path):
 # Generated documents
 
 
-def name_model(tmp_path, saying: str, **data):
-  """A run that says one document and was trained on NAMES."""
+def name_model(workdir, document: str):
+  """A run trained on NAMES whose model always generates `document`."""
   tokenizer = build_tokenizer('char', [*NAMES, 'xyz'], 0)
-  ids = [*tokenizer.encode(saying).tolist(), tokenizer.eos_id]
-  path = write_lines(tmp_path / 'names.txt', NAMES)
-  make_parrot(
-    tmp_path / 'run',
-    tokenizer,
-    ids,
-    data={'path': path, 'format': 'lines', **data},
-  )
-  digest = find_sources(path).sha256
-  (tmp_path / 'run' / 'data.json').write_text(
-    json.dumps({'text_sha256': digest})
-  )
-  return tmp_path / 'run'
+  ids = [*tokenizer.encode(document).tolist(), tokenizer.eos_id]
+  path = write_lines(workdir.with_suffix('.txt'), NAMES)
+  data = {'path': path, 'format': 'lines'}
+  make_parrot(workdir, tokenizer, ids, data=data)
+  record.write(workdir, 'files', path, find_sources(path).sha256)
+  return workdir
 
 
 def test_generate_lists_documents_and_counts_the_new_ones(documents, tmp_path):
-  run = name_model(tmp_path, 'xyz')
-  out, err = launch(
-    'generate', f'--workdir={run}', '--num_samples=20', '--temperature=0.5'
-  )
-  n = len(documents.chosen('train'))
+  run = name_model(tmp_path / 'run', 'xyz')
+  args = '--num_samples=20', '--temperature=0.5'
+  out, err = launch('generate', f'--workdir={run}', *args)
+  trained = documents.chosen('train')
   assert out == 'xyz\n' * 20
-  assert f'20 of 20 are not in the training set of {n} documents' in err
-  known = NAMES[int(documents.chosen('train')[0])]
-  (tmp_path / 'known').mkdir()
-  run = name_model(tmp_path / 'known', known)
-  out, err = launch('generate', f'--workdir={run}', '--num_samples=2')
-  assert out == f'{known}\n' * 2
-  assert '0 of 2 are not in the training set' in err
-  file = tmp_path / 'known' / 'names.txt'
-  for change in (lambda: file.write_text('another\ntext\n'), file.unlink):
-    change()
-    out, err = launch('generate', f'--workdir={run}')
-    assert out == f'{known}\n'
-    assert 'warning: how many of them are new is unknown' in err
-
-
-def test_sample_i_uses_seed_plus_i_and_a_prompt_stands_after_bos(tmp_path):
-  _, said = train_small(
-    tmp_path / 'run',
-    {
-      'data.path': write_lines(tmp_path / 'names.txt', NAMES),
-      'data.format': 'lines',
-      'model.block_size': 16,
-      'total_steps': 4,
-    },
+  assert (
+    f'20 of 20 are not in the training set of {len(trained)} documents' in err
   )
-  args = 'generate', f'--workdir={tmp_path / "run"}', '--temperature=1.5'
+  loaded = load_model(run)
+  known = [NAMES[int(i)] for i in trained[:2]]
+  texts = [*known, f' {known[0]} ', '', 'xyz']
+  assert count_new(loaded, run, texts) == (1, len(trained))
+  # Without the training text the count is unknown.
+  text = run.with_suffix('.txt')
+  text.write_text('another\ntext\n')
+  with pytest.raises(UserError, match='not what this run was trained on'):
+    count_new(loaded, run, texts)
+  text.unlink()
+  out, err = launch('generate', f'--workdir={run}')
+  assert out == 'xyz\n'
+  assert 'warning: cannot count how many of them are new' in err
+
+
+def test_sample_i_uses_seed_plus_i(trained):
+  args = 'generate', f'--workdir={trained[0]}', '--temperature=1.5'
   many = launch(*args, '--num_samples=3', '--seed=7')[0].splitlines()
-  each = [launch(*args, f'--seed={7 + i}')[0].rstrip('\n') for i in range(3)]
-  assert many == each and len(set(many)) == 3
+  assert len(set(many)) == 3
   assert all(len(name) <= 16 for name in many)
-  tokenizer = build_tokenizer('char', NAMES, 0)
-  start = read_prompt(tokenizer, 'lines', 'ab', 16, 8)
-  assert start.ids == [tokenizer.bos_id, *tokenizer.encode('ab').tolist()]
-  assert read_prompt(tokenizer, 'text', 'ab', 16, 8).ids == start.ids[1:]
+  assert launch(*args, '--seed=9')[0].rstrip('\n') == many[2]
   out, _ = launch(*args, '--prompt=ab', '--num_samples=2', '--show_prompt')
   assert out.count('--- sample') == 2 and out.count('ab') >= 2
+
+
+def test_a_prompt_of_documents_starts_with_bos(tokenizer):
+  ids = tokenizer.encode('ab').tolist()
+  prompt = read_prompt(tokenizer, 'lines', 'ab', 16, 8)
+  assert prompt.ids == [tokenizer.bos_id, *ids]
+  assert read_prompt(tokenizer, 'text', 'ab', 16, 8).ids == ids

@@ -1,4 +1,4 @@
-"""Text is found where data.path says; tinyshakespeare is fetched once."""
+"""data.path finds its text; tinyshakespeare is downloaded once."""
 
 import hashlib
 import http.server
@@ -12,13 +12,13 @@ from gpt.data import prepare, sources
 from gpt.errors import UserError
 from gpt.tokenizers import build_tokenizer
 from tests.support import data_tools
-from tests.support.data_tools import TEXT, config, read_text, write
+from tests.support.data_tools import TEXT, data_config, read_text, write
 from tests.support.logs import log_lines
 
-own_world = data_tools.own_world  # Around every test.
+isolated = data_tools.isolated  # Used by every test.
 
 
-def test_files_globs_and_lists(tmp_path):
+def test_files_globs_and_lists_are_read_in_order(tmp_path):
   for name in ('b.txt', 'a.txt', 'deep/c.txt', 'd.md'):
     write(tmp_path / 'texts' / name, name + '\n')
   base = tmp_path / 'texts'
@@ -55,7 +55,7 @@ def test_files_are_joined_at_a_line_end(tmp_path):
     ([], 'is empty'),
   ],
 )
-def test_missing_text_is_named_with_the_choices(path, message):
+def test_a_missing_text_error_lists_the_choices(path, message):
   with pytest.raises(UserError, match=message) as e:
     sources.find_sources(path)
   assert 'shakespeare' in str(e.value) and 'sample' in str(e.value)
@@ -83,23 +83,23 @@ def test_auto_prefers_train_txt_then_shakespeare_then_sample(
   assert (found.kind, found.description) == ('files', 'train.txt')
 
 
-def test_auto_keeps_the_text_a_run_began_with(tmp_path):
+def test_auto_keeps_the_text_of_the_run(tmp_path):
   workdir = tmp_path / 'run'
-  prepare.prepare(config('auto'), workdir)
+  prepare.prepare(data_config('auto'), workdir)
   write(tmp_path / 'cwd/train.txt', TEXT)
-  with log_lines() as said:
-    _, corpus = prepare.prepare(config('auto'), workdir, begun=True)
+  with log_lines() as lines:
+    _, corpus = prepare.prepare(data_config('auto'), workdir, begun=True)
   assert 'built-in sample' in corpus.description
-  assert 'another --workdir' in '\n'.join(said)
-  _, corpus = prepare.prepare(config('auto'), tmp_path / 'new')
+  assert 'another --workdir' in '\n'.join(lines)
+  _, corpus = prepare.prepare(data_config('auto'), tmp_path / 'new')
   assert corpus.description == 'train.txt'
   os.remove('train.txt')
-  with pytest.raises(UserError, match='train.txt is not here'):
-    prepare.prepare(config('auto'), tmp_path / 'new', begun=True)
+  with pytest.raises(UserError, match='has no train.txt'):
+    prepare.prepare(data_config('auto'), tmp_path / 'new', begun=True)
 
 
 class Play(http.server.BaseHTTPRequestHandler):
-  """Serves `body` and counts the requests."""
+  """Serves `body` and counts requests."""
 
   body, requests = b'', 0
 
@@ -116,7 +116,7 @@ class Play(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def shared_shakespeare(request):
-  """Bytes of tinyshakespeare from ../shared/data beside the repository."""
+  """Bytes of ../shared/data/tinyshakespeare.txt, beside the repository."""
   path = request.config.rootpath.parent / 'shared/data/tinyshakespeare.txt'
   if not path.exists():
     pytest.skip('no ../shared/data/tinyshakespeare.txt')
@@ -125,7 +125,7 @@ def shared_shakespeare(request):
 
 @pytest.fixture
 def play_server(monkeypatch):
-  """A local server of a short play whose sha256 is the pinned one."""
+  """A local server of a short play whose SHA-256 is the pinned one."""
 
   class Handler(Play):
     body = b'First Citizen:\nBefore we proceed any further, hear me speak.\n'
@@ -151,13 +151,13 @@ def test_shakespeare_is_downloaded_once(play_server, tmp_path):
   assert read_text('shakespeare')[0] == expected
   assert read_text('auto')[0] == expected
   assert play_server.requests == 1
-  # A damaged copy is not used, but fetched again.
+  # A damaged copy is replaced by a new download.
   write(tmp_path / 'downloads/tinyshakespeare.txt', 'First Citizen: Bah.')
   assert read_text('shakespeare')[0] == expected
   assert play_server.requests == 2
 
 
-def test_shakespeare_with_the_wrong_sha256_is_not_used(play_server, tmp_path):
+def test_a_download_with_the_wrong_sha256_is_rejected(play_server, tmp_path):
   play_server.body = b'not the play'
   with pytest.raises(UserError, match='wrong sha256'):
     sources.find_sources('shakespeare')
@@ -165,28 +165,31 @@ def test_shakespeare_with_the_wrong_sha256_is_not_used(play_server, tmp_path):
   assert sources.find_sources('auto').kind == 'sample'
 
 
-def test_shakespeare_offline_names_the_ways_out():
+def test_shakespeare_without_a_network_lists_alternatives():
   with pytest.raises(UserError, match='cannot be downloaded') as e:
     sources.find_sources('shakespeare')
-  for way in ('RGPT_DATA', 'tinyshakespeare.txt', 'data.path', 'sample'):
-    assert way in str(e.value)
+  for alternative in (
+    'RGPT_DATA',
+    'tinyshakespeare.txt',
+    'data.path',
+    'sample',
+  ):
+    assert alternative in str(e.value)
 
 
-def test_shakespeare_from_a_directory_of_data(
-  play_server, tmp_path, monkeypatch
-):
+def test_shakespeare_is_read_from_rgpt_data(play_server, tmp_path, monkeypatch):
   write(tmp_path / 'data/tinyshakespeare.txt', play_server.body)
   monkeypatch.setenv('RGPT_DATA', str(tmp_path / 'data'))
   assert read_text('shakespeare')[0] == play_server.body.decode()
   assert play_server.requests == 0
 
 
-def test_switching_off_the_cache_of_programs_moves_no_download(monkeypatch):
+def test_rgpt_cache_off_does_not_move_downloads(monkeypatch):
   monkeypatch.setenv('RGPT_CACHE', 'off')
   assert sources.cache_home() == pathlib.Path.home() / '.cache/rgpt'
 
 
-def test_shakespeare_without_a_place_to_keep_it(
+def test_shakespeare_works_without_a_writable_cache(
   play_server, tmp_path, monkeypatch
 ):
   write(tmp_path / 'file', '')
@@ -196,7 +199,7 @@ def test_shakespeare_without_a_place_to_keep_it(
   assert found.items[0].open().read() == play_server.body
 
 
-def test_pinned_shakespeare_is_the_one_we_have(shared_shakespeare):
+def test_the_pinned_hash_is_that_of_tinyshakespeare(shared_shakespeare):
   digest = hashlib.sha256(shared_shakespeare).hexdigest()
   assert digest == sources.SHAKESPEARE_SHA256
   tokenizer = build_tokenizer('char', [shared_shakespeare.decode()], 0)

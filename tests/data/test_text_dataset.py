@@ -1,4 +1,4 @@
-"""Batches are pure functions of seed and step, and a pass misses no target."""
+"""Windows of a text: pure batches, complete passes, document awareness."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.support import data_tools
 from tests.support.data_tools import TEXT, corpus_of
 from tests.support.logs import log_lines
 
-own_world = data_tools.own_world  # Around every test.
+isolated = data_tools.isolated  # Used by every test.
 relaxed = settings(deadline=None, max_examples=100)
 
 
@@ -74,12 +74,12 @@ def test_batches_are_pure_functions_of_seed_and_step(any_dataset, stream):
   assert not same(other.batch_at(0), stream.batch_at(0))
 
 
-# What the first runs drew.
+# Recorded once; runs made since then depend on them.
 DRAWN = [0.7122142960324449, 0.07050661802753055, 0.3939777489962194]
 
 
-def test_random_numbers_are_fixed_for_good():
-  # Resuming under another numpy must find the same data order.
+def test_random_numbers_never_change():
+  # A run resumed under another NumPy must see the same data order.
   drawn = text_dataset.random_uniform(42, 3, text_dataset.TRAIN_STREAM, 3)
   assert drawn.tolist() == DRAWN
   assert text_dataset.random_uniform(-1, 3, 1, 3).max() < 1
@@ -95,7 +95,7 @@ def test_rows_of_a_batch_equal_slices_of_it(stream, aware, step, start, stop):
     assert same(part, {k: v[start:stop] for k, v in whole.items()})
 
 
-def test_windows_are_runs_of_the_training_text(stream):
+def test_windows_are_consecutive_tokens_of_the_training_text(stream):
   train = np.asarray(stream.corpus.tokens[: stream.corpus.n_train], np.int32)
   view = np.lib.stride_tricks.sliding_window_view(train, 33)
   windows = {window.tobytes() for window in view}
@@ -116,7 +116,7 @@ def test_every_training_window_can_be_drawn(tmp_path):
   assert first == set(corpus.tokens[: 10 - 4].tolist())
 
 
-def test_split_is_the_first_90_percent(tmp_path):
+def test_the_first_90_percent_train(tmp_path):
   _, corpus = corpus_of(TEXT[:1115], tmp_path)
   assert corpus.n_train == int(1115 * 0.9) == 1003
   assert corpus.n_train + corpus.n_val == 1115
@@ -132,26 +132,27 @@ def eval_targets(ds, split, windows=None, batch_size=8):
 
 @pytest.mark.parametrize('split', ['train', 'val', 'all'])
 @pytest.mark.parametrize('batch_size', [1, 5, 8])
-def test_full_pass_has_every_target_once_in_order(
+def test_a_full_pass_has_every_target_once_in_order(
   any_dataset, split, batch_size
 ):
   targets, batches = eval_targets(any_dataset, split, None, batch_size)
   first, end = any_dataset.corpus.bounds(split)
-  first += not any_dataset.document_aware  # without BOS nothing precedes it
+  # Without BOS, nothing predicts the first token.
+  first += not any_dataset.document_aware
   expected = any_dataset.corpus.tokens[first:end]
   assert targets.tolist() == expected.tolist()
   assert all(b['tokens'].shape == (batch_size, 33) for b in batches)
   assert all(b['weights'].any() for b in batches)
 
 
-def test_full_pass_continues_where_the_window_before_ended(stream):
+def test_a_full_pass_has_adjacent_windows(stream):
   _, batches = eval_targets(stream, 'val')
   rows = np.concatenate([b['tokens'] for b in batches])
   assert np.array_equal(rows[:-9, -1], rows[1:-8, 0])
 
 
 @pytest.mark.parametrize('n, rows', [(33, 1), (34, 2), (64, 2), (65, 2)])
-def test_full_pass_has_no_empty_windows(n, rows, tmp_path):
+def test_a_full_pass_has_no_empty_windows(n, rows, tmp_path):
   tokenizer, corpus = corpus_of(TEXT[:n], tmp_path, val_fraction=1)
   ds = prepare.TextDataset(corpus, 32, 4, 0, tokenizer, splits=('all',))
   (batch,) = ds.eval_batches('all')
@@ -159,7 +160,7 @@ def test_full_pass_has_no_empty_windows(n, rows, tmp_path):
   assert len(list(ds.eval_batches('all', batch_size=1))) == rows
 
 
-def test_quick_eval_is_a_fixed_set_of_windows(any_dataset):
+def test_a_quick_eval_is_a_fixed_set_of_windows(any_dataset):
   other = prepare.TextDataset(
     any_dataset.corpus,
     32,
@@ -169,7 +170,9 @@ def test_quick_eval_is_a_fixed_set_of_windows(any_dataset):
     any_dataset.document_aware,
   )
   _, batches = eval_targets(any_dataset, 'val', 10, 4)
-  _, again = eval_targets(other, 'val', 10, 4)  # another seed and batch size
+  _, again = eval_targets(
+    other, 'val', 10, 4
+  )  # Another seed and training batch size.
   assert all(same(a, b) for a, b in zip(batches, again, strict=True))
   filled = [int(b['weights'].any(axis=1).sum()) for b in batches]
   assert filled == [4, 4, 2]
@@ -192,7 +195,7 @@ def test_aware_windows_stay_inside_documents(aware):
       assert weights.tolist() == [1] * n + [0] * (32 - n)
       text = ' '.join(map(str, ['', *row[: n + 1]])) + ' '
       assert any(text in doc for doc in whole)
-      assert n == 32 or text in whole  # shorter only if the document is
+      assert n == 32 or text in whole  # Short only for a short document.
 
 
 def test_aware_targets_are_drawn_about_equally_often(aware):
@@ -222,8 +225,8 @@ def test_aware_works_without_separators(tmp_path):
   assert len(eval_targets(ds, 'val')[0]) == corpus.n_val
 
 
-def test_a_split_is_not_given_away_to_end_at_a_document(tmp_path):
-  """One document and a rest: the rest alone would validate."""
+def test_the_boundary_stays_if_moving_it_would_empty_a_split(tmp_path):
+  """The only other document start is one character from the end."""
   tokenizer, corpus = corpus_of(
     TEXT + '<|eos|>\n', tmp_path, '<|eos|>', aware=True
   )
@@ -234,27 +237,27 @@ def test_a_split_is_not_given_away_to_end_at_a_document(tmp_path):
 @pytest.mark.parametrize(
   'separator, text, words',
   [
-    ('none', 'a<|eos|>b<|eos|>', 'has <|eos|> 100 times, which are letters'),
-    ('<|eos|>', 'ab', "'<|eos|>' is not in the text: it is one document"),
+    ('none', 'a<|eos|>b<|eos|>', 'contains <|eos|> 100 times, encoded as ord'),
+    ('<|eos|>', 'ab', "document_separator '<|eos|>', so it is one document"),
     ('<|eos|>', 'a<|eos|>b', ''),
     ('none', 'ab', ''),
   ],
 )
-def test_separators_that_do_not_fit_the_text_are_said(
+def test_a_separator_that_does_not_fit_the_text_is_logged(
   separator, text, words, tmp_path
 ):
-  with log_lines() as said:
+  with log_lines() as lines:
     prepare.open_corpus(
       data_tools.memory_source(text * 50 if separator == 'none' else text),
       CharTokenizer(text),
       tmp_path,
       separator,
     )
-  said = '\n'.join(said)
-  assert (words in said) if words else not said
+  logged = '\n'.join(lines)
+  assert (words in logged) if words else not logged
 
 
-def test_bytes_of_tokens(tmp_path):
+def test_bytes_of_tokens_sum_to_the_bytes_of_the_text(tmp_path):
   text = 'ab\u00e9\U0001f642' * 50
   tokenizer, corpus = corpus_of(text, tmp_path)
   ds = prepare.TextDataset(corpus, 8, 2, 0, tokenizer)
@@ -264,7 +267,7 @@ def test_bytes_of_tokens(tmp_path):
 
 
 @pytest.mark.parametrize('n, ok', [(329, True), (320, False), (30, False)])
-def test_text_too_short_names_both_lengths(n, ok, tmp_path):
+def test_a_short_text_error_gives_the_length_of_both_splits(n, ok, tmp_path):
   tokenizer, corpus = corpus_of(TEXT[:n], tmp_path)
   args = corpus, 32, 4, 0, tokenizer
   if ok:

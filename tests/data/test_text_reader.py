@@ -1,4 +1,4 @@
-"""Text is read whole, repaired and counted, and cut into documents."""
+"""Reading text: repairs, blocks, and splitting into documents."""
 
 import dataclasses
 
@@ -13,19 +13,19 @@ from gpt.tokenizers import EOS, build_tokenizer
 from tests.support import data_tools
 from tests.support.data_tools import (
   TEXT,
-  config,
   corpus_of,
+  data_config,
   memory_source,
   read_text,
   write,
 )
 
-own_world = data_tools.own_world  # Around every test.
+isolated = data_tools.isolated  # Used by every test.
 relaxed = settings(deadline=None, max_examples=100)
 
 
 def documents_of(separator, *texts):
-  """Documents of in-memory texts: pieces joined between the Nones."""
+  """Documents of in-memory texts, joined from their pieces."""
   docs = ['']
   for piece in text_reader.iter_pieces(
     memory_source(*texts), separator, text_reader.TextStats()
@@ -48,12 +48,13 @@ def test_repairs_are_made_and_counted(tmp_path):
   text, stats = read_text(write(tmp_path / 'a', raw))
   assert text == 'one\ntwo\rthree\n\ufffd\ufffd caf\u00e9 \ufffd \ufffd'
   assert dataclasses.astuple(stats)[:4] == (len(raw), 2, 1, 3)
-  said = stats.repairs()
-  assert '2 CRLF' in said and '3 invalid' in said and 'byte-order' in said
+  repairs = stats.repairs()
+  assert '2 CRLF' in repairs and '3 invalid' in repairs
+  assert '1 byte-order mark' in repairs
   assert text_reader.TextStats(bytes=5).repairs() == ''
 
 
-def test_utf16_is_refused_with_the_remedy(tmp_path):
+def test_utf16_is_rejected_with_a_remedy(tmp_path):
   path = write(tmp_path / 'a.txt', 'hello'.encode('utf-16'))
   with pytest.raises(UserError, match='iconv'):
     read_text(path)
@@ -105,28 +106,27 @@ def test_reading_does_not_depend_on_the_block_size(raw, size):
 # Documents
 
 
-def test_literal_eos_ends_documents():
+def test_a_literal_separates_documents():
   docs = documents_of('<|eos|>', 'one\n<|eos|>\ntwo<|eos|>three', 'four')
   assert docs == ['one\n', '\ntwo', 'three', 'four']
   assert documents_of('<|eos|>', 'one<|eos|>', 'two') == ['one', 'two']
   assert documents_of('<|end|>', 'a<|end|>b<|eos|>') == ['a', 'b<|eos|>']
 
 
-def test_blank_lines_end_documents():
+def test_blank_lines_separate_documents():
   text = '\n \none\nmore\n\n\t\n\ntwo\n   three\n\n'
   assert documents_of('blank_line', text) == ['one\nmore\n', 'two\n   three\n']
   assert documents_of('blank_line', 'a\n\n', '\nb\n\nc') == ['a\n', 'b\n', 'c']
 
 
 @pytest.mark.parametrize('separator', ['none', 'blank_line', '<|eos|>'])
-def test_empty_files_are_no_documents(separator):
-  """Nor do they change what is read of the files around them."""
+def test_empty_files_do_not_affect_the_documents(separator):
   whole = documents_of(separator, 'one', 'two')
   for texts in (('one', '', 'two'), ('', 'one', '', '', 'two', '')):
     assert documents_of(separator, *texts) == whole
 
 
-def test_without_separator_there_is_one_document():
+def test_without_a_separator_there_is_one_document():
   assert documents_of('none', 'a<|eos|>b\n\nc') == ['a<|eos|>b\n\nc']
 
 
@@ -156,7 +156,7 @@ def test_long_lines_are_read_in_pieces():
 
 
 @pytest.mark.parametrize('separator', ['blank', '', 'eos', '<a b>'])
-def test_unknown_separator_lists_the_choices(separator):
+def test_an_unknown_separator_error_lists_the_choices(separator):
   with pytest.raises(UserError, match='none, blank_line'):
     documents_of(separator, 'text')
 
@@ -165,7 +165,7 @@ def test_unknown_separator_lists_the_choices(separator):
 def test_literal_eos_becomes_the_eos_id_only_as_separator(kind, tmp_path):
   text = TEXT + '<|eos|>' + TEXT + '<|eos|>' + TEXT
   tokenizer = build_tokenizer(kind, [text], 400)
-  assert tokenizer.eos_id not in tokenizer.encode(text)  # a user's text
+  assert tokenizer.eos_id not in tokenizer.encode(text)
   _, plain = corpus_of(text, tmp_path, 'none', tokenizer=tokenizer)
   assert tokenizer.eos_id not in plain.tokens
   _, split = corpus_of(text, tmp_path, EOS, tokenizer=tokenizer)
@@ -177,10 +177,10 @@ def test_literal_eos_becomes_the_eos_id_only_as_separator(kind, tmp_path):
   assert split.doc_starts.dtype == np.int64
 
 
-def test_vocabulary_does_not_contain_the_separator(tmp_path):
+def test_the_separator_is_not_in_the_vocabulary(tmp_path):
   path = write(tmp_path / 'a.txt', 'abc<|eos|>cab' * 50)
   tokenizer, corpus = prepare.prepare(
-    config(path, document_separator=EOS), tmp_path / 'run'
+    data_config(path, document_separator=EOS), tmp_path / 'run'
   )
   assert tokenizer.chars == ['a', 'b', 'c']
   assert (corpus.tokens == tokenizer.eos_id).sum() == 50

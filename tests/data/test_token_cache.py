@@ -1,4 +1,4 @@
-"""Text becomes tokens once: the cache is what encoding gives, or is rebuilt."""
+"""The token cache equals fresh encoding; one that does not match is rebuilt."""
 
 import json
 import os
@@ -22,18 +22,18 @@ from gpt.tokenizers import (
 from tests.support import data_tools
 from tests.support.data_tools import (
   TEXT,
-  config,
   corpus_of,
+  data_config,
   memory_source,
   write,
 )
 from tests.support.workdirs import ROOT
 
-own_world = data_tools.own_world  # Around every test.
+isolated = data_tools.isolated  # Used by every test.
 
 
 @pytest.mark.parametrize('kind', ['char', 'sentencepiece', 'randygpt'])
-def test_streamed_corpus_equals_encoding_at_once(kind, tmp_path, monkeypatch):
+def test_encoding_in_blocks_equals_encoding_whole(kind, tmp_path, monkeypatch):
   monkeypatch.setattr(text_reader, 'READ_BYTES', 1000)
   text = TEXT.replace('Mara', 'M\u00e4r\u2581\U0001f642')
   if kind == 'randygpt':
@@ -55,7 +55,7 @@ def test_token_file_is_flat_little_endian_with_a_side_file(tmp_path):
   assert flat.tolist() == tokenizer.encode(TEXT).tolist()
   meta = json.loads(side.read_text())
   assert meta['dtype'] == '<u2' and meta['n_tokens'] == len(flat)
-  assert not list((tmp_path / 'cache').glob('.*'))  # no temporary files
+  assert not list((tmp_path / 'cache').glob('.*'))  # No temporary files.
 
 
 def test_large_vocabularies_need_four_bytes():
@@ -64,7 +64,7 @@ def test_large_vocabularies_need_four_bytes():
 
 
 class CountingTokenizer(CharTokenizer):
-  """Counts encoded characters, to see whether the cache was used."""
+  """Counts encoded characters, which shows whether the cache was used."""
 
   encoded = 0
 
@@ -81,7 +81,7 @@ def counting():
   return Fresh
 
 
-def test_cache_is_used_and_stale_ones_never(tmp_path, counting):
+def test_only_a_matching_cache_is_used(tmp_path, counting):
   def encoded(text, tokenizer, separator='none'):
     before = counting.encoded
     _, corpus = corpus_of(text, tmp_path, separator, tokenizer=tokenizer)
@@ -93,13 +93,13 @@ def test_cache_is_used_and_stale_ones_never(tmp_path, counting):
   text = 'abc<|eos|>cab' * 9
   assert encoded(text, abc)
   assert not encoded(text, abc)
-  assert encoded(text.replace('a', 'b'), abc), 'another text'
-  assert encoded(text, abcd), 'another vocabulary'
-  assert encoded(text, abc, EOS), 'another mode'
-  assert not encoded(text, abc), 'the first is still there'
+  assert encoded(text.replace('a', 'b'), abc), 'different text'
+  assert encoded(text, abcd), 'different vocabulary'
+  assert encoded(text, abc, EOS), 'different separator'
+  assert not encoded(text, abc), 'the first one is still cached'
 
 
-def test_order_and_borders_of_files_are_part_of_the_fingerprint():
+def test_the_hash_covers_order_and_boundaries_of_files():
   texts = [('ab', 'c'), ('a', 'bc'), ('c', 'ab'), ('abc',), ('ab', 'c', '')]
   assert len({memory_source(*t).sha256 for t in texts}) == len(texts)
 
@@ -116,7 +116,7 @@ def test_order_and_borders_of_files_are_part_of_the_fingerprint():
     'other fingerprint',
   ],
 )
-def test_damaged_cache_is_rebuilt(damage, tmp_path):
+def test_a_damaged_cache_is_rebuilt(damage, tmp_path):
   _, corpus = corpus_of(TEXT, tmp_path)
   expected = corpus.tokens.tolist()
   (side,) = (tmp_path / 'cache').glob('tokens-*.json')
@@ -140,7 +140,7 @@ def test_damaged_cache_is_rebuilt(damage, tmp_path):
   assert corpus_of(TEXT, tmp_path)[1].tokens.tolist() == expected
 
 
-def test_failure_while_encoding_leaves_nothing(tmp_path):
+def test_a_failure_while_encoding_leaves_no_files(tmp_path):
   class Broken(CharTokenizer):
     def encode(self, text):
       raise MemoryError
@@ -150,7 +150,7 @@ def test_failure_while_encoding_leaves_nothing(tmp_path):
   assert list((tmp_path / 'cache').iterdir()) == []
 
 
-def test_full_disk_is_said(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
   def no_space(fd):
     raise OSError(28, 'No space left on device')
 
@@ -160,7 +160,7 @@ def test_full_disk_is_said(tmp_path, monkeypatch):
   assert list((tmp_path / 'cache').iterdir()) == []
 
 
-def test_text_that_changes_while_it_is_read_is_refused(tmp_path):
+def test_a_text_that_changes_while_it_is_encoded_is_rejected(tmp_path):
   path = write(tmp_path / 'log.txt', TEXT)
 
   class Slow(CharTokenizer):
@@ -183,7 +183,7 @@ tokenizer, corpus = prepare.prepare(config, sys.argv[2])
 ds = TextDataset(corpus, 256, 64, 0, tokenizer)
 for step in range(20):
   ds.batch_at(step)
-# Not ru_maxrss: that begins with what the parent had when it forked.
+# Not ru_maxrss, which starts from the parent's value at the fork.
 status = open('/proc/self/status').read()
 print(int(re.search(r'VmHWM:\\s*(\\d+) kB', status)[1]) / 1024)
 """
@@ -197,7 +197,7 @@ def test_memory_stays_bounded_on_30_mb(kind, tmp_path):
     while f.tell() < 30_000_000:
       f.write(sample_text())
   args = vars(
-    config(str(tmp_path / 'big.txt'), tokenizer=kind, vocab_size=2000)
+    data_config(str(tmp_path / 'big.txt'), tokenizer=kind, vocab_size=2000)
   )
   done = subprocess.run(
     [sys.executable, '-c', MEASURE, json.dumps(args), str(tmp_path / 'run')],
@@ -209,7 +209,7 @@ def test_memory_stays_bounded_on_30_mb(kind, tmp_path):
   assert float(done.stdout) < 250
 
 
-def test_many_at_once_make_the_same_cache(tmp_path):
+def test_concurrent_encoders_make_the_same_cache(tmp_path):
   results = []
 
   def work():
@@ -224,10 +224,10 @@ def test_many_at_once_make_the_same_cache(tmp_path):
   assert len(list((tmp_path / 'cache').iterdir())) == 2
 
 
-def test_a_workdir_keeps_one_token_file_a_shared_cache_all(tmp_path):
+def test_a_workdir_keeps_one_token_file_and_a_shared_cache_all(tmp_path):
   def count(cache_dir, text):
     path = write(tmp_path / 'a.txt', text)
-    prepare.prepare(config(path, cache_dir=cache_dir), tmp_path / 'run')
+    prepare.prepare(data_config(path, cache_dir=cache_dir), tmp_path / 'run')
     return len(list((tmp_path / (cache_dir or 'run/cache')).glob('*.bin')))
 
   shared = str(tmp_path / 'shared')

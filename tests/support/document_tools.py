@@ -1,24 +1,24 @@
-"""Documents, conversations and runs over them, for several test files."""
+"""Documents, conversations and small runs for the tests of several files."""
 
 import json
-import types
 
 import jax
 import numpy as np
 import pytest
 
 from configs import smoke
-from gpt.data import prepare, sources
+from gpt.data import prepare
 from gpt.data.document_dataset import DocumentDataset
 from gpt.runs import checkpoint
 from gpt.runs.checkpoint import LATEST
 from gpt.tokenizers import build_tokenizer
 from gpt.train import train_and_evaluate
+from tests.support.data_tools import data_config, memory_source
 from tests.support.logs import log_lines
 
 
 def names(n: int, seed: int = 0) -> list[str]:
-  """n words of 1 to 12 letters, some of them more than once."""
+  """n words of 1 to 12 letters, with duplicates."""
   rng = np.random.default_rng(seed)
   return [
     ''.join(rng.choice(list('abcdefg'), size=rng.integers(1, 13)))
@@ -45,14 +45,14 @@ def conversations(n: int, seed: int = 0) -> list[list[dict]]:
 
 
 def jsonl(*items) -> str:
-  """One item a line: str as it is, others as JSON."""
+  """One item per line: str unchanged, others as JSON."""
   return ''.join(
     (x if isinstance(x, str) else json.dumps(x)) + '\n' for x in items
   )
 
 
 def write_lines(path, items) -> str:
-  """A file of jsonl(*items). Returns the path."""
+  """Writes jsonl(*items) to `path`, which it returns."""
   path.write_text(jsonl(*items), encoding='utf-8', newline='')
   return str(path)
 
@@ -71,34 +71,6 @@ def documents(tokenizer, tmp_path_factory):
   return open_memory(text, 'lines', tokenizer, tmp_path_factory.mktemp('docs'))
 
 
-def data_config(path, format, **changes):
-  """config.data with the keys of configs/default.py."""
-  return types.SimpleNamespace(
-    **{
-      'path': str(path),
-      'format': format,
-      'tokenizer': 'char',
-      'tokenizer_path': '',
-      'vocab_size': 400,
-      'document_separator': 'none',
-      'document_aware': False,
-      'skip_long': False,
-      'loss_on': 'all',
-      'packing': False,
-      'val_fraction': 0.1,
-      'cache_dir': '',
-      **changes,
-    }
-  )
-
-
-def memory_source(text):
-  """In-memory text (str or bytes) as Sources."""
-  raw = text if isinstance(text, bytes) else text.encode()
-  item = sources.Source('memory', data=raw)
-  return sources.Sources('files', (item,), 'a test')
-
-
 def open_memory(text, format, tokenizer, tmp_path, **changes):
   """Documents of an in-memory text."""
   return prepare.open_data(
@@ -110,7 +82,8 @@ def open_memory(text, format, tokenizer, tmp_path, **changes):
 
 
 def readable(tokenizer, ids) -> str:
-  """Text of ids, with the names of control tokens; BOS before EOS."""
+  """Text of ids, with names for control tokens."""
+  # Reversed: one name per id, BOS even where EOS has the same id.
   special = reversed(tokenizer.special_tokens.items())
   named = {id: name for name, id in special}
   return ''.join(named.get(i) or tokenizer.decode([i]) for i in ids)
@@ -124,17 +97,20 @@ def batches_of(
   seed=0,
   **kwargs,
 ):
-  """A DocumentDataset."""
+  """A DocumentDataset with small defaults."""
   return DocumentDataset(
     documents, block_size, batch_size, seed, tokenizer, **kwargs
   )
 
 
 def train_small(workdir, changes, crash_at=''):
-  """(Result or None, lines) of a run of configs/smoke.py in this process.
+  """Trains configs/smoke.py with `changes` in this process.
 
   Args:
-    crash_at: the run dies when it logs a line that begins so.
+    crash_at: the run crashes when it logs a line with this prefix.
+
+  Returns:
+    (Result, or None after a crash; log lines).
   """
   config = smoke.get_config()
   config.update_from_flattened_dict(
@@ -163,7 +139,7 @@ def train_small(workdir, changes, crash_at=''):
 
 
 def assert_same_params(given, wanted) -> None:
-  """The latest checkpoints of two workdirs are equal, bit for bit."""
+  """Asserts that the latest params of two workdirs are bitwise equal."""
   trees = [
     checkpoint.restore_params(checkpoint.find(workdir, LATEST))
     for workdir in (given, wanted)
