@@ -62,10 +62,11 @@ def prepare_tokenizer(
     tokenizer = build_tokenizer(
       data_config.tokenizer, texts, wanted, special_tokens
     )
-    if tokenizer.kind != 'char' and tokenizer.vocab_size != wanted:
+    asked = tokenizer.requested_vocab_size  # 0: its kind ignores vocab_size.
+    if asked and tokenizer.vocab_size != asked:
       logger.info(
         f'tokenizer: the text yields {tokenizer.vocab_size:,} tokens instead '
-        f'of the {wanted:,} requested'
+        f'of the {asked:,} requested'
       )
   tokenizer.save(directory)
   return tokenizer
