@@ -202,7 +202,8 @@ def test_a_closed_stdout_does_not_stop_training(reference, tmp_path):
   process = Training(tmp_path / 'run', *ARGS)
   process.wait_for('data: ')
   process.process.stdout.close()
-  err = process.process.stderr.read()
+  with process.process.stderr as stderr:
+    err = stderr.read()
   assert process.process.wait() == 0
   assert err == f'warning: {logs.STDOUT_CLOSED}\n'
   assert_same_run(tmp_path / 'run', reference[0])
