@@ -273,7 +273,7 @@ def test_a_failed_write_leaves_nothing(uniform, tmp_path):
     (['--workdir=W', '--ids=f.npy'], 'belong together'),
     (
       ['--workdir=W', '--ids=f.npy', '--logits_out=g', '--split=val'],
-      'takes the place of',
+      '--ids replaces --data and --split',
     ),
     (
       ['--workdir=W', '--ids=pyproject.toml', '--logits_out=g'],
