@@ -1,7 +1,7 @@
-"""Clients for measuring a server: asyncio, raw sockets, and little else.
+"""Clients that measure a server: asyncio and raw sockets.
 
-The load must not be what limits, on two cores that it shares with the server:
-bytes are only stamped with their arrival while the clock runs, and read after.
+The clients share two cores with the server and must not be the bottleneck, so
+they only stamp bytes with their arrival and parse them afterwards.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import dataclasses
 import json
 import random
 import time
+from collections.abc import Callable
 
 PATH = '/v1/completions'
 
@@ -18,9 +19,10 @@ class Result:
   """One request.
 
   Attributes:
-    status: HTTP status; 0 if the connection broke or was given up.
+    status: HTTP status; 0 if the connection broke or was aborted.
     sent: seconds of time.perf_counter().
-    pieces: [(seconds, bytes)] of the body as they arrived.
+    pieces: [(seconds, bytes)] of the body, in order of arrival.
+    aborted: the client closed the connection early.
   """
 
   sent: float
@@ -41,7 +43,7 @@ class Result:
     return out
 
   def texts(self) -> list:
-    """[(seconds, tokens)]: when text came, and about how many tokens it was."""
+    """[(seconds, tokens)]: arrivals of text, and its approximate tokens."""
     events = self.events()
     texts = [
       (at, len(choice['text']))
@@ -58,17 +60,19 @@ class Result:
 
 
 class Client:
-  """A connection that is kept between requests."""
+  """One connection, kept between requests."""
 
   def __init__(self, port: int):
     self._port = port
     self._reader = self._writer = None
 
-  async def request(self, body: dict, abort_after=None, path=PATH) -> Result:
-    """Sends a request and takes in the answer.
+  async def request(
+    self, body: dict, abort_after: float | None = None, path: str = PATH
+  ) -> Result:
+    """Sends a request and receives the answer.
 
     Args:
-      abort_after: seconds after which the connection is simply closed.
+      abort_after: seconds after which the client closes the connection.
     """
     if self._writer is None:
       self._reader, self._writer = await asyncio.open_connection(
@@ -115,8 +119,10 @@ class Client:
     self._reader = self._writer = None
 
 
-async def closed_loop(port, clients, seconds, make_body) -> list[Result]:
-  """So many clients, each with one request after the other."""
+async def closed_loop(
+  port: int, clients: int, seconds: float, make_body: Callable[[], dict]
+) -> list[Result]:
+  """`clients` connections, each with one request after the other."""
   end = time.perf_counter() + seconds
   results = []
 
@@ -129,8 +135,14 @@ async def closed_loop(port, clients, seconds, make_body) -> list[Result]:
   return results
 
 
-async def open_loop(port, rate, seconds, make_body, rng) -> list[Result]:
-  """Requests that arrive at random (Poisson), whatever becomes of others."""
+async def open_loop(
+  port: int,
+  rate: float,
+  seconds: float,
+  make_body: Callable[[], dict],
+  rng: random.Random,
+) -> list[Result]:
+  """Poisson arrivals at `rate` requests/s, independent of the answers."""
   tasks, idle = [], []
 
   async def one():
@@ -150,8 +162,14 @@ async def open_loop(port, rate, seconds, make_body, rng) -> list[Result]:
   return results
 
 
-async def mixed_load(port, clients, seconds, make_body, rng) -> list[Result]:
-  """Everything at once: long and short, streamed or not, wrong, broken off."""
+async def mixed_load(
+  port: int,
+  clients: int,
+  seconds: float,
+  make_body: Callable[[], dict],
+  rng: random.Random,
+) -> list[Result]:
+  """Long and short, streamed or not, invalid and aborted requests at once."""
   end = time.perf_counter() + seconds
   results = []
 
@@ -170,7 +188,7 @@ async def mixed_load(port, clients, seconds, make_body, rng) -> list[Result]:
       if rng.random() < 0.3:
         abort = rng.expovariate(5)
       result = await client.request(body, abort)
-      result.pieces = result.pieces[-1:]  # The rest would fill our memory.
+      result.pieces = result.pieces[-1:]  # All of them would fill memory.
       if result.status == 503:
         await asyncio.sleep(0.05)
       results.append(result)

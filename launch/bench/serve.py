@@ -1,15 +1,15 @@
 """Measure a server under load: latency, throughput, memory.
 
     python -m launch.bench.serve                    (preset s, a few minutes)
-    python -m launch.bench.serve --soak=600         (and ten minutes of abuse)
+    python -m launch.bench.serve --soak=600         (plus ten minutes of abuse)
     python -m launch.bench.serve --workdir=runs/x --slots=4 --clients=1,4
 
-Without --workdir it makes one, with a model of the preset trained for a single
-step: speed does not depend on what the weights are. The server is started as it
-comes (4 slots on a CPU), without and with a compilation cache, and then with
---slots for the load. Closed loop: clients that ask again as soon as they have
-their answer, one and many in turns. Open loop: Poisson arrivals at shares of
-the rate that the most clients reached.
+Without --workdir it trains a model of the preset for a single step: speed does
+not depend on the weights. Start-up is timed with the server's defaults, without
+and with a compilation cache; the load runs against a server with --slots.
+Closed loop: each client sends its next request when it has its answer; few and
+many clients take turns. Open loop: Poisson arrivals at shares of the highest
+closed-loop rate.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 from absl import flags
 
@@ -32,35 +33,41 @@ from gpt.errors import UserError
 from launch import cli
 from launch.bench import harness, load
 
-WORKDIR = flags.DEFINE_string('workdir', '', 'Run to serve; made if absent.')
-PRESET = flags.DEFINE_string('preset', 's', 'Size preset of a run to be made.')
+WORKDIR = flags.DEFINE_string(
+  'workdir', '', 'Run to serve; trained for a step if absent.'
+)
+PRESET = flags.DEFINE_string('preset', 's', 'Size preset of the run to train.')
 SLOTS = flags.DEFINE_integer('slots', 16, 'Slots of the server.', lower_bound=1)
-CLIENTS = flags.DEFINE_list('clients', ['1', '4', '16', '64'], 'Closed loop.')
-SHARES = flags.DEFINE_list('shares', ['0.5', '0.8'], 'Open loop: load.')
+CLIENTS = flags.DEFINE_list(
+  'clients', ['1', '4', '16', '64'], 'Numbers of clients in the closed loops.'
+)
+SHARES = flags.DEFINE_list(
+  'shares', ['0.5', '0.8'], 'Shares of the highest rate in the open loops.'
+)
 SECONDS = flags.DEFINE_float(
-  'seconds', 5.0, 'Length of a turn.', lower_bound=0.1
+  'seconds', 5.0, 'Seconds of a turn.', lower_bound=0.1
 )
 ROUNDS = flags.DEFINE_integer(
-  'rounds', 3, 'Turns of each number of clients.', lower_bound=1
+  'rounds', 3, 'Turns for each number of clients.', lower_bound=1
 )
 PROMPT = flags.DEFINE_integer(
-  'prompt', 16, 'Characters of a prompt.', lower_bound=0
+  'prompt', 16, 'Characters per prompt.', lower_bound=0
 )
 MAX_TOKENS = flags.DEFINE_integer(
-  'max_tokens', 128, 'Tokens of an answer.', lower_bound=1
+  'max_tokens', 128, 'Tokens per answer.', lower_bound=1
 )
 SOAK = flags.DEFINE_float('soak', 0.0, 'Seconds of mixed load with aborts.')
-# What may come back under abuse: answers, mistakes, a full queue.
+# Statuses expected under abuse: answers, bad requests, a full queue.
 EXPECTED = (200, 400, 503)
 
 
 def client_counts() -> list[int]:
-  """Of --clients; raises UserError."""
+  """The values of --clients. Raises UserError."""
   return harness.positive('clients', CLIENTS.value)
 
 
 def make_workdir() -> pathlib.Path:
-  """A run of the preset, trained for one step unless it was."""
+  """--workdir if it holds a run; else a run of the preset, made if needed."""
   workdir = pathlib.Path(WORKDIR.value or f'runs/bench-{PRESET.value}')
   if WORKDIR.value and (workdir / 'config.json').exists():
     return workdir
@@ -86,9 +93,15 @@ def make_workdir() -> pathlib.Path:
 
 
 class Server:
-  """A server process, from its start until it is ready, and to its end."""
+  """A server process; the constructor returns once it is ready.
 
-  def __init__(self, workdir, cache, *flags):
+  Attributes:
+    start_s, start_cpu_s: wall and CPU seconds until it was ready.
+  """
+
+  def __init__(
+    self, workdir: pathlib.Path, cache: str | pathlib.Path, *flags: str
+  ):
     began = time.perf_counter()
     self._log = tempfile.TemporaryFile()
     self._process = subprocess.Popen(
@@ -154,8 +167,8 @@ class Server:
     return code
 
 
-def body_maker(rng):
-  """Requests of one size whose texts differ."""
+def body_maker(rng: random.Random) -> Callable[[], dict]:
+  """A function that makes requests of one size with random prompts."""
 
   def make():
     letters = ''.join(rng.choice('etaoin shrdlu') for _ in range(PROMPT.value))
@@ -171,8 +184,8 @@ def body_maker(rng):
   return make
 
 
-def quantiles(values, unit=1e3) -> dict:
-  """p50, p95, p99 in milliseconds."""
+def quantiles(values: list[float], unit: float = 1e3) -> dict[str, float]:
+  """p50, p95 and p99; in milliseconds, if `values` are seconds."""
   values = sorted(values) or [float('nan')]
 
   def at(q):
@@ -181,8 +194,8 @@ def quantiles(values, unit=1e3) -> dict:
   return {'p50': at(0.5), 'p95': at(0.95), 'p99': at(0.99)}
 
 
-def summary(results) -> dict:
-  """Latencies and throughput of one turn."""
+def summary(results: list[load.Result]) -> dict:
+  """Throughput and latencies of one turn."""
   ttft, gaps, tokens, last = [], [], 0, 0.0
   good = [r for r in results if r.status == 200]
   for result in good:
@@ -205,7 +218,7 @@ def summary(results) -> dict:
 
 
 def median_of(turns: list[dict]) -> dict:
-  """Medians over the turns; counts are added up."""
+  """Medians over the turns; counts are summed."""
   out = {}
   for name, value in turns[0].items():
     values = [turn[name] for turn in turns]
@@ -221,10 +234,12 @@ def median_of(turns: list[dict]) -> dict:
   return out
 
 
-async def run_loops(port, shares, rng) -> dict:
-  """Closed loops in turns, then open loops."""
+async def run_loops(
+  port: int, shares: list[float], rng: random.Random
+) -> dict[str, dict]:
+  """Runs the closed loops in turns, then the open loops."""
   make, rows = body_maker(rng), {}
-  await load.closed_loop(port, 2, 1.0, make)  # Sockets, caches, threads.
+  await load.closed_loop(port, 2, 1.0, make)  # Warm-up.
   clients = client_counts()
   turns = {n: [] for n in clients}
   for _ in range(ROUNDS.value):
@@ -241,8 +256,8 @@ async def run_loops(port, shares, rng) -> dict:
   return rows
 
 
-async def soak(server, rng) -> dict:
-  """Mixed load with aborts; memory on the way, and what is left behind."""
+async def soak(server: Server, rng: random.Random) -> dict:
+  """Runs mixed load with aborts; reports memory and what is left behind."""
   make, rss, results = body_maker(rng), [], []
   end = time.perf_counter() + SOAK.value
   while time.perf_counter() < end:
@@ -262,13 +277,14 @@ async def soak(server, rng) -> dict:
       not r.aborted and r.status not in EXPECTED for r in results
     ),
     'rss_mb': rss,
-    # Of the last two thirds: the first fills caches and arenas.
+    # Over the last two thirds: the first fills caches and arenas.
     'rss_growth_mb': rss[-1] - min(rss[third:]),
     'left_behind': sum(metrics[f'rgpt_{name}'] for name in names),
   }
 
 
-def show(rows) -> None:
+def show(rows: dict[str, dict]) -> None:
+  """Prints the table of all loops."""
   print(
     f'\n{"":14s}{"tokens/s":>10s}{"req/s":>8s}{"TTFT p50":>10s}'
     f'{"p95":>8s}{"p99":>8s}{"ITL p50":>9s}{"p95":>8s}{"p99":>8s}'
@@ -285,8 +301,8 @@ def show(rows) -> None:
     )
 
 
-def ratios(rows) -> dict:
-  """16 clients beside one: what the targets are about."""
+def ratios(rows: dict[str, dict]) -> dict[str, float]:
+  """16 clients compared with one, where both were measured."""
   if 'closed 1' not in rows or 'closed 16' not in rows:
     return {}
   one, many = rows['closed 1'], rows['closed 16']
@@ -296,8 +312,13 @@ def ratios(rows) -> dict:
   }
 
 
-def measure(server, workdir, shares, rng) -> dict:
-  """The load runs on a server that is ready."""
+def measure(
+  server: Server,
+  workdir: pathlib.Path,
+  shares: list[float],
+  rng: random.Random,
+) -> dict:
+  """Runs the load on a ready server."""
   report = {
     'workdir': str(workdir),
     'slots': SLOTS.value,

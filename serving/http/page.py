@@ -9,7 +9,7 @@ PAGE = pathlib.Path(__file__).parents[1] / 'static' / 'index.html'
 
 
 def read_page() -> tuple[bytes, str]:
-  """(the page, a policy under which only its own script and style run)."""
+  """(page, policy that allows only the page's own script and style)."""
   page = PAGE.read_bytes()
 
   def allowed(tag: str) -> str:

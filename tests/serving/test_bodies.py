@@ -1,4 +1,4 @@
-"""Bodies that make no sense: a clear 400, never a 500, never a hang."""
+"""Invalid bodies get a clear 400, never a 500, and never hang."""
 
 import json
 
@@ -120,7 +120,7 @@ def http(server):
 
 
 def check_error(response, path):
-  """The shape every error has."""
+  """Checks the shape of an error and returns it."""
   assert response.headers['content-type'] == 'application/json'
   error = response.json()['error']
   if path == '/' or path.startswith('/microgpt'):
@@ -247,7 +247,7 @@ JSON = st.recursive(
 
 
 def bodies(path):
-  """A good body in which some fields are anything at all."""
+  """Good bodies in which some fields hold arbitrary JSON."""
   anything = st.dictionaries(
     st.sampled_from(sorted(OWN[path])), JSON, max_size=3
   )
@@ -255,7 +255,7 @@ def bodies(path):
 
 
 def small(body):
-  """Requests that are right must not take long either."""
+  """Limits the tokens, so that valid requests are quick."""
   for name in ('max_tokens', 'max_completion_tokens'):
     value = body.get(name)
     if isinstance(value, (int, float)) and value > 50:

@@ -1,4 +1,4 @@
-"""Clients that leave, stall, crowd and fuzz; nothing of them stays behind."""
+"""Clients that disconnect, stall, crowd or fuzz leave nothing behind."""
 
 import concurrent.futures
 import json
@@ -38,7 +38,7 @@ def ask(server, **fields):
 
 @pytest.fixture(autouse=True)
 def nothing_stays_behind(server):
-  """Before and after each test: no request, no slot, and an answer at once."""
+  """Before and after each test the server is idle, and it answers after it."""
   wait_until(server.is_idle)
   compiled = server.metrics()['rgpt_jit_compilations_total']
   yield
@@ -219,7 +219,7 @@ def test_sixty_four_clients_each_get_the_text_they_get_alone(server):
 
 
 def abort_at_random(server, rng):
-  """One request that is broken off at some moment of its life."""
+  """Sends one request and aborts it at a random moment."""
   body = {
     'prompt': 'x' * rng.choice([0, 1, 31, 32, 33, 3000]),
     'max_tokens': rng.choice([1, 5, 100, 10**6]),

@@ -37,7 +37,7 @@ http = pytest.fixture(keyed_client, scope='module')
 
 @pytest.fixture(scope='module')
 def other(server):
-  """Another client: its own key."""
+  """A client with another key."""
   with server.client(headers={'x-api-key': OTHER_KEY}) as client:
     yield client
 
@@ -49,7 +49,7 @@ def idle_before(http):
 
 @contextlib.contextmanager
 def running(server, http):
-  """A request that holds the only slot until it is left."""
+  """Runs a request that holds the only slot until the block ends."""
   with socket.create_connection(('127.0.0.1', server.port), 120) as sock:
     sock.sendall(request_bytes(FOREVER))
     wait_until(lambda: 'rgpt_slots_busy 1.0' in http.get('/metrics').text)
@@ -57,13 +57,13 @@ def running(server, http):
 
 
 def refused_so_far(http) -> float:
-  """Requests that found the queue full."""
+  """Requests refused because the queue was full."""
   text = http.get('/metrics').text
   return parse_metrics(text)['rgpt_rejected_total{reason="queue_full"}']
 
 
 def queue_up(client):
-  """A request that waits, on a thread; gives (thread, list of the answer)."""
+  """Starts a request that waits; returns (thread, list for its answer)."""
   answers = []
   thread = threading.Thread(
     target=lambda: answers.append(

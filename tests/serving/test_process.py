@@ -1,4 +1,4 @@
-"""How a server process begins, reloads and ends."""
+"""A server process: start, reload, signals, failures."""
 
 import asyncio
 import concurrent.futures
@@ -34,7 +34,7 @@ FOREVER = {
   'stream': True,
 }
 PATH = '/v1/completions'
-# A server process with something broken in it.
+# A server whose engine a certain message breaks.
 BROKEN = """
 import sys
 from launch import cli, serve
@@ -57,7 +57,7 @@ sys.argv[0] = 'serve'
 cli.run(serve.main)
 """
 
-# One whose tokenizer does not come back from some texts.
+# A server whose tokenizer hangs on a certain text.
 STUCK = """
 import os, sys, threading
 from launch import cli, serve
@@ -130,7 +130,7 @@ def test_sigterm_lets_running_requests_finish_and_then_ends(workdir):
     text = ''.join(json.loads(e)['choices'][0]['text'] for e in events[:-1])
     assert len(text) == 3000
     long.leave()
-    assert server.wait() == 0  # For nothing runs any more.
+    assert server.wait() == 0  # Nothing runs any more.
 
 
 def test_a_closed_terminal_drains_and_what_outlasts_it_gets_an_error(workdir):
@@ -181,7 +181,7 @@ def test_a_signal_while_loading_ends_it_too(workdir):
     server.url = server.wait_for(r'on (http://\S+)')[1]
     with server.client() as client:
       health = client.get('/health')
-      if health.status_code == 503:  # Else it has been quick.
+      if health.status_code == 503:  # It may be ready already.
         assert health.json() == {'status': 'loading'}
         assert 'retry-after' in health.headers
         refused = client.post('/', json={'prompt': 'a'})
@@ -201,7 +201,7 @@ def test_a_broken_engine_answers_500_then_503_and_exits(workdir):
       try:
         response = client.post('/v1/chat/completions', json=ask)
       except httpx.TransportError:
-        break  # It has gone already.
+        break  # It has exited already.
       assert response.status_code in (500, 503)
       assert 'boom' not in response.text
       assert response.json()['error']['message']
@@ -216,9 +216,9 @@ def test_a_broken_engine_answers_500_then_503_and_exits(workdir):
 
 @contextlib.contextmanager
 def stuck(workdir, *flags):
-  """A server, and three requests that its workers will never get done with.
+  """A server with three requests that its workers never finish.
 
-  Gives the server and the futures of the answers.
+  Yields the server and the futures of the answers.
   """
 
   def ask(prompt):

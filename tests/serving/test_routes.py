@@ -1,4 +1,4 @@
-"""The routes that are not OpenAI's, and what the server says of itself."""
+"""RandyGPT's and microgpt's routes, and those about the server."""
 
 import asyncio
 import json
@@ -299,7 +299,7 @@ def test_the_page_may_run_only_its_own_script(http):
 
 @pytest.fixture(scope='module')
 def parrot(tmp_path_factory):
-  """A server whose model says EMOJI, in pieces of characters."""
+  """A server whose model generates EMOJI, a part of a character at a time."""
   tokenizer = build_tokenizer('sentencepiece', ['Hi and too\n'] * 9, 300)
   ids = tokenizer.encode(EMOJI).tolist()
   assert len(ids) > len(EMOJI)

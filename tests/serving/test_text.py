@@ -1,4 +1,4 @@
-"""Text as it may be shown, however it is cut; stop strings; characters."""
+"""Streamed text: whole characters, held-back stop strings, any grouping."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ PIECES = build_tokenizer('sentencepiece', ['abc abd\n'] * 9, 300)
 
 
 def naive(text, stops):
-  """The text before the stop string that is complete first."""
+  """The text before the first stop string to be complete."""
   for end in range(len(text) + 1):
     found = [s for s in stops if text[:end].endswith(s)]
     if found:

@@ -1,4 +1,4 @@
-"""Timeouts, on a server that is in a hurry, and connections that end."""
+"""Timeouts, on a server with short ones, and connections that it closes."""
 
 import contextlib
 import json

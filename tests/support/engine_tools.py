@@ -1,7 +1,7 @@
-"""An engine in this process, and the full forward pass it must equal.
+"""An engine in this process, and the full forward passes it must match.
 
-The reference knows nothing of caches, slots, blocks or buckets: for each token
-it runs the whole window through the model.
+The reference has no caches, slots, blocks or buckets: it runs the whole window
+through the model for each token.
 """
 
 import threading
@@ -24,7 +24,7 @@ TOKENIZER = chat_tokenizer()
 
 
 def random_params(cfg, seed=0):
-  """Weights that make choices neither certain nor uniform."""
+  """Weights whose distributions are neither certain nor uniform."""
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.15, jnp.float32),
@@ -33,13 +33,13 @@ def random_params(cfg, seed=0):
 
 
 class Harness:
-  """An Engine in this process; gives what a Job's events say."""
+  """An Engine in this process that collects the events of its jobs."""
 
   def __init__(self, cfg, slots=4, params=None, lanes=2, shapes=None):
     self.cfg = cfg
     self.params = random_params(cfg) if params is None else params
     self.died = []
-    compile_count()  # From now on.
+    compile_count()  # Starts counting.
     self.metrics = Metrics(lambda: 0)
     self._closed = threading.Condition()
     self.engine = Engine(
@@ -97,7 +97,7 @@ class Harness:
 
 
 class Reference:
-  """One token at a time, each from a whole forward pass."""
+  """Samples one token at a time, each from a whole forward pass."""
 
   def __init__(self, cfg, params):
     self.cfg, self.params = cfg, params

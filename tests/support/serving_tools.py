@@ -1,4 +1,4 @@
-"""A real server process for the tests, and tiny models for it."""
+"""A real server process and tiny models for it."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from tests.support.workdirs import ROOT, STRICT, make_run
 CHAT_TOKENS = ('<|user|>', '<|assistant|>', '<|end_turn|>')
 LETTERS = string.ascii_letters + string.digits + ' .,:;!?\n'
 READY_SECONDS = 250
-PATIENCE = 120  # Seconds until something is held to be broken, not slow.
+PATIENCE = 120  # Seconds after which something is broken, not slow.
 COMPLETIONS = '/v1/completions'
 KEY, OTHER_KEY = 'first-key', 'second key'
 
@@ -30,7 +30,7 @@ def chat_tokenizer():
 
 
 def make_random(workdir, tokenizer, seed=0, spread=0.15, **model):
-  """A run with random weights; `spread` makes its choices more decided."""
+  """A run with random weights; a larger `spread` makes it more certain."""
   rng = np.random.default_rng(seed)
 
   def fill(name, shape):
@@ -44,7 +44,7 @@ def make_random(workdir, tokenizer, seed=0, spread=0.15, **model):
 class ServerProcess:
   """`python -m launch.serve` on a free port; warnings are errors.
 
-  As a context it is ended on leaving, whatever happens.
+  As a context manager it kills the process on exit, whatever happens.
 
   Args:
     workdir: to serve. flags: more arguments.
@@ -135,7 +135,7 @@ class ServerProcess:
     self.process.send_signal(number)
 
   def wait(self, seconds=PATIENCE) -> int:
-    """The exit code, once all is logged."""
+    """The exit code, once all output has been read."""
     code = self.process.wait(seconds)
     with self._line:
       assert self._line.wait_for(lambda: self.log[-1:] == [None], seconds)
@@ -160,7 +160,7 @@ def parse_metrics(text: str) -> dict:
 
 @contextlib.contextmanager
 def serving(workdir, *flags, **kwargs):
-  """A ServerProcess that is ready, and has ended in order afterwards."""
+  """A ready ServerProcess, which must end with 0 and without a traceback."""
   with ServerProcess(workdir, *flags, **kwargs) as server:
     server.wait_ready()
     yield server
@@ -187,7 +187,7 @@ def is_idle(http) -> bool:
 
 
 def keyed_serving(path, *flags):
-  """Serves a small chat model to who has KEY, OTHER_KEY or 'schlüssel'."""
+  """Serves a small chat model; keys: KEY, OTHER_KEY and 'schlüssel'."""
   make_random(path / 'run', chat_tokenizer())
   # As a Windows editor writes it.
   (path / 'keys').write_text(f'\ufeff{OTHER_KEY}\r\n', encoding='utf-8')
@@ -206,7 +206,7 @@ def keyed_client(server):
 
 
 def wait_until(condition, seconds=PATIENCE):
-  """Asks again and again; for what another process will do soon."""
+  """Polls a condition that another process will soon make true."""
   import time
 
   deadline = time.monotonic() + seconds
@@ -215,7 +215,7 @@ def wait_until(condition, seconds=PATIENCE):
 
 
 def receive(sock, size=1 << 16) -> bytes:
-  """What has arrived; an end of the connection is a failure."""
+  """The bytes that have arrived; fails if the connection has ended."""
   data = sock.recv(size)
   assert data, 'the connection has ended'
   return data
