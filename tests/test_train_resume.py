@@ -217,8 +217,8 @@ def test_damaged_latest_checkpoint_costs_a_few_steps(halfway, reference):
   for path in halfway.glob(f'checkpoints/{bad}/params/d/*'):
     path.write_bytes(b'')
   out, err = train(halfway, *ARGS)
-  assert re.search(f'warning: checkpoint .*{bad} cannot be read', out)
-  assert f'{good} is taken' in out and err == ''
+  assert re.search(f'warning: checkpoint .*{bad} cannot be read', err)
+  assert f'using {good} instead' in err and 'resuming from step' in out
   assert (halfway / 'checkpoints/damaged' / bad.replace('/', '-')).is_dir()
   shutil.rmtree(halfway / 'checkpoints/damaged')
   assert_same_run(halfway, reference[0])
@@ -238,9 +238,9 @@ def test_a_full_disk_is_reported_and_costs_nothing(halfway, reference):
   """No file may grow beyond 20 KB: weights do not fit, small files do."""
   good = halfway / 'checkpoints'
   before = {path: snapshot(good / path) for path in newest_of(halfway)}
-  out, err = train(halfway, *ARGS, limit=20_000, code=2)
-  assert re.search(r'warning: a checkpoint could not be written by step', out)
-  assert 'File too large' in out and 'Is the disk full?' in out
+  _, err = train(halfway, *ARGS, limit=20_000, code=2)
+  assert re.search(r'warning: a checkpoint could not be written by step', err)
+  assert 'File too large' in err and 'Is the disk full?' in err
   assert re.search('error: the last checkpoint in .* could not be written', err)
   assert 'earlier ones are intact. Free some space' in err
   for path, files in before.items():

@@ -219,7 +219,7 @@ def test_a_damaged_checkpoint_is_moved_and_the_previous_one_used(
   assert_same_bits(state, make_state(5))
   assert len(lines) == 1
   assert f'checkpoint {bad} cannot be read' in lines[0]
-  assert 'latest/5 is taken' in lines[0]
+  assert 'using latest/5 instead' in lines[0]
   moved = tmp_path / 'checkpoints' / 'damaged' / 'latest-10'
   assert not bad.exists() and files_of(moved) == contents
   # Its step can be reached and saved again.
