@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from gpt.data import record as data_record
 from gpt.errors import UserError, explained_writes
@@ -132,7 +131,7 @@ def detect(directory: Path) -> str:
 def import_directory(
   directory: Path,
   format: str,
-  config: ConfigDict,
+  config: Any,
   workdir: Path,
   overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -143,7 +142,7 @@ def import_directory(
 
   Args:
     format: 'microgpt', 'hf' or 'auto'.
-    config: of configs/default.py; filled in and saved.
+    config: ConfigDict of configs/default.py; filled in and saved.
     overrides: {'data.format': 'text', ...}, which win over the model's own
       record, except for the model's shape and function.
 
@@ -178,7 +177,7 @@ def import_directory(
       config.model[name] = value
   config.data.tokenizer = tokenizer.kind
   config.data.tokenizer_path = ''
-  state = state_from_params(
+  state: Any = state_from_params(
     foreign.params, optimizer.create(config), ema=config.opt.ema_decay > 0
   )
   step = int(record.get('step') or 0)
@@ -199,7 +198,7 @@ def import_directory(
   }
 
 
-def _take_over(config: ConfigDict, saved: Mapping[str, Any]) -> None:
+def _take_over(config: Any, saved: dict[str, Any]) -> None:
   """Takes over the saved keys that exist in `config` and have its types."""
   known = flatten(json.loads(json.dumps(config.to_dict())))
   for key, value in flatten(saved).items():

@@ -125,7 +125,8 @@ def read_rgpt(
     )
     shapes = tensor_shapes(vocab_size, n_embd, n_layer, block_size)
     weights = _read_tensors(f, shapes)
-    m, v = ({}, {}) if has_moments else (None, None)
+    m: Tensors = {}
+    v: Tensors = {}
     if has_moments and version == 3:
       m, v = _read_tensors(f, shapes), _read_tensors(f, shapes)
     elif has_moments:
@@ -139,8 +140,8 @@ def read_rgpt(
     adam_step=adam_step if has_moments else 0,
     best_loss=best,
     weights=weights,
-    m=m,
-    v=v,
+    m=m if has_moments else None,
+    v=v if has_moments else None,
     n_embd=n_embd,
     n_layer=n_layer,
     block_size=block_size,
@@ -257,8 +258,8 @@ def from_params(
     adam_step=adam_step if mu is not None else 0,
     best_loss=_float32(best_loss),
     weights=_file_tensors(params),
-    m=_file_tensors(mu),
-    v=_file_tensors(nu),
+    m=None if mu is None else _file_tensors(mu),
+    v=None if nu is None else _file_tensors(nu),
     n_embd=n_embd,
     n_layer=n_layer,
     block_size=np.shape(params['wpe'])[0],
@@ -354,7 +355,7 @@ def _check(ckpt: RgptCheckpoint) -> dict[str, tuple[int, int]]:
   )
   groups = {'weights': ckpt.weights, 'm': ckpt.m, 'v': ckpt.v}
   for group, tensors in groups.items():
-    if tensors is None and group != 'weights':
+    if tensors is None:
       continue
     if strange := sorted(tensors.keys() ^ shapes.keys()):
       raise UserError(
@@ -390,10 +391,8 @@ def _encode(ckpt: RgptCheckpoint) -> Iterator[bytes | memoryview]:
         yield np.ascontiguousarray(tensors[name], '<f4').data.cast('B')
 
 
-def _file_tensors(tree: Mapping | None) -> Tensors | None:
+def _file_tensors(tree: Mapping[str, Any]) -> Tensors:
   """Our tree under the file's names, block matrices as [out, in]."""
-  if tree is None:
-    return None
   tensors: Tensors = {}
   for name, value in tree.items():
     if isinstance(value, Mapping):
@@ -406,4 +405,5 @@ def _file_tensors(tree: Mapping | None) -> Tensors | None:
 
 def _float32(x: float | np.floating) -> np.float32:
   """A float32 scalar; one that is already float32 keeps its bits."""
-  return np.asarray(x).astype(np.float32, copy=False)[()]
+  array: Any = np.asarray(x)
+  return array.astype(np.float32, copy=False)[()]

@@ -5,6 +5,7 @@ resuming it continues with the same moments and Adam step.
 """
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ MOMENTS_NOTE = (
 
 
 def import_rgpt(
-  path: Path, config: ConfigDict, tokenizer: Tokenizer, workdir: Path
+  path: Path, config: Any, tokenizer: Tokenizer, workdir: Path
 ) -> int:
   """Makes a new run from an RGPT file.
 
@@ -44,7 +45,7 @@ def import_rgpt(
 
   Args:
     path: an RGPT0001, 0002 or 0003 file.
-    config: has the model's shape; saved as the run's.
+    config: ConfigDict with the model's shape; saved as the run's.
     tokenizer: of the model; its vocabulary size must be the file's.
     workdir: of the new run; must not hold one.
 
@@ -105,7 +106,7 @@ def export_rgpt(
   )
   best_loss = np.float32(meta.get('best_loss', math.inf))
   if BEST_LOSS_BITS in meta:
-    best_loss = np.array(meta[BEST_LOSS_BITS], np.uint32).view(np.float32)[()]
+    best_loss = np.uint32(meta[BEST_LOSS_BITS]).view(np.float32)
   write_state(output, state, best_loss)
   return path.parent.name, int(state.step), notes_on(state)
 
@@ -118,7 +119,7 @@ def write_state(
   For optimizers without Adam's moments of every tensor, zeros and Adam step 0
   are written.
   """
-  adam = optimizer.adam_state(state.opt_state)
+  adam: Any = optimizer.adam_state(state.opt_state)
   moments = (None, None) if adam is None else (adam.mu, adam.nu)
   randygpt.write_rgpt(
     path,
@@ -126,7 +127,7 @@ def write_state(
       state.params,
       *moments,
       # A run without a single step has no last completed iteration.
-      iter=max(int(state.step) - 1, 0),
+      iter=max(int(np.asarray(state.step)) - 1, 0),
       adam_step=0 if adam is None else int(adam.count),
       best_loss=best_loss,
     ),
@@ -142,7 +143,7 @@ def notes_on(state: TrainState) -> list[str]:
 
 
 def _state_of(
-  ckpt: randygpt.RgptCheckpoint, config: ConfigDict, path: Path
+  ckpt: randygpt.RgptCheckpoint, config: Any, path: Path
 ) -> TrainState:
   """The TrainState (numpy) of training after the file's iter."""
   for name in ('iter', 'adam_step'):
@@ -151,7 +152,7 @@ def _state_of(
         f'checkpoint {path} is damaged: its {name} is {getattr(ckpt, name)}'
       )
   params, mu, nu = randygpt.to_params(ckpt)
-  state = state_from_params(
+  state: Any = state_from_params(
     params, optimizer.create(config), ema=config.opt.ema_decay > 0
   )
   opt_state = state.opt_state
@@ -168,7 +169,7 @@ def _state_of(
   )
 
 
-def _abstract_state(config: ConfigDict, cfg: GPTConfig) -> TrainState:
+def _abstract_state(config: Any, cfg: GPTConfig) -> TrainState:
   """A TrainState of ShapeDtypeStructs."""
 
   def make(key):

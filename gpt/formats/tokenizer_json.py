@@ -16,6 +16,7 @@ ids unless `split_special_tokens=True` is set; our encoders never do.
 """
 
 import dataclasses
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -216,10 +217,7 @@ def _hf(tokenizer: HfTokenizer) -> Vocabulary:
   if any(not t['special'] for t in spec['added_tokens']):
     raise _impossible('it has added tokens that are not special')
   tokens = sorted(vocab, key=lambda token: vocab[token])
-  merges = [
-    tuple(m.split(' ')) if isinstance(m, str) else tuple(m)
-    for m in spec['model']['merges']
-  ]
+  merges = [_pair(merge) for merge in spec['model']['merges']]
   return Vocabulary(
     tokens,
     set(added.values()),
@@ -230,11 +228,16 @@ def _hf(tokenizer: HfTokenizer) -> Vocabulary:
   )
 
 
+def _pair(merge: str | list[str]) -> tuple[str, str]:
+  """A merge as older files ('a b') or newer ones (['a', 'b']) have it."""
+  left, right = merge.split(' ') if isinstance(merge, str) else merge
+  return left, right
+
+
 def _sentencepiece(tokenizer: SentencePieceTokenizer) -> Vocabulary:
   # SentencePiece's processor does not distinguish user-defined symbols from
   # other pieces; its protobuf does.
-  from sentencepiece import sentencepiece_model_pb2 as pb
-
+  pb: Any = importlib.import_module('sentencepiece.sentencepiece_model_pb2')
   model = pb.ModelProto.FromString(tokenizer.model)
   if model.trainer_spec.model_type != pb.TrainerSpec.BPE:
     raise _impossible('its SentencePiece model is not BPE')

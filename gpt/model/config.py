@@ -20,10 +20,12 @@ INIT = 'init'  # Other initial weights only.
 RUNTIME = 'runtime'  # None of these: how it is computed, or dropout.
 KINDS = (SHAPE, FUNCTION, INIT, RUNTIME)
 
-FORMATS = ('rgpt', 'microgpt', 'hf')
+FORMATS: tuple[str, ...] = ('rgpt', 'microgpt', 'hf')
+# Format -> the values that it can represent.
+Holds = Mapping[str, tuple[Any, ...] | None]
 ANY = None  # In `Option.holds`: every value.
-HF_ONLY = {'hf': ANY}
-EVERYWHERE = dict.fromkeys(FORMATS, ANY)
+HF_ONLY: Holds = {'hf': ANY}
+EVERYWHERE: Holds = dict.fromkeys(FORMATS, ANY)
 
 DTYPES = ('float32', 'bfloat16', 'mixed')
 POSITIONS = ('learned', 'rope')
@@ -52,7 +54,7 @@ class Option:
   """
 
   kind: str
-  holds: Mapping[str, tuple | None]
+  holds: Holds
   label: str
   phrase: str
   always: bool
@@ -62,7 +64,7 @@ def option(
   kind: str,
   default: Any = dataclasses.MISSING,
   *,
-  holds: Mapping[str, tuple | None] | None = None,
+  holds: Holds | None = None,
   label: str | None = None,
   phrase: str | None = None,
   always: bool = False,
@@ -292,15 +294,13 @@ def unrepresentable(cfg: GPTConfig, format: str) -> list[str]:
   """Reasons why a file format cannot represent a model; [] if it can."""
   defaults, found = _defaults(), []
   for name, entry in _table().items():
-    value = getattr(cfg, name)
+    value, allowed = getattr(cfg, name), ANY
     if format in entry.holds:
       allowed = entry.holds[format]
     elif entry.kind in (SHAPE, FUNCTION):
       allowed = (defaults[name],)
-    else:
-      allowed = ANY
-    if allowed is not ANY and value not in allowed:
-      wanted = ' or '.join(map(repr, allowed))
+    if allowed is not None and value not in allowed:
+      wanted = ' or '.join(repr(x) for x in allowed)
       found.append(f'model.{name} is {value!r}, not {wanted}')
   return found
 

@@ -1,4 +1,4 @@
-"""The GPT: one linen module in which every option is one line.
+"""The GPT: one linen module; each option of GPTConfig is one line of it.
 
 Axis letters, used as suffixes of names and as einsum terms everywhere:
   B batch   L query length   S key/cache length   D model width   H heads
@@ -9,6 +9,8 @@ Architecture `randy`: token + learned position embedding, then N times
 and an untied head on the raw residual stream: no biases, no gains, no final
 norm. `microgpt`: RMSNorm after the embedding, ReLU instead of its square.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,15 +27,19 @@ RMS_EPS = 1e-5
 ROPE_BASE = 10_000.0
 
 
-def rms_norm(x):
+def rms_norm(x: jax.Array) -> jax.Array:
   """x / sqrt(mean(x^2) + eps) over the last axis, in float32, without gain."""
   x32 = x.astype(jnp.float32)
   scale = jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + RMS_EPS)
   return (x32 * scale).astype(x.dtype)
 
 
-def rope(x_BLHK, positions_BL):
-  """Rotary embedding (Su et al. 2021), halves paired: (x_i, x_{i + K/2})."""
+def rope(x_BLHK: jax.Array, positions_BL: jax.Array) -> jax.Array:
+  """Rotary position embedding (Su et al. 2021, arXiv:2104.09864).
+
+  Rotates the pairs (x_i, x_{i + K/2}) by positions * 10000^(-2i / K), in
+  float32.
+  """
   half = x_BLHK.shape[-1] // 2
   freqs = ROPE_BASE ** (-np.arange(half, dtype=np.float32) / half)
   angles = positions_BL.astype(jnp.float32)[:, :, None] * freqs[None, None]
@@ -63,32 +69,34 @@ class Block(nn.Module):
     return x_BLD, layer_cache
 
   def attention(self, x_BLD, positions_BL, segments_BL, layer_cache, ctx):
-    """Multi-head causal self-attention, to itself or to the cache."""
+    """Multi-head causal self-attention, within x or to the cache."""
     cfg = self.cfg
     q_BLHK, k_BLHK, v_BLHK = self.qkv(x_BLD, positions_BL)
     wo = self.param('wo', out_init(cfg), (cfg.n_embd, cfg.n_embd))
 
     if layer_cache is None:
+      q_BLHK, k_BLHK, v_BLHK = (
+        x.astype(cfg.matmul_dtype) for x in (q_BLHK, k_BLHK, v_BLHK)
+      )
       out_BLHK = causal_self_attention(
-        *(x.astype(cfg.matmul_dtype) for x in (q_BLHK, k_BLHK, v_BLHK)),
-        segments_BL,
-        kernel=cfg.attention,
+        q_BLHK, k_BLHK, v_BLHK, segments_BL, kernel=cfg.attention
       ).astype(x_BLD.dtype)
     else:
       filled, fresh = layer_cache
       mask_BLS, write_at = ctx
-      fresh = layer_cache = tuple(
+      new_k, new_v = (
         jax.lax.dynamic_update_slice(
           old, new.transpose(0, 2, 1, 3).astype(old.dtype), (0, 0, write_at, 0)
         )
         for old, new in zip(fresh, (k_BLHK, v_BLHK))
       )
-      pieces = [fresh] if filled is None else [filled, fresh]
+      layer_cache = new_k, new_v
+      pieces = [layer_cache] if filled is None else [filled, layer_cache]
       out_BLHK = attend_cached(q_BLHK, pieces, mask_BLS)
     return matmul(out_BLHK.reshape(x_BLD.shape), wo, cfg), layer_cache
 
   def qkv(self, x_BLD, positions_BL):
-    """Queries [B, L, H, K], keys and values [B, L, G, K], as attended with."""
+    """Queries [B, L, H, K], keys and values [B, L, G, K] of attention."""
     cfg = self.cfg
     D, H, G, K = cfg.n_embd, cfg.n_head, cfg.kv_heads, cfg.head_dim
     init = nn.initializers.normal(cfg.init_std)
@@ -145,11 +153,11 @@ class GPT(nn.Module):
       segments_BL: int32[B, L]; attention stays within equal numbers.
       seeds_Bx2: uint32[B, 2] from `dropout.row_seeds`; None: no dropout.
       cache: keys and values are written to its columns write_at ..
-        write_at + L - 1 (int32 scalar, in range: it is the caller's duty).
+        write_at + L - 1. The caller keeps this int32 scalar in range.
       filled: earlier keys and values, only read.
-      mask_BLS: bool[B, L, S], needed with a cache: which columns of `filled`
-        and then of `cache` a query sees.
-      head: False leaves out the LM head and returns the residual stream.
+      mask_BLS: bool[B, L, S], needed with a cache: the columns of `filled` and
+        then of `cache` that a query sees.
+      head: whether to apply the LM head; else the residual stream is returned.
 
     Returns:
       float32[B, L, V] logits (or [B, L, D]); with a cache also the new cache.
@@ -160,7 +168,8 @@ class GPT(nn.Module):
     wte = self.param(
       'wte', nn.initializers.normal(std), (cfg.vocab_size, cfg.n_embd)
     )
-    # float32 until here: the gradients of a row add up over all its tokens.
+    # Not cast before the lookup: a row's gradient sums over all its tokens, in
+    # float32.
     x_BLD = wte[tokens_BL]
     if learned:
       wpe_std = std * ARCHS[cfg.arch][2]
@@ -206,29 +215,37 @@ class GPT(nn.Module):
     return out, KVCache(k, v)
 
 
-def out_init(cfg: GPTConfig):
-  """wo and fc2: std / sqrt(2N), so that the residual stream starts bounded."""
+def out_init(cfg: GPTConfig) -> nn.initializers.Initializer:
+  """Initializer of wo and fc2: N(0, std / sqrt(2N)), or zeros.
+
+  The scale keeps the variance of the residual stream bounded (GPT-2).
+  """
   if cfg.zero_init:
     return nn.initializers.zeros
   return nn.initializers.normal(cfg.init_std / np.sqrt(2 * cfg.n_layer))
 
 
-def matmul(x, w, cfg: GPTConfig, transposed=False):
-  """x @ w for float32[in, out] w, or x @ w.T; it has the dtype of x."""
+def matmul(
+  x: jax.Array, w: jax.Array, cfg: GPTConfig, transposed: bool = False
+) -> jax.Array:
+  """x @ w for float32[in, out] w, or x @ w.T, in the dtype of x."""
   if cfg.dtype == 'mixed' and x.shape[1] > 1:
     return mixed_product(x, w, transposed)
   w = (w.T if transposed else w).astype(x.dtype)
-  if x.shape[1] == 1:  # XLA:CPU multiplies slowly along an axis of length 1,
-    return (x[:, 0] @ w)[:, None]  # and bfloat16 does not pay for few rows.
+  if x.shape[1] == 1:  # XLA:CPU is slow along an axis of length 1, and
+    return (x[:, 0] @ w)[:, None]  # bfloat16 does not pay for few rows.
   return x @ w
 
 
-def heads(x_BLE, n: int):
+def heads(x_BLE: jax.Array, n: int) -> jax.Array:
+  """[B, L, n K] -> [B, L, n, K]."""
   return x_BLE.reshape(*x_BLE.shape[:2], n, -1)
 
 
-def lm_logits(x_BLD, lm_head_VD, cfg: GPTConfig):
-  """float32[B, L, V] from the residual stream, soft-capped where asked."""
+def lm_logits(
+  x_BLD: jax.Array, lm_head_VD: jax.Array, cfg: GPTConfig
+) -> jax.Array:
+  """float32[B, L, V] logits of the residual stream, soft-capped if set."""
   logits_BLV = matmul(x_BLD, lm_head_VD, cfg, transposed=True)
   logits_BLV = logits_BLV.astype(jnp.float32)
   if cfg.logit_softcap:
@@ -236,7 +253,7 @@ def lm_logits(x_BLD, lm_head_VD, cfg: GPTConfig):
   return logits_BLV
 
 
-def abstract_params(cfg: GPTConfig):
+def abstract_params(cfg: GPTConfig) -> dict[str, Any]:
   """The parameter tree as ShapeDtypeStructs: no memory, no device."""
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   key = jax.eval_shape(lambda: jax.random.key(0))

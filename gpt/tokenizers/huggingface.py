@@ -212,7 +212,7 @@ def _check_lossless_parts(spec: dict[str, Any]) -> None:
 
 def _token_reader(spec: dict[str, Any]) -> Callable[[str], bytes]:
   """The function from a token's text to its bytes, as the decoder has it."""
-  decoder = spec['decoder'] or {'type': 'none'}
+  decoder: dict[str, Any] = spec['decoder'] or {'type': 'none'}
   steps = [step['type'] for step in decoder.get('decoders', [decoder])]
   if steps == ['ByteLevel']:
     alphabet = byte_alphabet()

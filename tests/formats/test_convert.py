@@ -1,4 +1,4 @@
-"""Models taken elsewhere and brought back: names, shapes, numbers, ids."""
+"""Exports and imports: names, shapes, numbers and ids survive both ways."""
 
 import pathlib
 import shutil
@@ -21,13 +21,13 @@ from gpt.tokenizers import CharTokenizer, RandyTokenizer, build_tokenizer
 from gpt.tokenizers.chat_format import CHAT_TOKENS
 from gpt.tokenizers.huggingface import HfTokenizer
 from gpt.train import train_and_evaluate
-from tests.support import interop_tools
-from tests.support.interop_tools import TEXT, config, random_weights
+from tests.support import export_tools
+from tests.support.export_tools import TEXT, config, random_weights
 from tests.support.workdirs import launch, make_run
 
 library = pytest.importorskip('safetensors.numpy')
 tokenizers = pytest.importorskip('tokenizers')
-bpe, chat_run = interop_tools.bpe, interop_tools.chat_run
+bpe, chat_run = export_tools.bpe, export_tools.chat_run
 OPTIONS = {
   'mlp': 'swiglu',
   'pos': 'rope',
@@ -45,7 +45,7 @@ def no_sample(monkeypatch):
   monkeypatch.setattr(model_card, 'sample', lambda loaded: ('', ''))
 
 
-def test_one_file_of_tensors(chat_run, tmp_path):
+def test_a_safetensors_file_holds_transposed_matrices(chat_run, tmp_path):
   path = tmp_path / 'model.safetensors'
   export(chat_run, 'best', 'safetensors', path, 'f32')
   tensors = library.load_file(path)
@@ -81,7 +81,9 @@ def test_hf_round_trip_changes_no_bit(no_sample, tmp_path, model):
   assert two.which == 'best'
 
 
-def test_a_run_without_our_tokenizer_takes_theirs(no_sample, tmp_path):
+def test_a_directory_without_our_tokenizer_is_read_with_its_tokenizer_json(
+  no_sample, tmp_path
+):
   """transformers' save_pretrained keeps tokenizer.json, not our directory."""
   source, out, back = (tmp_path / n for n in ('run', 'out', 'back'))
   make_run(source, CharTokenizer('abcdef \n'), random_weights())
@@ -95,18 +97,18 @@ def test_a_run_without_our_tokenizer_takes_theirs(no_sample, tmp_path):
   assert two.encode('bad cafe!').tolist() == one.encode('bad cafe!').tolist()
 
 
-def test_other_peoples_models_are_refused(tmp_path):
+def test_models_of_another_type_are_refused(tmp_path):
   (tmp_path / 'config.json').write_text('{"model_type": "gpt2"}')
   with pytest.raises(UserError, match="a model of type 'gpt2': only"):
     import_directory(tmp_path, 'auto', config(), tmp_path / 'run')
 
 
-def test_a_run_is_no_export(trained_workdir, tmp_path):
+def test_a_run_cannot_be_imported_as_an_export(trained_workdir, tmp_path):
   with pytest.raises(UserError, match='is a run already'):
     import_directory(trained_workdir, 'hf', config(), tmp_path / 'run')
 
 
-def test_the_card_tells_data_config_numbers_and_a_sample(
+def test_the_card_has_data_config_numbers_and_a_sample(
   trained_workdir, tmp_path
 ):
   export(trained_workdir, 'best', 'hf', tmp_path, 'bf16')
@@ -163,7 +165,7 @@ def randy_bpe():
 
 
 @pytest.mark.parametrize('kind', ['char', 'sentencepiece', 'randygpt', 'hf'])
-def test_tokenizers_give_the_same_ids_elsewhere(kind):
+def test_tokenizer_json_gives_the_same_ids(kind):
   ours = (
     randy_bpe()
     if kind == 'randygpt'
@@ -182,13 +184,13 @@ def test_tokenizers_give_the_same_ids_elsewhere(kind):
     assert again.special_tokens[name] == ours.special_tokens[name]
 
 
-def test_a_vocabulary_with_doubles_cannot_be_expressed():
+def test_a_vocabulary_with_equal_tokens_cannot_be_expressed():
   double = RandyTokenizer(['<|bos|>', '<|eos|>', 'a', 'b', 'a'], [])
   with pytest.raises(UserError, match="'a' stands for two ids"):
     vocabulary(double)
 
 
-def test_a_model_goes_without_what_cannot_be_expressed(no_sample, tmp_path):
+def test_hf_export_works_without_a_tokenizer_json(no_sample, tmp_path):
   source, out = tmp_path / 'run', tmp_path / 'out'
   double = RandyTokenizer(['<|bos|>', '<|eos|>', 'a', 'b', 'a'], [])
   make_run(source, double, random_weights())
@@ -256,7 +258,7 @@ def test_an_import_leaves_other_runs_alone(chat_run, tmp_path):
 
 
 def test_the_output_is_checked_before_jax_is_imported(tmp_path):
-  """Even the workdir, which does not exist here, is looked at later."""
+  """And before the workdir, which does not exist here, is looked at."""
   file = tmp_path / 'thesis.txt'
   file.write_text('mine')
   program = (
@@ -276,7 +278,7 @@ def test_the_output_is_checked_before_jax_is_imported(tmp_path):
   assert file.read_text() == 'mine'
 
 
-def test_an_import_knows_its_text_and_takes_what_the_config_sets(
+def test_an_import_keeps_its_data_record_and_obeys_overrides(
   no_sample, chat_run, tmp_path
 ):
   record = {'kind': 'files', 'description': 'talks', 'text_sha256': 'abc'}
@@ -296,25 +298,25 @@ def test_an_import_knows_its_text_and_takes_what_the_config_sets(
 
 
 @pytest.mark.slow
-def test_commands_round_trip_and_training_goes_on(chat_run, tmp_path):
+def test_commands_round_trip_and_training_continues(chat_run, tmp_path):
   out, back = tmp_path / 'out', tmp_path / 'back'
-  said, _ = launch(
+  out_text, _ = launch(
     'export',
     f'--workdir={chat_run}',
     '--format=microgpt',
     '--dtype=f16',
     f'--output={out}',
   )
-  assert 'best checkpoint, step 7' in said
-  assert 'f16: rounding the weights changes logits by at most' in said
-  said, _ = launch(
+  assert 'best checkpoint, step 7' in out_text
+  assert 'f16: rounding the weights changes logits by at most' in out_text
+  out_text, _ = launch(
     'import_model',
     f'--input={out}',
     f'--workdir={back}',
     '--config.data.format=text',
     '--config.lr=1e-4',
   )
-  assert 'microgpt, 2 layers x 32' in said and 'launch.chat' in said
+  assert 'microgpt, 2 layers x 32' in out_text and 'launch.chat' in out_text
   launch('generate', f'--workdir={back}', '--max_tokens=4')
   saved = ConfigDict(config_file.read_config(back))
   assert saved.lr == 1e-4 and saved.opt.schedule == 'linear_warmup'

@@ -1,7 +1,7 @@
-"""microgpt's directories: written as documented, read for what they hold.
+"""microgpt's directories: written as documented, read correctly.
 
-Some are made by hand, with numpy, safetensors and tokenizers alone, and judged
-by a forward pass in numpy.
+Some are made with numpy, safetensors and tokenizers alone, and compared with a
+forward pass in numpy.
 """
 
 import json
@@ -20,13 +20,13 @@ from gpt.runs.load import load_model, params_sha256
 from gpt.tokenizers import EOS, CharTokenizer, build_tokenizer
 from gpt.tokenizers.chat_format import CHAT_TOKENS, build_prompt
 from gpt.tokenizers.huggingface import HfTokenizer
-from tests.support import interop_tools
-from tests.support.interop_tools import TEXT, config, random_weights
+from tests.support import export_tools
+from tests.support.export_tools import TEXT, config, random_weights
 from tests.support.workdirs import make_run
 
 library = pytest.importorskip('safetensors.numpy')
 tokenizers = pytest.importorskip('tokenizers')
-bpe, chat_run = interop_tools.bpe, interop_tools.chat_run
+bpe, chat_run = export_tools.bpe, export_tools.chat_run
 
 
 def logits(loaded, ids):
@@ -100,7 +100,9 @@ def test_microgpt_round_trip_changes_no_bit(chat_run, tmp_path):
     ('tied_embeddings', True),
   ],
 )
-def test_models_microgpt_has_not_are_refused(bpe, tmp_path, name, value):
+def test_models_microgpt_cannot_represent_are_refused(
+  bpe, tmp_path, name, value
+):
   source = tmp_path / 'run'
   make_run(source, bpe, random_weights(), **{'arch': 'microgpt', name: value})
   with pytest.raises(UserError, match=f'for microgpt: .*model.{name} is'):
@@ -110,7 +112,7 @@ def test_models_microgpt_has_not_are_refused(bpe, tmp_path, name, value):
 
 @pytest.mark.parametrize('kind', ['char', 'sentencepiece', 'chat char'])
 def test_other_tokenizers_keep_their_probabilities(tmp_path, kind):
-  """BOS and EOS become one row, ids move; what can be sampled does not."""
+  """BOS and EOS become one row and ids change; probabilities do not."""
   names = CHAT_TOKENS if kind == 'chat char' else ()
   ours = build_tokenizer(kind.split()[-1], [TEXT], 400, names)
   source, out, back = (tmp_path / n for n in ('run', 'out', 'back'))
@@ -151,7 +153,7 @@ def test_other_tokenizers_keep_their_probabilities(tmp_path, kind):
 
 
 def test_a_tokenizer_json_with_an_eos_is_put_in_microgpts_order():
-  """What an import of somebody's re-saved export brings: hf, with EOS."""
+  """Such a tokenizer comes from importing an export re-saved elsewhere."""
   ours = HfTokenizer(equivalent(CharTokenizer('abc d\n', CHAT_TOKENS)))
   assert ours.eos_id != ours.bos_id
   order = microgpt.kept_ids(ours)
@@ -170,7 +172,7 @@ def test_a_tokenizer_json_with_an_eos_is_put_in_microgpts_order():
 
 @pytest.fixture(scope='module')
 def by_hand(tmp_path_factory):
-  """(directory, tensors) of a microgpt model that our code had no part in."""
+  """(directory, tensors) of a microgpt model, made without our code."""
   directory = tmp_path_factory.mktemp('by-hand') / 'model'
   directory.mkdir()
   t = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -320,7 +322,7 @@ def test_contradictory_microgpt_files_are_refused(
   assert not (tmp_path / 'run').exists()
 
 
-def test_files_that_are_missing_are_named(by_hand, tmp_path):
+def test_missing_files_are_named(by_hand, tmp_path):
   directory, _ = by_hand
   bad = tmp_path / 'bad'
   bad.mkdir()

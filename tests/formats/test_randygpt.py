@@ -191,7 +191,7 @@ def test_vocab_mismatch_names_both_sizes(tmp_path):
   assert read(path, expected_vocab_size=3).vocab_size == 3
 
 
-def test_truncated_header_is_said(tmp_path):
+def test_a_truncated_header_is_an_error(tmp_path):
   path = write(tmp_path, GOLDEN['RGPT0003'][:20])
   with pytest.raises(
     UserError, match='truncated: it has 20 bytes.* header of 24'
@@ -211,7 +211,7 @@ def test_wrong_size_names_both_sizes(tmp_path, kind, change):
   assert (f'(or {24 + 4 * N} ' in str(e.value)) == kind.startswith('RGPT0002')
 
 
-def test_weights_only_is_a_0002_privilege(tmp_path):
+def test_only_version_0002_may_lack_moments(tmp_path):
   for version in (b'1', b'3'):
     data = b'RGPT000' + version + GOLDEN['RGPT0002 bare'][8:]
     with pytest.raises(randygpt.RgptSizeError):
@@ -293,7 +293,7 @@ def test_parameter_counts_of_the_presets():
   }
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path):
   path = write(tmp_path, GOLDEN['RGPT0003'])
   broken = read(path)
   broken.m['block_0/fc2'] = np.zeros((1, 1), np.float32)

@@ -1,4 +1,4 @@
-"""Exported directories in the library they are for: `transformers`.
+"""Exported directories in the `transformers` library.
 
 Needs transformers and PyTorch (extra: hf-test), so it is skipped where they
 are not installed.
@@ -31,7 +31,7 @@ torch = transformers = None
 
 @pytest.fixture(scope='module', autouse=True)
 def libraries():
-  """Imported when a test runs: that takes seconds, collecting should not."""
+  """Imports the libraries when a test runs: collection should stay fast."""
   global torch, transformers
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
@@ -111,7 +111,7 @@ def random_ids(cfg, shape, seed=0):
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_logits_are_ours(exported, name):
+def test_logits_equal_ours(exported, name):
   loaded, directory = exported(name)
   ids = random_ids(loaded.cfg, (3, loaded.cfg.block_size))
   with torch.no_grad():
@@ -123,7 +123,9 @@ def test_logits_are_ours(exported, name):
 
 @pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('use_cache', [True, False])
-def test_greedy_text_is_ours_even_past_the_context(exported, name, use_cache):
+def test_greedy_text_equals_ours_even_past_the_context(
+  exported, name, use_cache
+):
   loaded, directory = exported(name)
   prompt, n = random_ids(loaded.cfg, 9).tolist(), 3 * loaded.cfg.block_size
   wanted = []
@@ -187,7 +189,7 @@ def test_rows_of_different_lengths_do_not_affect_each_other(exported):
 
 
 @pytest.mark.parametrize('dtype', ['f16', 'bf16'])
-def test_half_precision_is_as_far_as_the_exporter_says(exported, dtype):
+def test_half_precision_error_equals_the_exporters_report(exported, dtype):
   from safetensors.torch import load_file  # Imports PyTorch.
 
   loaded, directory = exported('randy', dtype)
@@ -203,7 +205,7 @@ def test_half_precision_is_as_far_as_the_exporter_says(exported, dtype):
   assert error == pytest.approx(report['max_error'], rel=0.05)
 
 
-def test_half_precision_weights_run_as_they_are(exported):
+def test_half_precision_weights_run_without_conversion(exported):
   loaded, directory = exported('randy', 'bf16')
   ids = random_ids(loaded.cfg, (2, 16))
   with torch.no_grad():
@@ -213,7 +215,7 @@ def test_half_precision_weights_run_as_they_are(exported):
   assert np.abs(logits.numpy() - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
-def test_the_tokenizer_is_ours(exported, tokenizer):
+def test_the_tokenizer_equals_ours(exported, tokenizer):
   _, directory = exported('randy')
   theirs = load_tokenizer(directory)
   text = 'What \u2581 is\n\n\tthat \U0001f642 12?'
@@ -229,7 +231,7 @@ def test_the_tokenizer_is_ours(exported, tokenizer):
 
 
 @pytest.mark.parametrize('kind', ['char', 'hf', 'sentencepiece'])
-def test_chat_prompts_are_ours(tmp_path, monkeypatch, kind):
+def test_chat_prompts_equal_ours(tmp_path, monkeypatch, kind):
   monkeypatch.setattr(model_card, 'sample', lambda loaded: ('', ''))
   tokenizer = build_tokenizer(kind, [TEXT], 420, CHAT_TOKENS)
   make_run(tmp_path / 'run', tokenizer, lambda name, shape: np.zeros(shape))
@@ -268,7 +270,7 @@ def test_chat_prompts_are_ours(tmp_path, monkeypatch, kind):
       ]
 
 
-def test_a_position_past_the_context_is_explained(exported):
+def test_a_position_past_the_context_is_an_error(exported):
   loaded, directory = exported('randy')
   ids = random_ids(loaded.cfg, (1, loaded.cfg.block_size + 1))
   with pytest.raises(ValueError, match='outside the trained context of 32'):
@@ -288,7 +290,7 @@ def test_the_loss_is_that_of_the_next_token(exported):
   assert loss.item() == pytest.approx(nats[counted].mean(), rel=1e-5)
 
 
-def test_trained_there_and_brought_back(exported, tmp_path):
+def test_a_model_trained_in_pytorch_can_be_imported(exported, tmp_path):
   """One step of PyTorch, save_pretrained, import: their weights, our logits."""
   loaded, directory = exported('randy')
   model = load(directory).train()
@@ -309,7 +311,7 @@ def test_trained_there_and_brought_back(exported, tmp_path):
   assert back.step == 7 and back.tokenizer.kind == 'hf'
 
 
-def test_a_fresh_model_starts_where_ours_would(exported):
+def test_a_new_model_has_our_initial_scale(exported):
   _, directory = exported('randy')
   config = transformers.AutoConfig.from_pretrained(
     directory, trust_remote_code=True

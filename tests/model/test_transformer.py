@@ -1,4 +1,4 @@
-"""The model is the one that is described: counts, scales, causality, formula.
+"""The model has the documented counts, scales, causality and formula.
 
 The reference forward below is written in numpy from the formulas alone and
 shares no code with the model.
@@ -130,7 +130,7 @@ def check_normal(x, std):
   assert abs(x.std() / std - 1) < 5 / np.sqrt(2 * x.size)
 
 
-def test_init_std_and_zero_init_are_obeyed():
+def test_init_std_and_zero_init_set_the_initial_weights():
   cfg = GPTConfig(vocab_size=256, n_embd=128, n_layer=2, init_std=0.05)
   check_normal(init(cfg)['block_1']['fc1'], 0.05)
   block = init(dataclasses.replace(cfg, zero_init=True))['block_0']
@@ -328,7 +328,7 @@ def test_rope_sees_only_relative_positions():
   assert np.abs(scores(0) - np.einsum('BLHK,BSHK->BHLS', q, k)).max() > 0.1
 
 
-def test_rms_norm_is_float32_inside_and_keeps_the_dtype():
+def test_rms_norm_computes_in_float32_and_keeps_the_dtype():
   x = jnp.asarray([[300.0, 400.0]], jnp.bfloat16)
   out = rms_norm(x)
   assert out.dtype == jnp.bfloat16
@@ -396,15 +396,17 @@ def test_auto_is_resolved_from_the_backend(backend, dtype):
     ('gpu', 'gfx90a', 'rocm'),
   ],
 )
-def test_gpus_are_told_apart(monkeypatch, platform, capability, name):
+def test_gpu_backends_are_distinguished(
+  monkeypatch, platform, capability, name
+):
   device = types.SimpleNamespace(compute_capability=capability)
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   monkeypatch.setattr(jax, 'local_devices', lambda: [device])
   assert devices.backend_name() == name
 
 
-def test_bfloat16_gradients_are_those_of_float32():
-  """Every tensor's, above all of rows that thousands of tokens share."""
+def test_bfloat16_gradients_are_close_to_float32():
+  """For every tensor, also for rows that thousands of tokens share."""
   fields = {**TINY, 'block_size': 64, 'n_embd': 32, 'vocab_size': 5}
   tokens = np.random.default_rng(0).integers(0, 5, (256, 65)).astype(np.int32)
   tokens[:, 1::2] = (tokens[:, :-1:2] + 1) % 5  # Something to be learnt.
@@ -431,7 +433,7 @@ def test_bfloat16_gradients_are_those_of_float32():
     assert error < 0.02, (path, error)
 
 
-def test_every_dropout_of_the_network_has_its_own_mask(monkeypatch):
+def test_every_dropout_layer_has_its_own_mask(monkeypatch):
   sites = []
   plain = model_module.dropout
 

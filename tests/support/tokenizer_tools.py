@@ -1,4 +1,4 @@
-"""Texts that break tokenizers and one that does not, for several test files."""
+"""Texts that are hard for tokenizers, shared by several test files."""
 
 from hypothesis import strategies as st
 
@@ -6,7 +6,7 @@ from gpt.data.sample_text import sample_text
 from gpt.tokenizers import build_tokenizer
 
 CHAT = ('<|user|>', '<|assistant|>')
-# Every character matters, and those that break things come up often.
+# All characters, with the difficult ones more often.
 TEXT = st.text(
   st.one_of(
     st.sampled_from(list(' \n\t\r\u2581\x00\ufeff\U0001f642ab1.<|>')),

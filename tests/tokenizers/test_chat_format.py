@@ -1,4 +1,4 @@
-"""Chat prompts: what is in them, what is dropped, in which order."""
+"""Chat prompts: their ids, and which turns are dropped first."""
 
 import pytest
 from hypothesis import given
@@ -30,7 +30,7 @@ def prompt(*messages, tokenizer=CHAT, context=1000):
   return readable(tokenizer, ids), dropped
 
 
-def test_only_tokenizers_with_turns_can_chat():
+def test_only_tokenizers_with_chat_tokens_can_chat():
   assert chat_format.is_chat_tokenizer(CHAT) and chat_format.is_chat_tokenizer(
     SYSTEM
   )
@@ -39,7 +39,7 @@ def test_only_tokenizers_with_turns_can_chat():
     chat_format.build_prompt([says('user', 'a')], PLAIN, 100)
 
 
-def test_a_conversation():
+def test_a_conversation_has_the_documented_ids():
   messages = says('user', 'ab'), says('assistant', 'c'), says('user', 'd')
   assert prompt(*messages) == (
     '<|bos|><|user|>ab<|end_turn|><|assistant|>c<|end_turn|>'
@@ -53,7 +53,7 @@ def test_text_never_becomes_a_control_token():
   assert text.count('<|end_turn|>') == 1
 
 
-def test_a_system_text_is_a_turn_or_opens_the_first_one():
+def test_a_system_text_is_a_turn_or_opens_the_first_user_turn():
   messages = says('system', 'be'), says('user', 'a')
   assert prompt(*messages, tokenizer=SYSTEM)[0] == (
     '<|bos|><|system|>be<|end_turn|><|user|>a<|end_turn|><|assistant|>'
@@ -82,13 +82,13 @@ def test_the_oldest_whole_turns_are_dropped_and_the_system_text_stays():
   assert 'dddd' not in text and dropped == 24
 
 
-def test_of_a_turn_too_long_on_its_own_the_end_is_kept():
+def test_a_turn_that_is_too_long_alone_keeps_its_end():
   text, dropped = prompt(says('user', 'abcdefghij'), context=8)
   assert text == '<|bos|><|user|>ghij<|end_turn|><|assistant|>'
   assert dropped == 6
 
 
-def test_an_endless_system_text_leaves_half_of_the_context():
+def test_a_long_system_text_leaves_half_of_the_context():
   text, dropped = prompt(
     says('system', 'a' * 100),
     says('user', 'b' * 100),

@@ -1,4 +1,4 @@
-"""Hugging Face's tokenizer.json: read, trained, and never fooled by text."""
+"""Hugging Face's tokenizer.json: reading, training, text as plain text."""
 
 import json
 import sys
@@ -66,7 +66,7 @@ def theirs():
   return train(TEXT.replace('z', ''))
 
 
-def test_control_tokens_are_microgpts(ours):
+def test_control_tokens_have_microgpts_ids(ours):
   assert ours.special_tokens == {
     BOS: 0,
     EOS: 0,
@@ -84,7 +84,7 @@ def test_control_tokens_are_microgpts(ours):
   assert not is_chat_tokenizer(plain)
 
 
-def test_a_chat_prompt_is_microgpts(ours):
+def test_a_chat_prompt_equals_microgpts(ours):
   said = [{'role': 'user', 'content': 'hi <user>'}]
   ids, dropped = build_prompt(said, ours, 100)
   text = ours.encode('hi <user>').tolist()
@@ -104,7 +104,7 @@ def test_round_trip_of_any_text(ours, text):
   assert ''.join(pieces) + stream.flush() == text
 
 
-def test_encoding_is_the_librarys(ours):
+def test_encoding_equals_the_librarys(ours):
   library = tokenizers.Tokenizer.from_str(ours.data.decode())
   for text in TEXT.split('\n\n')[:50]:
     ids = library.encode(text, add_special_tokens=False).ids
@@ -127,14 +127,14 @@ def test_training_is_reproducible(ours):
   assert other.fingerprint != ours.fingerprint
 
 
-def test_saved_and_loaded_again(ours, tmp_path):
+def test_saving_and_loading_changes_nothing(ours, tmp_path):
   ours.save(tmp_path / 'tokenizer')
   loaded = load_tokenizer(tmp_path)
   assert loaded.fingerprint == ours.fingerprint
   assert loaded.requested_vocab_size == 600
 
 
-def test_their_file_is_read_wherever_it_lies(theirs, tmp_path):
+def test_a_tokenizer_json_is_read_from_a_file_or_directory(theirs, tmp_path):
   (tmp_path / 'tokenizer.json').write_text(json.dumps(theirs))
   (tmp_path / 'bpe.json').write_text(json.dumps(theirs))
   by_directory = load_tokenizer(tmp_path)
@@ -143,7 +143,7 @@ def test_their_file_is_read_wherever_it_lies(theirs, tmp_path):
   assert is_chat_tokenizer(by_directory)
 
 
-def test_characters_microgpt_never_saw_are_dropped_and_counted(theirs):
+def test_characters_outside_the_vocabulary_are_dropped_and_counted(theirs):
   tokenizer = read(theirs)
   text = 'zebra \u00e9\u00e9 \ud800 az'
   assert tokenizer.decode(tokenizer.encode(text)) == 'ebra   a'
@@ -173,7 +173,7 @@ def test_files_that_lose_text_are_refused(theirs, change, message):
     read({**theirs, **change})
 
 
-def test_a_space_in_front_is_refused():
+def test_a_prefix_space_is_refused():
   with pytest.raises(UserError, match='add_prefix_space'):
     read(train(TEXT, add_prefix_space=True))
 
@@ -185,7 +185,7 @@ def test_impossible_training_is_explained():
     build_tokenizer('hf', ['\n'], 300)
 
 
-def test_without_the_library_the_extra_is_named(ours, monkeypatch):
+def test_a_missing_library_error_names_the_extra(ours, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tokenizers', None)
   with pytest.raises(UserError, match=r"pip install 'rgpt\[hf\]'"):
     HfTokenizer(ours.data)

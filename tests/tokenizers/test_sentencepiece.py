@@ -1,6 +1,6 @@
-"""SentencePiece tokenizers lose nothing, whatever they were trained on.
+"""SentencePiece tokenizers are lossless for any training text.
 
-Its known faults (U+2581, lines dropped without a word) each have a test here.
+Its known faults (U+2581, long lines dropped silently) each have a test here.
 """
 
 import threading
@@ -55,7 +55,7 @@ def spm():
 
 
 @pytest.mark.parametrize('text', EDGE_CASES, ids=range(len(EDGE_CASES)))
-def test_spm_gives_back_edge_cases(spm, text):
+def test_spm_reproduces_edge_cases(spm, text):
   assert spm.decode(spm.encode(text)) == text
 
 
@@ -97,12 +97,12 @@ def test_spm_batches_of_lines_equal_the_plain_processor(spm):
   assert spm.encode(text).tolist() == spm._sp.encode(text)
 
 
-def test_no_spm_piece_crosses_a_newline(spm):
+def test_spm_pieces_do_not_cross_newlines(spm):
   pieces = [spm.token_bytes(i) for i in range(spm.vocab_size)]
   assert [p for p in pieces if b'\n' in p and p != b'\n'] == []
 
 
-def test_spm_digits_and_line_ends_are_tokens_of_their_own():
+def test_spm_digits_and_line_ends_are_separate_tokens():
   text = '1234 1234\t12\r\n' * 50
   tokenizer = build_tokenizer('sentencepiece', [text], 400)
   pieces = [tokenizer.token_bytes(i).decode() for i in tokenizer.encode(text)]
@@ -114,13 +114,13 @@ def test_spm_replaces_lone_surrogates(spm):
   assert spm.decode(spm.encode('a\ud800b')) == 'a\ufffdb'
 
 
-def test_spm_vocabulary_is_what_the_text_gives():
+def test_spm_vocabulary_is_limited_by_the_text():
   small = build_tokenizer('sentencepiece', ['some words\n'] * 5, 5000)
   assert small.vocab_size < 400
   assert small.requested_vocab_size == 5000
 
 
-def test_spm_vocabulary_too_small_says_what_is_needed():
+def test_spm_error_for_a_small_vocabulary_names_the_minimum():
   with pytest.raises(UserError, match=r'vocab_size=200.*try vocab_size='):
     build_tokenizer('sentencepiece', [sample_text()[:5000]], 200)
 
@@ -193,7 +193,7 @@ def test_spm_model_that_loses_text_is_refused(tmp_path):
     load_tokenizer(path)
 
 
-def test_spm_files_are_spm_tokenizers(tmp_path, spm):
+def test_spm_model_files_load_as_tokenizers(tmp_path, spm):
   spm.save(tmp_path)
   loaded = load_tokenizer(tmp_path / 'spm.model')
   assert isinstance(loaded, SentencePieceTokenizer)

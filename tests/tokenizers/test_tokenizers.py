@@ -1,7 +1,7 @@
-"""Tokenizers lose nothing, keep control tokens to themselves and survive disk.
+"""Tokenizers are lossless, never encode text as control tokens, and load again.
 
-RandyGPT's known fault (merges across newlines) and half characters while
-streaming each have a test here.
+RandyGPT's known fault (merges across newlines) and incomplete characters in
+streams each have a test here.
 """
 
 import json
@@ -170,7 +170,7 @@ def test_randy_merges_out_of_order_follow_the_written_rule():
   assert tokenizer.encode('abaab').tolist() == [4, 5]
 
 
-def test_vocab_json_is_written_as_it_was_read(tmp_path, randy):
+def test_vocab_json_round_trip_is_byte_identical(tmp_path, randy):
   path = tmp_path / 'vocab.json'
   path.write_bytes(randy.vocab_json())
   data = json.loads(path.read_text(encoding='utf-8'))
@@ -222,14 +222,14 @@ def test_save_and_load_keep_everything(any_tokenizer, tmp_path):
     assert loaded.encode(text).tolist() == any_tokenizer.encode(text).tolist()
 
 
-def test_fingerprints_tell_tokenizers_apart(char, spm, randy):
+def test_different_tokenizers_have_different_fingerprints(char, spm, randy):
   other = build_tokenizer('sentencepiece', [sample_text()[:60_000]], 501, CHAT)
   prints = {t.fingerprint for t in (char, spm, randy, other)}
   prints |= {CharTokenizer('ab').fingerprint, CharTokenizer('ac').fingerprint}
   assert len(prints) == 6
 
 
-def test_control_tokens_are_silent_and_banned_but_eos(any_tokenizer):
+def test_control_tokens_have_no_text_and_all_but_eos_are_banned(any_tokenizer):
   for id in any_tokenizer.special_tokens.values():
     assert any_tokenizer.token_bytes(id) == b''
     banned = id in any_tokenizer.unsampleable_ids
@@ -275,7 +275,7 @@ def test_ids_outside_the_vocabulary_are_named(any_tokenizer, id):
     any_tokenizer.decode([2, id])
 
 
-def test_decode_takes_arrays_and_nothing(any_tokenizer):
+def test_decode_accepts_arrays_and_empty_input(any_tokenizer):
   assert any_tokenizer.decode([]) == ''
   assert any_tokenizer.decode(np.zeros(0, np.int32)) == ''
   ids = any_tokenizer.encode('ab')

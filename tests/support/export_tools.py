@@ -1,4 +1,4 @@
-"""Models to be taken elsewhere, for several test files."""
+"""Models to export, shared by several test files."""
 
 import numpy as np
 import pytest

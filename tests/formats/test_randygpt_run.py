@@ -1,4 +1,4 @@
-"""RandyGPT files as runs: byte round trips, and training that goes on."""
+"""RandyGPT files as runs: byte round trips, and exact continued training."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def test_import_then_export_is_byte_identical(tmp_path, best, special):
     assert (tmp_path / which).read_bytes() == file.read_bytes()
 
 
-def test_imported_state_is_where_training_left_off(imported):
+def test_an_imported_state_is_at_the_iteration_after_the_files(imported):
   state, meta = load(imported)
   assert int(state.step) == 10  # iter 9 was the last one done.
   assert int(optimizer.adam_state(state.opt_state).count) == 10
@@ -171,8 +171,8 @@ def test_export_then_import_gives_the_same_logits(imported, tmp_path):
   assert np.std(logits[0]) > 0
 
 
-def test_a_tokenizer_trained_elsewhere_is_the_runs_own(tmp_path):
-  """Its run did not ask for a size, and may go on with any."""
+def test_an_imported_tokenizer_does_not_fix_data_vocab_size(tmp_path):
+  """The run did not request a size, so any config value may resume it."""
   tokenizer = build_tokenizer('sentencepiece', [sample_text()[:20_000]], 360)
   assert tokenizer.requested_vocab_size == 360
   file, workdir = tmp_path / 'in.bin', tmp_path / 'run'
@@ -207,7 +207,9 @@ def test_other_vocabulary_and_other_shape_are_refused(tmp_path):
   assert not (tmp_path / 'x').exists()
 
 
-def test_models_randygpt_has_not_are_refused_both_ways(tmp_path, imported):
+def test_models_the_format_cannot_represent_are_refused_both_ways(
+  tmp_path, imported
+):
   file = write_file(tmp_path / 'in.bin')
   other = config(**{'model.arch': 'microgpt'})
   with pytest.raises(UserError, match="model.arch is 'microgpt'"):
@@ -278,7 +280,7 @@ def test_commands_round_trip(preset_file):
   assert (preset_file / 'out.bin').read_bytes() == before
 
 
-def test_preset_and_vocabulary_are_found_out(preset_file):
+def test_preset_and_vocabulary_are_detected(preset_file):
   done = launch(
     'import_rgpt', '--input=in.bin', '--workdir=run', cwd=preset_file
   )
@@ -290,7 +292,7 @@ def test_preset_and_vocabulary_are_found_out(preset_file):
 
 
 def test_the_run_that_vocab_names_gives_the_shape(trained_workdir, tmp_path):
-  """Our own export: its shape is no preset's, its context not theirs."""
+  """Our own export has the shape and context of no preset."""
   file = trained_workdir / 'checkpoint.bin'
   args = [f'--input={file}', f'--workdir={tmp_path / "run"}']
   done = launch('import_rgpt', *args, cwd=tmp_path)
@@ -342,7 +344,7 @@ def test_import_mistakes_are_explained(preset_file, args, texts):
   assert not (preset_file / 'w').exists()
 
 
-def test_unknown_vocabulary_asks_for_it(preset_file):
+def test_an_unknown_vocabulary_is_an_error_that_names_the_flags(preset_file):
   (preset_file / 'train.txt').unlink()
   done = launch('import_rgpt', '--input=in.bin', '--workdir=w', cwd=preset_file)
   assert done.returncode == 2
