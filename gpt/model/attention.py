@@ -5,7 +5,9 @@
 the attention of decoding.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,9 +119,9 @@ def attend_cached(
   scores_BGMS = jnp.where(mask, scores_BGMS * K**-0.5, MASKED)
   probs_BGMS = jax.nn.softmax(scores_BGMS).astype(q_BLHK.dtype)
   ends = np.cumsum([k.shape[2] for k, _ in pieces])[:-1]
-  out_BGMK = sum(
-    grouped_matmul(probs, v)
-    for probs, (_, v) in zip(jnp.split(probs_BGMS, ends, axis=-1), pieces)
+  parts = zip(jnp.split(probs_BGMS, ends, axis=-1), pieces)
+  out_BGMK = functools.reduce(
+    jnp.add, (grouped_matmul(probs, v) for probs, (_, v) in parts)
   )
   out_BGRLK = out_BGMK.reshape(B, G, H // G, L, K)
   return out_BGRLK.transpose(0, 3, 1, 2, 4).reshape(q_BLHK.shape)
@@ -265,7 +267,9 @@ def _blocked_bwd(saved, dout_BHLK):
     keepdims=True,
   )
   length = q_BHLK.shape[2]
-  dqs, dk_BHKS, dv_BHKS = [], 0.0, 0.0
+  dqs: list[jax.Array] = []
+  dk_BHKS: Any = 0.0
+  dv_BHKS: Any = 0.0
   for first, end in row_blocks(length):
     rows = slice(first, end)
     q, dout = q_BHLK[:, :, rows], dout_BHLK[:, :, rows]

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 
 from gpt import logs
+from gpt.data.documents import Documents
 from gpt.errors import UserError
 from gpt.runs.evaluate import open_dataset
 from gpt.runs.load import LoadedModel
@@ -24,6 +25,8 @@ def count_new(
     raise UserError('the text this run was trained on is unknown')
   with logs.quiet(), open_dataset(loaded, workdir) as (dataset, _):
     corpus = dataset.corpus
+    if not isinstance(corpus, Documents):
+      raise UserError('only a run of lines or chats has documents to compare')
     if corpus.info.text_sha256 != loaded.data['text_sha256']:
       raise UserError(
         f'{corpus.description} is not what this run was trained on'
