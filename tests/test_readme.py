@@ -65,20 +65,42 @@ def commands(page: pathlib.Path) -> list[tuple[str, str]]:
   ]
 
 
+# absl's flags are global, so each module is imported in a process of its own.
+PRINT_FLAGS = """
+import importlib, os, sys
+from absl import flags
+
+for name in sys.argv[1:]:
+  child = os.fork()
+  if not child:
+    importlib.import_module(name)
+    print(name, *sorted(flags.FLAGS), flush=True)
+    os._exit(0)
+  assert os.waitpid(child, 0)[1] == 0, name
+"""
+
+
 @functools.cache
-def defined_flags(module: str) -> set[str]:
-  """The flags of a launcher, from a fresh process: absl's flags are global."""
-  script = (
-    f'import {module}\nfrom absl import flags\nprint(*sorted(flags.FLAGS))'
+def defined_flags() -> dict[str, set[str]]:
+  """{module: flags} of every launcher that a page names."""
+  modules = sorted({module for page in PAGES for module, _ in commands(page)})
+  modules = [m for m in modules if source_of(m).exists()]
+  out = subprocess.check_output(
+    [sys.executable, '-c', PRINT_FLAGS, *modules], cwd=ROOT, text=True
   )
-  found = subprocess.check_output(
-    [sys.executable, '-c', script], cwd=ROOT, text=True
-  )
-  flags = {'help', *found.split()}
-  source = (ROOT / f'{module.replace(".", "/")}.py').read_text()
-  if 'config_flag.define(' in source:  # Defined when the command line is read.
-    flags.add('config')
-  return flags
+  found = {}
+  for line in out.splitlines():
+    module, *flags = line.split()
+    found[module] = {'help', *flags}
+    # Defined when the command line is read.
+    if 'config_flag.define(' in source_of(module).read_text():
+      found[module].add('config')
+  assert sorted(found) == modules
+  return found
+
+
+def source_of(module: str) -> pathlib.Path:
+  return ROOT / f'{module.replace(".", "/")}.py'
 
 
 def test_readme_has_at_most_200_lines():
@@ -112,7 +134,7 @@ def test_commands_have_their_flags(page):
     f'{module} --{flag}'
     for module, arguments in commands(page)
     for flag in FLAG.findall(arguments)
-    if flag not in defined_flags(module)
+    if flag not in defined_flags()[module]
   ]
   assert not unknown
 

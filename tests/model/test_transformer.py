@@ -131,7 +131,7 @@ def check_normal(x, std):
 
 
 def test_init_std_and_zero_init_set_the_initial_weights():
-  cfg = GPTConfig(vocab_size=256, n_embd=128, n_layer=2, init_std=0.05)
+  cfg = GPTConfig(vocab_size=256, n_embd=64, n_layer=2, init_std=0.05)
   check_normal(init(cfg)['block_1']['fc1'], 0.05)
   block = init(dataclasses.replace(cfg, zero_init=True))['block_0']
   assert not np.any(block['wo']) and not np.any(block['fc2'])
