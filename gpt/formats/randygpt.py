@@ -120,19 +120,18 @@ def read_rgpt(
         f'Checkpoint vocab_size {vocab_size} != model vocab_size '
         f'{expected_vocab_size}'
       )
-    has_moments = _has_moments(
-      f, path, version, vocab_size, n_embd, n_layer, block_size
-    )
-    shapes = tensor_shapes(vocab_size, n_embd, n_layer, block_size)
+    shape = vocab_size, n_embd, n_layer, block_size
+    has_moments = _has_moments(f, path, version, shape)
+    shapes = tensor_shapes(*shape)
     weights = _read_tensors(f, shapes)
     m: Tensors = {}
     v: Tensors = {}
     if has_moments and version == 3:
       m, v = _read_tensors(f, shapes), _read_tensors(f, shapes)
     elif has_moments:
-      for name, shape in shapes.items():
-        m |= _read_tensors(f, {name: shape})
-        v |= _read_tensors(f, {name: shape})
+      for name, size in shapes.items():
+        m |= _read_tensors(f, {name: size})
+        v |= _read_tensors(f, {name: size})
   return RgptCheckpoint(
     version=version,
     vocab_size=vocab_size,
@@ -304,16 +303,11 @@ def _read_header(
 
 
 def _has_moments(
-  f: BinaryIO,
-  path: Path,
-  version: int,
-  vocab_size: int,
-  n_embd: int,
-  n_layer: int,
-  block_size: int,
+  f: BinaryIO, path: Path, version: int, shape: tuple[int, int, int, int]
 ) -> bool:
   """Whether the file has moments; RgptSizeError if its size fits neither."""
-  n = count_weights(vocab_size, n_embd, n_layer, block_size)
+  vocab_size, n_embd, n_layer, block_size = shape
+  n = count_weights(*shape)
   actual = os.fstat(f.fileno()).st_size
   full, bare = HEADER.size + 12 * n, HEADER.size + 4 * n
   if actual == full:
