@@ -9,6 +9,7 @@ from gpt.model import GPTConfig, num_params
 from gpt.runs.evaluate import full_pass, open_dataset
 from gpt.runs.load import load_model
 from gpt.tokenizers import chat_format, load_tokenizer
+from tests.support.commands import JAX, run_all
 from tests.support.document_tools import (
   assert_same_params,
   conversations,
@@ -92,18 +93,11 @@ def test_training_reuses_prepared_data(tmp_path):
   assert len(before) == 2 and made() == before
 
 
-@pytest.mark.parametrize(
-  'packing', [pytest.param(False, marks=pytest.mark.slow), True]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('packing', [False, True])
 def test_killed_and_resumed_equals_uninterrupted(packing, talks_file, tmp_path):
   changes = {**CHAT_RUN, 'data.path': talks_file, 'data.packing': packing}
-  result, lines = train_small(tmp_path / 'whole', changes)
-  lines = '\n'.join(lines)
-  assert 'assistant only: ' in lines and 'all tokens: ' in lines
-  assert "sample after 'what is rust':\nwhat is rust\n" in lines
-  final = result.final['final']
-  assert final['nats_per_token'] == final['assistant_nats_per_token']
-  assert final['assistant_tokens'] < final['all_tokens']
+  result, _ = train_small(tmp_path / 'whole', changes)
   train_small(tmp_path / 'parts', changes, crash_at='step 4/6')
   _, lines = train_small(tmp_path / 'parts', changes)
   assert 'resuming from step 3' in lines
@@ -112,40 +106,58 @@ def test_killed_and_resumed_equals_uninterrupted(packing, talks_file, tmp_path):
   with open_dataset(loaded, tmp_path / 'whole') as (ds, s):
     values = full_pass(loaded, ds, s)
   assert values['all_nats_per_token'] == pytest.approx(
-    final['all_nats_per_token'], rel=1e-5
+    result.final['final']['all_nats_per_token'], rel=1e-5
   )
 
 
-def test_a_run_resumes_with_its_own_settings(talks_file, tmp_path):
+@pytest.fixture(scope='module')
+def trained(talks_file, tmp_path_factory):
+  """(workdir, Result, lines) of a run of 2 steps; tests may continue it."""
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  changes = {'data.path': talks_file, 'total_steps': 2, 'seed': 7}
+  changes['data.packing'] = True
+  return workdir, *train_small(workdir, {**CHAT_RUN, **changes})
+
+
+def test_the_assistants_loss_is_reported_beside_that_of_all_tokens(trained):
+  _, result, lines = trained
+  text = '\n'.join(lines)
+  assert 'assistant only: ' in text and 'all tokens: ' in text
+  assert "sample after 'what is rust':\nwhat is rust\n" in text
+  final = result.final['final']
+  assert final['nats_per_token'] == final['assistant_nats_per_token']
+  assert final['assistant_tokens'] < final['all_tokens']
+
+
+def test_a_run_resumes_with_its_own_settings(trained, tmp_path):
   """microgpt's --resume DIR --steps N: everything else is the run's."""
-  workdir = tmp_path / 'run'
-  train_small(
-    workdir,
-    {
-      **CHAT_RUN,
-      'data.path': talks_file,
-      'total_steps': 2,
-      'seed': 7,
-      'data.packing': True,
-    },
-  )
+  workdir = trained[0]
   before = json.loads((workdir / 'config.json').read_text())
   fingerprint = load_tokenizer(workdir).fingerprint
-  out, _ = launch('train', f'--workdir={workdir}', '--additional_steps=2')
+  resumed, evaluated = run_all(
+    [
+      ['launch.train', f'--workdir={workdir}', '--additional_steps=2'],
+      ['launch.evaluate', f'--workdir={workdir}'],
+    ],
+    preload=JAX,
+  )
+  assert resumed.code == 0, resumed.err
+  out = resumed.out
   assert 'resuming from step 2' in out and 'finished at step 4' in out
   assert 'skip_long: ' in out and 'windows of 64 tokens' in out
   after = json.loads((workdir / 'config.json').read_text())
   assert after.pop('total_steps') == 4 and before.pop('total_steps') == 2
   assert before == after
   assert load_tokenizer(workdir).fingerprint == fingerprint
-  out, err = launch('evaluate', f'--workdir={workdir}')
-  values = json.loads(out.splitlines()[-1])
+  assert evaluated.code == 0, evaluated.err
+  values = json.loads(evaluated.out.splitlines()[-1])
   assert values['assistant_tokens'] < values['all_tokens']
-  assert 'assistant only: ' in out and 'all tokens: ' in out
+  assert 'assistant only: ' in evaluated.out
+  assert 'all tokens: ' in evaluated.out
   # Another file is evaluated as a whole.
   other = write_lines(tmp_path / 'other.jsonl', TALKS[:3])
-  out, _ = launch('evaluate', f'--workdir={workdir}', f'--data={other}')
-  assert json.loads(out.splitlines()[-1])['split'] == 'all'
+  with open_dataset(load_model(workdir), workdir, other) as (_, split):
+    assert split == 'all'
 
 
 @pytest.mark.slow

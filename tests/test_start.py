@@ -4,6 +4,8 @@ import contextlib
 import errno
 import json
 import shutil
+import subprocess
+import sys
 import types
 
 import pytest
@@ -13,9 +15,10 @@ from gpt import start, trainer
 from gpt.runs import checkpoint, checkpoint_writer, workdir
 from gpt.runs.checkpoint import BEST, LATEST
 from gpt.tokenizers import build_tokenizer
-from tests.support.train_process import environment, snapshot, timeless, train
+from tests.support.commands import run_all
+from tests.support.train_process import environment, snapshot, timeless
 from tests.support.train_runs import Crash, refused, run_here
-from tests.support.workdirs import launch
+from tests.support.workdirs import ROOT, STRICT, launch
 
 
 @pytest.fixture
@@ -96,18 +99,29 @@ def test_exports_take_the_latest_for_a_damaged_best(copy, tmp_path):
   assert 'latest checkpoint, step 12' in out and 'using latest' in err
 
 
-def test_a_stdout_that_cannot_encode_the_sample_ends_nothing(tmp_path):
-  text = tmp_path / 'greek.txt'
-  text.write_text('αβγδεζηθικλμνξοπρστυφχψω\n' * 100)
-  args = (
-    f'--config.data.path={text}',
-    '--config.total_steps=1',
-    '--config.sample.prompt=α',
+LOGS_GREEK = """
+import logging
+from gpt import logs
+from launch import cli
+
+def main(_):
+  logs.to_console('stdout')  # As launch.train does.
+  logging.getLogger('gpt').info("sample after 'α':\\nαβγ")
+
+cli.run(main)
+"""
+
+
+def test_a_stdout_that_cannot_encode_the_sample_ends_nothing():
+  done = subprocess.run(
+    [sys.executable, *STRICT, '-c', LOGS_GREEK],
+    cwd=ROOT,
+    env=environment(PYTHONIOENCODING='ascii'),
+    capture_output=True,
+    text=True,
   )
-  out, _ = train(
-    tmp_path / 'run', *args, env=environment(PYTHONIOENCODING='ascii')
-  )
-  assert 'finished at step 1' in out and '?' in out
+  assert (done.returncode, done.stderr) == (0, '')
+  assert done.stdout == "sample after '?':\n???\n"
 
 
 # --- from the weights of others
@@ -230,13 +244,14 @@ def test_data_json_changes_only_when_training_starts(copy, tmp_path):
 
 def test_prepared_data_of_another_text_is_prepared_again(tmp_path):
   workdir = tmp_path / 'run'
+  commands = []
   for name in 'ab':
     text = tmp_path / f'{name}.txt'
     text.write_text(f'{name} {name} and long enough\n' * 300)
-    out, _ = launch(
-      'prepare_data', f'--workdir={workdir}', f'--config.data.path={text}'
-    )
-  assert 'dropped' not in out
+    args = [f'--workdir={workdir}', f'--config.data.path={text}']
+    commands.append(['launch.prepare_data', *args])
+  for done in run_all(commands):
+    assert done.code == 0 and 'dropped' not in done.out, done
   _, lines = run_here(
     workdir, {'data.path': str(text), 'total_steps': 1, 'sample.prompt': 'b'}
   )

@@ -5,6 +5,7 @@
 
 import json
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -19,10 +20,10 @@ from gpt.runs.config_file import read_config
 from gpt.runs.console import Console
 from gpt.runs.load import load_model
 from gpt.runs.workdir import lock_workdir
+from gpt.tokenizers import load_tokenizer
 from gpt.training.evaluation import Evaluator
 from gpt.training.plateau import Plateau
 from tests.support.train_process import (
-  Training,
   kill_at,
   latest,
   snapshot,
@@ -124,10 +125,23 @@ def test_samples_are_written_at_every_eval(reference):
   assert steps == ['2', '4', '6', '8', '10', '12']
 
 
-def test_tensorboard_files_are_written_if_asked_for(tmp_path):
-  run_here(tmp_path, {'tensorboard': True, 'total_steps': 1})
-  files = list((tmp_path / 'tensorboard').glob('events.out.tfevents.*'))
+@pytest.fixture(scope='module')
+def short(tmp_path_factory):
+  """(workdir, Result) of a run of 4 steps; not to be changed."""
+  workdir = tmp_path_factory.mktemp('short') / 'run'
+  result, _ = run_here(workdir, {'total_steps': 4, 'tensorboard': True})
+  return workdir, result
+
+
+@pytest.fixture
+def short_copy(short, tmp_path):
+  return shutil.copytree(short[0], tmp_path / 'short')
+
+
+def test_tensorboard_files_are_written_if_asked_for(short, reference):
+  files = list(short[0].glob('tensorboard/events.out.tfevents.*'))
   assert files and files[0].stat().st_size > 100
+  assert not (reference[0] / 'tensorboard').exists()
 
 
 # --- the target, and beyond
@@ -143,15 +157,15 @@ def test_finished_run_has_nothing_to_train_and_is_left_alone(reference):
   assert snapshot(workdir) == before
 
 
-def test_additional_steps_go_beyond_the_target(tmp_path):
-  first, _ = run_here(tmp_path, {'total_steps': 4})
-  result, lines = run_here(tmp_path, {'total_steps': 4}, additional_steps=3)
+def test_additional_steps_go_beyond_the_target(short, short_copy):
+  first, workdir = short[1], short_copy
+  result, lines = run_here(workdir, {'total_steps': 4}, additional_steps=3)
   assert (first.step, result.step, result.outcome) == (4, 7, 'finished')
-  assert read_config(tmp_path)['total_steps'] == 7
+  assert read_config(workdir)['total_steps'] == 7
   assert any(line.startswith('steps 4 -> 7 of') for line in lines)
-  assert steps_of(tmp_path)[-1] == (7, 'outcome')
-  assert latest(tmp_path)[1]['step'] == 7
-  result, lines = run_here(tmp_path, {'total_steps': 7})
+  assert steps_of(workdir)[-1] == (7, 'outcome')
+  assert latest(workdir)[1]['step'] == 7
+  result, lines = run_here(workdir, {'total_steps': 7})
   assert result.outcome == 'nothing' and 'Already at step 7' in lines[-1]
 
 
@@ -305,64 +319,47 @@ def test_kernel_of_another_machine_is_refused_for_training(tmp_path):
   assert 'model.attention cudnn needs a CUDA GPU, here is cpu' in text
 
 
-def test_lower_target_than_reached_changes_nothing(tmp_path):
-  run_here(tmp_path, {'total_steps': 4})
-  path = tmp_path / 'metrics.jsonl'
+def test_lower_target_than_reached_changes_nothing(short_copy):
+  path = short_copy / 'metrics.jsonl'
   lines = path.read_text().splitlines(keepends=True)
   path.write_text(''.join(lines[:-1]))  # As if it had been interrupted.
-  before = snapshot(tmp_path)
-  result, lines = run_here(tmp_path, {'total_steps': 2})
+  before = snapshot(short_copy)
+  result, lines = run_here(short_copy, {'total_steps': 2})
   assert lines[-1] == 'Already at step 4 (target 2). Nothing to train.'
-  assert result.outcome == 'nothing' and snapshot(tmp_path) == before
+  assert result.outcome == 'nothing' and snapshot(short_copy) == before
 
 
-def test_tokenizer_of_a_failed_start_from_old_weights_is_not_kept(
+def test_tokenizer_of_a_failed_or_killed_start_is_not_kept(
   trained_workdir, tmp_path
 ):
-  text = tmp_path / 'greek.txt'
-  text.write_text('αβγδεζηθικλμνξοπρστυφχψω, and long enough\n' * 50)
-  workdir = tmp_path / 'run'
-  refused(
-    workdir,
-    {'data.path': str(tmp_path / 'typo.txt')},
-    init_from=str(trained_workdir),
-  )
-  changes = {'data.path': str(text), 'total_steps': 1, 'sample.prompt': 'a'}
-  _, lines = run_here(workdir, changes)
-  assert not any('dropped' in line for line in lines)
-
-
-def test_tokenizer_of_a_killed_start_is_not_kept(tmp_path):
-  texts = {name: tmp_path / name for name in ('first', 'second')}
-  for name, path in texts.items():
-    path.write_text(f'{name} text of {name}, and long enough\n' * 50)
-  workdir = tmp_path / 'run'
-  args = [*ARGS, '--config.total_steps=1', '--config.sample.prompt=x']
-  process = Training(
-    workdir,
-    *args,
-    f'--config.data.path={texts["first"]}',
-    signal_at=kill_at('os.mkdir', '/cache'),
-  )
-  assert process.finish()[0] == -signal.SIGKILL
-  assert (workdir / 'tokenizer').exists()
-  out, _ = train(workdir, *args, f'--config.data.path={texts["second"]}')
-  assert 'dropped' not in out
-
-
-def test_failed_start_leaves_no_tokenizer_behind(tmp_path):
   """The next start is a new one, on another text perhaps."""
-  short, long = tmp_path / 'short.txt', tmp_path / 'long.txt'
-  short.write_text('too short')
-  long.write_text('quite another text, and long enough\n' * 50)
+  texts = {
+    'short': 'too short',
+    'first': 'first text of first, and long enough\n' * 50,
+    'greek': 'αβγδεζηθικλμνξοπρστυφχψω, and long enough\n' * 50,
+  }
+  for name, text in texts.items():
+    (tmp_path / name).write_text(text, encoding='utf-8')
   workdir = tmp_path / 'run'
-  changes = {'total_steps': 1, 'sample.prompt': 'q'}
-  text = refused(workdir, {**changes, 'data.path': str(short)})
-  assert 'too short for the window' in text
-  _, lines = run_here(workdir, {**changes, 'data.path': str(long)})
+
+  def changes(name):
+    return {'data.path': str(tmp_path / name), 'total_steps': 1}
+
+  # Failed with the tokenizer of old weights, then with one of its own.
+  refused(workdir, changes('typo'), init_from=str(trained_workdir))
+  assert not (workdir / 'tokenizer').exists()
+  assert 'too short for the window' in refused(workdir, changes('short'))
+  train(
+    workdir,
+    *ARGS,
+    f'--config.data.path={tmp_path / "first"}',
+    signal_at=kill_at('os.mkdir', '/cache'),
+    code=-signal.SIGKILL,
+  )
+  assert len(load_tokenizer(workdir).encode('first')) == 5
+  _, lines = run_here(workdir, {**changes('greek'), 'sample.prompt': 'α'})
   assert not any('dropped' in line for line in lines)
-  vocabulary = (workdir / 'tokenizer/tokenizer.json').read_text()
-  assert 'q' in vocabulary
+  assert len(load_tokenizer(workdir).encode('αω')) == 2
 
 
 # --- what only a whole run shows

@@ -115,7 +115,14 @@ def test_a_prompt_longer_than_the_window_comes_through_a_pipe(trained_workdir):
   assert "'\ufffd' x1" in err
 
 
-READS_STDIN = 'from launch.generate import stdin_has_data as f; print(f())'
+READS_STDIN = """
+import os, sys
+from launch.generate import stdin_has_data
+
+for fd in map(int, sys.argv[1:]):
+  os.dup2(fd, 0)
+  print(stdin_has_data())
+"""
 
 
 def test_a_text_on_stdin_is_noticed_and_silence_never_blocks(tmp_path):
@@ -124,20 +131,22 @@ def test_a_text_on_stdin_is_noticed_and_silence_never_blocks(tmp_path):
   reading, writing = os.pipe()  # Open and silent, as under a service manager.
   full, end = os.pipe()
   os.write(end, b'ROMEO:')
-  for stdin, noticed in (
-    (open(tmp_path / 'text'), True),
-    (open(tmp_path / 'empty'), False),
-    (open(os.devnull), False),
-    (open(full), True),
-    (open(reading), False),
-  ):
-    with stdin:
-      out = subprocess.check_output(
-        [sys.executable, '-c', READS_STDIN], cwd=ROOT, stdin=stdin, text=True
-      )
-    assert out == f'{noticed}\n'
-  os.close(writing)
-  os.close(end)
+  noticed = {
+    os.open(tmp_path / 'text', os.O_RDONLY): True,
+    os.open(tmp_path / 'empty', os.O_RDONLY): False,
+    os.open(os.devnull, os.O_RDONLY): False,
+    full: True,
+    reading: False,
+  }
+  out = subprocess.check_output(
+    [sys.executable, '-c', READS_STDIN, *map(str, noticed)],
+    cwd=ROOT,
+    pass_fds=list(noticed),
+    text=True,
+  )
+  assert out.splitlines() == [str(found) for found in noticed.values()]
+  for fd in (*noticed, writing, end):
+    os.close(fd)
 
 
 def test_text_streams_in_whole_characters(parrot):
