@@ -1,29 +1,24 @@
 """RandyGPT files as runs: byte round trips, and exact continued training."""
 
 import json
-import os
-import pathlib
 import struct
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-from gpt.data.sample_text import sample_text
 from gpt.errors import UserError
 from gpt.formats import randygpt, randygpt_run
 from gpt.model import GPT, GPTConfig
 from gpt.runs import checkpoint
 from gpt.runs.load import load_model, params_sha256
-from gpt.tokenizers import build_tokenizer, load_tokenizer
+from gpt.tokenizers import load_tokenizer
 from gpt.tokenizers.char import CharTokenizer
 from gpt.train import train_and_evaluate
 from gpt.training import optimizer
 from launch import config_flag
+from tests.support.commands import JAX, assert_refused, run_all
 
-ROOT = pathlib.Path(__file__).parents[2]
 CHARS = 'abcdefgh \n'
 V = 2 + len(CHARS)
 
@@ -127,32 +122,42 @@ def test_old_weights_only_file_gets_a_fresh_optimizer(tmp_path):
 
 
 def test_training_continues_as_if_it_had_never_left(tmp_path, caplog):
-  """export -> import in the middle of a run changes no bit of its end."""
+  """export -> import in the middle of a run changes no bit of its end.
+
+  The import does not request a size of vocabulary, so any data.vocab_size may
+  resume it.
+  """
   one, two = tmp_path / 'one', tmp_path / 'two'
   settings = {
     'data.path': 'sample',
+    'data.tokenizer': 'sentencepiece',
     'eval.every': 2,
     'eval.windows': 2,
     'sample.max_tokens': 1,
     'parallel.num_cpu_devices': 4,
+    # A constant learning rate, so that both targets are on one curve.
+    'opt.decay_fraction': 0.0,
+    'checkpoint.every': 2,
   }
-  # A constant learning rate, so that both targets are on one curve.
-  settings |= {'opt.decay_fraction': 0.0, 'checkpoint.every': 2}
-  train_and_evaluate(config(total_steps=3, **settings), one)
+  own = {**settings, 'data.vocab_size': 360}
+  train_and_evaluate(config(total_steps=3, **own), one)
   middle = tmp_path / 'middle.bin'
   randygpt_run.export_rgpt(one, 'latest', middle)
   assert middle.read_bytes() == (one / 'checkpoint.bin').read_bytes()
-  randygpt_run.import_rgpt(middle, config(**settings), load_tokenizer(one), two)
-  train_and_evaluate(config(total_steps=6, **settings), one)
+  tokenizer = load_tokenizer(one)
+  assert tokenizer.requested_vocab_size == 360
+  assert config(**settings).data.vocab_size != 360
+  randygpt_run.import_rgpt(middle, config(**settings), tokenizer, two)
+  train_and_evaluate(config(total_steps=5, **own), one)
   with caplog.at_level('INFO', 'gpt'):
-    train_and_evaluate(config(total_steps=6, **settings), two)
+    train_and_evaluate(config(total_steps=5, **settings), two)
   assert 'resuming from step 3' in caplog.text
   # The import has the same text: nothing to say about another loss on it.
   assert 'has changed' not in caplog.text
   assert 'unknown data' not in caplog.text
   ends = [(w / 'checkpoint.bin').read_bytes() for w in (one, two)]
   assert ends[0] == ends[1]
-  assert ends[0][12:20] == struct.pack('<II', 5, 6)
+  assert ends[0][12:20] == struct.pack('<II', 4, 5)
 
 
 def test_export_then_import_gives_the_same_logits(imported, tmp_path):
@@ -169,20 +174,6 @@ def test_export_then_import_gives_the_same_logits(imported, tmp_path):
   ]
   np.testing.assert_array_equal(*logits)
   assert np.std(logits[0]) > 0
-
-
-def test_an_imported_tokenizer_does_not_fix_data_vocab_size(tmp_path):
-  """The run did not request a size, so any config value may resume it."""
-  tokenizer = build_tokenizer('sentencepiece', [sample_text()[:20_000]], 360)
-  assert tokenizer.requested_vocab_size == 360
-  file, workdir = tmp_path / 'in.bin', tmp_path / 'run'
-  write_file(file, vocab_size=tokenizer.vocab_size)
-  changes = {'data.tokenizer': 'sentencepiece', 'data.path': 'sample'}
-  randygpt_run.import_rgpt(file, config(**changes), tokenizer, workdir)
-  changes |= {'total_steps': 11, 'eval.windows': 2, 'sample.max_tokens': 1}
-  changes['parallel.num_cpu_devices'] = 4
-  result = train_and_evaluate(config(**changes), workdir)
-  assert result.step == 11 and tokenizer.requested_vocab_size == 360
 
 
 def test_a_workdir_in_use_is_left_alone(imported, tmp_path):
@@ -233,14 +224,12 @@ def test_damaged_counters_are_refused(tmp_path):
 # --- the two commands --------------------------------------------------------
 
 
-def launch(module, *args, cwd):
-  return subprocess.run(
-    [sys.executable, '-m', f'launch.{module}', *args],
+def launch(*commands, cwd):
+  """Runs [launcher, *flags] for each in `cwd`, one after the other."""
+  return run_all(
+    [[f'launch.{name}', *args] for name, *args in commands],
     cwd=cwd,
-    env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    timeout=120,
+    preload=JAX,
   )
 
 
@@ -257,61 +246,62 @@ def preset_file(tmp_path):
 
 
 def test_commands_round_trip(preset_file):
-  done = launch(
-    'import_rgpt',
-    '--input=in.bin',
-    '--preset=xs',
-    '--chars=train.txt',
-    '--workdir=run',
+  imported, exported = launch(
+    [
+      'import_rgpt',
+      '--input=in.bin',
+      '--preset=xs',
+      '--chars=train.txt',
+      '--workdir=run',
+    ],
+    [
+      'export',
+      '--workdir=run',
+      '--format=rgpt',
+      '--output=out.bin',
+      '--which=latest',
+    ],
     cwd=preset_file,
   )
-  assert done.returncode == 0, done.stderr
-  assert 'at step 100' in done.stdout
-  done = launch(
-    'export',
-    '--workdir=run',
-    '--format=rgpt',
-    '--output=out.bin',
-    '--which=latest',
-    cwd=preset_file,
-  )
-  assert done.returncode == 0, done.stderr
+  assert imported.code == 0, imported.err
+  assert 'at step 100' in imported.out
+  assert exported.code == 0, exported.err
   before = (preset_file / 'in.bin').read_bytes()
   assert (preset_file / 'out.bin').read_bytes() == before
 
 
 def test_preset_and_vocabulary_are_detected(preset_file):
-  done = launch(
-    'import_rgpt', '--input=in.bin', '--workdir=run', cwd=preset_file
+  (done,) = launch(
+    ['import_rgpt', '--input=in.bin', '--workdir=run'], cwd=preset_file
   )
-  assert done.returncode == 0, done.stderr
-  assert 'in.bin has the size of --preset=xs' in done.stdout
-  assert 'the vocabulary is that of train.txt' in done.stdout
+  assert done.code == 0, done.err
+  assert 'in.bin has the size of --preset=xs' in done.out
+  assert 'the vocabulary is that of train.txt' in done.out
   saved = json.loads((preset_file / 'run/config.json').read_text())
   assert saved['data']['path'] == 'train.txt'
 
 
 def test_the_run_that_vocab_names_gives_the_shape(trained_workdir, tmp_path):
   """Our own export has the shape and context of no preset."""
-  file = trained_workdir / 'checkpoint.bin'
-  args = [f'--input={file}', f'--workdir={tmp_path / "run"}']
-  done = launch('import_rgpt', *args, cwd=tmp_path)
-  assert done.returncode == 2 and '--vocab=WORKDIR' in done.stderr
-  args.append(f'--vocab={trained_workdir}')
-  done = launch('import_rgpt', *args, '--preset=xs', cwd=tmp_path)
-  assert done.returncode == 2 and 'l (256 x 6)' in done.stderr
-  done = launch('import_rgpt', *args, cwd=tmp_path)
-  assert done.returncode == 0, done.stderr
-  assert f'the shape of {trained_workdir}' in done.stdout
-  one, two = load_model(trained_workdir, 'latest'), load_model(tmp_path / 'run')
+  file, workdir = trained_workdir / 'checkpoint.bin', tmp_path / 'run'
+  args = ['import_rgpt', f'--input={file}', f'--workdir={workdir}']
+  named = [*args, f'--vocab={trained_workdir}']
+  unknown, wrong, done = launch(
+    args, [*named, '--preset=xs'], named, cwd=tmp_path
+  )
+  assert_refused(unknown, '--vocab=WORKDIR')
+  assert wrong.code == 2 and 'l (256 x 6)' in wrong.err
+  assert done.code == 0, done.err
+  assert f'the shape of {trained_workdir}' in done.out
+  one, two = load_model(trained_workdir, 'latest'), load_model(workdir)
   assert params_sha256(one.params) == params_sha256(two.params)
   assert one.cfg == two.cfg
   assert two.config['data']['path'] == one.config['data']['path']
 
 
-@pytest.mark.parametrize(
-  'args, texts',
-  [
+def test_import_mistakes_are_explained(preset_file):
+  (preset_file / 'other.txt').write_text('abc')
+  cases = [
     (['--input=in.bin'], ['--workdir']),
     (['--input=none.bin', '--workdir=w'], ['cannot read', 'none.bin']),
     (['--input=train.txt', '--workdir=w'], ['Bad magic bytes in checkpoint']),
@@ -331,29 +321,29 @@ def test_the_run_that_vocab_names_gives_the_shape(trained_workdir, tmp_path):
       ['--input=in.bin', '--chars=a', '--vocab=b', '--workdir=w'],
       ['not both'],
     ),
-  ],
-  ids=lambda x: ' '.join(x)[:40],
-)
-def test_import_mistakes_are_explained(preset_file, args, texts):
-  (preset_file / 'other.txt').write_text('abc')
-  done = launch('import_rgpt', *args, cwd=preset_file)
-  assert done.returncode == 2
-  assert done.stderr.startswith('error: ')
-  for text in texts:
-    assert text in done.stderr
+  ]
+  done = launch(*(['import_rgpt', *args] for args, _ in cases), cwd=preset_file)
+  for one, (_, texts) in zip(done, cases):
+    assert one.code == 2 and one.err.startswith('error: '), one
+    for text in texts:
+      assert text in one.err
   assert not (preset_file / 'w').exists()
 
 
 def test_an_unknown_vocabulary_is_an_error_that_names_the_flags(preset_file):
   (preset_file / 'train.txt').unlink()
-  done = launch('import_rgpt', '--input=in.bin', '--workdir=w', cwd=preset_file)
-  assert done.returncode == 2
-  assert '--chars=FILE' in done.stderr and '--vocab=' in done.stderr
+  (done,) = launch(
+    ['import_rgpt', '--input=in.bin', '--workdir=w'], cwd=preset_file
+  )
+  assert done.code == 2
+  assert '--chars=FILE' in done.err and '--vocab=' in done.err
 
 
 def test_export_of_nothing_is_explained(tmp_path):
-  done = launch('export', '--workdir=w', '--output=x.bin', cwd=tmp_path)
-  assert done.returncode == 2
-  assert 'no trained model in w' in done.stderr
-  done = launch('export', '--workdir=w', '--output=.', cwd=tmp_path)
-  assert 'is a directory' in done.stderr
+  nothing, directory = launch(
+    ['export', '--workdir=w', '--output=x.bin'],
+    ['export', '--workdir=w', '--output=.'],
+    cwd=tmp_path,
+  )
+  assert nothing.code == 2 and 'no trained model in w' in nothing.err
+  assert directory.code == 2 and 'is a directory' in directory.err

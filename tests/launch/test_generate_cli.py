@@ -1,7 +1,6 @@
 """`launch.generate` as a user meets it: real processes, streams and signals."""
 
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -61,25 +60,53 @@ def test_defaults_continue_the_prompt_and_say_only_the_completion(
   assert '200 tokens; the first after' in err
 
 
-def test_several_prompts_and_samples_are_told_apart(trained_workdir, tmp_path):
-  """From flags, an empty one, and a file as training would read it."""
-  file = tmp_path / 'prompt.txt'
-  file.write_bytes('\ufeffO \u2603y\r\nmy'.encode())
-  flags = dict(top_k=12, min_p=0.01, temperature=1.2, top_p=0.95)
-  out, err = launch(
-    'generate',
-    f'--workdir={trained_workdir}',
-    '--prompt=First',
-    '--prompt=',
-    f'--prompt_file={file}',
-    '--num_samples=2',
-    '--seed=7',
-    '--max_tokens=50',
-    '--repetition_penalty=1.1',
-    '--window=exact',
-    '--show_prompt',
-    *(f'--{k}={v}' for k, v in flags.items()),
+SAMPLING = dict(top_k=12, min_p=0.01, temperature=1.2, top_p=0.95)
+
+
+@pytest.fixture(scope='module')
+def done(trained_workdir, tmp_path_factory):
+  """{name: how it ended} of commands that print samples."""
+  path = tmp_path_factory.mktemp('done')
+  (path / 'prompt.txt').write_bytes('\ufeffO \u2603y\r\nmy'.encode())
+  damaged = shutil.copytree(trained_workdir, path / 'run')
+  (best,) = (damaged / 'checkpoints' / 'best').iterdir()
+  shutil.rmtree(best / 'params')
+  workdir = f'--workdir={trained_workdir}'
+  commands = {
+    'several': [
+      workdir,
+      '--prompt=First',
+      '--prompt=',
+      f'--prompt_file={path}/prompt.txt',
+      '--num_samples=2',
+      '--seed=7',
+      '--max_tokens=50',
+      '--repetition_penalty=1.1',
+      '--window=exact',
+      '--show_prompt',
+      *(f'--{k}={v}' for k, v in SAMPLING.items()),
+    ],
+    'long': [
+      workdir,
+      '--prompt_file=-',
+      '--temperature=0',
+      '--max_tokens=40',
+      '--which=latest',
+    ],
+    'damaged': [f'--workdir={damaged}', '--prompt=\u2603', '--max_tokens=5'],
+  }
+  ended = run_all(
+    [['launch.generate', *args] for args in commands.values()],
+    stdin=[b'', b'my lord, ' * 20 + b'\xff', b''],
+    preload=JAX,
   )
+  for one in ended:
+    assert one.code == 0, one.err
+  return dict(zip(commands, ended))
+
+
+def test_several_prompts_and_samples_are_told_apart(trained_workdir, done):
+  """From flags, an empty one, and a file as training would read it."""
   wanted = ''
   for i, prompt in enumerate(['First', '', 'O \u2603y\nmy']):
     for j in range(2):
@@ -90,29 +117,29 @@ def test_several_prompts_and_samples_are_told_apart(trained_workdir, tmp_path):
         'exact',
         seed=7 + j,
         repetition=1.1,
-        **flags,
+        **SAMPLING,
       )
       wanted += f'--- prompt {i + 1} of 3, sample {j + 1} of 2, '
       wanted += f'seed {7 + j} ---\n' + with_newline(prompt + completion)
-  assert out == wanted
+  assert done['several'].out == wanted
+  err = done['several'].err
   assert "'\u2603' x1" in err
   assert 'nothing is left' not in err
 
 
-def test_a_prompt_longer_than_the_window_comes_through_a_pipe(trained_workdir):
-  prompt = 'my lord, ' * 20
-  out, err = launch(
-    'generate',
-    f'--workdir={trained_workdir}',
-    '--prompt_file=-',
-    '--temperature=0',
-    '--max_tokens=40',
-    '--which=latest',
-    stdin=prompt.encode() + b'\xff',
-  )
-  assert len(out) >= 40
+def test_a_prompt_longer_than_the_window_comes_through_a_pipe(done):
+  assert len(done['long'].out) >= 40
+  err = done['long'].err
   assert 'warning: - is not UTF-8' in err
   assert "'\ufffd' x1" in err
+
+
+def test_a_damaged_best_is_passed_over_with_a_warning(done):
+  assert len(done['damaged'].out.rstrip('\n')) <= 5
+  err = done['damaged'].err
+  assert 'warning: checkpoint' in err
+  assert 'latest checkpoint, step 20' in err
+  assert 'nothing is left of the prompt' in err
 
 
 READS_STDIN = """
@@ -263,18 +290,3 @@ def test_mistakes_are_explained(trained_workdir):
   for one, message in zip(done, cases):
     assert_refused(one, f'error: {message}')
     assert one.out == ''
-
-
-def test_a_damaged_best_is_passed_over_with_a_warning(
-  trained_workdir, tmp_path
-):
-  workdir = pathlib.Path(shutil.copytree(trained_workdir, tmp_path / 'run'))
-  (best,) = (workdir / 'checkpoints' / 'best').iterdir()
-  shutil.rmtree(best / 'params')
-  out, err = launch(
-    'generate', f'--workdir={workdir}', '--prompt=\u2603', '--max_tokens=5'
-  )
-  assert len(out.rstrip('\n')) <= 5
-  assert 'warning: checkpoint' in err
-  assert 'latest checkpoint, step 20' in err
-  assert 'nothing is left of the prompt' in err

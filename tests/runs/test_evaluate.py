@@ -16,6 +16,7 @@ from gpt.runs import metrics
 from gpt.runs.evaluate import full_pass, open_dataset
 from gpt.runs.load import load_model
 from gpt.tokenizers import build_tokenizer
+from tests.support.commands import JAX, assert_refused, run_all
 from tests.support.logs import log_lines
 from tests.support.workdirs import launch, make_parrot, make_run
 
@@ -266,24 +267,26 @@ def test_a_failed_write_leaves_nothing(uniform, tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['g.npy']
 
 
-@pytest.mark.parametrize(
-  'args, message',
-  [
-    ([], '--workdir=DIRECTORY of a trained run is needed'),
-    (['--workdir=W', '--ids=f.npy'], 'belong together'),
-    (
-      ['--workdir=W', '--ids=f.npy', '--logits_out=g', '--split=val'],
-      '--ids replaces --data and --split',
-    ),
-    (
-      ['--workdir=W', '--ids=pyproject.toml', '--logits_out=g'],
-      'cannot read --ids=pyproject.toml as a .npy array',
-    ),
-    (['--workdir=W', '--data=absent.txt'], 'absent.txt does not exist'),
-  ],
-)
-def test_mistakes_are_explained(uniform, args, message):
-  args = [a.replace('--workdir=W', f'--workdir={uniform}') for a in args]
-  out, err = launch('evaluate', *args, code=2)
-  assert out == ''
-  assert err.startswith('error: ') and message in err
+def test_mistakes_are_explained(uniform):
+  workdir = f'--workdir={uniform}'
+  logits = [workdir, '--logits_out=g']
+  cases = {
+    '--workdir=DIRECTORY of a trained run is needed': [],
+    'belong together': [workdir, '--ids=f.npy'],
+    '--ids replaces --data and --split': [
+      *logits,
+      '--ids=f.npy',
+      '--split=val',
+    ],
+    'cannot read --ids=pyproject.toml as a .npy array': [
+      *logits,
+      '--ids=pyproject.toml',
+    ],
+    'absent.txt does not exist': [workdir, '--data=absent.txt'],
+  }
+  done = run_all(
+    [['launch.evaluate', *args] for args in cases.values()], preload=JAX
+  )
+  for one, message in zip(done, cases):
+    assert_refused(one, message)
+    assert one.out == ''
