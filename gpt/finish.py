@@ -1,8 +1,9 @@
 """What a run leaves behind: a full evaluation, a sample, RandyGPT's files."""
 
-import dataclasses
 import logging
+import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -11,36 +12,18 @@ from gpt.errors import UserError
 from gpt.formats import randygpt, randygpt_run
 from gpt.runs import checkpoint, failures, metrics
 from gpt.runs.checkpoint import BEST
+from gpt.runs.result import Result
+from gpt.trainer import Trainer
 from gpt.training.evaluation import describe_parts
 from gpt.training.state import eval_params
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """How a call of `train_and_evaluate` ended.
-
-  Attributes:
-    outcome: 'finished', 'interrupted', 'early stop' or 'nothing' (to train).
-    step: completed steps.
-    best_loss: lowest validation loss, nats/token.
-    final: {'final': values, 'best': values} of the full passes, if any.
-    workdir: of the run.
-  """
-
-  outcome: str
-  step: int
-  best_loss: float
-  final: dict
-  workdir: str
-
-
-def finish_run(trainer) -> Result:
+def finish_run(trainer: Trainer) -> Result:
   """Waits for checkpoints, then writes what a finished run leaves behind.
 
-  Args:
-    trainer: a Trainer after its last step.
+  Call it after the last step.
 
   Raises:
     UserError: the last checkpoint could not be written.
@@ -67,7 +50,7 @@ def finish_run(trainer) -> Result:
   return trainer.result(outcome, final)
 
 
-def _log_end(trainer, outcome: str, step: int) -> None:
+def _log_end(trainer: Trainer, outcome: str, step: int) -> None:
   best, plateau = '', trainer.plateau
   if plateau.best_step >= 0:
     best = f'; best val {plateau.best_loss:.4f} at step {plateau.best_step}'
@@ -87,7 +70,7 @@ def _log_end(trainer, outcome: str, step: int) -> None:
   )
 
 
-def full_evaluation(trainer, step: int) -> dict:
+def full_evaluation(trainer: Trainer, step: int) -> dict:
   """{'final': ..., 'best': ...}: full passes over the validation split.
 
   'best' is left out if the final weights, of `step`, are the best ones, or if
@@ -112,7 +95,9 @@ def full_evaluation(trainer, step: int) -> dict:
   return results
 
 
-def read_best(path, read: Callable):
+def read_best(
+  path: str | os.PathLike, read: Callable[[str | os.PathLike], Any]
+) -> Any:
   """read(path), or None and a warning if the checkpoint is damaged."""
   try:
     return read(path)
@@ -126,7 +111,7 @@ def read_best(path, read: Callable):
     return None
 
 
-def write_rgpt_files(trainer) -> None:
+def write_rgpt_files(trainer: Trainer) -> None:
   """checkpoint.bin and checkpoint_best.bin, if RGPT can hold the model."""
   if randygpt.obstacles(trainer.cfg):
     return

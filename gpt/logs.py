@@ -1,6 +1,6 @@
 """The library's log on a terminal: the standard `logging`, set up in one place.
 
-Modules log to `logging.getLogger(__name__)`. Launchers call `to_console` once;
+Modules log to `logging.getLogger(__name__)`. Launchers call `to_console`;
 `train_and_evaluate` does so for callers who configured nothing themselves, so
 that a notebook shows progress.
 """
@@ -31,10 +31,10 @@ class ConsoleHandler(logging.Handler):
   Streams are looked up at each line, since notebooks and tests replace them.
   """
 
-  def __init__(self, info_to: str = 'stderr'):
-    """`info_to`: 'stdout' or 'stderr'."""
+  def __init__(self, info_to: str = 'stderr', survive: bool = False):
+    """See `to_console`."""
     super().__init__()
-    self.info_to = info_to
+    self.info_to, self.survive = info_to, survive
 
   def emit(self, record: logging.LogRecord) -> None:
     stream: TextIO = getattr(sys, self.info_to)
@@ -48,13 +48,17 @@ class ConsoleHandler(logging.Handler):
     try:
       self._write(text, stream)
     except OSError as e:
-      if e.errno not in READER_GONE:
+      if not self.survive or e.errno not in READER_GONE:
         raise
       discard(stream)
-      if stream is not sys.stderr:
+      try:
         self._write(f'warning: {STDOUT_CLOSED}', sys.stderr)
+      except OSError:
+        discard(sys.stderr)
 
-  def _write(self, text: str, stream: TextIO) -> None:
+  def _write(self, text: str, stream: TextIO | None) -> None:
+    if stream is None:  # Closed before the start: `>&-`, pythonw.
+      return
     bar = getattr(sys.modules.get('tqdm'), 'tqdm', None)
     if bar is None:
       stream.write(text + '\n')
@@ -71,19 +75,21 @@ def discard(stream: TextIO) -> None:
     os.close(null)
 
 
-def to_console(info_to: str = 'stderr') -> None:
+def to_console(info_to: str = 'stderr', survive: bool = False) -> None:
   """Shows the log of this process on the console; a second call re-routes it.
 
   Args:
     info_to: 'stdout' for programs whose log is their output (training), else
       'stderr'.
+    survive: go on when nothing reads the console any more, instead of raising
+      BrokenPipeError.
   """
   for name in ROOTS:
     logger = logging.getLogger(name)
     logger.handlers = [
       h for h in logger.handlers if not isinstance(h, ConsoleHandler)
     ]
-    logger.addHandler(ConsoleHandler(info_to))
+    logger.addHandler(ConsoleHandler(info_to, survive))
     logger.setLevel(logging.INFO)
     # absl and notebook front ends put a handler of their own on the root.
     logger.propagate = False
@@ -91,34 +97,36 @@ def to_console(info_to: str = 'stderr') -> None:
 
 @contextlib.contextmanager
 def shown_by_default() -> Iterator[None]:
-  """Shows the log on stdout meanwhile, unless the caller has configured it."""
+  """Shows the log on stdout meanwhile, unless the caller has configured it.
+
+  Configured means: the logger 'gpt' has a handler or a level, or the root
+  logger has a handler and lets INFO pass.
+  """
   loggers = [logging.getLogger(name) for name in ROOTS]
-  if any(x.handlers or x.level != logging.NOTSET for x in loggers):
+  root = logging.getLogger()
+  own = any(x.handlers or x.level != logging.NOTSET for x in loggers)
+  if own or (root.handlers and root.level <= logging.INFO):
     yield
     return
-  to_console('stdout')
+  before = [(x.handlers, x.propagate, x.level) for x in loggers]
+  to_console('stdout', survive=True)
   try:
     yield
   finally:
-    for logger in loggers:
-      logger.handlers, logger.propagate = [], True
-      logger.setLevel(logging.NOTSET)
+    for logger, (handlers, propagate, level) in zip(loggers, before):
+      logger.handlers, logger.propagate = handlers, propagate
+      logger.setLevel(level)
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-  """Holds back INFO lines meanwhile: their reader has seen them before."""
-  levels = {name: logging.getLogger(name).level for name in ROOTS}
-  for name in ROOTS:
-    logging.getLogger(name).setLevel(logging.WARNING)
+def quiet(below: int = logging.WARNING) -> Iterator[None]:
+  """Drops lines below a level meanwhile: by default INFO."""
+  loggers = [logging.getLogger(name) for name in ROOTS]
+  levels = [logger.level for logger in loggers]
+  for logger in loggers:
+    logger.setLevel(max(below, logger.level))
   try:
     yield
   finally:
-    for name, level in levels.items():
-      logging.getLogger(name).setLevel(level)
-
-
-def silence() -> None:
-  """Logs errors only: one process of a run speaks for all of them."""
-  for name in ROOTS:
-    logging.getLogger(name).setLevel(logging.ERROR)
+    for logger, level in zip(loggers, levels):
+      logger.setLevel(level)

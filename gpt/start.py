@@ -1,4 +1,4 @@
-"""Where a run starts: from nothing, from where it was, from other weights."""
+"""The data and the initial state of a run: fresh, resumed or imported."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from gpt.tokenizers import Tokenizer, load_tokenizer
 from gpt.training.state import TrainState, create_state, state_from_params
 
 logger = logging.getLogger(__name__)
-# What decides what a validation loss is about, beside the text.
+# Keys that define the validation set, besides the text.
 VALIDATION_KEYS = (
   'data.format',
   'data.val_fraction',
@@ -82,7 +82,7 @@ def tokenizer_of(init_from: str, tokenizer_path: str) -> Tokenizer | None:
   Raises:
     UserError: data.tokenizer_path names a different one.
   """
-  if not pathlib.Path(init_from or '.nothing').is_dir():
+  if not init_from or not pathlib.Path(init_from).is_dir():
     return None
   tokenizer = load_tokenizer(init_from)
   if (

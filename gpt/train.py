@@ -1,9 +1,9 @@
 """The program: train a GPT on text, from a config to files in a workdir.
 
-Read `train_and_evaluate` from top to bottom; every noun in it has a file of
-its name. A run is a pure function of its config: data order, dropout and
-samples are keyed by (seed, step), so a run that was killed and started again
-ends with the same parameters, bit for bit, as one that never stopped.
+Read `train_and_evaluate` from top to bottom. A run is a pure function of its
+config: data order, dropout and samples are keyed by (seed, step), so a run that
+was killed and started again ends with the same parameters, bit for bit, as one
+that never stopped.
 """
 
 import os
@@ -11,10 +11,11 @@ import os
 from ml_collections import ConfigDict
 
 from gpt.config_check import check_config
-from gpt.finish import Result, finish_run
+from gpt.finish import finish_run
+from gpt.runs.result import Result
 from gpt.runs.workdir import open_run
 from gpt.start import load_data
-from gpt.trainer import Trainer, what_is_due
+from gpt.trainer import Trainer
 
 
 def train_and_evaluate(
@@ -28,7 +29,7 @@ def train_and_evaluate(
   """Trains until `config.total_steps`, resuming whatever the workdir holds.
 
   Progress goes to the standard `logging` ('gpt' and below), or to stdout if
-  the caller has not configured it.
+  the caller has not configured it (see logs.shown_by_default).
 
   Args:
     config: ConfigDict with the keys of configs/default.py; left unchanged.
@@ -52,7 +53,7 @@ def train_and_evaluate(
       trainer.validate_once()  # At step 0, or if validation data has changed.
       for step in range(trainer.first + 1, trainer.last + 1):
         trainer.dispatch(step)  # Then reads the metrics of step - 1.
-        due = what_is_due(step, trainer.first, trainer.last, config, run)
+        due = trainer.due(step)
         if due and trainer.pause(step, due):  # Evaluates, samples, saves.
           break
       return finish_run(trainer)

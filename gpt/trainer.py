@@ -16,7 +16,6 @@ import numpy as np
 from gpt import devices, start
 from gpt.data import prepare
 from gpt.data.prepare import Dataset
-from gpt.finish import Result
 from gpt.formats import randygpt
 from gpt.model import GPT, GPTConfig, num_params
 from gpt.runs import failures, metrics, samples
@@ -24,19 +23,18 @@ from gpt.runs.checkpoint import BEST, LATEST
 from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.runs.config_file import save_config
 from gpt.runs.console import Console
+from gpt.runs.result import Result
 from gpt.runs.workdir import Run
 from gpt.tokenizers import Tokenizer
 from gpt.training import optimizer, plateau, schedules
 from gpt.training.evaluation import Evaluator
 from gpt.training.plateau import Plateau
 from gpt.training.profiling import Profiler
-from gpt.training.state import eval_params
+from gpt.training.rows import local_rows, micro_batch_size
+from gpt.training.state import TrainState, eval_params
 from gpt.training.step import jit_train_step
 
 logger = logging.getLogger(__name__)
-
-# Tokens a CPU device processes at once: activations stay in its L2 cache.
-CPU_MICRO_TOKENS = 512
 
 
 class Due(NamedTuple):
@@ -58,13 +56,12 @@ class Due(NamedTuple):
     return any(self)
 
 
-def what_is_due(step: int, first: int, last: int, config: Any, run: Run) -> Due:
-  """What to do after `step`, for a process that began after step `first`."""
+def what_is_due(step: int, first: int, last: int, config: Any) -> Due:
+  """What the config wants after `step`, in a process that began at `first`."""
   every = config.checkpoint.every
   eval_due = step % config.eval.every == 0 or step == last
   save_due = step == last or bool(every and step % every == 0)
-  stop = run.stop_requested(step, now=eval_due or save_due)
-  return Due(eval_due, save_due, stop, step == first + 1)
+  return Due(eval_due, save_due, stop=False, first=step == first + 1)
 
 
 class Trainer:
@@ -77,8 +74,21 @@ class Trainer:
     cfg, model, mesh, tx: what the state is made of and lives on.
     state: the TrainState, on the mesh once `begin` was called.
     plateau: best loss and patience.
-    first, last: completed steps at the start and at the end of this process.
+    first: completed steps at the start of this process.
+    last: completed steps at its end, if nothing stops it.
+    evaluate, clock, metrics_log, console: from `begin` on.
   """
+
+  state: TrainState
+  meta: dict
+  plateau: Plateau
+  first: int
+  last: int
+  added_steps: bool
+  evaluate: Evaluator
+  clock: metrics.Clock
+  metrics_log: metrics.MetricsLog
+  console: Console
 
   def __init__(
     self, run: Run, config: Any, tokenizer: Tokenizer, dataset: Dataset
@@ -97,13 +107,19 @@ class Trainer:
     self._init_key, self._dropout_key = jax.random.split(
       jax.random.key(config.seed)
     )
-    self._open = []  # What `settle` and `__exit__` close.
-    self._pending = None  # (step, metrics on device) not read yet.
+    self._open: list[
+      Console | Profiler
+    ] = []  # What `settle` and `__exit__` close.
+    self._profiler: Profiler | None = None
+    self._lr = 0.0
+    self._pending: tuple[int, dict] | None = (
+      None  # (step, metrics on device) not read yet.
+    )
 
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     try:
       self.settle()
     finally:
@@ -189,7 +205,6 @@ class Trainer:
       config, self.clock, first, self.metrics_log.recent_losses
     )
     self._open.append(self.console)
-    self._profiler = None
     if profile:
       self._profiler = Profiler(run.workdir / 'profile', first)
       self._open.append(self._profiler)
@@ -228,7 +243,8 @@ class Trainer:
     elif abs(loss - best) > 1e-4:
       logger.info(
         f'the imported best loss, {best:.4f}, was measured on unknown data: '
-        f'step {self.first} has a loss of {loss:.4f} on the validation data'
+        f'step {self.first} has a loss of {loss:.4f} on the validation data '
+        '(the imported best is kept in checkpoints/replaced)'
       )
     if not self.checkpoints.replace_best(
       self.state, self.meta, self.validation
@@ -278,6 +294,12 @@ class Trainer:
       tokens=values['tokens'],
     )
     self.console.add(values, timed=step > self.first + 1)
+
+  def due(self, step: int) -> Due:
+    """What to do after `step`; all processes must ask (a collective)."""
+    due = what_is_due(step, self.first, self.last, self.config)
+    stop = self.run.stop_requested(step, now=due.eval or due.save)
+    return due._replace(stop=stop)
 
   def pause(self, step: int, due: Due) -> bool:
     """Evaluates and saves what is due; returns whether the run ends here."""
@@ -374,23 +396,3 @@ class Trainer:
     if self.first:
       for key, (old, new) in self.run.changed.items():
         logger.info(f'note: {key} changed: {old!r} -> {new!r}')
-
-
-def micro_batch_size(config: Any, mesh) -> int:
-  """Rows a device processes at once (`parallel.micro_batch_size`)."""
-  rows = -(-config.batch_size // mesh.size)
-  wanted = config.parallel.micro_batch_size
-  if not wanted:
-    if jax.default_backend() != 'cpu':
-      return rows
-    wanted = max(1, CPU_MICRO_TOKENS // config.model.block_size)
-  wanted = min(wanted, rows)
-  divisor = max(m for m in range(1, wanted + 1) if rows % m == 0)
-  return divisor if 2 * divisor > wanted else wanted
-
-
-def local_rows(dataset, step: int, batch_size: int, padded: int) -> dict:
-  """This process's share of the global batch of `padded` rows."""
-  own = devices.process_rows(padded)
-  rows = slice(min(own.start, batch_size), min(own.stop, batch_size))
-  return devices.pad_rows(dataset.batch_at(step, rows), own.stop - own.start)

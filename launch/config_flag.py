@@ -57,6 +57,11 @@ def define(
   )
 
 
+def is_named(name: str = 'config') -> bool:
+  """Whether the command line has --config=FILE."""
+  return _named[name]
+
+
 def of_run(saved: dict | None, name: str = 'config') -> ConfigDict:
   """The config of a command whose run may exist already.
 

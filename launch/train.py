@@ -4,7 +4,7 @@
     python -m launch.train --config=configs/model_l.py --config.lr=1e-5 ...
 
 The same command again resumes. Without --config, a workdir that holds a run
-goes on with its own configuration.
+continues with its own configuration.
 """
 
 import os
@@ -64,8 +64,11 @@ def main(_):
       '--additional_steps and --config.total_steps are two targets: give one '
       'of them'
     )
-  config = config_flag.of_run(config_file.read_config(directory))
-  logs.to_console('stdout')
+  # With --config, only train_and_evaluate reads the run's config.json.
+  named = config_flag.is_named()
+  saved = None if named else config_file.read_config(directory)
+  config = config_flag.of_run(saved)
+  logs.to_console('stdout', survive=True)
   from gpt.train import train_and_evaluate  # JAX, after the flags are right.
 
   train_and_evaluate(

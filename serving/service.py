@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from gpt.decoding.generation import ban_bias
 from gpt.runs import load
+from gpt.runs.config_file import NewerFormat
 from gpt.runs.load import LoadedModel
 from gpt.tokenizers import chat_format
 from serving.engine.engine import Engine
@@ -148,6 +149,9 @@ class Service:
     """The workdir's model, if this server can swap it in."""
     try:
       new = load.load_model(self._workdir, self._which)
+    except NewerFormat as e:  # Other messages may name paths.
+      log.warning('reload failed: %s', e)
+      raise ReloadFailed(str(e)) from e
     except Exception as e:
       log.warning('reload failed: %s', e)
       raise ReloadFailed(

@@ -40,8 +40,8 @@ MAY_IMPORT |= {
   'reports': LEARNING | {'runs'},
   'config_check': LEARNING | {'runs'},
   'start': LEARNING | {'runs', 'formats'},
-  'finish': LEARNING | {'runs', 'formats'},
-  'trainer': LEARNING | {'runs', 'formats', 'start', 'finish'},
+  'finish': LEARNING | {'runs', 'formats', 'trainer'},
+  'trainer': LEARNING | {'runs', 'formats', 'start'},
   'train': LEARNING
   | {'runs', 'formats', 'config_check', 'start', 'trainer', 'finish'},
 }

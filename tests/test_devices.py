@@ -17,7 +17,7 @@ import pytest
 
 from gpt import devices
 from gpt.errors import UserError
-from gpt.train import local_rows, micro_batch_size
+from gpt.training.rows import local_rows, micro_batch_size
 from tests.support.train_process import (
   ROOT,
   Training,

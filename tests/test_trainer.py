@@ -12,39 +12,28 @@ from tests.support.data_tools import TEXT
 from tests.support.train_runs import run_here, settings
 
 
-class FakeRun:
-  """A run that may have been interrupted."""
-
-  def __init__(self, interrupted):
-    self.interrupted = interrupted
-
-  def stop_requested(self, step, now):
-    return self.interrupted
-
-
 @pytest.mark.parametrize(
-  'step, interrupted, due',
+  'step, due',
   [
-    (5, False, ''),
-    (4, False, 'first'),  # The process began after step 3.
-    (6, False, 'eval'),
-    (10, False, 'save'),
-    (30, False, 'eval save'),
-    (5, True, 'stop'),
-    (31, False, 'eval save'),  # The last step, whatever the intervals.
+    (5, ''),
+    (4, 'first'),  # The process began after step 3.
+    (6, 'eval'),
+    (10, 'save'),
+    (30, 'eval save'),
+    (31, 'eval save'),  # The last step, whatever the intervals.
   ],
 )
-def test_what_is_due_after_a_step(step, interrupted, due):
+def test_what_is_due_after_a_step(step, due):
   config = settings({'eval.every': 6, 'checkpoint.every': 10})
-  found = what_is_due(step, 3, 31, config, FakeRun(interrupted))
+  found = what_is_due(step, 3, 31, config)
   assert found == Due(*(name in due.split() for name in Due._fields))
   assert bool(found) == bool(due)
 
 
 def test_without_an_interval_only_the_last_step_is_saved():
   config = settings({'checkpoint.every': 0})
-  assert not what_is_due(30, 3, 31, config, FakeRun(False)).save
-  assert what_is_due(31, 3, 31, config, FakeRun(False)).save
+  assert not what_is_due(30, 3, 31, config).save
+  assert what_is_due(31, 3, 31, config).save
 
 
 def test_a_start_reads_config_and_text_once(tmp_path, monkeypatch):

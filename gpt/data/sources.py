@@ -82,8 +82,14 @@ class Sources:
     return self._hashed[1]
 
   def have_changed(self) -> bool:
-    """Whether the size or mtime of a file differs from when it was hashed."""
-    return self._state() != self._hashed[0]
+    """Whether the texts differ from what was hashed.
+
+    Reads them again only if a size or modification time differs.
+    """
+    state, sha256 = self._hashed
+    if self._state() == state:
+      return False
+    return dataclasses.replace(self).sha256 != sha256  # A copy hashes anew.
 
   @functools.cached_property
   def _hashed(self) -> tuple[list[tuple[int, int]], str]:

@@ -111,6 +111,8 @@ def read_meta(path) -> dict:
     NewerFormat: a newer version of rgpt wrote it. OSError, ValueError: damaged.
   """
   meta = json.loads((pathlib.Path(path) / 'meta' / 'metadata').read_text())
+  if not isinstance(meta, dict):
+    raise ValueError('the metadata is not an object')
   check_version(meta.get(FORMAT_KEY, 1), path)
   return meta
 
@@ -132,7 +134,7 @@ def restore_state(path, target: TrainState):
 
 
 def restore_params(path):
-  """The weights to use (the average where there is one), as a numpy tree.
+  """The weights to use (the EMA if there is one), as a numpy tree.
 
   Raises:
     DamagedCheckpoint: the checksum does not match. Orbax's errors otherwise.
@@ -212,6 +214,6 @@ def loss_of(path) -> float:
   try:
     return float(read_meta(path)['best_loss'])
   except NewerFormat:
-    return np.inf  # Whoever reads the checkpoint raises it.
+    raise
   except (OSError, ValueError, KeyError, TypeError):
     return np.inf

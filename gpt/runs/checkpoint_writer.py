@@ -119,7 +119,7 @@ class Checkpoints:
       'params': ocp.args.StandardSave(params),
       'rest': ocp.args.StandardSave(rest),
       'meta': ocp.args.JsonSave(
-        {FORMAT_KEY: FORMAT_VERSION, **meta, 'step': step, **checksums}
+        {**meta, 'step': step, **checksums, FORMAT_KEY: FORMAT_VERSION}
       ),
     }
     if ema is not None:
@@ -208,6 +208,8 @@ class Checkpoints:
     for step in sorted(self._saved[BEST]):
       try:
         of = read_meta(self.directory / BEST / str(step)).get('validation')
+      except NewerFormat:
+        raise
       except (OSError, ValueError):
         of = None
       if of != validation:

@@ -4,6 +4,7 @@ Imports no JAX: launchers read it before they choose devices.
 """
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -35,19 +36,19 @@ def flatten(tree: dict, prefix: str = '') -> dict:
   return flat
 
 
-def plain(config) -> dict:
+def plain(config: Any) -> dict:
   """A ConfigDict as JSON-able dicts (tuples become lists)."""
   return json.loads(json.dumps(config.to_dict()))
 
 
-def save_config(workdir, config) -> None:
+def save_config(workdir: str | os.PathLike, config: Any) -> None:
   """Writes config.json atomically."""
-  tree = {FORMAT_KEY: FORMAT_VERSION, **plain(config)}
+  tree = {**plain(config), FORMAT_KEY: FORMAT_VERSION}
   text = json.dumps(tree, indent=2) + '\n'
   write_atomic(pathlib.Path(workdir) / CONFIG, text.encode())
 
 
-def read_config(workdir) -> dict | None:
+def read_config(workdir: str | os.PathLike) -> dict | None:
   """The saved configuration as nested dicts; None if no run has begun here.
 
   Raises:
@@ -60,13 +61,14 @@ def read_config(workdir) -> dict | None:
     return None
   except (OSError, ValueError) as e:
     raise UserError(f'cannot read {path}: {e}') from e
+  if isinstance(config, dict):
+    check_version(config.pop(FORMAT_KEY, 1), path)
   ours = isinstance(config, dict) and isinstance(config.get('model'), dict)
   if not ours or 'total_steps' not in config:
     raise UserError(
       f'{path} was not written by this program and will not be overwritten. '
       'Name another --workdir'
     )
-  check_version(config.pop(FORMAT_KEY, 1), path)
   return config
 
 
@@ -74,7 +76,7 @@ class NewerFormat(UserError):
   """A file that a newer version of rgpt wrote."""
 
 
-def check_version(version: Any, path) -> None:
+def check_version(version: Any, path: str | os.PathLike) -> None:
   """Raises NewerFormat if `version` is above what this program reads."""
   if isinstance(version, int) and version <= FORMAT_VERSION:
     return
@@ -84,7 +86,7 @@ def check_version(version: Any, path) -> None:
   )
 
 
-def differences(saved: dict, config) -> dict:
+def differences(saved: dict, config: Any) -> dict:
   """{key: (saved, now)} of all keys that differ."""
   old, new = flatten(saved), flatten(plain(config))
   return {
@@ -94,7 +96,7 @@ def differences(saved: dict, config) -> dict:
   }
 
 
-def is_fixed(key: str, old, new) -> bool:
+def is_fixed(key: str, old: Any, new: Any) -> bool:
   """Whether a run cannot resume with this change of a key."""
   if key == 'opt.ema_decay':  # Another decay is fine; on or off is not.
     return not old or not new
@@ -105,7 +107,7 @@ def is_fixed(key: str, old, new) -> bool:
   return key in FIXED_KEYS or (group == 'model' and name not in free)
 
 
-def changed_keys(saved: dict, config, workdir) -> dict:
+def changed_keys(saved: dict, config: Any, workdir: str | os.PathLike) -> dict:
   """{key: (saved, now)} of the keys that differ and may change on resume.
 
   Raises:

@@ -41,7 +41,7 @@ def create(
   """Writes a run, its config.json last.
 
   Args:
-    config: Any, saved as the run's.
+    config: ConfigDict, saved as config.json.
     state: TrainState of numpy arrays, saved as the latest checkpoint, and as
       the best if its loss is known.
     best_loss: nats/token, or None.

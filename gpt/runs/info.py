@@ -77,7 +77,7 @@ def finite(x) -> float | None:
 
 
 def page(facts: dict) -> str:
-  """The facts of `describe` for people, one topic a line."""
+  """The facts of `describe` for people, one topic per line."""
   lines = {
     'run': f'{facts["workdir"]} ({facts["name"]})',
     'checkpoint': _checkpoint_line(facts),

@@ -4,6 +4,7 @@ For reports, figures and notebooks; works while the run is still training.
 """
 
 import dataclasses
+import os
 import pathlib
 
 from gpt.data import record
@@ -22,7 +23,7 @@ class RunRecord:
   config: nested dicts. data: of data.json, or {}.
   samples: [(step, text)], oldest first.
   saved: {'best': [steps], 'latest': [steps]}.
-  parameters, vocab_size: None where there is no tokenizer yet.
+  parameters, vocab_size: None before there is a tokenizer.
   """
 
   workdir: pathlib.Path
@@ -45,7 +46,7 @@ class RunRecord:
 
   @property
   def end(self) -> dict:
-    """The line of metrics.jsonl that ends the run; {} where it goes on."""
+    """The line of metrics.jsonl that ends the run; {} if it has not ended."""
     return metrics.end_of(self.lines)
 
   @property
@@ -53,17 +54,17 @@ class RunRecord:
     return metrics.last_step(self.lines)
 
 
-def read_run(workdir) -> RunRecord:
+def read_run(workdir: str | os.PathLike) -> RunRecord:
   """Reads a workdir; no weights are loaded.
 
   Raises:
-    UserError: it is no run, or has no metrics yet.
+    UserError: not a run, or has no metrics yet.
   """
   workdir = pathlib.Path(workdir)
   config = read_config(workdir)
   if config is None:
     raise UserError(
-      f'{workdir} is no run: it has no {CONFIG}. Name the --workdir of '
+      f'{workdir} is not a run: it has no {CONFIG}. Name the --workdir of '
       'launch.train'
     )
   path = workdir / metrics.FILE

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
@@ -69,7 +70,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(workdir, config) -> Iterator[Run]:
+def open_run(workdir: str | os.PathLike, config: Any) -> Iterator[Run]:
   """Opens a workdir for training, created if missing.
 
   Sets up devices, joins the processes of a multi-host run, takes the lock and
@@ -92,6 +93,7 @@ def open_run(workdir, config) -> Iterator[Run]:
       f'{devices.backend_name()}: set --config.model.attention=auto'
     )
   leader = jax.process_index() == 0
+  stamp = file_stamp(workdir / CONFIG)
   saved = read_config(workdir)
   if saved is None:
     check_unused(workdir)
@@ -99,17 +101,31 @@ def open_run(workdir, config) -> Iterator[Run]:
   make_workdir(workdir)
   with contextlib.ExitStack() as stack:
     stack.enter_context(logs.shown_by_default())
-    if not leader:
-      logs.silence()
+    if not leader:  # Process 0 speaks for all.
+      stack.enter_context(logs.quiet(logging.ERROR))
     stack.enter_context(failures.explained(config, workdir))
     if leader:
       stack.enter_context(lock_workdir(workdir))
+      if file_stamp(workdir / CONFIG) != stamp:
+        raise UserError(
+          f'another process has just trained in {workdir}: run the same '
+          'command again'
+        )
       files.remove_leftovers(workdir)
     interrupt = stack.enter_context(Interrupt())
     yield Run(workdir, leader, saved, changed, interrupt, stack.callback)
 
 
-def make_workdir(workdir) -> None:
+def file_stamp(path: pathlib.Path) -> tuple | None:
+  """What differs once a file was replaced; None if there is none."""
+  try:
+    stat = path.stat()
+  except OSError:
+    return None
+  return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def make_workdir(workdir: str | os.PathLike) -> None:
   """Creates the directory if it is missing. Raises UserError if it cannot."""
   try:
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
@@ -120,7 +136,7 @@ def make_workdir(workdir) -> None:
     ) from e
 
 
-def check_unused(workdir) -> None:
+def check_unused(workdir: str | os.PathLike) -> None:
   """Raises UserError if a directory without config.json holds a run's files.
 
   The step-0 checkpoint of a start that was cut short does not count.
@@ -146,7 +162,7 @@ def _is_cut_short(workdir: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def lock_workdir(workdir) -> Iterator[None]:
+def lock_workdir(workdir: str | os.PathLike) -> Iterator[None]:
   """Keeps two processes from training in one workdir.
 
   Some network file systems have no locks: then a warning is all there is.
@@ -185,6 +201,7 @@ class Interrupt:
 
   def __init__(self):
     self.requested = False
+    self._asked = False  # By Ctrl-C or SIGTERM.
     self._old = {}
 
   def __enter__(self) -> 'Interrupt':
@@ -198,19 +215,18 @@ class Interrupt:
         self._old[number] = signal.signal(number, self._handle)
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     for number, handler in self._old.items():
       signal.signal(number, handler)
 
   def _handle(self, number, frame) -> None:
-    hung_up = number == getattr(signal, 'SIGHUP', None)
-    if self.requested:
-      if not hung_up:
-        os._exit(128 + number)
-      return
     self.requested = True
+    if number == getattr(signal, 'SIGHUP', None):
+      return  # Nobody reads a closed terminal.
+    if self._asked:
+      os._exit(128 + number)
+    self._asked = True
     text = b'\nstopping after this step; once more to leave at once\n'
-    if not hung_up:  # Nobody reads a closed terminal.
-      # Bypasses Python's buffers, which the signal may have found half written.
-      with contextlib.suppress(OSError):
-        os.write(2, text)
+    # Bypasses Python's buffers, which the signal may have found half written.
+    with contextlib.suppress(OSError):
+      os.write(2, text)

@@ -42,4 +42,4 @@ class Profiler:
     if self._running:
       self._running = False
       jax.profiler.stop_trace()
-      logger.info(f'profile of {STEPS} steps written to {self._directory}')
+      logger.info(f'profile written to {self._directory}')

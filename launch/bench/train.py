@@ -118,16 +118,16 @@ def build_ours(config: ConfigDict, steps: int = 0) -> Contestant:
   import jax
 
   devices.setup_devices()
-  from gpt import train
   from gpt.model import GPT, GPTConfig, num_params
   from gpt.training import optimizer, schedules
+  from gpt.training.rows import micro_batch_size
   from gpt.training.state import create_state
   from gpt.training.step import jit_train_step
 
   cfg = GPTConfig.from_config(config.model, VOCAB_SIZE.value)
   model, tx = GPT(cfg), optimizer.create(config)
   mesh = devices.create_mesh(config.batch_size)
-  micro = train.micro_batch_size(config, mesh)
+  micro = micro_batch_size(config, mesh)
   rows = devices.padded_batch_size(config.batch_size, mesh, micro)
   state = jax.jit(lambda key: create_state(model, tx, key))(jax.random.key(0))
   state = devices.put_replicated(state, mesh)

@@ -218,7 +218,7 @@ def test_no_field_of_a_run_can_carry_a_script(workdir, file, monkeypatch):
 
 
 def test_a_directory_without_a_run_is_explained(tmp_path, workdir):
-  with pytest.raises(UserError, match='is no run: it has no config.json'):
+  with pytest.raises(UserError, match='is not a run: it has no config.json'):
     report.report(tmp_path / 'nothing')
   (workdir / 'metrics.jsonl').unlink()
   with pytest.raises(UserError, match='nothing has been trained there yet'):
@@ -232,7 +232,7 @@ def test_the_command_writes_page_and_picture(workdir, tmp_path):
   assert Page((workdir / 'report.html').read_text()).tags.count('svg') == 5
   assert png.read_bytes().startswith(b'\x89PNG') and png.stat().st_size > 10_000
   _, err = launch('report', f'--workdir={tmp_path / "none"}', code=2)
-  assert 'is no run' in err
+  assert 'is not a run' in err
 
 
 def test_pages_of_equal_runs_are_equal(workdir):

@@ -1,0 +1,31 @@
+"""Rows of a batch: the share of each process, and how many run at once."""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from gpt import devices
+
+# Tokens a CPU device processes at once: activations stay in its L2 cache.
+CPU_MICRO_TOKENS = 512
+
+
+def micro_batch_size(config: Any, mesh: Mesh) -> int:
+  """Rows a device processes at once (`parallel.micro_batch_size`)."""
+  rows = -(-config.batch_size // mesh.size)
+  wanted = config.parallel.micro_batch_size
+  if not wanted:
+    if jax.default_backend() != 'cpu':
+      return rows
+    wanted = max(1, CPU_MICRO_TOKENS // config.model.block_size)
+  wanted = min(wanted, rows)
+  divisor = max(m for m in range(1, wanted + 1) if rows % m == 0)
+  return divisor if 2 * divisor > wanted else wanted
+
+
+def local_rows(dataset: Any, step: int, batch_size: int, padded: int) -> dict:
+  """This process's share of the global batch of `padded` rows."""
+  own = devices.process_rows(padded)
+  rows = slice(min(own.start, batch_size), min(own.stop, batch_size))
+  return devices.pad_rows(dataset.batch_at(step, rows), own.stop - own.start)
