@@ -270,13 +270,6 @@ def test_additional_steps_and_total_steps_exclude_each_other(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_additional_steps_change_the_target_without_a_note(tmp_path):
-  run_here(tmp_path, {'total_steps': 2})
-  for _ in range(2):
-    _, lines = run_here(tmp_path, {'total_steps': 2}, additional_steps=1)
-    assert not any('total_steps changed' in line for line in lines)
-
-
 def test_checkpoints_only_at_the_end(tmp_path):
   changes = {'checkpoint.every': 0, 'total_steps': 5, 'eval.every': 2}
   run_here(tmp_path, changes)

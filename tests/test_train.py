@@ -58,7 +58,8 @@ def test_workdir_is_complete(reference):
   for key, value in SETTINGS.items():
     group, _, name = key.rpartition('.')
     (config[group] if group else config)[name] = value
-  assert json.loads((workdir / 'config.json').read_text()) == config.to_dict()
+  saved = json.loads((workdir / 'config.json').read_text())
+  assert saved == {'format_version': 1, **config.to_dict()}
   assert latest(workdir)[1]['step'] == 12
   assert [p.name for p in sorted((workdir / 'checkpoints/best').iterdir())] == [
     str(latest(workdir)[1]['plateau']['best_step'])
@@ -163,10 +164,15 @@ def test_additional_steps_go_beyond_the_target(short, short_copy):
   assert (first.step, result.step, result.outcome) == (4, 7, 'finished')
   assert read_config(workdir)['total_steps'] == 7
   assert any(line.startswith('steps 4 -> 7 of') for line in lines)
+  assert not any('total_steps changed' in line for line in lines)
   assert steps_of(workdir)[-1] == (7, 'outcome')
   assert latest(workdir)[1]['step'] == 7
   result, lines = run_here(workdir, {'total_steps': 7})
   assert result.outcome == 'nothing' and 'Already at step 7' in lines[-1]
+  # The config still has the first target, which is no change to report.
+  result, lines = run_here(workdir, {'total_steps': 4}, additional_steps=1)
+  assert result.step == 8
+  assert not any('total_steps changed' in line for line in lines)
 
 
 def test_early_stop_ends_the_run_and_is_remembered(tmp_path):
@@ -316,7 +322,8 @@ def test_a_workdir_that_cannot_be_created_is_an_error(tmp_path):
 
 def test_kernel_of_another_machine_is_refused_for_training(tmp_path):
   text = refused(tmp_path / 'run', {'model.attention': 'cudnn'})
-  assert 'model.attention cudnn needs a CUDA GPU, here is cpu' in text
+  assert 'model.attention=cudnn needs a CUDA GPU' in text
+  assert 'this machine has cpu: set --config.model.attention=auto' in text
 
 
 def test_lower_target_than_reached_changes_nothing(short_copy):
