@@ -31,7 +31,7 @@ class ConsoleHandler(logging.Handler):
   Streams are looked up at each line, since notebooks and tests replace them.
   """
 
-  def __init__(self, info_to: str = 'stderr', survive: bool = False):
+  def __init__(self, info_to: str = 'stderr', survive: bool = False) -> None:
     """See `to_console`."""
     super().__init__()
     self.info_to, self.survive = info_to, survive

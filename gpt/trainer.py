@@ -92,7 +92,7 @@ class Trainer:
 
   def __init__(
     self, run: Run, config: Any, tokenizer: Tokenizer, dataset: Dataset
-  ):
+  ) -> None:
     self.run, self.config = run, config
     self.tokenizer, self.dataset = tokenizer, dataset
     self.cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)

@@ -171,7 +171,7 @@ class Generation:
     allowed: tuple[int, ...],
     streamed: bool,
     param: str,
-  ):
+  ) -> None:
     self._service = service
     self._client = client
     self._tokenize = tokenize

@@ -52,7 +52,7 @@ METHODS = ('GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
 class Histogram:
   """Counts values by bucket; thread-safe."""
 
-  def __init__(self, name: str, help: str, registry: CollectorRegistry):
+  def __init__(self, name: str, help: str, registry: CollectorRegistry) -> None:
     self._name, self._help = f'rgpt_{name}', help
     self._lock = threading.Lock()
     self._counts = [0] * (len(BUCKETS) + 1)
@@ -89,7 +89,7 @@ class Reading:
     help: str,
     read: Callable[[], float],
     registry: CollectorRegistry,
-  ):
+  ) -> None:
     self._name, self._help, self._read = f'rgpt_{name}', help, read
     registry.register(self)
 
@@ -107,7 +107,7 @@ class Metrics:
     compilations: returns the number of programs compiled so far.
   """
 
-  def __init__(self, compilations: Callable[[], float]):
+  def __init__(self, compilations: Callable[[], float]) -> None:
     prometheus_client.disable_created_metrics()
     self.registry = CollectorRegistry()
 

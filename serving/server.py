@@ -69,7 +69,7 @@ class Server(uvicorn.Server):
     code: exit code of the process.
   """
 
-  def __init__(self, config: uvicorn.Config, service: Service):
+  def __init__(self, config: uvicorn.Config, service: Service) -> None:
     super().__init__(config)
     self.code = 0
     self._service = service

@@ -62,7 +62,7 @@ class Service:
     which: str,
     options: Options,
     on_death: Callable[[BaseException], None],
-  ):
+  ) -> None:
     self.loaded = dataclasses.replace(loaded, params=None)
     self.options = options
     self.tokenizer = loaded.tokenizer

@@ -134,7 +134,7 @@ def encode(
 class AssistantTokens:
   """Finds the tokens that the assistant has to produce."""
 
-  def __init__(self, tokenizer: Tokenizer):
+  def __init__(self, tokenizer: Tokenizer) -> None:
     """`tokenizer` must have the control tokens of chat_format."""
     self._assistant = tokenizer.special_tokens[chat_format.ASSISTANT]
     self._is_control_V = np.zeros(tokenizer.vocab_size, bool)

@@ -46,7 +46,7 @@ class DocumentDataset:
     loss_on: str = 'all',
     packing: bool = False,
     splits: Iterable[str] = ('train', 'val'),
-  ):
+  ) -> None:
     """Groups or packs the documents of each split.
 
     Args:

@@ -111,7 +111,7 @@ class TextDataset:
     tokenizer: Tokenizer,
     document_aware: bool = False,
     splits: Iterable[str] = ('train', 'val'),
-  ):
+  ) -> None:
     """Checks that the splits are long enough.
 
     Args:

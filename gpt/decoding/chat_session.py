@@ -58,7 +58,7 @@ class ChatSession:
     max_tokens: int = 256,
     system: str = '',
     **sampling_options: Any,
-  ):
+  ) -> None:
     if not chat_format.is_chat_tokenizer(loaded.tokenizer):
       raise UserError('this model was not trained to chat')
     if max_tokens < 1:

@@ -138,7 +138,7 @@ class _DeviceRows:
   `active` shrinks as rows end; array shapes never change.
   """
 
-  def __init__(self, model, params, members, device, bucket):
+  def __init__(self, model, params, members, device, bucket) -> None:
     self._model, self._params, self._device = model, params, device
     self._first, self._slots = members[0], len(members)
     self._bucket = bucket

@@ -105,7 +105,7 @@ class TurnDecoder:
     names: see Prompt.names.
   """
 
-  def __init__(self, tokenizer: Tokenizer, names: dict[int, str]):
+  def __init__(self, tokenizer: Tokenizer, names: dict[int, str]) -> None:
     self._text, self._names = StreamDecoder(tokenizer), names
 
   def feed(self, tokens: list[int] | None) -> str:

@@ -45,7 +45,7 @@ class RgptSizeError(UserError):
     fits: plausible (n_embd, n_layer) pairs for this size, see `infer_shape`.
   """
 
-  def __init__(self, message: str, fits: list[tuple[int, int]]):
+  def __init__(self, message: str, fits: list[tuple[int, int]]) -> None:
     super().__init__(message)
     self.fits = fits
 

@@ -45,7 +45,7 @@ class Checkpoints:
   process 0 renames and deletes.
   """
 
-  def __init__(self, workdir, keep: int = 2):
+  def __init__(self, workdir, keep: int = 2) -> None:
     if keep < 1:
       raise UserError(f'checkpoint.keep is {keep}; it must be at least 1')
     self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'

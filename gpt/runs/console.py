@@ -45,7 +45,7 @@ class Bar(tqdm):
   evals, samples and checkpoints, too.
   """
 
-  def __init__(self, *args, **kwargs):
+  def __init__(self, *args, **kwargs) -> None:
     self._last: float | None = None
     self._intervals = collections.deque(maxlen=64)
     super().__init__(*args, **kwargs)
@@ -76,7 +76,7 @@ class Console:
   compiles.
   """
 
-  def __init__(self, config, clock: Clock, first: int, losses=()):
+  def __init__(self, config, clock: Clock, first: int, losses=()) -> None:
     """A fresh interval.
 
     Args:

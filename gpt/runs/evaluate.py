@@ -114,7 +114,7 @@ def full_pass(
 class _Watched:
   """A dataset that reports how many targets were read."""
 
-  def __init__(self, dataset, progress):
+  def __init__(self, dataset, progress) -> None:
     self._dataset, self._progress = dataset, progress
 
   def __getattr__(self, name):

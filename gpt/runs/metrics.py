@@ -26,7 +26,7 @@ class MetricsLog:
     resume_step: int = 0,
     tensorboard: bool = False,
     active: bool = True,
-  ):
+  ) -> None:
     """`active`: False on non-leader processes: writes nothing."""
     self._file = self._tensorboard = None
     # (loss, tokens) of an earlier process's steps since its last eval.
@@ -146,7 +146,7 @@ def lacks_end(workdir: str | os.PathLike, step: int) -> bool:
 class Clock:
   """Seconds of a run, carried across resumes, and of training steps alone."""
 
-  def __init__(self, elapsed: float = 0.0):
+  def __init__(self, elapsed: float = 0.0) -> None:
     self._start = time.perf_counter() - elapsed
     self._lap_seconds, self._lap_start = 0.0, None
 

@@ -199,7 +199,7 @@ class Interrupt:
 
   SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')  # Windows has no SIGHUP.
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.requested = False
     self._asked = False  # By Ctrl-C or SIGTERM.
     self._old = {}

@@ -95,7 +95,7 @@ class StreamDecoder:
   ids at once.
   """
 
-  def __init__(self, tokenizer: Tokenizer):
+  def __init__(self, tokenizer: Tokenizer) -> None:
     self._tokenizer = tokenizer
     self._utf8 = codecs.getincrementaldecoder('utf-8')('replace')
 

@@ -23,7 +23,9 @@ class CharTokenizer(BaseTokenizer):
   bos_id = 0
   eos_id = 1
 
-  def __init__(self, chars: Iterable[str], special_tokens: Sequence[str] = ()):
+  def __init__(
+    self, chars: Iterable[str], special_tokens: Sequence[str] = ()
+  ) -> None:
     self.chars = sorted(set(chars))
     if any(len(c) != 1 for c in self.chars):
       raise UserError('a character vocabulary holds single characters only')

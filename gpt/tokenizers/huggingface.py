@@ -85,7 +85,7 @@ class HfTokenizer(BaseTokenizer):
 
   kind = 'hf'
 
-  def __init__(self, data: bytes, requested_vocab_size: int = 0):
+  def __init__(self, data: bytes, requested_vocab_size: int = 0) -> None:
     tokenizers = _library()
     try:
       self._tokenizer = tokenizers.Tokenizer.from_str(data.decode('utf-8'))

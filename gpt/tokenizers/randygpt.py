@@ -114,7 +114,7 @@ class RandyTokenizer(BaseTokenizer):
     vocab: Iterable[str],
     merges: Iterable[Sequence[str]],
     special_tokens: Sequence[str] = (),
-  ):
+  ) -> None:
     self.vocab = list(vocab)
     self.merges = [(a, b) for a, b in merges]
     if self.vocab[:2] != [BOS, EOS]:

@@ -50,7 +50,7 @@ class SentencePieceTokenizer(BaseTokenizer):
 
   kind = 'sentencepiece'
 
-  def __init__(self, model: bytes, requested_vocab_size: int = 0):
+  def __init__(self, model: bytes, requested_vocab_size: int = 0) -> None:
     try:
       if not model:
         raise RuntimeError('the file is empty')

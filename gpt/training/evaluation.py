@@ -22,7 +22,7 @@ ACCELERATOR_TOKENS = 8192
 class Evaluator:
   """Measures any parameters of one model on one dataset."""
 
-  def __init__(self, model: GPT, mesh: Mesh, dataset: Any):
+  def __init__(self, model: GPT, mesh: Mesh, dataset: Any) -> None:
     """`dataset`: of data.prepare.create_dataset."""
     self._step = jit_eval_step(model, mesh)
     self._mesh, self._dataset = mesh, dataset

@@ -20,7 +20,7 @@ class Profiler:
     first_step: number of steps completed before this process.
   """
 
-  def __init__(self, directory: str | os.PathLike, first_step: int):
+  def __init__(self, directory: str | os.PathLike, first_step: int) -> None:
     self._directory = str(directory)
     self._start = first_step + 1 + SKIP
     self._running = False

@@ -66,7 +66,7 @@ class Engine:
     on_death: Callable[[BaseException], None],
     lanes: int | None = None,
     shapes: list[tuple[int, int, int]] | None = None,
-  ):
+  ) -> None:
     self.block_size = model.cfg.block_size
     lanes = lanes or lane_count(slots, weights.params)
     in_lane = -(-slots // lanes)

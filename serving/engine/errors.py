@@ -11,25 +11,25 @@ class RequestFailed(Exception):
 class Unavailable(RequestFailed):
   """The engine takes no requests in this state: loading, draining, failed."""
 
-  def __init__(self, state: str):
+  def __init__(self, state: str) -> None:
     super().__init__(f'The engine is {state}.')
     self.state = state
 
 
 class QueueFull(RequestFailed):
-  def __init__(self, waiting: int):
+  def __init__(self, waiting: int) -> None:
     super().__init__(
       f'The server is busy: {waiting} requests are waiting already.'
     )
 
 
 class QueueTimeout(RequestFailed):
-  def __init__(self, seconds: float):
+  def __init__(self, seconds: float) -> None:
     super().__init__(f'No slot was free within {seconds:g} s.')
 
 
 class RequestTimeout(RequestFailed):
-  def __init__(self, seconds: float):
+  def __init__(self, seconds: float) -> None:
     super().__init__(f'The request took longer than {seconds:g} s.')
 
 
@@ -42,7 +42,7 @@ class ContextTooLong(RequestFailed):
     param: the request field that is too long.
   """
 
-  def __init__(self, window: int, given: str, param: str):
+  def __init__(self, window: int, given: str, param: str) -> None:
     super().__init__(
       f"This model's maximum context length is {window} tokens; {given}."
     )
@@ -52,7 +52,7 @@ class ContextTooLong(RequestFailed):
 class InvalidRequest(RequestFailed):
   """A field whose value only the tokenized prompt reveals as unusable."""
 
-  def __init__(self, message: str, param: str):
+  def __init__(self, message: str, param: str) -> None:
     super().__init__(message)
     self.param = param
 
@@ -60,21 +60,21 @@ class InvalidRequest(RequestFailed):
 class Interrupted(RequestFailed):
   """The server shut down before the request had finished."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     super().__init__('The server is shutting down.')
 
 
 class NotRead(RequestFailed):
   """The client left so many events unread that its request was ended."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     super().__init__('The stream was not read.')
 
 
 class StepFailed(RequestFailed):
   """A fault of ours; the log has the details, the client gets none."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     super().__init__(
       'Internal server error. The log of the server has the details.'
     )

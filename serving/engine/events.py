@@ -72,7 +72,7 @@ Event = Started | Scored | Delta | Finished | Failed | Closed
 class Mailbox:
   """A queue of events; every method runs on the event loop."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._events: list[Event] = []
     self._arrived = asyncio.Event()
 

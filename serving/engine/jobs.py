@@ -41,7 +41,7 @@ class Job:
       first slot, first token, end.
   """
 
-  def __init__(self, sampling: Sampling, created: float | None = None):
+  def __init__(self, sampling: Sampling, created: float | None = None) -> None:
     self.sampling = sampling
     self.mailbox = Mailbox()
     self.prompts: list[np.ndarray] = []
@@ -130,7 +130,7 @@ class Sequence:
     prompt: np.ndarray,
     seed: int,
     tokenizer: Tokenizer,
-  ):
+  ) -> None:
     self.job = job
     self.index = index
     self.prompt = prompt

@@ -49,7 +49,7 @@ class Lane:
     active: sequences that hold a slot.
   """
 
-  def __init__(self, index: int, programs: Programs, slots: int):
+  def __init__(self, index: int, programs: Programs, slots: int) -> None:
     self.index = index
     self.active: list[Sequence] = []
     self._programs = programs

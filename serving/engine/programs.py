@@ -37,7 +37,7 @@ COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
 class CompileCount:
   """Counts this process's compilations from its creation on."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._lock = threading.Lock()
     self.value = 0
     jax.monitoring.register_event_duration_secs_listener(self._listen)
@@ -138,7 +138,7 @@ class Programs:
     slots: int,
     lanes: int = 1,
     shapes: list[tuple[int, int, int]] | None = None,
-  ):
+  ) -> None:
     self.model = model
     self.slots = slots
     self.block_size = model.cfg.block_size

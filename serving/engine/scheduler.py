@@ -21,7 +21,7 @@ class Scheduler:
     max_queue: requests that may wait beyond those that free slots will take.
   """
 
-  def __init__(self, slots: int, max_queue: int):
+  def __init__(self, slots: int, max_queue: int) -> None:
     self._lock = threading.Lock()
     self._max_queue = max_queue
     self._slots = slots

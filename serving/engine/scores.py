@@ -33,7 +33,7 @@ class PromptScores:
     alternatives: int,
     block_size: int,
     stride: int,
-  ):
+  ) -> None:
     self._prompt = prompt
     self._alternatives = alternatives
     self._block_size = block_size

@@ -17,7 +17,7 @@ class Stop:
     fallback: for each match length, the next shorter match that still holds.
   """
 
-  def __init__(self, text: str):
+  def __init__(self, text: str) -> None:
     self.text = text
     self.fallback = [0]
     k = 0
@@ -35,7 +35,7 @@ class StopMatcher:
     matched: length of the longest prefix of the stop string that ends here.
   """
 
-  def __init__(self, stop: Stop):
+  def __init__(self, stop: Stop) -> None:
     self.stop = stop.text
     self.matched = 0
     self._fallback = stop.fallback
@@ -58,7 +58,7 @@ class TextStream:
     stopped: a stop string was found; nothing more follows.
   """
 
-  def __init__(self, tokenizer: Tokenizer, stops: Iterable[Stop] = ()):
+  def __init__(self, tokenizer: Tokenizer, stops: Iterable[Stop] = ()) -> None:
     self._decoder = StreamDecoder(tokenizer)
     self._matchers = [StopMatcher(stop) for stop in stops]
     self._held = ''

@@ -27,7 +27,7 @@ class Keys:
   answer does not depend on how much of the key is right.
   """
 
-  def __init__(self, keys: Iterable[str]):
+  def __init__(self, keys: Iterable[str]) -> None:
     self._digests = [
       digest(key.encode('utf-8', 'surrogateescape')) for key in keys
     ]

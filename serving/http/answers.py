@@ -27,7 +27,7 @@ STREAM_HEADERS = [
 class WholeAnswer:
   """The answer as one JSON object."""
 
-  def __init__(self, generation: Generation, reply: Reply):
+  def __init__(self, generation: Generation, reply: Reply) -> None:
     self._generation = generation
     self._reply = reply
 
@@ -48,7 +48,7 @@ class StreamedAnswer:
   later ones are an event.
   """
 
-  def __init__(self, generation: Generation, reply: Reply):
+  def __init__(self, generation: Generation, reply: Reply) -> None:
     self._generation = generation
     self._reply = reply
 

@@ -110,7 +110,7 @@ def operations(service: Service) -> list[Operation]:
 class Endpoint:
   """All methods of one path: an ASGI app, so that 405 lists them together."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.methods: dict[str, Operation] = {}
 
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

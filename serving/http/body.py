@@ -19,7 +19,7 @@ class Body:
 
   def __init__(
     self, receive: Receive, headers: Mapping[str, str], options: Options
-  ):
+  ) -> None:
     self._receive = receive
     self._left = options.body_limit
     self._limit = options.body_limit

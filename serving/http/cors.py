@@ -21,7 +21,7 @@ class Cors(CORSMiddleware):
   they are names of headers.
   """
 
-  def __init__(self, app: ASGIApp, origins: tuple[str, ...]):
+  def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
     super().__init__(
       app,
       allow_origins=origins,

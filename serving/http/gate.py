@@ -23,7 +23,7 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for the log; nobody receives it
 class Gate:
   """ASGI middleware: Host, cross-site requests, keys, limits, errors."""
 
-  def __init__(self, app: ASGIApp, options: Options, metrics: Metrics):
+  def __init__(self, app: ASGIApp, options: Options, metrics: Metrics) -> None:
     self._app = app
     self._options = options
     self._metrics = metrics

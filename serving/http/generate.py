@@ -32,7 +32,7 @@ M = TypeVar('M', bound=Body)
 class GenerateRoutes:
   """The endpoints; each gives an ASGI app that sends the response."""
 
-  def __init__(self, service: Service):
+  def __init__(self, service: Service) -> None:
     self._service = service
     self._options = service.options
 

@@ -30,7 +30,7 @@ from serving.service import ReloadFailed, Service
 class InfoRoutes:
   """The endpoints, as methods that share the service."""
 
-  def __init__(self, service: Service):
+  def __init__(self, service: Service) -> None:
     self._service = service
     self._page, self._policy = read_page()
     self._n_params = num_params(service.cfg)

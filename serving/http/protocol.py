@@ -30,7 +30,7 @@ class Protocol(H11Protocol):
     ahead: bytes a client may send before it has the answer to a request.
   """
 
-  def __init__(self, head_timeout: float, ahead: int, **kwargs: Any):
+  def __init__(self, head_timeout: float, ahead: int, **kwargs: Any) -> None:
     super().__init__(**kwargs)
     self._head_timeout = head_timeout
     self._ahead = ahead

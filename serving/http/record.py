@@ -53,7 +53,7 @@ class Recorder:
     app: ASGIApp,
     metrics: Metrics,
     template: Callable[[str], str | None],
-  ):
+  ) -> None:
     self._app = app
     self._metrics = metrics
     self._template = template

@@ -36,7 +36,7 @@ class Reply:
     model: str,
     tokenizer: Tokenizer,
     include_usage: bool = False,
-  ):
+  ) -> None:
     self.job = job
     self.tokenizer = tokenizer
     self._include_usage = include_usage
