@@ -5,6 +5,7 @@ run that learns nothing.
 """
 
 import math
+from typing import Any
 
 from gpt.data import prepare
 from gpt.errors import UserError
@@ -33,7 +34,7 @@ NOT_NEGATIVE = (
 LOSSES = ('all', 'assistant')
 
 
-def check_config(config) -> None:
+def check_config(config: Any) -> None:
   """Raises UserError for a value of `config` that no run can use.
 
   Args:
@@ -66,7 +67,7 @@ def check_config(config) -> None:
   GPTConfig.from_config(config.model, vocab_size=2, backend='cpu')
 
 
-def check_data(data_config) -> None:
+def check_data(data_config: Any) -> None:
   """Raises UserError for keys of config.data that do not go together."""
   format, loss_on = data_config.format, data_config.loss_on
   prepare.check_format(format)
@@ -103,7 +104,7 @@ def check_data(data_config) -> None:
       )
 
 
-def _value(config, key: str):
+def _value(config: Any, key: str) -> Any:
   for name in key.split('.'):
     config = config[name]
   return config

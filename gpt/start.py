@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -17,6 +18,7 @@ from gpt.errors import UserError
 from gpt.formats import randygpt
 from gpt.model import GPT, GPTConfig, abstract_params
 from gpt.model.config import FUNCTION, option_names
+from gpt.model.params import Params
 from gpt.runs import checkpoint, failures, metrics
 from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.runs.config_file import flatten, plain
@@ -158,14 +160,16 @@ def check_nothing_lost(run: Run) -> None:
   logger.info('the run has no checkpoint yet: starting from the beginning')
 
 
-def validation_key(config, corpus) -> str:
+def validation_key(
+  config: Any, corpus: prepare.Corpus | prepare.Documents
+) -> str:
   """Equal for runs whose validation losses (quick ones) compare."""
   flat = flatten(plain(config))
   parts = [corpus.info.text_sha256, *(flat[key] for key in VALIDATION_KEYS)]
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def load_weights(source, cfg):
+def load_weights(source: str | os.PathLike, cfg: GPTConfig) -> Params:
   """The parameter tree of a workdir's best checkpoint or of an RGPT file."""
   source = pathlib.Path(source)
   if source.is_dir():
@@ -202,7 +206,7 @@ def load_weights(source, cfg):
   return params
 
 
-def check_same_network(source, cfg: GPTConfig) -> None:
+def check_same_network(source: str | os.PathLike, cfg: GPTConfig) -> None:
   """Raises UserError if the run's weights would mean something else in cfg."""
   _, theirs = read_configs(source, cfg.vocab_size)
   for name in option_names(FUNCTION):

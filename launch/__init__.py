@@ -1,9 +1,14 @@
 """Commands: thin entry points over gpt and serving."""
 
 import sys
+import types
 
 
-def _quiet_interrupt(kind, value, trace) -> None:
+def _quiet_interrupt(
+  kind: type[BaseException],
+  value: BaseException,
+  trace: types.TracebackType | None,
+) -> None:
   """Ctrl-C during the imports of a command, before `cli.run` can catch it."""
   if issubclass(kind, KeyboardInterrupt):
     print('\ninterrupted', file=sys.stderr)

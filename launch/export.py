@@ -42,7 +42,7 @@ OVERWRITE = flags.DEFINE_bool(
 )
 
 
-def main(_):
+def main(_: list[str]) -> None:
   workdir, output, format = WORKDIR.value, OUTPUT.value, FORMAT.value
   if not workdir or not output:
     raise UserError('--workdir=DIRECTORY and --output=PATH are needed')

@@ -20,11 +20,12 @@ import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from gpt.errors import UserError
+from gpt.model.params import Params
 from launch import cli, common_flags, program
 from launch.ctrl_c import CtrlC
 
@@ -83,7 +84,7 @@ class Job:
   """
 
   loaded: 'LoadedModel'
-  params: Any
+  params: Params
   limit: int
   window: str
   clock: 'Clock'

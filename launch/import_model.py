@@ -29,7 +29,7 @@ CONFIG = config_flag.define('configs/default.py')
 WORKDIR = common_flags.workdir('Directory of the new run.')
 
 
-def main(_):
+def main(_: list[str]) -> None:
   if not INPUT.value or not WORKDIR.value:
     raise UserError('--input=DIRECTORY and --workdir=DIRECTORY are needed')
   from gpt.formats.convert import import_directory  # JAX, after the flags.

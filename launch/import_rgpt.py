@@ -41,7 +41,7 @@ CHARS = flags.DEFINE_string(
 WORKDIR = common_flags.workdir('Directory of the new run.')
 
 
-def main(_):
+def main(_: list[str]) -> None:
   file, workdir = INPUT.value, WORKDIR.value
   if not file or not workdir:
     raise UserError('--input=FILE.bin and --workdir=DIRECTORY are needed')

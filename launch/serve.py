@@ -149,7 +149,7 @@ def set_up_log() -> logging.Logger:
   return logging.getLogger('rgpt.serve')
 
 
-def main(_):
+def main(_: list[str]) -> None:
   workdir = pathlib.Path(common_flags.need_workdir(WORKDIR))
   log = set_up_log()
   from serving.http import access

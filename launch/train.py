@@ -57,7 +57,7 @@ def use_huge_pages() -> None:
   os.execv(sys.executable, sys.orig_argv)
 
 
-def main(_):
+def main(_: list[str]) -> None:
   directory = common_flags.need_workdir(WORKDIR, '')
   if ADDITIONAL_STEPS.value and config_flag.is_given('total_steps'):
     raise UserError(

@@ -12,7 +12,6 @@ Axis letters besides the model's: b rows of a block, k decode steps.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from gpt.decoding.sampling import SamplingSettings
 from gpt.errors import UserError
 from gpt.model import GPT, GPTConfig
 from gpt.model.kv_cache import KVCache, init_cache
+from gpt.model.params import Params
 
 BLOCK_STEPS = (1, 4, 8, 16)
 # Extra cache columns: a block may write past the window's end; nobody reads it.
@@ -44,9 +44,9 @@ class DecodeState:
   """
 
   cache: KVCache
-  in_prompt: Any
-  counts: Any
-  bias: Any
+  in_prompt: jax.Array
+  counts: jax.Array
+  bias: jax.Array
 
 
 def init_state(cfg: GPTConfig, slots: int) -> DecodeState:
@@ -103,9 +103,7 @@ def stride_for(mode: str, block_size: int) -> int:
   return 1 if mode == 'exact' else max(1, block_size // 2)
 
 
-def prefill(
-  model: GPT, params: Mapping[str, Any], tokens_BL: jax.Array
-) -> KVCache:
+def prefill(model: GPT, params: Params, tokens_BL: jax.Array) -> KVCache:
   """Computes the cache of whole rows.
 
   Args:
@@ -139,7 +137,7 @@ def insert(
     bias_V: float32[V].
   """
 
-  def put(old, new):
+  def put(old: jax.Array, new: jax.Array) -> jax.Array:
     start = (slot, *([0] * (old.ndim - 1)))
     return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), start)
 
@@ -165,7 +163,7 @@ def refill(state: DecodeState, slot: jax.Array, row: KVCache) -> DecodeState:
 
 def decode_block(
   model: GPT,
-  params: Mapping[str, Any],
+  params: Params,
   state: DecodeState,
   slots_b: jax.Array,
   last_b: jax.Array,
@@ -211,14 +209,17 @@ def decode_block(
   if uniform_bk is None:
     uniform_bk = sampling.uniforms(settings.seed, step_b, k)
 
-  def pick(x):
+  def pick(x: jax.Array) -> jax.Array:
     return x if in_order else x[slots_b]
 
   in_prompt, bias = pick(state.in_prompt), pick(state.bias)
   vocab = jnp.arange(cfg.vocab_size, dtype=jnp.int32)[None]
   filled = jax.tree.map(lambda x: pick(x)[:, :, :bucket], state.cache)
 
-  def step(carry, xs):
+  def step(
+    carry: tuple[KVCache, jax.Array, jax.Array],
+    xs: tuple[jax.Array, jax.Array],
+  ) -> tuple[Any, tuple[jax.Array, jax.Array]]:
     fresh, token_b, counts = carry
     i, uniform_b = xs
     fresh_bS = jnp.broadcast_to(fresh_column <= i, (rows, 1, k))
@@ -250,8 +251,8 @@ def decode_block(
   # have read.
   at_b = jnp.minimum(length_b, length_b + tokens_kb[-1])
 
-  def write_back(i, cache):
-    def put(old, new):
+  def write_back(i: jax.Array, cache: KVCache) -> KVCache:
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
       piece = jax.lax.dynamic_slice_in_dim(new, i, 1)
       start = (slots_b[i], 0, at_b[i], 0)
       return jax.lax.dynamic_update_slice(old, piece, start)

@@ -25,12 +25,13 @@ from gpt.decoding.sampling import SamplingSettings
 from gpt.errors import UserError
 from gpt.model import GPT, GPTConfig
 from gpt.model.kv_cache import init_cache
+from gpt.model.params import Params
 from gpt.tokenizers import Tokenizer
 
 
 def generate(
   model: GPT,
-  params: Mapping[str, Any],
+  params: Params,
   prompts: Sequence[Sequence[int]],
   settings: SamplingSettings,
   max_tokens: int,
@@ -138,14 +139,28 @@ class _DeviceRows:
   `active` shrinks as rows end; array shapes never change.
   """
 
-  def __init__(self, model, params, members, device, bucket) -> None:
+  def __init__(
+    self,
+    model: GPT,
+    params: Params,
+    members: list[int],
+    device: Any,  # A jax.Device.
+    bucket: int,
+  ) -> None:
     self._model, self._params, self._device = model, params, device
     self._first, self._slots = members[0], len(members)
     self._bucket = bucket
     self._state = jax.device_put(init_state(model.cfg, len(members)), device)
     self.active = members
 
-  def fill(self, row, tokens, first, fresh, bias_V) -> None:
+  def fill(
+    self,
+    row: int,
+    tokens: list[int],
+    first: int,
+    fresh: bool,
+    bias_V: np.ndarray,
+  ) -> None:
     """Prefills tokens[first:-1] into the row's slot."""
     cfg = self._model.cfg
     context = tokens[first:-1]
@@ -165,7 +180,15 @@ class _DeviceRows:
     else:
       self._state = jit_refill(self._state, slot, cache)
 
-  def decode(self, tokens, length, sampled, settings, *, k):
+  def decode(
+    self,
+    tokens: Sequence[list[int]],
+    length: Mapping[int, int],
+    sampled: Sequence[int],
+    settings: SamplingSettings,
+    *,
+    k: int,
+  ) -> jax.Array:
     """Dispatches a block; returns int32[slots, k] without waiting for it."""
     # Slots of ended rows repeat an active row, to keep the shapes.
     idle = self._slots - len(self.active)

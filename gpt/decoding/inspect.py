@@ -6,7 +6,7 @@ pass computes (intercepted as it runs), so they cannot drift from the model.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +17,7 @@ import numpy as np
 from gpt.errors import UserError
 from gpt.files import replacing
 from gpt.model.attention import attend, causal_mask
+from gpt.model.params import Params
 from gpt.model.transformer import GPT, Block, GPTConfig
 from gpt.tokenizers import Tokenizer
 
@@ -25,7 +26,7 @@ TOKENS_PER_PASS = 4096
 
 
 def attention_probs(
-  model: GPT, params: Mapping[str, Any], tokens_BL: np.ndarray
+  model: GPT, params: Params, tokens_BL: np.ndarray
 ) -> np.ndarray:
   """Attention probabilities of every layer and head.
 
@@ -37,13 +38,18 @@ def attention_probs(
   """
   captured = []
 
-  def capture(call, args, kwargs, context):
+  def capture(
+    call: Callable[..., Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+    context: nn.module.InterceptorContext,
+  ) -> Any:
     out = call(*args, **kwargs)
     if isinstance(context.module, Block) and context.method_name == 'qkv':
       captured.append(out)
     return out
 
-  def forward(params, tokens_BL):
+  def forward(params: Params, tokens_BL: jax.Array) -> jax.Array:
     captured.clear()
     with nn.intercept_methods(capture):
       model.apply({'params': params}, tokens_BL)
@@ -53,7 +59,7 @@ def attention_probs(
   return np.asarray(jax.jit(forward)(params, jnp.asarray(tokens_BL, jnp.int32)))
 
 
-def _probs(q_BLHK, k_BSGK):
+def _probs(q_BLHK: jax.Array, k_BSGK: jax.Array) -> jax.Array:
   """Softmax of the scores: `attend` with the identity matrix as values."""
   batch, length, n_head, _ = q_BLHK.shape
   identity = jnp.eye(length, dtype=jnp.float32)[None, :, None]
@@ -67,9 +73,7 @@ def _probs(q_BLHK, k_BSGK):
   return out_BLHS.transpose(0, 2, 1, 3)
 
 
-def next_probs(
-  model: GPT, params: Mapping[str, Any], tokens_BL: np.ndarray
-) -> np.ndarray:
+def next_probs(model: GPT, params: Params, tokens_BL: np.ndarray) -> np.ndarray:
   """float32[B, L, V]: probabilities of the token after each position.
 
   Args:
@@ -133,7 +137,7 @@ def principal_plane(rows_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def write_logits(
   cfg: GPTConfig,
-  params: Mapping[str, Any],
+  params: Params,
   ids_BL: np.ndarray,
   path: str | pathlib.Path,
 ) -> tuple[int, int, int]:

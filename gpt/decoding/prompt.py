@@ -6,14 +6,14 @@ becomes a user turn that awaits the assistant's reply.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from gpt.decoding import generation
 from gpt.decoding.sampling import SamplingSettings
 from gpt.model import GPT
+from gpt.model.params import Params
 from gpt.tokenizers import StreamDecoder, Tokenizer, chat_format
 
 
@@ -122,7 +122,7 @@ class TurnDecoder:
 
 def complete(
   model: GPT,
-  params: Mapping[str, Any],
+  params: Params,
   tokenizer: Tokenizer,
   prompt: Prompt | str,
   settings: SamplingSettings,

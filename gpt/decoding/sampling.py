@@ -74,18 +74,27 @@ def settings(
     UserError: a value outside its range.
   """
 
-  def floats(name, value, allowed, is_allowed):
+  def floats(
+    name: str,
+    value: ArrayLike,
+    allowed: str,
+    is_allowed: Callable[[np.ndarray], np.ndarray],
+  ) -> np.ndarray:
     with np.errstate(all='ignore'):
       array = np.asarray(value, np.float32)
       if not np.all(np.isfinite(array) & is_allowed(array)):
         raise UserError(f'{name} {value} is not {allowed}')
     return np.broadcast_to(array, (batch_size,)).copy()
 
-  def integers(value, into_range, dtype):
+  def integers(
+    value: ArrayLike | Sequence[int],
+    into_range: Callable[[int], int],
+    dtype: type[np.integer],
+  ) -> np.ndarray:
     values = [into_range(int(x)) for x in np.ravel(np.asarray(value, object))]
     return np.broadcast_to(np.asarray(values, dtype), (batch_size,)).copy()
 
-  def number(name, value):
+  def number(name: str, value: ArrayLike) -> np.ndarray:
     return floats(name, value, 'a finite number', np.isfinite)
 
   return SamplingSettings(
@@ -119,7 +128,7 @@ def uniforms(seed_B: ArrayLike, step_B: jax.Array, k: int) -> jax.Array:
     float32[B, k] in [0, 1).
   """
 
-  def one(seed, step):
+  def one(seed: ArrayLike, step: jax.Array) -> jax.Array:
     return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step))
 
   steps_Bk = step_B[:, None] + jnp.arange(k, dtype=jnp.int32)[None]
@@ -179,7 +188,9 @@ def largest(
     float32[B].
   """
 
-  def halve(_, bounds):
+  def halve(
+    _: jax.Array, bounds: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
     low_B, high_B = bounds
     middle_B = (low_B + high_B) // 2
     holds_B = holds(jax.lax.bitcast_convert_type(middle_B, jnp.float32))
@@ -198,7 +209,7 @@ def top_k_threshold(probs_BV: jax.Array, top_k_B: jax.Array) -> jax.Array:
   """float32[B]: the k-th largest probability; the smallest if top-k is off."""
   k_B = jnp.where(top_k_B <= 0, probs_BV.shape[-1], top_k_B)
 
-  def enough(t_B):
+  def enough(t_B: jax.Array) -> jax.Array:
     return jnp.sum(probs_BV >= t_B[:, None], axis=-1) >= k_B
 
   return largest(enough, probs_BV.shape[0])
@@ -212,7 +223,7 @@ def top_p_threshold(probs_BV: jax.Array, top_p_B: jax.Array) -> jax.Array:
   """
   target_B = top_p_B * jnp.sum(probs_BV, axis=-1)
 
-  def enough(t_B):
+  def enough(t_B: jax.Array) -> jax.Array:
     kept_BV = jnp.where(probs_BV >= t_B[:, None], probs_BV, 0.0)
     return jnp.sum(kept_BV, axis=-1) >= target_B
 

@@ -32,6 +32,7 @@ from gpt.formats.tensors import (
 )
 from gpt.model import GPTConfig
 from gpt.model.config import option_names, unrepresentable
+from gpt.model.params import Params
 from gpt.tokenizers import Tokenizer, load_tokenizer
 from gpt.tokenizers.base import BOS, EOS
 from gpt.tokenizers.chat_format import (
@@ -69,7 +70,7 @@ def tensor_name(hf_name: str) -> str:
 def write_hf(
   directory: Path,
   cfg: GPTConfig,
-  params: Mapping[str, Any],
+  params: Params,
   tokenizer: Tokenizer,
   dtype: str,
   record: Mapping[str, Any],

@@ -10,7 +10,7 @@ Next-token probabilities are then those of our sampler, which bans those tokens.
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from gpt.formats.tensors import (
 )
 from gpt.model import GPTConfig
 from gpt.model.config import unrepresentable
+from gpt.model.params import Params
 from gpt.tokenizers import Tokenizer
 from gpt.tokenizers.base import EOS
 from gpt.tokenizers.chat_format import CHAT_TOKENS, is_chat_tokenizer
@@ -94,7 +95,7 @@ def tokenizer_file(tokenizer: Tokenizer, order: Sequence[int]) -> bytes:
 def write_microgpt(
   directory: Path,
   cfg: GPTConfig,
-  params: Mapping[str, Any],
+  params: Params,
   tokenizer: Tokenizer,
   dtype: str,
   end_id: int,

@@ -20,6 +20,7 @@ import numpy as np
 from gpt.errors import UserError
 from gpt.files import replacing
 from gpt.model.config import GPTConfig, unrepresentable
+from gpt.model.params import Params
 
 HEADER = struct.Struct('<8sIIIf')
 MAGICS = {b'RGPT0001': 1, b'RGPT0002': 2, b'RGPT0003': 3}
@@ -223,7 +224,7 @@ def to_params(
 
 
 def from_params(
-  params: Mapping,
+  params: Params,
   mu: Mapping | None = None,
   nu: Mapping | None = None,
   *,

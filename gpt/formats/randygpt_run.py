@@ -172,7 +172,7 @@ def _state_of(
 def _abstract_state(config: Any, cfg: GPTConfig) -> TrainState:
   """A TrainState of ShapeDtypeStructs."""
 
-  def make(key):
+  def make(key: jax.Array) -> TrainState:
     ema = config.opt.ema_decay > 0
     return create_state(GPT(cfg), optimizer.create(config), key, ema=ema)
 

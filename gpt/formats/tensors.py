@@ -21,6 +21,7 @@ from safetensors.numpy import save
 from gpt.errors import UserError
 from gpt.files import write_atomic
 from gpt.model import GPT, GPTConfig, abstract_params
+from gpt.model.params import Params
 
 LEAVES = {
   'wq': 'attn_wq',
@@ -56,7 +57,7 @@ Path = str | os.PathLike[str]
 # --- names and shapes
 
 
-def to_tensors(params: Mapping[str, Any]) -> Tensors:
+def to_tensors(params: Params) -> Tensors:
   """Our parameter tree under the files' names, matrices as [out, in]."""
   tensors = {}
   for name, value in params.items():
@@ -143,7 +144,7 @@ def round_to(tensors: Tensors, dtype: str) -> Tensors:
 
 
 def rounding_report(
-  cfg: GPTConfig, params: Mapping[str, Any], dtype: str
+  cfg: GPTConfig, params: Params, dtype: str
 ) -> dict[str, Any]:
   """Measures how rounding the weights to `dtype` changes float32 logits.
 
@@ -255,7 +256,7 @@ def read_tensors(path: Path) -> Tensors:
 def write_model_file(
   path: Path,
   cfg: GPTConfig,
-  params: Mapping[str, Any],
+  params: Params,
   dtype: str,
   record: Mapping[str, Any],
 ) -> int:

@@ -196,7 +196,13 @@ def row_blocks(length: int) -> list[tuple[int, int]]:
   return [(i, min(i + size, length)) for i in range(0, length, size)]
 
 
-def _block_scores(q_BHLK, k_BHLK, segments_BL, first, end):
+def _block_scores(
+  q_BHLK: jax.Array,
+  k_BHLK: jax.Array,
+  segments_BL: jax.Array | None,
+  first: int,
+  end: int,
+) -> jax.Array:
   """Scaled, masked float32 scores of queries first..end to keys 0..end."""
   scores_BHLS = einsum_f32(
     'BHLK,BHSK->BHLS', q_BHLK[:, :, first:end], k_BHLK[:, :, :end]
@@ -211,7 +217,12 @@ def _block_scores(q_BHLK, k_BHLK, segments_BL, first, end):
   return jnp.where(mask_BLS[:, None], scores_BHLS, MASKED)
 
 
-def _blocked_forward(q_BHLK, k_BHLK, v_BHLK, segments_BL):
+def _blocked_forward(
+  q_BHLK: jax.Array,
+  k_BHLK: jax.Array,
+  v_BHLK: jax.Array,
+  segments_BL: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
   outs, lses = [], []
   for first, end in row_blocks(q_BHLK.shape[2]):
     scores_BHLS = _block_scores(q_BHLK, k_BHLK, segments_BL, first, end)
@@ -252,12 +263,19 @@ def blocked_attention(
   return _blocked_forward(q_BHLK, k_BHLK, v_BHLK, segments_BL)[0]
 
 
-def _blocked_fwd(q_BHLK, k_BHLK, v_BHLK, segments_BL):
+def _blocked_fwd(
+  q_BHLK: jax.Array,
+  k_BHLK: jax.Array,
+  v_BHLK: jax.Array,
+  segments_BL: jax.Array | None,
+) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
   out_BHLK, lse_BHL1 = _blocked_forward(q_BHLK, k_BHLK, v_BHLK, segments_BL)
   return out_BHLK, (q_BHLK, k_BHLK, v_BHLK, segments_BL, out_BHLK, lse_BHL1)
 
 
-def _blocked_bwd(saved, dout_BHLK):
+def _blocked_bwd(
+  saved: tuple[Any, ...], dout_BHLK: jax.Array
+) -> tuple[jax.Array | None, ...]:
   q_BHLK, k_BHLK, v_BHLK, segments_BL, out_BHLK, lse_BHL1 = saved
   dtype = q_BHLK.dtype
   scale = q_BHLK.shape[-1] ** -0.5

@@ -8,7 +8,7 @@ before they choose devices.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from gpt.errors import UserError
@@ -177,7 +177,7 @@ class GPTConfig:
   attention: str = option(RUNTIME, 'plain')
   remat: bool = option(RUNTIME, False)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_choice('arch', self.arch, ARCHS)
     for name, value in resolved(dataclasses.asdict(self)).items():
       object.__setattr__(self, name, value)
@@ -355,7 +355,7 @@ def _is_described(name: str, entry: Option, values: Mapping[str, Any]) -> bool:
 # --- values
 
 
-def check_choice(name: str, value: str, allowed) -> None:
+def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
   """Raises UserError unless `value` is one of `allowed`."""
   if value not in allowed:
     raise UserError(

@@ -7,6 +7,9 @@ from jax.typing import DTypeLike
 
 from gpt.model.config import GPTConfig
 
+# Keys and values of one layer: two arrays float[B, G, S, K].
+KeysValues = tuple[jax.Array, jax.Array]
+
 
 @struct.dataclass
 class KVCache:

@@ -48,11 +48,15 @@ def mixed_product(
   return einsum_bf16('...i,oi->...o' if transposed else '...i,io->...o', x, w)
 
 
-def _forward(x, w, transposed):
+def _forward(
+  x: jax.Array, w: jax.Array, transposed: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   return mixed_product(x, w, transposed), (x.astype(jnp.bfloat16), w)
 
 
-def _backward(transposed, saved, dout):
+def _backward(
+  transposed: bool, saved: tuple[jax.Array, jax.Array], dout: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   x, w = saved
   dout = dout.astype(jnp.bfloat16)
   dx = einsum_bf16('...o,oi->...i' if transposed else '...o,io->...i', dout, w)

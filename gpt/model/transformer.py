@@ -20,11 +20,17 @@ import numpy as np
 from gpt.model.attention import attend_cached, causal_self_attention
 from gpt.model.config import ARCHS, GPTConfig
 from gpt.model.dropout import dropout
-from gpt.model.kv_cache import KVCache
+from gpt.model.kv_cache import KeysValues, KVCache
 from gpt.model.mixed_precision import mixed_product
 
 RMS_EPS = 1e-5
 ROPE_BASE = 10_000.0
+
+# One layer's (columns that are only read, columns that are written).
+LayerCache = tuple[KeysValues | None, KeysValues]
+# (mask_BLS, write_at) of GPT.__call__. Any: without a cache the mask is None,
+# and unused.
+CacheAccess = tuple[Any, jax.Array | int]
 
 
 def rms_norm(x: jax.Array) -> jax.Array:
@@ -57,23 +63,37 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BLD, positions_BL, segments_BL, layer_cache, ctx, seeds_Bx2
-  ):
+    self,
+    x_BLD: jax.Array,
+    positions_BL: jax.Array,
+    segments_BL: jax.Array | None,
+    layer_cache: LayerCache | None,
+    ctx: CacheAccess,
+    seeds_Bx2: jax.Array | None,
+  ) -> tuple[jax.Array, KeysValues | None]:
     cfg, site = self.cfg, 2 * self.index
-    att_BLD, layer_cache = self.attention(
+    att_BLD, new_cache = self.attention(
       rms_norm(x_BLD), positions_BL, segments_BL, layer_cache, ctx
     )
     x_BLD = x_BLD + dropout(att_BLD, cfg.dropout, seeds_Bx2, site)
     mlp_BLD = self.mlp(rms_norm(x_BLD))
     x_BLD = x_BLD + dropout(mlp_BLD, cfg.dropout, seeds_Bx2, site + 1)
-    return x_BLD, layer_cache
+    return x_BLD, new_cache
 
-  def attention(self, x_BLD, positions_BL, segments_BL, layer_cache, ctx):
+  def attention(
+    self,
+    x_BLD: jax.Array,
+    positions_BL: jax.Array,
+    segments_BL: jax.Array | None,
+    layer_cache: LayerCache | None,
+    ctx: CacheAccess,
+  ) -> tuple[jax.Array, KeysValues | None]:
     """Multi-head causal self-attention, within x or to the cache."""
     cfg = self.cfg
     q_BLHK, k_BLHK, v_BLHK = self.qkv(x_BLD, positions_BL)
     wo = self.param('wo', out_init(cfg), (cfg.n_embd, cfg.n_embd))
 
+    written = None
     if layer_cache is None:
       q_BLHK, k_BLHK, v_BLHK = (
         x.astype(cfg.matmul_dtype) for x in (q_BLHK, k_BLHK, v_BLHK)
@@ -90,12 +110,14 @@ class Block(nn.Module):
         )
         for old, new in zip(fresh, (k_BLHK, v_BLHK))
       )
-      layer_cache = new_k, new_v
-      pieces = [layer_cache] if filled is None else [filled, layer_cache]
+      written = new_k, new_v
+      pieces = [written] if filled is None else [filled, written]
       out_BLHK = attend_cached(q_BLHK, pieces, mask_BLS)
-    return matmul(out_BLHK.reshape(x_BLD.shape), wo, cfg), layer_cache
+    return matmul(out_BLHK.reshape(x_BLD.shape), wo, cfg), written
 
-  def qkv(self, x_BLD, positions_BL):
+  def qkv(
+    self, x_BLD: jax.Array, positions_BL: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries [B, L, H, K], keys and values [B, L, G, K] of attention."""
     cfg = self.cfg
     D, H, G, K = cfg.n_embd, cfg.n_head, cfg.kv_heads, cfg.head_dim
@@ -109,7 +131,7 @@ class Block(nn.Module):
       q_BLHK, k_BLHK = rope(q_BLHK, positions_BL), rope(k_BLHK, positions_BL)
     return q_BLHK, k_BLHK, v_BLHK
 
-  def mlp(self, x_BLD):
+  def mlp(self, x_BLD: jax.Array) -> jax.Array:
     """Two matrices with 4x expansion and a pointwise non-linearity between."""
     cfg = self.cfg
     D, F = cfg.n_embd, 4 * cfg.n_embd
@@ -134,17 +156,17 @@ class GPT(nn.Module):
   @nn.compact
   def __call__(
     self,
-    tokens_BL,
+    tokens_BL: jax.Array,
     *,
-    positions_BL=None,
-    segments_BL=None,
-    seeds_Bx2=None,
+    positions_BL: jax.Array | None = None,
+    segments_BL: jax.Array | None = None,
+    seeds_Bx2: jax.Array | None = None,
     cache: KVCache | None = None,
     filled: KVCache | None = None,
-    mask_BLS=None,
-    write_at=0,
+    mask_BLS: jax.Array | np.ndarray | None = None,
+    write_at: jax.Array | int = 0,
     head: bool = True,
-  ):
+  ) -> jax.Array | tuple[jax.Array, KVCache]:
     """Logits of the token after each position.
 
     Args:

@@ -8,6 +8,7 @@ a chart decides on them, light or dark.
 import io
 import math
 import re
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -35,7 +36,7 @@ _SETTINGS: dict[Any, Any] = {  # Any: matplotlib's stubs name the keys.
 }
 
 
-def load_matplotlib():
+def load_matplotlib() -> types.ModuleType:
   """The matplotlib module, with matplotlib.figure.
 
   Raises:
@@ -168,7 +169,7 @@ def number(x: float) -> str:
   return f'{x:.4g}'
 
 
-def short_numbers(axes, log_y: bool = False) -> None:
+def short_numbers(axes: Any, log_y: bool = False) -> None:
   """Short tick labels; round ticks on a logarithmic axis of any range."""
   from matplotlib import ticker
 

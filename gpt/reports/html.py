@@ -6,9 +6,11 @@ through `markup.element`, which escapes it.
 """
 
 import math
+import os
 import pathlib
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 from gpt.errors import UserError
 from gpt.model.config import FUNCTION, SHAPE, describe_options
@@ -23,7 +25,7 @@ MAX_SAMPLES = 40
 SMALL = {'width': 480, 'height': 240}  # Pixels of the charts below the first.
 
 
-def report(workdir, defaults: dict | None = None) -> str:
+def report(workdir: str | os.PathLike, defaults: dict | None = None) -> str:
   """The page.
 
   Args:
@@ -97,7 +99,7 @@ def tiles(record: RunRecord) -> Markup:
   """The numbers a reader looks for first."""
   found = []
 
-  def tile(name, value, note=''):
+  def tile(name: str, value: str, note: str = '') -> None:
     small = element('small', note) if note else ''
     found.append(
       element('div', element('dt', name), element('dd', value, small))
@@ -216,7 +218,7 @@ def _small(
   if log_y:
     points = [(x, y if is_number(y) and y > 0 else None) for x, y in points]
 
-  def draw(axes):
+  def draw(axes: Any) -> None:
     style = {'color': charts.COLORS[color], 'linewidth': 1.6}
     if log_y:
       plots.line(axes, points, **style | {'linewidth': 0.8, 'alpha': 0.28})

@@ -42,7 +42,7 @@ def smooth(points: Points, half_width: int | None = None) -> list:
   half = np.minimum(half_width, 2 + i // 4)
   low, high = np.maximum(i - half, 0), np.minimum(i + half + 1, n)
 
-  def window_sum(values):  # Of integers it is exact.
+  def window_sum(values: np.ndarray) -> np.ndarray:  # Of integers it is exact.
     total = np.cumsum(np.where(usable, values, 0))
     total = np.concatenate([np.zeros(1, total.dtype), total])
     return total[high] - total[low]

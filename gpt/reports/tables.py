@@ -70,7 +70,7 @@ def config_table(config: dict, defaults: dict | None) -> Markup:
   known = flatten(defaults) if defaults else {}
   changed = [k for k in flat if k in known and known[k] != flat[k]]
 
-  def row(key):
+  def row(key: str) -> Markup:
     was = _value(known[key]) if key in changed else ''
     return element(
       'tr',

@@ -15,15 +15,19 @@ leaves complete checkpoints only. checkpoint_writer.py writes them.
 import functools
 import json
 import logging
+import os
 import pathlib
 import re
 import sys
+import types
 import zlib
+from typing import Any
 
 import jax
 import numpy as np
 
 from gpt.errors import UserError
+from gpt.model.params import Params
 from gpt.runs.config_file import FORMAT_KEY, NewerFormat, check_version
 from gpt.training.state import TrainState
 
@@ -36,7 +40,7 @@ class DamagedCheckpoint(Exception):
 
 
 @functools.cache
-def orbax():
+def orbax() -> types.ModuleType:
   """The module, imported on first use because that takes a second.
 
   Silences its loggers: a failed read or write raises anyway, and would fill
@@ -48,7 +52,7 @@ def orbax():
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   report = sys.unraisablehook
 
-  def report_others(event):
+  def report_others(event: 'sys.UnraisableHookArgs') -> None:
     if 'Event loop is closed' not in str(event.exc_value):
       report(event)
 
@@ -56,7 +60,7 @@ def orbax():
   return ocp
 
 
-def checksum(*trees) -> int:
+def checksum(*trees: Any) -> int:
   """CRC-32 of the leaves' bytes in tree order."""
   crc = 0
   for leaf in jax.tree.leaves(trees):
@@ -64,7 +68,9 @@ def checksum(*trees) -> int:
   return crc
 
 
-def split_state(state: TrainState):
+def split_state(
+  state: TrainState,
+) -> tuple[Params, Params | None, dict[str, Any]]:
   """(params, ema, rest) of a state; only training needs `rest`."""
   rest = {
     'step': state.step,
@@ -84,7 +90,7 @@ def reason(error: Exception) -> str:
   return f'{type(error).__name__}: {lines[0][:150]}'
 
 
-def list_steps(directory) -> list[tuple[str, int]]:
+def list_steps(directory: str | os.PathLike) -> list[tuple[str, int]]:
   """[(which, step)] of the finished checkpoints, newest first."""
   found = []
   for which in (LATEST, BEST):
@@ -95,7 +101,7 @@ def list_steps(directory) -> list[tuple[str, int]]:
   return sorted(found, key=lambda x: (-x[1], x[0] != LATEST))
 
 
-def steps_by_kind(directory) -> dict:
+def steps_by_kind(directory: str | os.PathLike) -> dict[str, list[int]]:
   """{'best': [steps], 'latest': [steps]} of the finished checkpoints."""
   found = list_steps(directory)
   return {
@@ -104,7 +110,7 @@ def steps_by_kind(directory) -> dict:
   }
 
 
-def read_meta(path) -> dict:
+def read_meta(path: str | os.PathLike) -> dict[str, Any]:
   """The metadata of one checkpoint directory.
 
   Raises:
@@ -117,7 +123,9 @@ def read_meta(path) -> dict:
   return meta
 
 
-def restore_state(path, target: TrainState):
+def restore_state(
+  path: str | os.PathLike, target: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
   """(TrainState of numpy arrays, meta) from one checkpoint directory.
 
   Raises:
@@ -133,7 +141,7 @@ def restore_state(path, target: TrainState):
   return TrainState(params=params, ema=ema, **rest), meta
 
 
-def restore_params(path):
+def restore_params(path: str | os.PathLike) -> Params:
   """The weights to use (the EMA if there is one), as a numpy tree.
 
   Raises:
@@ -147,7 +155,7 @@ def restore_params(path):
   return params
 
 
-def _restore_item(path, item, target):
+def _restore_item(path: str | os.PathLike, item: str, target: Any) -> Any:
   ocp = orbax()
   options = {}
   if jax.process_count() > 1:  # Each process reads independently: no barrier.
@@ -166,7 +174,9 @@ def _restore_item(path, item, target):
     return checkpointer.restore(path, args=ocp.args.StandardRestore(target))
 
 
-def candidates(workdir, which: str = BEST) -> list[pathlib.Path]:
+def candidates(
+  workdir: str | os.PathLike, which: str = BEST
+) -> list[pathlib.Path]:
   """The checkpoints of a run, in the order in which to use them.
 
   For BEST those with the lowest loss come first, then the newest; for LATEST
@@ -198,7 +208,7 @@ def candidates(workdir, which: str = BEST) -> list[pathlib.Path]:
   return best + latest if which == BEST else latest + best
 
 
-def find(workdir, which: str = BEST) -> pathlib.Path:
+def find(workdir: str | os.PathLike, which: str = BEST) -> pathlib.Path:
   """The directory of a run's best (lowest loss) or latest checkpoint.
 
   The latest stands in for a best that does not exist.
@@ -209,7 +219,7 @@ def find(workdir, which: str = BEST) -> pathlib.Path:
   return candidates(workdir, which)[0]
 
 
-def loss_of(path) -> float:
+def loss_of(path: str | os.PathLike) -> float:
   """The best loss in a checkpoint's metadata; inf if that is damaged."""
   try:
     return float(read_meta(path)['best_loss'])

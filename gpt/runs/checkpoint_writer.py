@@ -5,8 +5,10 @@ Their layout is described in checkpoint.py.
 
 import functools
 import logging
+import os
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +35,7 @@ from gpt.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 
-def to_host(tree):
+def to_host(tree: Any) -> Any:
   """Numpy copies of every leaf (copies: the originals may be donated next)."""
   return jax.tree.map(lambda x: np.array(x, copy=True), jax.device_get(tree))
 
@@ -45,7 +47,7 @@ class Checkpoints:
   process 0 renames and deletes.
   """
 
-  def __init__(self, workdir, keep: int = 2) -> None:
+  def __init__(self, workdir: str | os.PathLike, keep: int = 2) -> None:
     if keep < 1:
       raise UserError(f'checkpoint.keep is {keep}; it must be at least 1')
     self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'
@@ -60,7 +62,7 @@ class Checkpoints:
     self._failed = {}
 
   @functools.cached_property
-  def _writers(self):
+  def _writers(self) -> dict[str, Any]:
     """One asynchronous writer per kind."""
     ocp = orbax()
     self.tidy()
@@ -190,7 +192,9 @@ class Checkpoints:
       if jax.process_index() == 0:
         _move(self.directory, which, step, DAMAGED)
 
-  def replace_best(self, state, meta: dict, validation: str) -> bool:
+  def replace_best(
+    self, state: TrainState, meta: dict, validation: str
+  ) -> bool:
     """Moves bests measured on other validation data to checkpoints/replaced.
 
     Args:
@@ -218,7 +222,9 @@ class Checkpoints:
           _move(self.directory, BEST, step, REPLACED)
     return True
 
-  def restore_latest(self, target: TrainState):
+  def restore_latest(
+    self, target: TrainState
+  ) -> tuple[TrainState, dict[str, Any]] | None:
     """(state, meta) of the newest intact checkpoint, or None if there is none.
 
     Bests count too: each holds the complete state, and a run killed between two
@@ -262,7 +268,9 @@ class Checkpoints:
     return None
 
 
-def _move(directory, which: str, step: int, folder: str) -> pathlib.Path:
+def _move(
+  directory: pathlib.Path, which: str, step: int, folder: str
+) -> pathlib.Path:
   """Renames a checkpoint into another folder, under an unused name."""
   target = directory / folder
   target.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ Imports no JAX: launchers read it before they choose devices.
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from gpt.errors import UserError
@@ -25,7 +26,7 @@ FIXED_KEYS = (
 )
 
 
-def flatten(tree: dict, prefix: str = '') -> dict:
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """{'model': {'n_embd': 1}} -> {'model.n_embd': 1}."""
   flat = {}
   for name, value in tree.items():

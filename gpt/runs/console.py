@@ -10,7 +10,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 import jax
@@ -76,7 +76,13 @@ class Console:
   compiles.
   """
 
-  def __init__(self, config, clock: Clock, first: int, losses=()) -> None:
+  def __init__(
+    self,
+    config: Any,
+    clock: Clock,
+    first: int,
+    losses: Iterable[tuple[float, float]] = (),
+  ) -> None:
     """A fresh interval.
 
     Args:

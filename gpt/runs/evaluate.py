@@ -10,8 +10,10 @@ import pathlib
 import tempfile
 import types
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import numpy as np
 
 from gpt import devices
 from gpt.data import prepare
@@ -114,16 +116,16 @@ def full_pass(
 class _Watched:
   """A dataset that reports how many targets were read."""
 
-  def __init__(self, dataset, progress) -> None:
+  def __init__(self, dataset: Any, progress: Callable[[int], object]) -> None:
     self._dataset, self._progress = dataset, progress
 
-  def __getattr__(self, name):
+  def __getattr__(self, name: str) -> Any:
     return getattr(self._dataset, name)
 
-  def with_loss(self, loss_on):
+  def with_loss(self, loss_on: str) -> '_Watched':
     return _Watched(self._dataset.with_loss(loss_on), self._progress)
 
-  def eval_batches(self, *args):
+  def eval_batches(self, *args: Any) -> Iterator[dict[str, np.ndarray]]:
     for batch in self._dataset.eval_batches(*args):
       self._progress(int(batch['weights'].sum()))
       yield batch

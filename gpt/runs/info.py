@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import math
+import os
 import platform
 
 import jax
@@ -23,7 +24,7 @@ PACKAGES = {
 }
 
 
-def describe(loaded: LoadedModel, workdir) -> dict:
+def describe(loaded: LoadedModel, workdir: str | os.PathLike) -> dict:
   """JSON-able facts about a run and the checkpoint that was loaded.
 
   Returns:
@@ -71,7 +72,7 @@ def versions() -> dict:
   return found
 
 
-def finite(x) -> float | None:
+def finite(x: float | None) -> float | None:
   """JSON knows no inf or nan."""
   return None if x is None or not math.isfinite(x) else float(x)
 

@@ -7,8 +7,10 @@ checkpoints are skipped.
 import dataclasses
 import hashlib
 import logging
+import os
 import pathlib
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,12 +18,14 @@ import numpy as np
 from gpt.data import record
 from gpt.errors import UserError
 from gpt.model import GPT, GPTConfig, abstract_params
+from gpt.model.params import Params
 from gpt.runs import checkpoint
 from gpt.runs.checkpoint import BEST
 from gpt.runs.config_file import CONFIG, NewerFormat, flatten, read_config
 from gpt.tokenizers import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
+Found = TypeVar('Found')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +45,7 @@ class LoadedModel:
 
   model: GPT
   cfg: GPTConfig
-  params: Any
+  params: Params
   tokenizer: Tokenizer
   config: dict
   data: dict
@@ -66,7 +70,7 @@ class LoadedModel:
     return f'{family}-{cfg.n_layer}L-{cfg.n_head}H-{cfg.n_embd}D'
 
 
-def load_model(workdir, which: str = BEST) -> LoadedModel:
+def load_model(workdir: str | os.PathLike, which: str = BEST) -> LoadedModel:
   """Reads a run's best or latest model.
 
   Skips checkpoints that cannot be read, with a warning: after the best comes
@@ -90,7 +94,9 @@ def load_model(workdir, which: str = BEST) -> LoadedModel:
   return LoadedModel(GPT(cfg), cfg, params, tokenizer, config, data, meta, path)
 
 
-def read_configs(workdir, vocab_size: int) -> tuple[dict, GPTConfig]:
+def read_configs(
+  workdir: str | os.PathLike, vocab_size: int
+) -> tuple[dict[str, Any], GPTConfig]:
   """A run's configuration, and the shape of its model on this backend.
 
   Raises:
@@ -115,7 +121,9 @@ def read_configs(workdir, vocab_size: int) -> tuple[dict, GPTConfig]:
     ) from e
 
 
-def first_readable(paths, read):
+def first_readable(
+  paths: Sequence[pathlib.Path], read: Callable[[pathlib.Path], Found]
+) -> tuple[pathlib.Path, Found]:
   """(path, read(path)) of the first checkpoint for which read does not raise.
 
   Args:
@@ -145,7 +153,9 @@ def first_readable(paths, read):
   )
 
 
-def read_checkpoint(path, cfg: GPTConfig):
+def read_checkpoint(
+  path: str | os.PathLike, cfg: GPTConfig
+) -> tuple[Params, dict[str, Any]]:
   """(params, meta) of one checkpoint directory, checked against the config.
 
   Raises:
@@ -166,11 +176,11 @@ def read_checkpoint(path, cfg: GPTConfig):
   return params, meta
 
 
-def _kind(x) -> str:
+def _kind(x: Any) -> str:
   return f'{np.dtype(x.dtype).name}{list(x.shape)}'
 
 
-def params_sha256(params) -> str:
+def params_sha256(params: Params) -> str:
   """sha256 (hex) of a parameter tree; equal for equal models.
 
   Over the raw bytes (float32, little-endian, C order, nothing between them) of

@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import time
+from typing import Any
 
 from gpt.errors import UserError
 from gpt.files import write_atomic
@@ -91,7 +92,7 @@ class MetricsLog:
       self._tensorboard.close()
 
 
-def _summary_writer(workdir, resume_step: int):
+def _summary_writer(workdir: str | os.PathLike, resume_step: int) -> Any:
   try:
     from tensorboardX import SummaryWriter
   except ImportError as e:

@@ -6,6 +6,7 @@ For reports, figures and notebooks; works while the run is still training.
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
 from gpt.data import record
 from gpt.errors import UserError
@@ -39,7 +40,7 @@ class RunRecord:
     """(step, value) of every line that has `name`."""
     return [(x['step'], x[name]) for x in self.lines if name in x]
 
-  def last(self, name: str):
+  def last(self, name: str) -> Any:
     """The newest value of `name`, or None."""
     values = [y for _, y in self.series(name) if y is not None]
     return values[-1] if values else None

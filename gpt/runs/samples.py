@@ -1,17 +1,29 @@
 """samples.txt: what the model generated at each eval and at the end."""
 
+import os
 import pathlib
 import re
+from typing import Any
 
 import jax
 
 from gpt.decoding import prompt, sampling
 from gpt.files import write_atomic
+from gpt.model import GPT
+from gpt.model.params import Params
+from gpt.tokenizers import Tokenizer
 
 FILE = 'samples.txt'
 
 
-def write(config, model, params, tokenizer, workdir, step: int) -> str:
+def write(
+  config: Any,
+  model: GPT,
+  params: Params,
+  tokenizer: Tokenizer,
+  workdir: str | os.PathLike,
+  step: int,
+) -> str:
   """Appends a sample of the current weights to samples.txt; returns it.
 
   A chat model answers the prompt, on a line of its own. Documents end at the
@@ -53,7 +65,7 @@ def write(config, model, params, tokenizer, workdir, step: int) -> str:
   return text
 
 
-def keep(workdir, step: int) -> None:
+def keep(workdir: str | os.PathLike, step: int) -> None:
   """Drops samples after `step`: a run that resumes there writes them again."""
   path = pathlib.Path(workdir) / FILE
   if not path.exists():
@@ -66,7 +78,7 @@ def keep(workdir, step: int) -> None:
       return
 
 
-def read(workdir) -> list[tuple[int, str]]:
+def read(workdir: str | os.PathLike) -> list[tuple[int, str]]:
   """[(step, text)], oldest first; [] if there is no samples.txt."""
   path = pathlib.Path(workdir) / FILE
   if not path.exists():

@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -219,7 +220,7 @@ class Interrupt:
     for number, handler in self._old.items():
       signal.signal(number, handler)
 
-  def _handle(self, number, frame) -> None:
+  def _handle(self, number: int, frame: types.FrameType | None) -> None:
     self.requested = True
     if number == getattr(signal, 'SIGHUP', None):
       return  # Nobody reads a closed terminal.

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from gpt import devices
 from gpt.model import GPT, losses
+from gpt.model.params import Params
 from gpt.training.step import jit_eval_step
 
 # Tokens a device processes at once.
@@ -31,7 +32,7 @@ class Evaluator:
     self._rows = max(1, tokens // model.cfg.block_size) * mesh.size
     self._bytes_V = np.asarray(dataset.bytes_V, np.float32)
 
-  def __call__(self, params: Any, split: str, windows: int | None) -> dict:
+  def __call__(self, params: Params, split: str, windows: int | None) -> dict:
     """{'nats_per_token', 'ppl', 'bits_per_byte', 'tokens'} of a split.
 
     A full pass over conversations also has 'assistant_nats_per_token',
@@ -57,7 +58,9 @@ class Evaluator:
       f'{name}_{key}': part[key] for name, part in parts.items() for key in part
     }
 
-  def _measure(self, dataset, params, split: str, windows: int | None) -> dict:
+  def _measure(
+    self, dataset: Any, params: Params, split: str, windows: int | None
+  ) -> dict:
     total, own = np.zeros(3), devices.process_rows(self._rows)
     for batch in dataset.eval_batches(split, windows, self._rows):
       batch = devices.pad_rows(batch, self._rows)

@@ -142,11 +142,13 @@ def muon(
     optax.contrib.muon, the Nesterov average has no bias correction.
   """
 
-  def init(params):
+  def init(params: Any) -> MuonState:
     blocks, others = split_tree(params)
     return MuonState(jax.tree.map(jnp.zeros_like, blocks), rest.init(others))
 
-  def update(updates, state, params=None):
+  def update(
+    updates: Any, state: Any, params: Any = None
+  ) -> tuple[dict[str, Any], MuonState]:
     if params is None:
       raise ValueError('muon needs params: tx.update(updates, state, params)')
     blocks, others = split_tree(updates)

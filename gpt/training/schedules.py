@@ -36,7 +36,7 @@ def randy(
   """
   start = total_steps * (1 - decay_fraction)
 
-  def schedule(step):
+  def schedule(step: ArrayLike) -> jax.Array:
     p = (step - start) / max(total_steps - start, 1e-9)
     cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(p, 0.0, 1.0)))
     return min_lr + (lr - min_lr) * cosine
@@ -63,10 +63,12 @@ def linear_warmup(
     step -> float32[] learning rate.
   """
 
-  def schedule(step):
+  def schedule(step: ArrayLike) -> jax.Array:
     up = (step + 1) / max(warmup_steps, 1)
     down = (total_steps - step) / max(total_steps - warmup_steps, 1)
-    return lr * jnp.clip(jnp.where(step < warmup_steps, up, down), 0.0, 1.0)
+    return lr * jnp.clip(
+      jnp.where(jnp.less(step, warmup_steps), up, down), 0.0, 1.0
+    )
 
   return schedule
 
@@ -101,7 +103,7 @@ def wsd(
   """
   start = total_steps * (1 - decay_fraction)
 
-  def schedule(step):
+  def schedule(step: ArrayLike) -> jax.Array:
     up = jnp.clip((step + 1) / max(warmup_steps, 1), 0.0, 1.0)
     p = jnp.clip((step - start) / max(total_steps - start, 1e-9), 0.0, 1.0)
     return jnp.minimum(lr * up, lr + (min_lr - lr) * p)

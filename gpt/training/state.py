@@ -5,14 +5,13 @@ order is a function of (seed, step), so this is all a checkpoint needs to resume
 exactly.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
 from gpt.model import GPT
+from gpt.model.params import Params
 
 
 @struct.dataclass
@@ -25,11 +24,11 @@ class TrainState:
   ema: exponential moving average of params, or None.
   """
 
-  step: Any
-  params: Any
-  opt_state: Any
-  lr_scale: Any
-  ema: Any = None
+  step: jax.Array
+  params: Params
+  opt_state: optax.OptState
+  lr_scale: jax.Array
+  ema: Params | None = None
 
 
 def create_state(
@@ -50,7 +49,7 @@ def create_state(
 
 
 def state_from_params(
-  params: Any, tx: optax.GradientTransformation, *, ema: bool = False
+  params: Params, tx: optax.GradientTransformation, *, ema: bool = False
 ) -> TrainState:
   """A state at step 0 with the given params."""
   return TrainState(
@@ -62,6 +61,6 @@ def state_from_params(
   )
 
 
-def eval_params(state: TrainState) -> Any:
+def eval_params(state: TrainState) -> Params:
   """The params to evaluate and sample with: the EMA if there is one."""
   return state.params if state.ema is None else state.ema

@@ -22,11 +22,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from gpt import devices
 from gpt.model import GPT
 from gpt.model.dropout import row_seeds
 from gpt.model.losses import cross_entropy, weighted_sum
+from gpt.model.params import Params
 from gpt.training.schedules import scale_lr
 from gpt.training.state import TrainState
 
@@ -35,7 +37,7 @@ Metrics = dict[str, jax.Array]
 
 
 def batch_nats(
-  model: GPT, params: Any, batch: Batch, dropout_key: jax.Array | None = None
+  model: GPT, params: Params, batch: Batch, dropout_key: jax.Array | None = None
 ) -> jax.Array:
   """float32[B, T]: cross-entropy of every target, in nats.
 
@@ -58,12 +60,12 @@ def batch_nats(
 
 def gradients(
   model: GPT,
-  params: Any,
+  params: Params,
   batch: Batch,
   dropout_key: jax.Array | None,
   micro_batch_size: int = 0,
   axis: str | None = None,
-) -> tuple[Any, jax.Array, jax.Array]:
+) -> tuple[Params, jax.Array, jax.Array]:
   """Gradient of the mean loss over the global batch.
 
   The mean is over all targets of weight 1, so the result does not depend on
@@ -87,7 +89,7 @@ def gradients(
     total = jax.lax.psum(total, axis)
   total = jnp.maximum(total, 1.0)
 
-  def mean_loss(params, batch):
+  def mean_loss(params: Params, batch: Batch) -> jax.Array:
     nats_BT = batch_nats(model, params, batch, dropout_key)
     return weighted_sum(nats_BT, batch['weights'])[0] / total
 
@@ -99,7 +101,9 @@ def gradients(
       lambda x: x.reshape(rows // micro, micro, *x.shape[1:]), batch
     )
 
-    def accumulate(carry, batch):
+    def accumulate(
+      carry: tuple[jax.Array, Params], batch: Batch
+    ) -> tuple[tuple[jax.Array, Params], None]:
       return jax.tree.map(jnp.add, carry, grad_fn(params, batch)), None
 
     zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
@@ -119,7 +123,7 @@ def train_step(
   schedule: optax.Schedule,
   min_lr: float = 0.0,
   ema_decay: float = 0.0,
-  gradients_fn: Callable[..., tuple[Any, jax.Array, jax.Array]] = gradients,
+  gradients_fn: Callable[..., tuple[Params, jax.Array, jax.Array]] = gradients,
 ) -> tuple[TrainState, Metrics]:
   """One optimizer step.
 
@@ -160,7 +164,7 @@ def train_step(
 
 
 def eval_step(
-  params: Any, batch: Batch, bytes_V: jax.Array, *, model: GPT
+  params: Params, batch: Batch, bytes_V: jax.Array, *, model: GPT
 ) -> jax.Array:
   """Sums over a batch, without dropout.
 
@@ -186,7 +190,7 @@ def jit_train_step(
   micro_batch_size: int = 0,
   min_lr: float = 0.0,
   ema_decay: float = 0.0,
-) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
   """`train_step` compiled for a mesh: state replicated and donated.
 
   Args:
@@ -194,7 +198,9 @@ def jit_train_step(
     model, tx, schedule, min_lr, ema_decay: see `train_step`.
   """
 
-  def gradients_fn(model, params, batch, dropout_key):
+  def gradients_fn(
+    model: GPT, params: Params, batch: Batch, dropout_key: jax.Array | None
+  ) -> tuple[Params, jax.Array, jax.Array]:
     fn = functools.partial(gradients, model, micro_batch_size=micro_batch_size)
     if mesh.size == 1:
       return fn(params, batch, dropout_key)
@@ -225,11 +231,11 @@ def jit_train_step(
 
 def jit_eval_step(
   model: GPT, mesh: Mesh
-) -> Callable[[Any, Any, Any], jax.Array]:
+) -> Callable[[Params, Batch, ArrayLike], jax.Array]:
   """`eval_step` compiled for a mesh: params replicated, not donated."""
   replicated = devices.replicated_sharding(mesh)
 
-  def step(params, batch, bytes_V):
+  def step(params: Params, batch: Batch, bytes_V: jax.Array) -> jax.Array:
     fn = functools.partial(eval_step, model=model)
     if mesh.size == 1:
       return fn(params, batch, bytes_V)

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpt.decoding import blocks, sampling
 from gpt.devices import num_cores
+from gpt.model.params import Params
 from serving.engine import jobs
 from serving.engine.jobs import Sequence
 from serving.engine.programs import MANY_ROWS, Programs
@@ -29,7 +30,7 @@ FIRST_STEPS = 4
 LANE_BYTES = 64 << 20
 
 
-def lane_count(slots: int, params: Any) -> int:
+def lane_count(slots: int, params: Params) -> int:
   """The number of lanes that is fastest for these weights on this machine."""
   size = sum(x.nbytes for x in jax.tree.leaves(params))
   if jax.default_backend() != 'cpu' or size > LANE_BYTES:
@@ -64,7 +65,7 @@ class Lane:
     """Clears the device state; no sequence may be active."""
     self._state = self._programs.new_state()
 
-  def warm_up(self, params: Any) -> None:
+  def warm_up(self, params: Params) -> None:
     """Runs every program once: first runs are slow."""
     self.reset()
     self._state = self._programs.warm_up(params, self._state)
@@ -140,7 +141,7 @@ class Lane:
     )
 
   def _decode(
-    self, params: Any, group: list[tuple[Sequence, bool]], fresh: bool
+    self, params: Params, group: list[tuple[Sequence, bool]], fresh: bool
   ) -> list[tuple[Sequence, list[int], np.ndarray | None, bool]]:
     """Decodes one block for sequences that share their weights.
 

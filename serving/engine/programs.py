@@ -22,6 +22,7 @@ import numpy as np
 from gpt.decoding import blocks, sampling
 from gpt.devices import num_cores
 from gpt.model import GPT
+from gpt.model.params import Params
 from serving.engine.sampling import MAX_TOP_LOGPROBS
 
 log = logging.getLogger('rgpt.serve')
@@ -56,7 +57,7 @@ def compile_count() -> CompileCount:
 
 def admit(
   model: GPT,
-  params: Any,
+  params: Params,
   state: blocks.DecodeState,
   slot: Any,
   tokens_1L: Any,
@@ -81,7 +82,7 @@ def admit(
 
 
 def score(
-  model: GPT, params: Any, tokens_1L: Any, targets_L: Any
+  model: GPT, params: Params, tokens_1L: Any, targets_L: Any
 ) -> tuple[Any, Any, Any]:
   """Log-probabilities of the given next tokens and of the most probable ones.
 
@@ -149,7 +150,7 @@ class Programs:
     self._uniforms: Any = None
     self._new_state: Any = None
 
-  def compile(self, params: Any) -> int:
+  def compile(self, params: Params) -> int:
     """Compiles all programs, several at once, and logs its progress.
 
     Args:
@@ -176,7 +177,7 @@ class Programs:
           return len(jobs)
         log_progress(len(done), len(jobs), time.perf_counter() - began)
 
-  def _jobs(self, params: Any) -> list[Callable[[], None]]:
+  def _jobs(self, params: Params) -> list[Callable[[], None]]:
     """One function for each program; it compiles and stores it."""
     cfg, model, slots = self.model.cfg, self.model, self.slots
     int32 = jnp.int32
@@ -253,7 +254,7 @@ class Programs:
     return self._new_state()
 
   def warm_up(
-    self, params: Any, state: blocks.DecodeState
+    self, params: Params, state: blocks.DecodeState
   ) -> blocks.DecodeState:
     """Runs every program once on an idle state; returns the state."""
     vocab, zeros = self.model.cfg.vocab_size, np.zeros
@@ -286,7 +287,7 @@ class Programs:
 
   def admit(
     self,
-    params: Any,
+    params: Params,
     state: blocks.DecodeState,
     slot: int,
     tokens: np.ndarray,
@@ -316,7 +317,7 @@ class Programs:
 
   def block(
     self,
-    params: Any,
+    params: Params,
     state: blocks.DecodeState,
     slots_b: np.ndarray,
     last_b: np.ndarray,
@@ -346,7 +347,7 @@ class Programs:
     )
 
   def score(
-    self, params: Any, tokens: np.ndarray, targets: np.ndarray
+    self, params: Params, tokens: np.ndarray, targets: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `score`, for int32[n] tokens and targets; numpy of length n."""
     n = len(tokens)

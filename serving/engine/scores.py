@@ -1,10 +1,9 @@
 """Log-probabilities of a prompt's tokens and of sampled tokens."""
 
-from typing import Any
-
 import numpy as np
 
 from gpt.decoding import blocks
+from gpt.model.params import Params
 from gpt.tokenizers import Tokenizer
 from serving.engine.events import Token
 from serving.engine.programs import Programs
@@ -47,7 +46,7 @@ class PromptScores:
   def done(self) -> bool:
     return len(self.tokens) == len(self._prompt)
 
-  def advance(self, programs: Programs, params: Any) -> None:
+  def advance(self, programs: Programs, params: Params) -> None:
     """Scores every token whose window starts where the next token's does."""
     if self.done:
       return

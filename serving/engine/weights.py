@@ -1,10 +1,10 @@
 """Weights on the device, with a fingerprint that tells sets apart."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
+from gpt.model.params import Params
 from gpt.runs.load import LoadedModel, params_sha256
 
 
@@ -17,7 +17,7 @@ class Weights:
     fingerprint: differs between sets; clients see it as system_fingerprint.
   """
 
-  params: Any
+  params: Params
   fingerprint: str
 
 

@@ -7,7 +7,7 @@ serving/http/validation.py turns pydantic's errors into ours.
 """
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -131,7 +131,7 @@ class OpenAIRequest(Body):
   best_of: BestOf = 1
 
   @model_validator(mode='after')
-  def usage_needs_a_stream(self):
+  def usage_needs_a_stream(self) -> Self:
     if self.stream_options is not None and not self.stream:
       raise refused(
         'is only allowed with stream: true.', param='stream_options'
@@ -211,7 +211,7 @@ class ChatRequest(OpenAIRequest):
   top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
 
   @model_validator(mode='after')
-  def alternatives_need_logprobs(self):
+  def alternatives_need_logprobs(self) -> Self:
     if self.top_logprobs and not self.logprobs:
       raise refused(
         'is only allowed with logprobs: true.', param='top_logprobs'
