@@ -3,6 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-# {'wte': array, 'block_0': {'wq': array, ...}, ...}, with arrays of JAX or numpy
-# or their ShapeDtypeStructs. The values are Any because they may be trees themselves.
+# {'wte': array, 'block_0': {'wq': array, ...}, ...}, of JAX or numpy arrays or
+# their ShapeDtypeStructs. Any, because a value is an array or another tree.
 Params = Mapping[str, Any]
