@@ -1,4 +1,4 @@
-"""What a run leaves behind: a full evaluation, a sample, RandyGPT's files."""
+"""The end of a run: a full evaluation, a sample, RandyGPT's files."""
 
 import logging
 import os

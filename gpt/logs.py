@@ -81,8 +81,8 @@ def to_console(info_to: str = 'stderr', survive: bool = False) -> None:
   Args:
     info_to: 'stdout' for programs whose log is their output (training), else
       'stderr'.
-    survive: go on when nothing reads the console any more, instead of raising
-      BrokenPipeError.
+    survive: when nothing reads the console any more, discard lines instead of
+      raising BrokenPipeError.
   """
   for name in ROOTS:
     logger = logging.getLogger(name)

@@ -6,11 +6,11 @@
     python -m launch.import_model --input=names --workdir=runs/names \\
       --config.data.format=text --config.lr=1e-4
 
-Read are microgpt directories (weights.safetensors, meta.json, tokenizer.json;
+It reads microgpt directories (weights.safetensors, meta.json, tokenizer.json;
 extra: hf) and directories that `launch.export --format=hf` wrote. The optimizer
-starts afresh; how the run is to go on training is its config, in which what
---config=FILE sets wins over what the model was trained with (its shape does not
-change). RandyGPT files: launch.import_rgpt.
+starts afresh. The run's config has the hyperparameters the model was trained
+with, except for what --config=FILE and --config.KEY set; the model's shape does
+not change. For RandyGPT files use launch.import_rgpt.
 """
 
 from absl import flags
@@ -23,7 +23,7 @@ FORMAT = flags.DEFINE_enum(
   'format',
   'auto',
   ['auto', 'microgpt', 'hf'],
-  'What the directory is; auto: told from its files.',
+  'Format of the directory; auto: detected from its files.',
 )
 CONFIG = config_flag.define('configs/default.py')
 WORKDIR = common_flags.workdir('Directory of the new run.')

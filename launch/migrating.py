@@ -1,4 +1,4 @@
-"""What the flags of RandyGPT, microgpt and nanoGPT are called here.
+"""Flags of RandyGPT, microgpt and nanoGPT, and their names here.
 
 An unknown flag that one of them has is answered with ours. docs/migrating.md
 holds the same table for readers, and a test compares the two.

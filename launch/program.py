@@ -1,4 +1,4 @@
-"""How this process was started: as `rgpt NAME` or as `python -m launch.NAME`.
+"""The command line as it was typed: `rgpt NAME` or `python -m launch.NAME`.
 
 Help, hints and errors are written with the second form; `as_called` turns
 them into the first where the user typed that.

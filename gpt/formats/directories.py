@@ -19,7 +19,7 @@ Path = str | os.PathLike[str]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """What an exported directory holds.
+  """The files of an exported directory.
 
   Attributes:
     files: names of its files and directories.

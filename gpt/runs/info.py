@@ -1,4 +1,4 @@
-"""What is known about a run: one dict for machines, one page for people."""
+"""Facts about a run and its model: a dict for programs, a page for people."""
 
 import dataclasses
 import importlib.metadata

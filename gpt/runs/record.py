@@ -18,7 +18,7 @@ from gpt.tokenizers import load_tokenizer
 
 @dataclasses.dataclass
 class RunRecord:
-  """What a workdir records about its run so far.
+  """The record of a run so far.
 
   lines: of metrics.jsonl.
   config: nested dicts. data: of data.json, or {}.

@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """How a call of `train_and_evaluate` ended.
+  """The outcome of a call of `train_and_evaluate`.
 
   Attributes:
     outcome: 'finished', 'interrupted', 'early stop' or 'nothing' (to train).

@@ -118,7 +118,7 @@ def open_run(workdir: str | os.PathLike, config: Any) -> Iterator[Run]:
 
 
 def file_stamp(path: pathlib.Path) -> tuple | None:
-  """What differs once a file was replaced; None if there is none."""
+  """Inode, mtime and size: differ once a file was replaced. None: no file."""
   try:
     stat = path.stat()
   except OSError:

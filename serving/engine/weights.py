@@ -1,4 +1,4 @@
-"""Weights on the device, with a fingerprint that tells sets apart."""
+"""Weights on the device, with a fingerprint that identifies them."""
 
 import dataclasses
 

@@ -20,7 +20,7 @@ MIN_LOGPROB = -9999.0  # JSON has no minus infinity
 
 
 class Reply:
-  """What both OpenAI routes share; one object per request.
+  """The part that both OpenAI routes share; one object per request.
 
   Args:
     job: read while it runs; it may still be empty now.

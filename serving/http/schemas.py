@@ -143,7 +143,7 @@ class OpenAIRequest(Body):
     return self.stream_options is not None and self.stream_options.include_usage
 
   def sampling(self, overflow: str) -> Sampling:
-    """What the engine needs; `overflow` is the operator's default."""
+    """Settings for the engine; `overflow` is the operator's default."""
     chosen = self.max_completion_tokens
     if chosen is None:
       chosen = self.max_tokens
@@ -240,7 +240,7 @@ class RandyRequest(Body):
 
 
 class MicroRequest(Body):
-  """What both of microgpt's routes share: no filters, a fixed seed."""
+  """Fields of both of microgpt's routes: no filters, a fixed seed."""
 
   max_tokens: MaxTokens = MAX_TOKENS
   temperature: Temperature = 0.8

@@ -24,7 +24,7 @@ BROKEN = '0.11.1'
 
 
 def counts(decode, capacity: int) -> dict[str, float]:
-  """What XLA counts in a compiled decode block; sizes are bytes."""
+  """XLA's counts for a compiled decode block; sizes are bytes."""
   cfg = GPTConfig(
     vocab_size=16,
     n_embd=8,
@@ -55,7 +55,7 @@ def counts(decode, capacity: int) -> dict[str, float]:
 
 
 def growth(decode) -> dict[str, float]:
-  """How much the counts grow with the capacity of the cache."""
+  """The growth of the counts with the capacity of the cache."""
   small, large = (counts(decode, capacity) for capacity in CAPACITIES)
   return {name: large[name] - small[name] for name in small}
 

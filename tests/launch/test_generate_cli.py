@@ -19,7 +19,7 @@ EMOJI = 'a🙂b👩‍👩‍👧‍👦 é 世界🇩🇪\n\u0301z'
 
 
 def expected(workdir, prompt: str, n: int = 200, window='slide', **kwargs):
-  """What the library gives for the same request."""
+  """The library's result for the same request."""
   loaded = load_model(workdir)
   settings = sampling.settings(1, **{'seed': 42, **kwargs})
   text = complete(

@@ -103,7 +103,7 @@ def test_state_comes_back_bit_for_bit(tmp_path, ema):
 
 
 def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
-  """What is written is the state at the time of the call."""
+  """The file holds the state at the time of the call."""
   state = jax.tree.map(jnp.asarray, make_state(3))
   wanted = jax.device_get(jax.tree.map(jnp.copy, state))
   overwrite = jax.jit(
@@ -271,7 +271,7 @@ def test_failed_write_is_reported_and_costs_nothing_else(tmp_path, monkeypatch):
     assert not checkpoints.wait()
     assert 'No space left on device' in checkpoints.last_error
   assert 5 in steps(tmp_path, LATEST)  # Nothing was deleted for it.
-  # The next write tells of the one before; when it is done, all is well.
+  # The next write reports the failed one; once it is done, all is well.
   assert not checkpoints.save(LATEST, make_state(15), {})
   assert checkpoints.wait() and not checkpoints.last_error
   assert int(restore(tmp_path)[0][0].step) == 15
