@@ -86,14 +86,15 @@ def tree(path) -> ast.Module:
   return ast.parse(path.read_text(encoding='utf-8'))
 
 
-def imported_names(path) -> set[str]:
-  """Dotted names of all imports of a file: 'gpt.model.GPT', 'absl.flags'."""
+def imported_names(source) -> set[str]:
+  """Dotted names of all imports of a file or tree: 'gpt.model.GPT', ..."""
   names = set()
-  for node in ast.walk(tree(path)):
+  parsed = source if isinstance(source, ast.Module) else tree(source)
+  for node in ast.walk(parsed):
     if isinstance(node, ast.Import):
       names |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
-      assert node.level == 0, f'{path}: relative import'
+      assert node.level == 0, f'{source}: relative import'
       names |= {f'{node.module}.{alias.name}' for alias in node.names}
   return names
 
@@ -131,6 +132,37 @@ def test_every_part_of_gpt_imports_only_what_is_below_it():
     if other not in MAY_IMPORT[part]
   ]
   assert not wrong, '\n'.join(wrong)
+
+
+def imported_at_start(module: str) -> set[str]:
+  """Top-level packages that importing a module imports, directly or not."""
+  seen, queue, packages = set(), [module], set()
+  while queue:
+    module = queue.pop()
+    if module in seen:
+      continue
+    seen.add(module)
+    body = [
+      node
+      for node in tree(modules()[module]).body
+      if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    for name in imported_names(ast.Module(body, [])):
+      packages.add(name.split('.')[0])
+      while name and name not in modules():
+        name = name.rpartition('.')[0]
+      queue += [name] if name else []
+  return packages
+
+
+@pytest.mark.parametrize(
+  'module',
+  ['gpt.runs.load', 'gpt.decoding.generation', 'serving.server', 'launch.cli'],
+)
+def test_using_a_model_does_not_import_what_training_needs(module):
+  """Each of these packages takes 0.1 s or more to import."""
+  slow = {'optax', 'orbax', 'matplotlib', 'google', 'safetensors'}
+  assert not imported_at_start(module) & slow
 
 
 def test_the_engine_knows_nothing_of_http():

@@ -5,13 +5,17 @@ order is a function of (seed, step), so this is all a checkpoint needs to resume
 exactly.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
 from gpt.model import GPT
 from gpt.model.params import Params
+
+if TYPE_CHECKING:
+  import optax  # Slow, and loading a model does not need it.
 
 
 @struct.dataclass
@@ -26,14 +30,14 @@ class TrainState:
 
   step: jax.Array
   params: Params
-  opt_state: optax.OptState
+  opt_state: Any
   lr_scale: jax.Array
   ema: Params | None = None
 
 
 def create_state(
   model: GPT,
-  tx: optax.GradientTransformation,
+  tx: 'optax.GradientTransformation',
   key: jax.Array,
   *,
   ema: bool = False,
@@ -49,7 +53,7 @@ def create_state(
 
 
 def state_from_params(
-  params: Params, tx: optax.GradientTransformation, *, ema: bool = False
+  params: Params, tx: 'optax.GradientTransformation', *, ema: bool = False
 ) -> TrainState:
   """A state at step 0 with the given params."""
   return TrainState(
