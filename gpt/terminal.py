@@ -63,7 +63,7 @@ def _joined(texts: Iterable[str]) -> str:
 
 
 def rendered(text: object, stream: TextIO) -> str:
-  """What to write for a line: all of it, unless the stream is a terminal."""
+  """The text to write for a line: all of it, unless a terminal is narrower."""
   if not isinstance(text, Line):
     return str(text)
   color = wants_color(stream)

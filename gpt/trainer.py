@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class Due(NamedTuple):
-  """What to do after a step; false if nothing is.
+  """The actions due after a step; false if there are none.
 
   Attributes:
     eval, save: as config.eval.every and config.checkpoint.every say, and at
@@ -57,7 +57,7 @@ class Due(NamedTuple):
 
 
 def what_is_due(step: int, first: int, last: int, config: Any) -> Due:
-  """What the config wants after `step`, in a process that began at `first`."""
+  """Actions the config asks for after `step`; the process began at `first`."""
   every = config.checkpoint.every
   eval_due = step % config.eval.every == 0 or step == last
   save_due = step == last or bool(every and step % every == 0)
@@ -296,7 +296,7 @@ class Trainer:
     self.console.add(values, timed=step > self.first + 1)
 
   def due(self, step: int) -> Due:
-    """What to do after `step`; all processes must ask (a collective)."""
+    """The actions due after `step`. A collective: all processes must call it."""
     due = what_is_due(step, self.first, self.last, self.config)
     stop = self.run.stop_requested(step, now=due.eval or due.save)
     return due._replace(stop=stop)

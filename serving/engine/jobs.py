@@ -247,6 +247,6 @@ class Sequence:
 
 
 def stride(overflow: str, block_size: int) -> int:
-  """How far the window moves at once, for a value of context_overflow."""
+  """Tokens the window moves at once, for a value of context_overflow."""
   mode = 'stop' if overflow == 'error' else overflow
   return blocks.stride_for(mode, block_size)

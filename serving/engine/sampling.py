@@ -13,7 +13,7 @@ MAX_TOP_LOGPROBS = 20
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How to generate; shared by all choices of a request.
+  """Generation settings, shared by all choices of a request.
 
   Attributes:
     top_k: 0 turns it off.

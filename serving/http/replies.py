@@ -75,7 +75,7 @@ class Reply:
     return {**self.head(), 'choices': choices, 'usage': self.usage()}
 
   def chunks(self, events: Iterable[Event]) -> list[dict[str, Any]]:
-    """What to stream for a batch of events; text of a choice is joined."""
+    """Chunks to stream for a batch of events; a choice's text is joined."""
     deltas, reasons = self._merge(events)
     out = []
     for index in sorted(deltas.keys() | reasons.keys()):

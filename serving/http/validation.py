@@ -92,7 +92,7 @@ def describe(error: ErrorDetails) -> str:
 
 
 def wanted_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-  """What the field at `loc` may be, e.g. 'an integer from 1 to 8'."""
+  """Allowed values of the field at `loc`, e.g. 'an integer from 1 to 8'."""
   name, *rest = loc
   field = model.model_fields[str(name)]
   nested = nested_model(field.annotation)
