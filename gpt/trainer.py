@@ -296,7 +296,7 @@ class Trainer:
     self.console.add(values, timed=step > self.first + 1)
 
   def due(self, step: int) -> Due:
-    """The actions due after `step`. A collective: all processes must call it."""
+    """The actions due after `step`. A collective: all processes call it."""
     due = what_is_due(step, self.first, self.last, self.config)
     stop = self.run.stop_requested(step, now=due.eval or due.save)
     return due._replace(stop=stop)
