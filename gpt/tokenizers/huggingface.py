@@ -8,7 +8,6 @@ microgpt's, our vocabularies hold all 256 bytes, so that no text is lost.
 
 import functools
 import json
-import logging
 import os
 import pathlib
 import re
@@ -25,9 +24,7 @@ from gpt.tokenizers.base import (
   check_special_tokens,
   replace_surrogates,
 )
-from gpt.tokenizers.sentencepiece import TRAIN_BYTES, sample_lines
-
-logger = logging.getLogger(__name__)
+from gpt.tokenizers.sentencepiece import TRAIN_BYTES, training_lines
 
 # In a tokenizer directory tokenizer.json is our own file (with the kind).
 HF_FILE = 'hf_tokenizer.json'
@@ -271,14 +268,7 @@ def build_hf(
       f'cannot train a tokenizer with vocab_size={vocab_size}: the control '
       f'tokens and bytes alone take {least}; try {least + 256} or more'
     )
-  lines, fraction = sample_lines(texts, max_bytes)
-  if not lines:
-    raise UserError('cannot train a tokenizer: the text is empty')
-  if fraction < 1:
-    logger.info(
-      f'tokenizer: training on a random {fraction:.4g} of the lines (at most '
-      f'{max_bytes / 1e6:g} MB)'
-    )
+  lines = training_lines(texts, max_bytes)
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
     add_prefix_space=False

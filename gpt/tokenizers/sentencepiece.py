@@ -165,6 +165,23 @@ def sample_lines(
   return [k[2] for k in kept], threshold
 
 
+def training_lines(texts: Iterable[str], max_bytes: int) -> list[str]:
+  """The lines to train a tokenizer on; logs if they are a sample.
+
+  Raises:
+    UserError: no text.
+  """
+  lines, fraction = sample_lines(texts, max_bytes)
+  if not lines:
+    raise UserError('cannot train a tokenizer: the text is empty')
+  if fraction < 1:
+    logger.info(
+      f'tokenizer: training on a random {fraction:.4g} of the lines (at most '
+      f'{max_bytes / 1e6:g} MB)'
+    )
+  return lines
+
+
 def build_sentencepiece(
   texts: Iterable[str],
   vocab_size: int,
@@ -184,14 +201,7 @@ def build_sentencepiece(
     UserError: no text, or vocab_size too small for bytes and characters.
   """
   names = check_special_tokens(special_tokens)
-  lines, fraction = sample_lines(texts, max_bytes)
-  if not lines:
-    raise UserError('cannot train a tokenizer: the text is empty')
-  if fraction < 1:
-    logger.info(
-      f'tokenizer: training on a random {fraction:.4g} of the lines (at most '
-      f'{max_bytes / 1e6:g} MB)'
-    )
+  lines = training_lines(texts, max_bytes)
   model = io.BytesIO()
   try:
     spm.SentencePieceTrainer.train(

@@ -67,7 +67,7 @@ json.dump(done, sys.stdout)
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-  """How a command ended."""
+  """The result of a command."""
 
   code: int
   out: str
