@@ -3,26 +3,21 @@
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import shutil
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from gpt import devices
 from gpt.data import prepare
 from gpt.errors import UserError
-from gpt.formats import randygpt
-from gpt.model import GPT, GPTConfig, abstract_params
-from gpt.model.config import FUNCTION, option_names
-from gpt.model.params import Params
+from gpt.model import GPT
 from gpt.runs import checkpoint, failures, metrics
 from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.runs.config_file import flatten, plain
-from gpt.runs.load import first_readable, read_configs
+from gpt.runs.weights import check_source, load_weights
 from gpt.runs.workdir import Run
 from gpt.tokenizers import Tokenizer, load_tokenizer
 from gpt.training.state import TrainState, create_state, state_from_params
@@ -68,14 +63,6 @@ def load_data(
       config.data, run.workdir, run.begun, tokenizer
     )
   return tokenizer, prepare.create_dataset(config, corpus, tokenizer)
-
-
-def check_source(init_from: str) -> None:
-  """Raises UserError unless this is a run with checkpoints or an RGPT file."""
-  if pathlib.Path(init_from).is_dir():
-    checkpoint.candidates(init_from)
-  else:
-    randygpt.read_vocab_size(init_from)
 
 
 def tokenizer_of(init_from: str, tokenizer_path: str) -> Tokenizer | None:
@@ -167,52 +154,3 @@ def validation_key(
   flat = flatten(plain(config))
   parts = [corpus.info.text_sha256, *(flat[key] for key in VALIDATION_KEYS)]
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def load_weights(source: str | os.PathLike, cfg: GPTConfig) -> Params:
-  """The parameter tree of a workdir's best checkpoint or of an RGPT file."""
-  source = pathlib.Path(source)
-  if source.is_dir():
-    check_same_network(source, cfg)
-    _, params = first_readable(
-      checkpoint.candidates(source), checkpoint.restore_params
-    )
-  else:
-    if reasons := randygpt.obstacles(cfg):
-      raise UserError(
-        f'the weights of {source} do not fit this config: an RGPT file holds '
-        f'another model: {"; ".join(reasons)}'
-      )
-    params, _, _ = randygpt.to_params(
-      randygpt.read_rgpt(
-        source,
-        cfg.n_embd,
-        cfg.n_layer,
-        cfg.block_size,
-        expected_vocab_size=cfg.vocab_size,
-      )
-    )
-  given, wanted = (
-    flatten(jax.tree.map(np.shape, tree))
-    for tree in (params, abstract_params(cfg))
-  )
-  for name in sorted(given.keys() | wanted.keys()):
-    if given.get(name) != wanted.get(name):
-      raise UserError(
-        f'the weights of {source} do not fit this config: {name} is '
-        f'{given.get(name, "not there")}, the config has '
-        f'{wanted.get(name, "no such weights")}'
-      )
-  return params
-
-
-def check_same_network(source: str | os.PathLike, cfg: GPTConfig) -> None:
-  """Raises UserError if the run's weights would mean something else in cfg."""
-  _, theirs = read_configs(source, cfg.vocab_size)
-  for name in option_names(FUNCTION):
-    old, new = getattr(theirs, name), getattr(cfg, name)
-    if old != new:
-      raise UserError(
-        f'the weights of {source} do not fit this config: its model.{name} is '
-        f'{old!r}, here it is {new!r}'
-      )

@@ -16,7 +16,7 @@ from gpt.formats import randygpt
 from gpt.formats.randygpt import Path
 from gpt.model import GPT, GPTConfig
 from gpt.runs import checkpoint, create
-from gpt.runs.load import first_readable, read_configs
+from gpt.runs.config_file import read_configs
 from gpt.tokenizers import Tokenizer, load_tokenizer
 from gpt.training import optimizer
 from gpt.training.state import TrainState, create_state, state_from_params
@@ -101,7 +101,7 @@ def export_rgpt(
       f'{"; ".join(reasons)}'
     )
   target = _abstract_state(ConfigDict(saved), cfg)
-  path, (state, meta) = first_readable(
+  path, (state, meta) = checkpoint.first_readable(
     paths, lambda path: checkpoint.restore_state(path, target)
   )
   best_loss = np.float32(meta.get('best_loss', math.inf))

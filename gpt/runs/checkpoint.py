@@ -21,7 +21,8 @@ import re
 import sys
 import types
 import zlib
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -30,6 +31,9 @@ from gpt.errors import UserError
 from gpt.model.params import Params
 from gpt.runs.config_file import FORMAT_KEY, NewerFormat, check_version
 from gpt.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+Found = TypeVar('Found')
 
 LATEST, BEST = 'latest', 'best'
 DAMAGED, DELETED, REPLACED = 'damaged', 'deleted', 'replaced'
@@ -227,3 +231,35 @@ def loss_of(path: str | os.PathLike) -> float:
     raise
   except (OSError, ValueError, KeyError, TypeError):
     return np.inf
+
+
+def first_readable(
+  paths: Sequence[pathlib.Path], read: Callable[[pathlib.Path], Found]
+) -> tuple[pathlib.Path, Found]:
+  """(path, read(path)) of the first checkpoint for which read does not raise.
+
+  Args:
+    paths: of `candidates`.
+
+  Raises:
+    UserError: there is none.
+  """
+  problems = []
+  for path in paths:
+    try:
+      found = read(path)
+    except NewerFormat:
+      raise
+    except Exception as e:
+      text = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+      problems.append(f'checkpoint {path} cannot be used ({text})')
+      continue
+    for problem in problems:
+      logger.warning(
+        f'{problem}; using {path.parent.name} of step {path.name} instead'
+      )
+    return path, found
+  raise UserError(
+    f'no checkpoint in {paths[0].parents[2]} can be used:\n  '
+    + '\n  '.join(problems)
+  )

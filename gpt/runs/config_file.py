@@ -11,7 +11,7 @@ from typing import Any
 
 from gpt.errors import UserError
 from gpt.files import write_atomic
-from gpt.model.config import RUNTIME, option_names
+from gpt.model.config import RUNTIME, GPTConfig, option_names
 
 CONFIG = 'config.json'
 # Raised when older versions would misread the file. 0.1 wrote no number.
@@ -71,6 +71,33 @@ def read_config(workdir: str | os.PathLike) -> dict | None:
       'Name another --workdir'
     )
   return config
+
+
+def read_configs(
+  workdir: str | os.PathLike, vocab_size: int
+) -> tuple[dict[str, Any], GPTConfig]:
+  """A run's configuration, and the shape of its model on this backend.
+
+  Raises:
+    UserError: no config.json, or one that this version cannot use.
+  """
+  path = pathlib.Path(workdir) / CONFIG
+  config = read_config(workdir)
+  if config is None:
+    raise UserError(
+      f'{workdir} holds checkpoints but no {CONFIG}: the run is incomplete. '
+      'Name another --workdir, or put the file back'
+    )
+  try:
+    # The kernel that trained it does not matter here.
+    options = {**config['model'], 'attention': 'auto'}
+    return config, GPTConfig.from_config(options, vocab_size)
+  except UserError as e:
+    raise UserError(f'{path}: {e}') from e
+  except (KeyError, TypeError) as e:
+    raise UserError(
+      f'{path} is not a config of this version of rgpt: {e}'
+    ) from e
 
 
 class NewerFormat(UserError):

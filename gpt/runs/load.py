@@ -6,26 +6,20 @@ checkpoints are skipped.
 
 import dataclasses
 import hashlib
-import logging
 import os
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 
 from gpt.data import record
-from gpt.errors import UserError
 from gpt.model import GPT, GPTConfig, abstract_params
 from gpt.model.params import Params
 from gpt.runs import checkpoint
-from gpt.runs.checkpoint import BEST
-from gpt.runs.config_file import CONFIG, NewerFormat, flatten, read_config
+from gpt.runs.checkpoint import BEST, first_readable
+from gpt.runs.config_file import flatten, read_configs
 from gpt.tokenizers import Tokenizer, load_tokenizer
-
-logger = logging.getLogger(__name__)
-Found = TypeVar('Found')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,65 +86,6 @@ def load_model(workdir: str | os.PathLike, which: str = BEST) -> LoadedModel:
   )
   data = record.read(workdir)
   return LoadedModel(GPT(cfg), cfg, params, tokenizer, config, data, meta, path)
-
-
-def read_configs(
-  workdir: str | os.PathLike, vocab_size: int
-) -> tuple[dict[str, Any], GPTConfig]:
-  """A run's configuration, and the shape of its model on this backend.
-
-  Raises:
-    UserError: no config.json, or one that this version cannot use.
-  """
-  path = pathlib.Path(workdir) / CONFIG
-  config = read_config(workdir)
-  if config is None:
-    raise UserError(
-      f'{workdir} holds checkpoints but no {CONFIG}: the run is incomplete. '
-      'Name another --workdir, or put the file back'
-    )
-  try:
-    # The kernel that trained it does not matter here.
-    options = {**config['model'], 'attention': 'auto'}
-    return config, GPTConfig.from_config(options, vocab_size)
-  except UserError as e:
-    raise UserError(f'{path}: {e}') from e
-  except (KeyError, TypeError) as e:
-    raise UserError(
-      f'{path} is not a config of this version of rgpt: {e}'
-    ) from e
-
-
-def first_readable(
-  paths: Sequence[pathlib.Path], read: Callable[[pathlib.Path], Found]
-) -> tuple[pathlib.Path, Found]:
-  """(path, read(path)) of the first checkpoint for which read does not raise.
-
-  Args:
-    paths: of checkpoint.candidates.
-
-  Raises:
-    UserError: there is none.
-  """
-  problems = []
-  for path in paths:
-    try:
-      found = read(path)
-    except NewerFormat:
-      raise
-    except Exception as e:
-      text = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
-      problems.append(f'checkpoint {path} cannot be used ({text})')
-      continue
-    for problem in problems:
-      logger.warning(
-        f'{problem}; using {path.parent.name} of step {path.name} instead'
-      )
-    return path, found
-  raise UserError(
-    f'no checkpoint in {paths[0].parents[2]} can be used:\n  '
-    + '\n  '.join(problems)
-  )
 
 
 def read_checkpoint(

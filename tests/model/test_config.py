@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from configs import default
-from gpt import start
 from gpt.errors import UserError
 from gpt.formats import hf_code, model_card, randygpt
 from gpt.formats.huggingface import model_config
@@ -27,7 +26,7 @@ from gpt.model.config import (
   option_rows,
   unrepresentable,
 )
-from gpt.runs import info
+from gpt.runs import info, weights
 from gpt.runs.config_file import is_fixed
 from gpt.tokenizers import CharTokenizer
 from tests.support.models import random_params
@@ -173,10 +172,10 @@ def source(tmp_path_factory):
 def test_weights_are_taken_over_unless_shape_or_function_differ(name, source):
   cfg = base(**{name: OTHER[name]})
   if name in option_names(INIT, RUNTIME):
-    start.load_weights(source, cfg)
+    weights.load_weights(source, cfg)
     return
   with pytest.raises(UserError, match='do not fit this config'):
-    start.load_weights(source, cfg)
+    weights.load_weights(source, cfg)
 
 
 # --- descriptions
