@@ -10,7 +10,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 # Younger temporary files may belong to a live process.
 STALE_SECONDS = 3600.0
@@ -43,6 +43,26 @@ def write_atomic(path: str | os.PathLike, data: bytes) -> None:
   """Writes `data` to `path` atomically; raises OSError like `replacing`."""
   with replacing(path) as file:
     file.write(data)
+
+
+@contextlib.contextmanager
+def locked(file: IO[Any]) -> Iterator[None]:
+  """Waits until no other process holds the lock of an open file; holds it.
+
+  The lock ends with the process. Without effect on Windows, and on file systems
+  that have no locks.
+  """
+  try:
+    import fcntl
+
+    fcntl.flock(file, fcntl.LOCK_EX)
+  except (ImportError, OSError):
+    yield
+    return
+  try:
+    yield
+  finally:
+    fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def remove_leftovers(directory: str | os.PathLike) -> None:
