@@ -7,7 +7,8 @@
       --config.data.format=text --config.lr=1e-4
 
 It reads microgpt directories (weights.safetensors, meta.json, tokenizer.json;
-extra: hf) and directories that `launch.export --format=hf` wrote. The optimizer
+extra: hf) and directories that `launch.export --format=hf` wrote, on this
+machine or on the hub (hf://owner/name[@revision]; extra: hf). The optimizer
 starts afresh. The run's config has the hyperparameters the model was trained
 with, except for what --config=FILE and --config.KEY set; the model's shape does
 not change. For RandyGPT files use launch.import_rgpt.
@@ -18,7 +19,9 @@ from absl import flags
 from gpt.errors import UserError
 from launch import cli, common_flags, config_flag
 
-INPUT = flags.DEFINE_string('input', None, 'Directory of the model.')
+INPUT = flags.DEFINE_string(
+  'input', None, 'Directory of the model, or hf://owner/name.'
+)
 FORMAT = flags.DEFINE_enum(
   'format',
   'auto',
@@ -32,11 +35,15 @@ WORKDIR = common_flags.workdir('Directory of the new run.')
 def main(_: list[str]) -> None:
   if not INPUT.value or not WORKDIR.value:
     raise UserError('--input=DIRECTORY and --workdir=DIRECTORY are needed')
+  from gpt.formats import hub
   from gpt.formats.convert import import_directory  # JAX, after the flags.
   from gpt.runs.metrics import count
 
+  found = INPUT.value
+  if hub.is_reference(found):
+    found = hub.download(found)
   done = import_directory(
-    INPUT.value,
+    found,
     FORMAT.value,
     CONFIG.value.copy_and_resolve_references(),
     WORKDIR.value,
