@@ -136,7 +136,7 @@ def check_nothing_lost(run: Run) -> None:
   if not run.begun:
     return
   workdir = run.workdir
-  done = metrics.last_step(metrics.read_lines(workdir))
+  done = metrics.last_step(metrics.read_lines(workdir, warn=False))
   gone = not (workdir / 'checkpoints' / checkpoint.LATEST).is_dir()
   if done and gone or (workdir / 'checkpoint.bin').exists():
     raise UserError(

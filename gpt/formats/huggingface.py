@@ -24,6 +24,7 @@ from gpt.formats.directories import (
   make_directory,
   read_json,
 )
+from gpt.formats.markdown import escape
 from gpt.formats.tensors import (
   from_tensors,
   read_tensors,
@@ -107,8 +108,9 @@ def write_hf(
   except UserError as e:
     notes.append(f'note: no tokenizer.json was written: {e}')
     note = (
-      f'There is no `tokenizer.json`: {e}. Use the one in `{OUR_TOKENIZER}` '
-      f"with rgpt: `gpt.tokenizers.load_tokenizer('{OUR_TOKENIZER}')`."
+      f'There is no `tokenizer.json`: {escape(e)}. Use the one in '
+      f'`{OUR_TOKENIZER}` with rgpt: '
+      f"`gpt.tokenizers.load_tokenizer('{OUR_TOKENIZER}')`."
     )
   assets = pathlib.Path(__file__).parent / 'hf_code'
   files |= {name: (assets / name).read_bytes() for name in CODE}

@@ -1,6 +1,5 @@
 """The README.md of an exported model."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +8,12 @@ import numpy as np
 
 from gpt.decoding import prompt, sampling
 from gpt.formats.directories import Path
+from gpt.formats.markdown import escape, fence, table
 from gpt.model.config import option_rows
 from gpt.runs import metrics
 from gpt.runs.info import finite
 from gpt.runs.load import LoadedModel
+from gpt.runs.metrics import number
 from gpt.tokenizers.chat_format import is_chat_tokenizer
 
 QUESTION = 'Hello! Who are you?'
@@ -69,7 +70,7 @@ The model's own code (`modeling_rgpt.py`) comes with it, hence
 
 ## Data
 
-{fence(str(data))}
+{fence(data)}
 
 ## Architecture
 
@@ -83,8 +84,9 @@ Validation losses are on held-out text of the same source.
 
 ## A sample
 
-Seed {config['seed']}, temperature {config['sample']['temperature']:g}, top-p
-{config['sample']['top_p']:g}, not selected:
+Seed {escape(config['seed'])}, temperature
+{escape(number(config['sample']['temperature'], 'g'))}, top-p
+{escape(number(config['sample']['top_p'], 'g'))}, not selected:
 
 {quoted}
 """
@@ -94,13 +96,18 @@ def numbers_of(loaded: LoadedModel, workdir: Path) -> dict[str, str]:
   """{label: value} about the training run, from metadata and metrics.jsonl."""
   config = loaded.config
   opt = config['opt']
-  tokens = loaded.step * config['batch_size'] * loaded.cfg.block_size
+  batch = config['batch_size']
+  tokens = 0
+  if metrics.is_number(batch):
+    tokens = loaded.step * batch * loaded.cfg.block_size
   rows = {
-    'step': f'{loaded.step:,} of {config["total_steps"]:,}',
+    'step': f'{loaded.step:,} of {number(config["total_steps"], ",")}',
     'tokens seen': f'{metrics.count(tokens)} at most' if tokens else '0',
-    'batch': f'{config["batch_size"]} sequences',
-    'optimizer': f'{opt["name"]}, lr {config["lr"]:g}, {opt["schedule"]}',
-    'dropout': f'{config["model"]["dropout"]:g}',
+    'batch': f'{batch} sequences',
+    'optimizer': (
+      f'{opt["name"]}, lr {number(config["lr"], "g")}, {opt["schedule"]}'
+    ),
+    'dropout': number(config['model']['dropout'], 'g'),
   }
   if seconds := finite(loaded.meta.get('elapsed_s')):
     rows['training time'] = metrics.duration(seconds)
@@ -121,8 +128,8 @@ def full_pass_result(workdir: Path, which: str) -> str:
   if nats is None:
     return ''
   bits = end.get(f'full_{which}_bits_per_byte')
-  more = f', {bits:.4f} bits/byte' if bits is not None else ''
-  return f'{nats:.4f} nats/token{more}'
+  more = f', {number(bits, ".4f")} bits/byte' if bits is not None else ''
+  return f'{number(nats, ".4f")} nats/token{more}'
 
 
 def sample(loaded: LoadedModel) -> tuple[str, str]:
@@ -189,19 +196,4 @@ def usage(loaded: LoadedModel) -> str:
     'out = model.generate(**inputs, max_new_tokens=200)',
     'print(tokenizer.decode(out[0], skip_special_tokens=True))',
   ]
-  return '```python\n' + '\n'.join(lines) + '\n```'
-
-
-def table(rows: Mapping[str, Any]) -> str:
-  """A two-column Markdown table."""
-  lines = [
-    f'| {k} | {str(v).replace("|", chr(92) + "|")} |' for k, v in rows.items()
-  ]
-  return '\n'.join(['| | |', '| --- | --- |', *lines])
-
-
-def fence(text: str) -> str:
-  """A code block with more backticks than the text has in a row."""
-  runs = [len(run) for run in re.findall('`+', text)]
-  marks = '`' * max(3, max(runs, default=0) + 1)
-  return f'{marks}text\n{text.rstrip()}\n{marks}'
+  return fence('\n'.join(lines), 'python')

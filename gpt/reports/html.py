@@ -15,10 +15,11 @@ from typing import Any
 from gpt.errors import UserError
 from gpt.model.config import FUNCTION, SHAPE, describe_options
 from gpt.reports import charts, plots
-from gpt.reports.markup import Markup, element, join, number
-from gpt.reports.series import Points, is_number, smooth, thin
+from gpt.reports.markup import Markup, element, join
+from gpt.reports.series import Points, smooth, thin
 from gpt.reports.tables import config_table, eval_table, origin
 from gpt.runs import metrics
+from gpt.runs.metrics import is_number, number
 from gpt.runs.record import RunRecord, read_run
 
 MAX_SAMPLES = 40
@@ -33,15 +34,9 @@ def report(workdir: str | os.PathLike, defaults: dict | None = None) -> str:
     defaults: the default configuration (nested dicts), to show what differs.
 
   Raises:
-    UserError: see read_run; damaged files; matplotlib is missing.
+    UserError: see read_run; a damaged config.json; matplotlib is missing.
   """
   record = read_run(workdir)
-  for line in record.lines:
-    if not is_number(line.get('step')):
-      raise UserError(
-        f'{record.workdir / metrics.FILE} is damaged: a line has the step '
-        f'{line.get("step")!r}, and every step is a number'
-      )
   css = pathlib.Path(__file__).parent / 'report.css'
   name = record.workdir.resolve().name
   head = join(

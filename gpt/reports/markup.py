@@ -42,12 +42,3 @@ def element(
     if value is not None and value is not False
   )
   return Markup(f'<{tag}{shown}>{join(*children)}</{tag}>')
-
-
-def number(value: object, spec: str) -> str:
-  """A formatted number; '' for None, and what is no number as it is."""
-  if value is None:
-    return ''
-  if isinstance(value, (int, float)) and not isinstance(value, bool):
-    return format(value, spec)
-  return str(value)

@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 
 from gpt.errors import UserError
 from gpt.reports.charts import COLORS, GRID, load_matplotlib
-from gpt.reports.series import Points, is_number, loss_range, smooth, thin
+from gpt.reports.series import Points, loss_range, smooth, thin
+from gpt.runs.metrics import is_number
 
 if TYPE_CHECKING:  # Importing matplotlib takes a second.
   from matplotlib.axes import Axes

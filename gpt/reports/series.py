@@ -3,12 +3,11 @@
 A point is (step, value); a value that is None or not finite is a gap.
 """
 
-import math
-import numbers
 from collections.abc import Sequence
-from typing import TypeGuard
 
 import numpy as np
+
+from gpt.runs.metrics import is_number
 
 Points = Sequence[tuple[float, float | None]]
 MAX_POINTS = 1200  # A chart has no pixels for more.
@@ -58,11 +57,6 @@ def smooth(points: Points, half_width: int | None = None) -> list:
     (x, float(y) if ok else None)
     for (x, _), y, ok in zip(points, fitted, usable)
   ]
-
-
-def is_number(y: object) -> TypeGuard[float]:
-  """True for a value that can be drawn; damaged files hold others."""
-  return isinstance(y, numbers.Real) and math.isfinite(y)
 
 
 def thin(points: Points, limit: int = MAX_POINTS) -> list:

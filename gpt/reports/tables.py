@@ -2,9 +2,10 @@
 
 import json
 
-from gpt.reports.markup import Markup, element, escape, join, number
+from gpt.reports.markup import Markup, element, escape, join
 from gpt.runs.config_file import flatten
 from gpt.runs.info import versions
+from gpt.runs.metrics import number
 from gpt.runs.record import RunRecord
 
 EVAL_COLUMNS = {

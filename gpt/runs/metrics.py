@@ -1,16 +1,22 @@
 """metrics.jsonl and the clock of a run."""
 
+import functools
 import json
+import logging
 import math
+import numbers
 import os
 import pathlib
 import time
-from typing import Any
+from typing import Any, TypeGuard
 
 from gpt.errors import UserError
-from gpt.files import write_atomic
+from gpt.runs import log_file
 
+logger = logging.getLogger(__name__)
 FILE = 'metrics.jsonl'
+# Longer lines, and steps above the integers of a double, are damage.
+MAX_LINE_BYTES, MAX_STEP = 1 << 20, 2**53
 
 
 class MetricsLog:
@@ -35,21 +41,37 @@ class MetricsLog:
     if not active:
       return
     path = pathlib.Path(workdir) / FILE
-    if path.exists():
+    log_file.set_aside(path)
+    if path.is_file():
       self._keep(path, resume_step)
-    self._file = path.open('a', encoding='utf-8')
+    self._file = log_file.LogFile(path)
     if tensorboard:
       self._tensorboard = _summary_writer(workdir, resume_step)
 
   def _keep(self, path: pathlib.Path, resume_step: int) -> None:
-    kept = [x for x in read(path) if x['step'] <= resume_step and resume_step]
+    """Drops the lines after `resume_step`, sets damaged ones aside."""
+    try:
+      data = path.read_bytes()
+    except OSError:
+      return  # LogFile warns.
+    lines, damaged = parse(data)
+    if damaged:
+      copy = log_file.unused_name(path)
+      log_file.replace(copy, data)
+      logger.warning(
+        f'{path}: left out {_damaged_lines(damaged)}; the file as it was is '
+        f'{copy.name}'
+      )
+    kept = [x for x in lines if x['step'] <= resume_step and resume_step]
     for line in kept:
       if 'val_loss' in line:
         self.recent_losses = []
-      elif line.get('loss') is not None:
-        self.recent_losses.append((line['loss'], line.get('tokens', 1.0)))
+      elif is_number(line.get('loss')):
+        tokens = line.get('tokens', 1.0)
+        tokens = tokens if is_number(tokens) else 1.0
+        self.recent_losses.append((line['loss'], tokens))
     text = ''.join(json.dumps(line) + '\n' for line in kept)
-    write_atomic(path, text.encode())
+    log_file.replace(path, text.encode())
 
   def write(self, step: int, **values: float | str) -> None:
     """Appends a line."""
@@ -61,12 +83,13 @@ class MetricsLog:
         line[name] = value
       else:
         line[name] = float(value) if math.isfinite(value) else None
-    self._file.write(json.dumps(line) + '\n')
-    self._file.flush()
-    if self._tensorboard:
-      for name, value in line.items():
+    self._file.append((json.dumps(line) + '\n').encode())
+    try:
+      for name, value in line.items() if self._tensorboard else ():
         if name != 'step' and isinstance(value, (int, float)):
           self._tensorboard.add_scalar(name, value, step)
+    except OSError as e:
+      self._tensorboard = _no_tensorboard(e)
 
   def write_end(
     self, step: int, outcome: str, full: dict, elapsed_s: float
@@ -88,8 +111,11 @@ class MetricsLog:
     """Closes the files."""
     if self._file:
       self._file.close()
-    if self._tensorboard:
-      self._tensorboard.close()
+    try:
+      if self._tensorboard:
+        self._tensorboard.close()
+    except OSError as e:
+      _no_tensorboard(e)
 
 
 def _summary_writer(workdir: str | os.PathLike, resume_step: int) -> Any:
@@ -99,26 +125,90 @@ def _summary_writer(workdir: str | os.PathLike, resume_step: int) -> Any:
     raise UserError(
       "--config.tensorboard needs tensorboardX: pip install 'rgpt[tensorboard]'"
     ) from e
-  return SummaryWriter(
-    str(pathlib.Path(workdir) / 'tensorboard'), purge_step=resume_step + 1
+  directory = pathlib.Path(workdir) / 'tensorboard'
+  try:
+    return SummaryWriter(str(directory), purge_step=resume_step + 1)
+  except OSError as e:
+    return _no_tensorboard(e)
+
+
+def _no_tensorboard(error: OSError) -> None:
+  logger.warning(
+    f'TensorBoard files cannot be written ({error.strerror or error}): '
+    f'training goes on without them, and {FILE} has their numbers'
   )
 
 
-def read(path: str | os.PathLike) -> list[dict]:
-  """The lines of a metrics.jsonl, up to the first that is not valid JSON."""
-  lines = []
-  for text in pathlib.Path(path).read_text(encoding='utf-8').splitlines():
-    try:
-      lines.append(json.loads(text))
-    except json.JSONDecodeError:
-      break
+def read(path: str | os.PathLike, warn: bool = True) -> list[dict]:
+  """The lines of a metrics.jsonl; damaged ones are left out with a warning.
+
+  Every line has a `step`, an int of 0 or more; all values are strings, numbers,
+  booleans or None.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  lines, damaged = parse(log_file.read(path))
+  if damaged and warn:
+    _warn_of_damage(str(path), damaged)
   return lines
 
 
-def read_lines(workdir: str | os.PathLike) -> list[dict]:
+@functools.cache
+def _warn_of_damage(path: str, lines: int) -> None:
+  """Once per file: several parts of a report read it."""
+  logger.warning(f'{path}: left out {_damaged_lines(lines)}')
+
+
+def _damaged_lines(n: int) -> str:
+  return f'{n} damaged line{"s" if n > 1 else ""}'
+
+
+def parse(data: bytes) -> tuple[list[dict], int]:
+  """(lines, how many others there are that cannot be read).
+
+  The last line may be incomplete, which is no damage: the run was killed.
+  """
+  *whole, last = data.split(b'\n')
+  parsed = [_parse_line(text) for text in whole if text.strip()]
+  lines = [line for line in parsed if line is not None]
+  damaged = len(parsed) - len(lines)
+  if (line := _parse_line(last)) is not None:
+    lines.append(line)
+  return lines, damaged
+
+
+def _parse_line(text: bytes) -> dict | None:
+  """One line as a dict with a `step`; None if it is damaged."""
+  text = text.strip(b'\x00 \t\r')  # A crash may leave NULs where a write was.
+  if len(text) > MAX_LINE_BYTES:
+    return None
+  try:
+    line = json.loads(text.decode('utf-8'))
+  except (ValueError, RecursionError):
+    return None
+  step = line.get('step') if isinstance(line, dict) else None
+  if type(step) is not int or not 0 <= step <= MAX_STEP:
+    return None
+  return {name: x for name, x in line.items() if _is_plain(x)}
+
+
+def _is_plain(value: Any) -> bool:
+  """Whether a value is one that this program writes."""
+  if isinstance(value, int):
+    return abs(value) <= MAX_STEP
+  return value is None or isinstance(value, (str, float))
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+  """Whether a value of a run's files can be drawn or added: finite."""
+  return isinstance(value, numbers.Real) and abs(value) < 1e300
+
+
+def read_lines(workdir: str | os.PathLike, warn: bool = True) -> list[dict]:
   """The lines of a run; [] if nothing was trained."""
   path = pathlib.Path(workdir) / FILE
-  return read(path) if path.exists() else []
+  return read(path, warn) if path.exists() else []
 
 
 def end_of(lines: list[dict]) -> dict:
@@ -138,7 +228,7 @@ def lacks_end(workdir: str | os.PathLike, step: int) -> bool:
 
   An imported run has no lines at all and lacks nothing.
   """
-  lines = read_lines(workdir)
+  lines = read_lines(workdir, warn=False)  # MetricsLog will.
   return bool(lines) and not any(
     line['step'] == step and 'outcome' in line for line in lines
   )
@@ -186,3 +276,12 @@ def count(n: float) -> str:
     if n >= size:
       return f'{n / size:.3g}{unit}'
   return f'{n:.3g}'
+
+
+def number(value: object, spec: str) -> str:
+  """A formatted number; '' for None, and what is no number as it is."""
+  if value is None:
+    return ''
+  if is_number(value) and not isinstance(value, bool):
+    return format(value, spec)
+  return str(value)

@@ -8,12 +8,14 @@ from typing import Any
 import jax
 
 from gpt.decoding import prompt, sampling
-from gpt.files import write_atomic
 from gpt.model import GPT
 from gpt.model.params import Params
+from gpt.runs import log_file
 from gpt.tokenizers import Tokenizer
 
 FILE = 'samples.txt'
+# More digits than a step has are text that a model wrote.
+_HEAD = re.compile(rb'^--- step (\d{1,15})\n', re.MULTILINE)
 
 
 def write(
@@ -59,33 +61,35 @@ def write(
   if format == 'chat' and given:
     text = f'\n{text}'
   keep(workdir, step - 1)  # The last eval may have written this one.
-  path = pathlib.Path(workdir) / FILE
-  with path.open('a', encoding='utf-8', newline='') as file:
-    file.write(f'--- step {step}\n{given}{text}\n')
+  file = log_file.LogFile(pathlib.Path(workdir) / FILE)
+  file.append(f'--- step {step}\n{given}{text}\n'.encode('utf-8', 'replace'))
+  file.close()
   return text
 
 
 def keep(workdir: str | os.PathLike, step: int) -> None:
   """Drops samples after `step`: a run that resumes there writes them again."""
   path = pathlib.Path(workdir) / FILE
-  if not path.exists():
+  log_file.set_aside(path)
+  if not path.is_file():
     return
-  with path.open(encoding='utf-8', newline='') as file:
-    text = file.read()
-  for match in re.finditer(r'^--- step (\d+)$', text, re.MULTILINE):
+  data = log_file.read(path)
+  for match in re.finditer(rb'^--- step (\d{1,15})$', data, re.MULTILINE):
     if int(match[1]) > step:
-      write_atomic(path, text[: match.start()].encode())
+      log_file.replace(path, data[: match.start()])
       return
 
 
 def read(workdir: str | os.PathLike) -> list[tuple[int, str]]:
-  """[(step, text)], oldest first; [] if there is no samples.txt."""
+  """[(step, text)], oldest first; [] if there is no samples.txt.
+
+  Bytes that are no UTF-8 become U+FFFD.
+  """
   path = pathlib.Path(workdir) / FILE
   if not path.exists():
     return []
-  with path.open(encoding='utf-8', newline='') as file:
-    parts = re.split(r'^--- step (\d+)\n', file.read(), flags=re.MULTILINE)
+  parts = _HEAD.split(log_file.read(path))
   return [
-    (int(step), text.removesuffix('\n'))
+    (int(step), text.decode('utf-8', 'replace').removesuffix('\n'))
     for step, text in zip(parts[1::2], parts[2::2])
   ]
