@@ -6,11 +6,23 @@ bug in rgpt and keeps its traceback.
 
 import contextlib
 import os
+import reprlib
 from collections.abc import Iterator
+from typing import Any
+
+MOST_QUOTED = 200  # Characters of a file that one message may quote.
 
 
 class UserError(ValueError):
   """Says what was given, what is allowed and what to change."""
+
+
+def quoted(value: Any) -> str:
+  """`value` as Python source, shortened; safe to print on a terminal."""
+  short = reprlib.Repr()
+  short.maxstring = short.maxother = short.maxlong = MOST_QUOTED
+  text = short.repr(value)
+  return text if len(text) <= MOST_QUOTED else f'{text[: MOST_QUOTED - 3]}...'
 
 
 @contextlib.contextmanager

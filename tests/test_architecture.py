@@ -19,10 +19,11 @@ from tests.support.workdirs import ROOT
 
 # Everything that a package or module may import besides itself. `model` stands
 # for gpt.model, and a module in the folder gpt/ for itself.
-BASE = {'errors', 'files', 'terminal', 'logs', 'devices'}
+BASE = {'errors', 'files', 'fields', 'terminal', 'logs', 'devices'}
 MAY_IMPORT = {
   'errors': set(),
   'files': {'errors'},
+  'fields': {'errors', 'files'},
   'terminal': set(),
   'logs': {'terminal'},
   'devices': {'errors', 'logs'},

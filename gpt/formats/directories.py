@@ -4,13 +4,13 @@ This module imports no JAX: `launch.export` checks its --output first.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from gpt.errors import UserError, explained_writes
+from gpt.files import read_json
 from gpt.model import GPTConfig
 from gpt.tokenizers import Tokenizer
 
@@ -140,19 +140,6 @@ def make_directory(directory: Path) -> pathlib.Path:
   with explained_writes(directory):
     pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
   return pathlib.Path(directory)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-  """Reads a JSON object; UserError if the file holds anything else."""
-  try:
-    value = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
-  except OSError as e:
-    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
-  except ValueError as e:
-    raise UserError(f'{path} is not JSON: {e}') from e
-  if not isinstance(value, dict):
-    raise UserError(f'{path} does not hold a JSON object')
-  return value
 
 
 def check_vocab_size(

@@ -15,14 +15,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpt.errors import UserError, explained_writes
-from gpt.files import write_atomic
+from gpt.files import read_json, write_atomic
 from gpt.formats import tokenizer_json
 from gpt.formats.directories import (
   ForeignModel,
   Path,
   check_vocab_size,
   make_directory,
-  read_json,
 )
 from gpt.formats.markdown import escape
 from gpt.formats.tensors import (

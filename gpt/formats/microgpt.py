@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpt.errors import UserError, explained_writes
+from gpt.fields import read_fields
 from gpt.files import write_atomic
 from gpt.formats import tokenizer_json
 from gpt.formats.directories import (
@@ -24,7 +25,6 @@ from gpt.formats.directories import (
   Path,
   check_vocab_size,
   make_directory,
-  read_json,
 )
 from gpt.formats.tensors import (
   from_tensors,
@@ -33,7 +33,7 @@ from gpt.formats.tensors import (
   write_tensors,
 )
 from gpt.model import GPTConfig
-from gpt.model.config import unrepresentable
+from gpt.model.config import LARGEST, unrepresentable
 from gpt.model.params import Params
 from gpt.tokenizers import Tokenizer
 from gpt.tokenizers.base import EOS
@@ -149,25 +149,21 @@ def read_microgpt(directory: Path) -> ForeignModel:
     UserError: missing, damaged or contradictory files.
   """
   directory = pathlib.Path(directory)
-  meta = read_json(directory / META)
-  for name in ('vocab_size', *META_SHAPE):
-    if not isinstance(meta.get(name), int) or meta[name] < 1:
-      raise UserError(
-        f'{directory / META}: {name} is {meta.get(name)!r}; a whole number '
-        'above 0 is needed'
-      )
-  options: dict[str, Any] = {name: meta[name] for name in META_SHAPE}
-  options['arch'] = 'microgpt'
-  cfg = GPTConfig(vocab_size=meta['vocab_size'], **options)
+  meta = read_fields(directory / META)
+  options: dict[str, Any] = {
+    name: meta.integer(name, 1, LARGEST[name]) for name in META_SHAPE
+  }
+  vocab_size = meta.integer('vocab_size', 1, LARGEST['vocab_size'])
+  cfg = GPTConfig(vocab_size=vocab_size, arch='microgpt', **options)
   params = from_tensors(
     read_tensors(directory / WEIGHTS), cfg, directory / WEIGHTS
   )
   tokenizer = read_hf_json(directory / TOKENIZER)
   check_vocab_size(tokenizer, cfg, directory)
-  for name in meta.get('special_tokens') or ():
+  for name in meta.items('special_tokens', (), of=str):
     if f'<|{name}|>' not in tokenizer.special_tokens:
       raise UserError(
         f'{directory / META} names the special token {name!r}, which '
         f'{TOKENIZER} does not have'
       )
-  return ForeignModel(options, params, tokenizer)
+  return ForeignModel({**options, 'arch': 'microgpt'}, params, tokenizer)

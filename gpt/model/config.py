@@ -30,6 +30,15 @@ EVERYWHERE: Holds = dict.fromkeys(FORMATS, ANY)
 DTYPES = ('float32', 'bfloat16', 'mixed')
 POSITIONS = ('learned', 'rope')
 MLPS = ('relu2', 'relu', 'gelu', 'swiglu')
+# What files may ask for: far above every model in use, far below what would
+# take hours to build.
+LARGEST = {
+  'vocab_size': 1 << 22,
+  'n_embd': 1 << 16,
+  'n_head': 1 << 12,
+  'n_layer': 1 << 12,
+  'block_size': 1 << 24,
+}
 # arch -> MLP, init std, std of the position embedding relative to it.
 ARCHS = {
   'randy': ('relu2', 0.02, 0.5),

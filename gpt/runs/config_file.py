@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpt.errors import UserError
-from gpt.files import write_atomic
+from gpt.fields import Fields
+from gpt.files import read_json, write_atomic
 from gpt.model.config import RUNTIME, GPTConfig, option_names
 
 CONFIG = 'config.json'
 # Raised when older versions would misread the file. 0.1 wrote no number.
 FORMAT_VERSION = 1
 FORMAT_KEY = 'format_version'
+GROUPS = ('model', 'opt', 'data', 'eval', 'checkpoint', 'sample', 'parallel')
 FIXED_KEYS = (
   'data.format',
   'data.tokenizer',
@@ -57,19 +59,20 @@ def read_config(workdir: str | os.PathLike) -> dict | None:
   """
   path = pathlib.Path(workdir) / CONFIG
   try:
-    config = json.loads(path.read_text(encoding='utf-8'))
-  except (FileNotFoundError, NotADirectoryError):
-    return None
-  except (OSError, ValueError) as e:
-    raise UserError(f'cannot read {path}: {e}') from e
-  if isinstance(config, dict):
-    check_version(config.pop(FORMAT_KEY, 1), path)
-  ours = isinstance(config, dict) and isinstance(config.get('model'), dict)
-  if not ours or 'total_steps' not in config:
+    config = read_json(path)
+  except UserError as e:
+    if isinstance(e.__cause__, FileNotFoundError | NotADirectoryError):
+      return None
+    raise
+  check_version(config.pop(FORMAT_KEY, 1), path)
+  if not isinstance(config.get('model'), dict) or 'total_steps' not in config:
     raise UserError(
       f'{path} was not written by this program and will not be overwritten. '
       'Name another --workdir'
     )
+  fields = Fields(config, path)
+  for name in GROUPS:
+    fields.mapping(name)
   return config
 
 

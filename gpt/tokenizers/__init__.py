@@ -6,7 +6,6 @@ Hugging Face's tokenizer.json (huggingface).
 """
 
 import codecs
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gpt.errors import UserError
-from gpt.tokenizers.base import BOS, EOS, META_FILE
+from gpt.fields import read_fields
+from gpt.files import read_json
+from gpt.tokenizers.base import BOS, EOS, MAX_VOCAB, META_FILE
 from gpt.tokenizers.char import CharTokenizer, build_char
 from gpt.tokenizers.huggingface import (
   HF_FILE,
@@ -30,6 +31,7 @@ from gpt.tokenizers.sentencepiece import (
   MODEL_FILE,
   SentencePieceTokenizer,
   build_sentencepiece,
+  read_sentencepiece,
 )
 
 __all__ = [
@@ -44,6 +46,9 @@ __all__ = [
   'build_tokenizer',
   'load_tokenizer',
 ]
+
+
+KINDS = ('char', 'sentencepiece', 'randygpt', 'hf')
 
 
 class Tokenizer(Protocol):
@@ -177,42 +182,33 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     if is_hf_json(_parsed(path)):
       return read_hf_json(path)
     return read_vocab_json(path)
-  try:
-    return SentencePieceTokenizer(path.read_bytes())
-  except OSError as e:
-    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
-  except UserError as e:
-    raise UserError(f'{path}: {e}') from e
+  return read_sentencepiece(path)
 
 
 def _parsed(path: pathlib.Path) -> Any:
   """The file's JSON, or None if it is none."""
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError):
+    return read_json(path)
+  except UserError:
     return None
 
 
 def _load_directory(directory: pathlib.Path) -> Tokenizer:
   meta_path = directory / META_FILE
   try:
-    meta = json.loads(meta_path.read_text(encoding='utf-8'))
-    if is_hf_json(meta):
-      return HfTokenizer(meta_path.read_bytes())
-    kind = meta['kind']
+    meta = read_fields(meta_path)
+    if is_hf_json(meta.values):
+      return read_hf_json(meta_path)
+    kind = meta.choice('kind', KINDS)
+    asked = meta.integer('requested_vocab_size', 0, MAX_VOCAB, 0)
+    names = meta.items('special_tokens', (), of=str)
     if kind == 'char':
-      return CharTokenizer.from_meta(meta)
+      return CharTokenizer(meta.items('chars', of=str), names)
     if kind == 'sentencepiece':
-      model = (directory / meta['model']).read_bytes()
-      return SentencePieceTokenizer(model, meta.get('requested_vocab_size', 0))
+      meta.choice('model', (MODEL_FILE,))
+      return read_sentencepiece(directory / MODEL_FILE, asked)
     if kind == 'hf':
-      data = (directory / HF_FILE).read_bytes()
-      return HfTokenizer(data, meta.get('requested_vocab_size', 0))
-    if kind == 'randygpt':
-      names = meta.get('special_tokens', ())
-      return read_vocab_json(directory / VOCAB_FILE, names)
+      return read_hf_json(directory / HF_FILE, asked)
+    return read_vocab_json(directory / VOCAB_FILE, names)
   except UserError as e:
     raise UserError(f'{directory}: {e}') from e
-  except (OSError, ValueError, TypeError, KeyError) as e:
-    raise UserError(f'damaged tokenizer in {directory}: {e!r}') from e
-  raise UserError(f'unknown tokenizer kind {kind!r} in {meta_path}')

@@ -21,6 +21,8 @@ from gpt.files import write_atomic
 BOS = '<|bos|>'
 EOS = '<|eos|>'
 META_FILE = 'tokenizer.json'
+MAX_VOCAB = 1 << 22  # Ids; the largest vocabularies in use have 2^18.
+MAX_FILE_BYTES = 64 << 20  # Of one file of a tokenizer.
 
 
 def iter_lines(text: str) -> Iterator[str]:

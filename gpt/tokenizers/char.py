@@ -65,11 +65,6 @@ class CharTokenizer(BaseTokenizer):
     names = list(self.special_tokens)[2:]
     return {'chars': self.chars, 'special_tokens': names}
 
-  @classmethod
-  def from_meta(cls, meta: dict[str, Any]) -> 'CharTokenizer':
-    """Inverse of `_meta`."""
-    return cls(meta['chars'], meta.get('special_tokens', ()))
-
 
 def build_char(
   texts: Iterable[str], special_tokens: Sequence[str] = ()

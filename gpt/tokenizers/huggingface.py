@@ -9,7 +9,6 @@ microgpt's, our vocabularies hold all 256 bytes, so that no text is lost.
 import functools
 import json
 import os
-import pathlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from gpt.errors import UserError
+from gpt.files import read_bytes
 from gpt.tokenizers.base import (
   BOS,
   EOS,
+  MAX_FILE_BYTES,
   BaseTokenizer,
   check_special_tokens,
   replace_surrogates,
@@ -284,12 +285,12 @@ def build_hf(
   return HfTokenizer(tokenizer.to_str().encode(), vocab_size)
 
 
-def read_hf_json(path: str | os.PathLike[str]) -> HfTokenizer:
+def read_hf_json(
+  path: str | os.PathLike[str], requested_vocab_size: int = 0
+) -> HfTokenizer:
   """Reads a tokenizer.json; UserError names the file and the fault."""
-  path = pathlib.Path(path)
+  data = read_bytes(path, MAX_FILE_BYTES)
   try:
-    return HfTokenizer(path.read_bytes())
-  except OSError as e:
-    raise UserError(f'cannot read {path}: {e.strerror}') from e
+    return HfTokenizer(data, requested_vocab_size)
   except UserError as e:
     raise UserError(f'{path}: {e}') from e

@@ -8,13 +8,20 @@ right, until none applies.
 import heapq
 import json
 import os
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from gpt.errors import UserError
-from gpt.tokenizers.base import BOS, EOS, BaseTokenizer, check_special_tokens
+from gpt.errors import UserError, quoted
+from gpt.fields import read_fields
+from gpt.tokenizers.base import (
+  BOS,
+  EOS,
+  MAX_FILE_BYTES,
+  MAX_VOCAB,
+  BaseTokenizer,
+  check_special_tokens,
+)
 
 VOCAB_FILE = 'vocab.json'
 
@@ -183,25 +190,20 @@ def read_vocab_json(
   path: str | os.PathLike[str], special_tokens: Sequence[str] = ()
 ) -> RandyTokenizer:
   """Reads RandyGPT's vocab.json; UserError names the file and the fault."""
-  path = pathlib.Path(path)
+  fields = read_fields(path, max_bytes=MAX_FILE_BYTES)
   try:
-    data = json.loads(path.read_text(encoding='utf-8'))
-  except OSError as e:
-    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
-  except (UnicodeDecodeError, json.JSONDecodeError) as e:
-    raise UserError(f'{path} is not a JSON file: {e}') from e
-  try:
-    vocab, merges = data['vocab'], data['merges']
-    ok = all(isinstance(t, str) for t in vocab) and all(
-      len(m) == 2 and all(isinstance(t, str) for t in m) for m in merges
-    )
-  except (TypeError, KeyError):
-    ok = False
-  if not ok:
+    vocab = fields.items('vocab', of=str, most=MAX_VOCAB)
+    merges = fields.items('merges', of=list, most=MAX_VOCAB)
+  except UserError as e:
     raise UserError(
-      f'{path} is not a RandyGPT vocabulary: expected '
-      '{"vocab": [token, ...], "merges": [[left, right], ...]}'
-    )
+      f'{path} is not a RandyGPT vocabulary, which is {{"vocab": [token, ...], '
+      f'"merges": [[left, right], ...]}}: {e}'
+    ) from e
+  for i, merge in enumerate(merges):
+    if len(merge) != 2 or not all(isinstance(t, str) for t in merge):
+      raise UserError(
+        f'{path}: merges[{i}] is {quoted(merge)}; allowed: two strings'
+      )
   try:
     return RandyTokenizer(vocab, merges, special_tokens)
   except UserError as e:

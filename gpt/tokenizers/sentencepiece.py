@@ -7,6 +7,7 @@ user-defined symbol makes encoding line by line equal to encoding the whole.
 
 import io
 import logging
+import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -15,9 +16,11 @@ import numpy as np
 import sentencepiece as spm
 
 from gpt.errors import UserError
+from gpt.files import read_bytes
 from gpt.tokenizers.base import (
   BOS,
   EOS,
+  MAX_FILE_BYTES,
   BaseTokenizer,
   check_special_tokens,
   iter_lines,
@@ -239,3 +242,14 @@ def build_sentencepiece(
       f'text need an id; try vocab_size={least + 256} or more'
     ) from e
   return SentencePieceTokenizer(model.getvalue(), vocab_size)
+
+
+def read_sentencepiece(
+  path: str | os.PathLike[str], requested_vocab_size: int = 0
+) -> SentencePieceTokenizer:
+  """Reads a SentencePiece model; UserError names the file and the fault."""
+  data = read_bytes(path, MAX_FILE_BYTES)
+  try:
+    return SentencePieceTokenizer(data, requested_vocab_size)
+  except UserError as e:
+    raise UserError(f'{path}: {e}') from e

@@ -303,7 +303,7 @@ def test_a_half_precision_directory_is_read(by_hand, tmp_path):
       {'block_size': 25},
       r'wpe: expected \(25, 24\) from the config, found \(24, 24\)',
     ),
-    ({'n_embd': '24'}, "n_embd is '24'; a whole number"),
+    ({'n_embd': '24'}, "n_embd is '24'; allowed: a whole number"),
     ({'special_tokens': ['user', 'tool']}, "the special token 'tool'"),
   ],
 )

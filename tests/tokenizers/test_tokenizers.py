@@ -184,14 +184,22 @@ def test_vocab_json_round_trip_is_byte_identical(tmp_path, randy):
 @pytest.mark.parametrize(
   'content, message',
   [
-    ('{', 'not a JSON file'),
-    ('[]', 'not a RandyGPT vocabulary'),
+    ('{', 'not JSON'),
+    ('[]', 'allowed: a JSON object'),
+    ('{"vocab": []}', 'not a RandyGPT vocabulary.*merges is missing'),
     ('{"vocab": ["a"], "merges": []}', 'must begin with'),
     (
       '{"vocab": ["<|bos|>", "<|eos|>", "a"], "merges": [["a", "b"]]}',
       "needs the token 'b'",
     ),
-    ('{"vocab": ["<|bos|>", "<|eos|>", 3], "merges": []}', 'expected'),
+    (
+      '{"vocab": ["<|bos|>", "<|eos|>", 3], "merges": []}',
+      r'vocab\[2\] is 3; allowed: a string',
+    ),
+    (
+      '{"vocab": ["<|bos|>", "<|eos|>", "a"], "merges": [["a", 1]]}',
+      r"merges\[0\] is \['a', 1\]; allowed: two strings",
+    ),
   ],
 )
 def test_broken_vocab_json_names_file_and_fault(tmp_path, content, message):
