@@ -171,7 +171,7 @@ def write_completion(job: Job, start: 'Prompt', s: 'SamplingSettings') -> None:
   """Streams one completion, and a line end unless it closes with one."""
   from gpt.decoding.prompt import TurnDecoder
 
-  decoder, last = TurnDecoder(job.loaded.tokenizer, start.names), ''
+  decoder, last = TurnDecoder(job.loaded.tokenizer, start), ''
   for _, new in job.generate(start, s):
     piece = decoder.feed(new)
     write(piece)

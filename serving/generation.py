@@ -123,7 +123,9 @@ def chat(
 
 def encode(tokenizer: Tokenizer, prompt: Any) -> np.ndarray:
   """int32[n] of a prompt (str or ids); BOS stands in for an empty one."""
-  ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+  ids = prompt
+  if isinstance(prompt, str):
+    ids = [*tokenizer.prefix_ids, *tokenizer.encode(prompt).tolist()]
   return np.array(ids if len(ids) else [tokenizer.bos_id], np.int32)
 
 

@@ -198,12 +198,15 @@ def encode_pieces(
     unknown: gets the counts of characters that encoding drops.
   """
   eos = np.array([tokenizer.eos_id], np.int32)
+  encode = tokenizer.encode
   for piece in pieces:
     if piece is None:
+      encode = tokenizer.encode
       yield eos, 0
       continue
     add_unknown(tokenizer, piece, unknown)
-    yield tokenizer.encode(piece), len(piece)
+    yield encode(piece), len(piece)
+    encode = tokenizer.encode_more
 
 
 def add_unknown(

@@ -74,7 +74,8 @@ def read_prompt(
 
 def text_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
   """A plain-text prompt; an empty one starts from BOS."""
-  ids = tokenizer.encode(text).tolist() or [tokenizer.bos_id]
+  ids = [*tokenizer.prefix_ids, *tokenizer.encode(text).tolist()]
+  ids = ids or [tokenizer.bos_id]
   bias_V = generation.ban_bias(tokenizer)
   return Prompt(ids, (tokenizer.eos_id,), bias_V, {})
 
@@ -102,11 +103,12 @@ class TurnDecoder:
   """Streams tokens to text: whole characters only, special tokens by name.
 
   Args:
-    names: see Prompt.names.
+    prompt: what the tokens complete.
   """
 
-  def __init__(self, tokenizer: Tokenizer, names: dict[int, str]) -> None:
-    self._text, self._names = StreamDecoder(tokenizer), names
+  def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
+    self._text = StreamDecoder(tokenizer, after=prompt.ids[-1])
+    self._names = prompt.names
 
   def feed(self, tokens: list[int] | None) -> str:
     """The text of the next tokens; None flushes an incomplete character."""
@@ -138,7 +140,7 @@ def complete(
   """
   if isinstance(prompt, str):
     prompt = text_prompt(tokenizer, prompt)
-  decoder = TurnDecoder(tokenizer, prompt.names)
+  decoder = TurnDecoder(tokenizer, prompt)
   for _, tokens in generation.generate(
     model,
     params,

@@ -17,13 +17,15 @@ from numpy.typing import ArrayLike
 from gpt.errors import UserError
 from gpt.fields import read_fields
 from gpt.files import read_json
-from gpt.tokenizers.base import BOS, EOS, MAX_VOCAB, META_FILE
+from gpt.tokenizers.base import BOS, EOS, MAX_FILE_BYTES, MAX_VOCAB, META_FILE
 from gpt.tokenizers.char import CharTokenizer, build_char
+from gpt.tokenizers.hf_directory import MODEL, read_tokenizer
 from gpt.tokenizers.huggingface import (
   HF_FILE,
   HfTokenizer,
   build_hf,
   is_hf_json,
+  marks_documents,
   read_hf_json,
 )
 from gpt.tokenizers.randygpt import VOCAB_FILE, RandyTokenizer, read_vocab_json
@@ -63,6 +65,11 @@ class Tokenizer(Protocol):
   unsampleable_ids: tuple[int, ...]
   # Size that training asked for; 0 if the tokenizer was not trained for a run.
   requested_vocab_size: int
+  # Ids that the model expects before a text: BOS for some models, or none.
+  prefix_ids: tuple[int, ...]
+  # One space at the beginning of a decoded text is dropped (SentencePiece's
+  # dummy prefix, which `encode` puts there).
+  strips_space: bool
 
   @property
   def vocab_size(self) -> int: ...
@@ -74,6 +81,10 @@ class Tokenizer(Protocol):
 
   def encode(self, text: str) -> np.ndarray:
     """int32[n] ids, without BOS or EOS."""
+    ...
+
+  def encode_more(self, text: str) -> np.ndarray:
+    """int32[n] ids of text that continues a text: no prefix is put before."""
     ...
 
   def decode(self, ids: ArrayLike) -> str:
@@ -98,15 +109,25 @@ class StreamDecoder:
 
   The results of feed() and the final flush(), joined, equal decode() of all
   ids at once.
+
+  Args:
+    after: the id before the first; text that continues a text keeps the space
+      that decode() drops at the beginning.
   """
 
-  def __init__(self, tokenizer: Tokenizer) -> None:
+  def __init__(self, tokenizer: Tokenizer, after: int | None = None) -> None:
     self._tokenizer = tokenizer
     self._utf8 = codecs.getincrementaldecoder('utf-8')('replace')
+    continues = after is not None and tokenizer.token_bytes(after)
+    self._strip = tokenizer.strips_space and not continues
 
   def feed(self, id: int) -> str:
     """Returns the characters that `id` completes, perhaps none."""
-    return self._utf8.decode(self._tokenizer.token_bytes(int(id)))
+    data = self._tokenizer.token_bytes(int(id))
+    if self._strip and data:
+      self._strip = False
+      data = data.removeprefix(b' ')
+    return self._utf8.decode(data)
 
   def flush(self) -> str:
     """Returns U+FFFD if a character is still incomplete, else ''."""
@@ -154,7 +175,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
   Args:
     path: a run's workdir (with tokenizer/), a directory with tokenizer.json
-      (ours or Hugging Face's), vocab.json or spm.model, or one of these files.
+      (ours or Hugging Face's), vocab.json, spm.model or tokenizer.model, or one
+      of these files.
 
   Raises:
     UserError: no such file, or not a tokenizer.
@@ -167,6 +189,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     for name in (VOCAB_FILE, MODEL_FILE):
       if (path / name).is_file():
         return load_tokenizer(path / name)
+    if (path / MODEL).is_file():
+      return read_tokenizer(path)
     raise UserError(
       f'no tokenizer in {path}: expected tokenizer/{META_FILE} (a workdir), '
       f'{META_FILE}, {VOCAB_FILE} or {MODEL_FILE}'
@@ -196,9 +220,12 @@ def _parsed(path: pathlib.Path) -> Any:
 def _load_directory(directory: pathlib.Path) -> Tokenizer:
   meta_path = directory / META_FILE
   try:
-    meta = read_fields(meta_path)
+    meta = read_fields(meta_path, max_bytes=MAX_FILE_BYTES)
     if is_hf_json(meta.values):
-      return read_hf_json(meta_path)
+      ours = marks_documents(meta.values)
+      return read_hf_json(meta_path) if ours else read_tokenizer(directory)
+    if 'vocab' in meta and 'kind' not in meta:
+      return read_vocab_json(meta_path)  # RandyGPT's own name for its file.
     kind = meta.choice('kind', KINDS)
     asked = meta.integer('requested_vocab_size', 0, MAX_VOCAB, 0)
     names = meta.items('special_tokens', (), of=str)
@@ -208,7 +235,14 @@ def _load_directory(directory: pathlib.Path) -> Tokenizer:
       meta.choice('model', (MODEL_FILE,))
       return read_sentencepiece(directory / MODEL_FILE, asked)
     if kind == 'hf':
-      return read_hf_json(directory / HF_FILE, asked)
+      given = meta.mapping('foreign', {})
+      foreign = {
+        'bos': given.text('bos', None),
+        'eos': given.text('eos', None),
+        'vocab_size': given.integer('vocab_size', 0, MAX_VOCAB, 0),
+        'add_bos': given.flag('add_bos', None),
+      }
+      return read_hf_json(directory / HF_FILE, asked, **foreign)
     return read_vocab_json(directory / VOCAB_FILE, names)
   except UserError as e:
     raise UserError(f'{directory}: {e}') from e

@@ -59,6 +59,7 @@ class BaseTokenizer:
   Attributes:
     kind, bos_id, eos_id, special_tokens, unsampleable_ids: see Tokenizer.
     requested_vocab_size: size asked for in training; a small text gives less.
+    prefix_ids, strips_space: see Tokenizer.
     _bytes: bytes of each id; b'' for control tokens.
   """
 
@@ -68,6 +69,8 @@ class BaseTokenizer:
   special_tokens: dict[str, int]
   unsampleable_ids: tuple[int, ...]
   requested_vocab_size: int = 0
+  prefix_ids: tuple[int, ...] = ()
+  strips_space: bool = False
   _bytes: list[bytes]
 
   @property
@@ -96,7 +99,18 @@ class BaseTokenizer:
       bad = int(ids[(ids < 0) | (ids >= len(self._bytes))][0])
       self.token_bytes(bad)
     table = self._bytes
-    return b''.join([table[i] for i in ids.tolist()]).decode('utf-8', 'replace')
+    data = b''.join([table[i] for i in ids.tolist()])
+    if self.strips_space:
+      data = data.removeprefix(b' ')
+    return data.decode('utf-8', 'replace')
+
+  def encode(self, text: str) -> np.ndarray:
+    """int32[n] ids, without BOS or EOS."""
+    raise NotImplementedError
+
+  def encode_more(self, text: str) -> np.ndarray:
+    """int32[n] ids of text that continues a text."""
+    return self.encode(text)
 
   def count_unknown(self, text: str) -> dict[str, int]:
     """Characters of `text` that encode() drops, with their counts."""

@@ -1,22 +1,30 @@
-"""Hugging Face's tokenizer.json, the tokenizer of microgpt's models.
+"""Hugging Face's tokenizer.json: microgpt's tokenizers and other models'.
 
 The `tokenizers` library (extra: hf) reads these files and trains new ones as
 microgpt does: byte-level BPE with the mark `<bos>` at both ends of a document
 and control tokens at the ids 0, 1, 2, ... in the order given. Unlike
 microgpt's, our vocabularies hold all 256 bytes, so that no text is lost.
+
+Tokenizers of other programs (GPT-2, Llama, SmolLM2, Qwen3, ...) give the ids
+that the library gives, with two exceptions: text never becomes a control token,
+and characters that Unicode's form NFC spells otherwise (Qwen3) are decoded in
+that form. One space is put before a text and removed again in decoding where
+SentencePiece does so (Llama 2).
 """
 
 import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpt.errors import UserError
 from gpt.files import read_bytes
+from gpt.tokenizers import hf_parts
 from gpt.tokenizers.base import (
   BOS,
   EOS,
@@ -25,6 +33,7 @@ from gpt.tokenizers.base import (
   check_special_tokens,
   replace_surrogates,
 )
+from gpt.tokenizers.hf_parts import byte_alphabet
 from gpt.tokenizers.sentencepiece import TRAIN_BYTES, training_lines
 
 # In a tokenizer directory tokenizer.json is our own file (with the kind).
@@ -55,35 +64,40 @@ def microgpt_token(name: str) -> str:
   return f'<{match[1]}>' if match else name
 
 
-@functools.cache
-def byte_alphabet() -> dict[str, int]:
-  """{character: byte} of byte-level BPE (GPT-2's bytes_to_unicode).
-
-  Printable bytes are represented by themselves, the others by U+0100 and the
-  following characters, in order.
-  """
-  plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  others = [b for b in range(256) if b not in plain]
-  table = {chr(b): b for b in plain}
-  return table | {chr(256 + i): b for i, b in enumerate(others)}
-
-
 class HfTokenizer(BaseTokenizer):
   """A tokenizer.json; encode and decode are thread-safe.
+
+  Without `bos` and `eos` it is one of ours or of microgpt: `<bos>` marks
+  documents, and the names of control tokens are spelled as ours ('<|user|>').
+  With them it is another program's, and the names stay as they are.
 
   Args:
     data: the file's bytes, kept unchanged.
     requested_vocab_size: see BaseTokenizer.
+    bos, eos: the tokens that begin and end a document; one serves for both if
+      the other is None.
+    vocab_size: rows of the model's embedding; the ids above the tokenizer's
+      are never sampled and have no text. 0: as many as the tokenizer has.
+    add_bos: whether BOS begins every text; None: as the file says.
 
   Raises:
     UserError: the `tokenizers` library is missing; `data` is no tokenizer.json,
-      is one that changes text (by a normalizer, a prefix space), or has no
-      `<bos>`.
+      is one that loses text, lacks `<bos>` or the named tokens, or has more
+      tokens than the model.
   """
 
   kind = 'hf'
 
-  def __init__(self, data: bytes, requested_vocab_size: int = 0) -> None:
+  def __init__(
+    self,
+    data: bytes,
+    requested_vocab_size: int = 0,
+    *,
+    bos: str | None = None,
+    eos: str | None = None,
+    vocab_size: int = 0,
+    add_bos: bool | None = None,
+  ) -> None:
     tokenizers = _library()
     try:
       self._tokenizer = tokenizers.Tokenizer.from_str(data.decode('utf-8'))
@@ -91,46 +105,120 @@ class HfTokenizer(BaseTokenizer):
       spec = json.loads(self._tokenizer.to_str())
     except Exception as e:  # The library raises bare Exception.
       raise UserError(f'not a Hugging Face tokenizer.json: {e}') from e
-    # Names of control tokens inside a text are encoded as text.
-    self._tokenizer.encode_special_tokens = True
-    self._tokenizer.no_truncation()
-    self._tokenizer.no_padding()
     self.data = data
     self.requested_vocab_size = requested_vocab_size
-    _check_lossless_parts(spec)
-    control = {
-      t['content']: t['id'] for t in spec['added_tokens'] if t['special']
+    hf_parts.check_readable(spec)
+    self._foreign = {
+      'bos': bos,
+      'eos': eos,
+      'vocab_size': vocab_size,
+      'add_bos': add_bos,
     }
-    names = {rgpt_token(content): id for content, id in control.items()}
-    if BOS not in names:
-      raise UserError(
-        'this tokenizer.json has no document mark: a special token <bos> (or '
-        f'{BOS}) is needed; its special tokens: {sorted(control) or "none"}'
-      )
-    self.bos_id = names[BOS]
-    self.eos_id = names.get(EOS, self.bos_id)  # microgpt: <bos> at both ends.
-    self.special_tokens = {BOS: self.bos_id, EOS: self.eos_id} | names
-    self.unsampleable_ids = tuple(sorted(set(control.values()) - {self.eos_id}))
-    self._bytes = self._table(spec, set(control.values()))
+    self._is_foreign = bool(bos or eos)
+    control = self._control_tokens(spec, bos, eos)
+    self.prefix_ids = self._prefix(bos, add_bos)
+    self._bytes = self._table(spec, control, vocab_size)
+    special = {t['id'] for t in spec['added_tokens'] if t['special']}
+    special |= {self.bos_id, self.eos_id}
+    used = self._tokenizer.get_vocab(with_added_tokens=True).values()
+    unused = set(range(len(self._bytes))) - set(used)
+    self.unsampleable_ids = tuple(sorted((special | unused) - {self.eos_id}))
+    self.normalizes = hf_parts.normalizes(spec)
+    self.strips_space = hf_parts.strips_space(spec)
+    self._has_prefix = hf_parts.has_prefix(spec)
+    self._text_only(spec)
     self._unknown_token = spec['model'].get('unk_token') is not None
     self._missing = self._missing_bytes(spec)
     self._check_round_trip(control)
 
-  def _table(self, spec: dict[str, Any], control: set[int]) -> list[bytes]:
+  def _control_tokens(
+    self, spec: dict[str, Any], bos: str | None, eos: str | None
+  ) -> dict[str, int]:
+    """Sets bos_id, eos_id and special_tokens; returns {token: id}."""
+    added = spec['added_tokens']
+    control = {t['content']: t['id'] for t in added if t['special']}
+    if not self._is_foreign:
+      names = {rgpt_token(content): id for content, id in control.items()}
+      if BOS not in names:
+        raise UserError(
+          'this tokenizer.json has no document mark: a special token <bos> (or '
+          f'{BOS}) is needed; its special tokens: {sorted(control) or "none"}'
+        )
+      self.bos_id = names[BOS]
+      self.eos_id = names.get(EOS, self.bos_id)  # microgpt: <bos> at both ends.
+      self.special_tokens = {BOS: self.bos_id, EOS: self.eos_id} | names
+      return control
+    white = {t['content'] for t in hf_parts.added_in_text(spec)}
+    control |= {
+      t['content']: t['id'] for t in added if t['content'] not in white
+    }
+    for name in filter(None, (bos, eos)):
+      id = self._tokenizer.token_to_id(name)
+      if id is None:
+        raise UserError(
+          f'this tokenizer.json has no token {name!r}, which should begin or '
+          f'end a text; its added tokens: {sorted(control) or "none"}'
+        )
+      control[name] = id
+    self.bos_id, self.eos_id = (
+      control[str(n)] for n in (bos or eos, eos or bos)
+    )
+    self.special_tokens = {BOS: self.bos_id, EOS: self.eos_id} | control
+    return control
+
+  def _prefix(self, bos: str | None, add_bos: bool | None) -> tuple[int, ...]:
+    """Ids before a text: those of the file's template, or BOS."""
+    if not self._is_foreign:
+      return ()
+    if add_bos is not None:
+      return (self.bos_id,) if add_bos and bos else ()
+    ids = self._tokenizer.encode('a').ids
+    inside = self._tokenizer.encode('a', add_special_tokens=False).ids
+    starts = range(len(ids) - len(inside) + 1)
+    n = next((i for i in starts if ids[i : i + len(inside)] == inside), 0)
+    return tuple(ids[:n])
+
+  def _table(
+    self, spec: dict[str, Any], control: dict[str, int], rows: int
+  ) -> list[bytes]:
     """Bytes of each id."""
     vocab = self._tokenizer.get_vocab(with_added_tokens=True)
-    if sorted(vocab.values()) != list(range(len(vocab))):
+    size = max(vocab.values()) + 1
+    if not self._is_foreign and sorted(vocab.values()) != list(range(size)):
       raise UserError(
         f'this tokenizer.json gives {len(vocab)} tokens ids that are not '
         f'0 to {len(vocab) - 1}'
       )
-    to_bytes = _token_reader(spec)
-    added = {t['id']: t['content'] for t in spec['added_tokens']}
-    table = [b''] * len(vocab)
+    if rows and size > rows:
+      raise UserError(
+        f'the tokenizer does not fit the model: it has {size:,} tokens, the '
+        f"model's embedding {rows:,} rows"
+      )
+    to_bytes = hf_parts.token_reader(spec)
+    added = {t['id']: t for t in spec['added_tokens']}
+    silent = {control[name] for name in control} - {
+      id for id, token in added.items() if not token['special']
+    }
+    table = [b''] * max(size, rows)
     for token, id in vocab.items():
-      if id not in control:
-        table[id] = added[id].encode() if id in added else to_bytes(token)
+      if id not in silent:
+        is_added = id in added
+        table[id] = (
+          added[id]['content'].encode() if is_added else to_bytes(token)
+        )
     return table
+
+  def _text_only(self, spec: dict[str, Any]) -> None:
+    """Makes names of control tokens inside a text ordinary text."""
+    white = hf_parts.added_in_text(spec)
+    marks = [t for t in spec['added_tokens'] if not t['special']]
+    if self._is_foreign and len(marks) > len(white):
+      # The library finds tokens that are not special in every text.
+      spec = {**spec, 'added_tokens': white}
+      self._tokenizer = _library().Tokenizer.from_str(json.dumps(spec))
+    self._tokenizer.encode_special_tokens = True
+    self._tokenizer.no_truncation()
+    self._tokenizer.no_padding()
 
   def _missing_bytes(self, spec: dict[str, Any]) -> frozenset[int] | None:
     """Bytes without a token, or None for vocabularies of whole characters."""
@@ -153,6 +241,10 @@ class HfTokenizer(BaseTokenizer):
         'this tokenizer.json turns text into control tokens: its special '
         'tokens must not be reachable by merges'
       )
+    if self.normalizes:
+      probe = unicodedata.normalize('NFC', probe)
+    if self.strips_space and not self.decode(ids).startswith(' '):
+      probe = probe.removeprefix(' ')  # The space served as the prefix.
     if self.decode(ids) != probe and not self._unknown_token:
       raise UserError(
         'this tokenizer.json does not reproduce the text it encodes; train '
@@ -166,13 +258,30 @@ class HfTokenizer(BaseTokenizer):
 
   def encode(self, text: str) -> np.ndarray:
     """int32[n] ids; characters without tokens are dropped."""
+    return self._encode(self._tokenizer, text)
+
+  def encode_more(self, text: str) -> np.ndarray:
+    """int32[n] ids of text that continues another: no space is put before."""
+    return self._encode(self._continuing, text)
+
+  def _encode(self, tokenizer: Any, text: str) -> np.ndarray:
     text = replace_surrogates(text)
-    if self._missing is None or self._missing:
+    if not self._is_foreign and (self._missing is None or self._missing):
       known = {c: not self._is_unknown(c) for c in set(text)}
       if not all(known.values()):
         text = ''.join(c for c in text if known[c])
-    encoding = self._tokenizer.encode(text, add_special_tokens=False)
+    encoding = tokenizer.encode(text, add_special_tokens=False)
     return np.array(encoding.ids, np.int32)
+
+  @functools.cached_property
+  def _continuing(self) -> Any:
+    """The library's tokenizer without SentencePiece's prefix."""
+    if not self._has_prefix:
+      return self._tokenizer
+    spec = hf_parts.without_prefix(json.loads(self._tokenizer.to_str()))
+    tokenizer = _library().Tokenizer.from_str(json.dumps(spec))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
   def count_unknown(self, text: str) -> dict[str, int]:
     """Characters of `text` without tokens, with their counts."""
@@ -184,61 +293,23 @@ class HfTokenizer(BaseTokenizer):
     return {HF_FILE: self.data}
 
   def _meta(self) -> dict[str, Any]:
-    return {'file': HF_FILE}
-
-
-def _check_lossless_parts(spec: dict[str, Any]) -> None:
-  """Raises UserError for parts of a tokenizer that change the text."""
-  problem = ''
-  steps = spec['pre_tokenizer'] or {}
-  for step in steps.get('pretokenizers', [steps]):
-    if step.get('add_prefix_space') and step['type'] == 'ByteLevel':
-      problem = 'puts a space before the text (add_prefix_space)'
-    elif step.get('behavior', 'Isolated').lower() == 'removed':
-      problem = 'removes what it splits the text at'
-    elif step.get('type') not in (None, 'ByteLevel', 'Split', 'Digits'):
-      problem = f'has a pre-tokenizer that may lose text ({step["type"]})'
-  if spec['normalizer'] is not None:
-    problem = f'changes the text first ({spec["normalizer"]["type"]})'
-  if spec['model']['type'] != 'BPE' or spec['model'].get('dropout'):
-    problem = f'is not plain BPE but {spec["model"]["type"]}'
-  if problem:
-    raise UserError(
-      f'this tokenizer.json {problem}: only lossless BPE can be read'
-    )
-
-
-def _token_reader(spec: dict[str, Any]) -> Callable[[str], bytes]:
-  """The function from a token's text to its bytes, as the decoder has it."""
-  decoder: dict[str, Any] = spec['decoder'] or {'type': 'none'}
-  steps = [step['type'] for step in decoder.get('decoders', [decoder])]
-  if steps == ['ByteLevel']:
-    alphabet = byte_alphabet()
-
-    def read(token: str) -> bytes:
-      if all(c in alphabet for c in token):
-        return bytes(alphabet[c] for c in token)
-      return token.encode()
-
-    return read
-  if steps in (['Fuse'], ['ByteFallback', 'Fuse']):
-
-    def read(token: str) -> bytes:
-      byte = re.fullmatch(r'<0x([0-9A-F]{2})>', token)
-      if byte and 'ByteFallback' in steps:
-        return bytes([int(byte[1], 16)])
-      return token.encode()
-
-    return read
-  raise UserError(
-    f'this tokenizer.json has the decoder {steps}: allowed are ByteLevel, '
-    'Fuse, and ByteFallback with Fuse'
-  )
+    foreign = {'foreign': self._foreign} if self._is_foreign else {}
+    return {'file': HF_FILE, **foreign}
 
 
 def is_hf_json(meta: Any) -> bool:
   """Whether parsed JSON is a Hugging Face tokenizer."""
   return isinstance(meta, dict) and 'model' in meta and 'added_tokens' in meta
+
+
+def marks_documents(spec: Mapping[str, Any]) -> bool:
+  """Whether a tokenizer.json has the mark <bos>, as ours and microgpt's do."""
+  return any(
+    isinstance(token, dict)
+    and token.get('special')
+    and rgpt_token(str(token.get('content'))) == BOS
+    for token in spec['added_tokens'] or ()
+  )
 
 
 def build_hf(
@@ -286,11 +357,15 @@ def build_hf(
 
 
 def read_hf_json(
-  path: str | os.PathLike[str], requested_vocab_size: int = 0
+  path: str | os.PathLike[str], requested_vocab_size: int = 0, **foreign: Any
 ) -> HfTokenizer:
-  """Reads a tokenizer.json; UserError names the file and the fault."""
+  """Reads a tokenizer.json; UserError names the file and the fault.
+
+  Args:
+    foreign: more arguments of HfTokenizer.
+  """
   data = read_bytes(path, MAX_FILE_BYTES)
   try:
-    return HfTokenizer(data, requested_vocab_size)
+    return HfTokenizer(data, requested_vocab_size, **foreign)
   except UserError as e:
     raise UserError(f'{path}: {e}') from e

@@ -146,7 +146,7 @@ class Sequence:
     self.last_time: float | None = None
     self.uniforms: np.ndarray | jax.Array | None = None
     self.drawn = 0
-    self._text = TextStream(tokenizer, job.stops)
+    self._text = TextStream(tokenizer, job.stops, int(prompt[-1]))
     self._pending: list[Token] = []
     self._counts_V: np.ndarray | None = None
     self._tallied = 0

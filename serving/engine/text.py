@@ -52,14 +52,22 @@ class StopMatcher:
 class TextStream:
   """Turns token ids into text and ends at the first of `stops`.
 
+  Args:
+    after: the id before the first, see StreamDecoder.
+
   Attributes:
     length: characters decoded so far, shown or not.
     shown: characters returned so far.
     stopped: a stop string was found; nothing more follows.
   """
 
-  def __init__(self, tokenizer: Tokenizer, stops: Iterable[Stop] = ()) -> None:
-    self._decoder = StreamDecoder(tokenizer)
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    stops: Iterable[Stop] = (),
+    after: int | None = None,
+  ) -> None:
+    self._decoder = StreamDecoder(tokenizer, after)
     self._matchers = [StopMatcher(stop) for stop in stops]
     self._held = ''
     self.length = 0

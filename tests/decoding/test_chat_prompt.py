@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.decoding.prompt import TurnDecoder, chat_prompt, read_prompt
+from gpt.decoding.prompt import (
+  Prompt,
+  TurnDecoder,
+  chat_prompt,
+  read_prompt,
+)
 from gpt.tokenizers import build_tokenizer, chat_format
 from tests.support.document_tools import conversations
 
@@ -153,7 +158,7 @@ def test_without_a_prompt_a_chat_model_writes_both_parts():
     special[chat_format.END_TURN],
   ]
   assert not np.isinf(prompt.bias_V[talk]).any()
-  decoder = TurnDecoder(CHAT, prompt.names)
+  decoder = TurnDecoder(CHAT, prompt)
   text = ''.join(map(decoder.feed, (talk[:2], talk[2:], None)))
   assert text == '\n<|user|> ab\n<|end_turn|> '
 
@@ -172,7 +177,8 @@ def test_a_character_of_several_tokens_is_printed_whole():
   snowman = PIECES.encode('\u2603').tolist()
   assert len(snowman) == 3
   user = PIECES.special_tokens[chat_format.USER]
-  decoder = TurnDecoder(PIECES, {user: chat_format.USER})
+  start = Prompt([PIECES.bos_id], (), np.zeros(1), {user: chat_format.USER})
+  decoder = TurnDecoder(PIECES, start)
   assert decoder.feed(snowman[:2]) == ''
   assert decoder.feed([snowman[2]]) == '\u2603'
   assert decoder.feed([snowman[0], user]) == '\ufffd\n<|user|> '

@@ -1,0 +1,186 @@
+"""The parts of a tokenizer.json: what they do to text, and which are readable.
+
+All functions take the file's JSON as the `tokenizers` library writes it, which
+has the fields that older files lack.
+"""
+
+import copy
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+from gpt.errors import UserError
+
+SPACE = '\u2581'  # How SentencePiece writes a space.
+Spec = dict[str, Any]
+
+
+@functools.cache
+def byte_alphabet() -> dict[str, int]:
+  """{character: byte} of byte-level BPE (GPT-2's bytes_to_unicode).
+
+  Printable bytes are represented by themselves, the others by U+0100 and the
+  following characters, in order.
+  """
+  plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [b for b in range(256) if b not in plain]
+  table = {chr(b): b for b in plain}
+  return table | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def steps(part: Spec | None, key: str) -> list[Spec]:
+  """The steps of a normalizer, pre-tokenizer or decoder, flattened.
+
+  Args:
+    key: the list of a Sequence: 'normalizers', 'pretokenizers', 'decoders'.
+  """
+  if part is None:
+    return []
+  if part['type'] != 'Sequence':
+    return [part]
+  return [inner for step in part[key] for inner in steps(step, key)]
+
+
+def normalizers(spec: Spec) -> list[Spec]:
+  """The steps of the normalizer."""
+  return steps(spec['normalizer'], 'normalizers')
+
+
+def check_readable(spec: Spec) -> None:
+  """Raises UserError for parts that lose text.
+
+  NFC is allowed: it changes how a character is spelled, not which it is. So
+  are the space SentencePiece puts before a text, and its mark for spaces.
+  """
+  problem = ''
+  for step in steps(spec['pre_tokenizer'], 'pretokenizers'):
+    kind = step['type']
+    if step.get('add_prefix_space') and kind == 'ByteLevel':
+      problem = 'puts a space before the text (add_prefix_space)'
+    elif step.get('behavior', 'Isolated').lower() == 'removed':
+      problem = 'removes what it splits the text at'
+    elif kind not in ('ByteLevel', 'Split', 'Digits', 'Metaspace'):
+      problem = f'has a pre-tokenizer that may lose text ({kind})'
+  for step in normalizers(spec):
+    if step['type'] != 'NFC' and not (_prefixes(step) or _marks_spaces(step)):
+      problem = f'changes the text first ({step["type"]})'
+  if spec['model']['type'] != 'BPE' or spec['model'].get('dropout'):
+    problem = f'is not plain BPE but {spec["model"]["type"]}'
+  if problem:
+    raise UserError(
+      f'this tokenizer.json {problem}: only lossless BPE can be read'
+    )
+
+
+def _prefixes(step: Spec) -> bool:
+  """Whether a step puts SentencePiece's dummy prefix before a text."""
+  if step['type'] == 'Metaspace':
+    return step.get('prepend_scheme', 'always') != 'never'
+  return step['type'] == 'Prepend' and step['prepend'] == SPACE
+
+
+def _marks_spaces(step: Spec) -> bool:
+  return (
+    step['type'] == 'Replace'
+    and step['pattern'] == {'String': ' '}
+    and step['content'] == SPACE
+  )
+
+
+def normalizes(spec: Spec) -> bool:
+  """Whether text is brought to Unicode's form NFC before it is encoded."""
+  return any(step['type'] == 'NFC' for step in normalizers(spec))
+
+
+def has_prefix(spec: Spec) -> bool:
+  """Whether a space is put before each text."""
+  before = steps(spec['pre_tokenizer'], 'pretokenizers')
+  return any(map(_prefixes, [*normalizers(spec), *before]))
+
+
+def without_prefix(spec: Spec) -> Spec:
+  """A copy that encodes text as the continuation of another text."""
+  spec = copy.copy(spec)
+  kept = [step for step in normalizers(spec) if not _prefixes(step)]
+  spec['normalizer'] = {'type': 'Sequence', 'normalizers': kept}
+  before = [
+    step | {'prepend_scheme': 'never'} if step['type'] == 'Metaspace' else step
+    for step in steps(spec['pre_tokenizer'], 'pretokenizers')
+  ]
+  if before:
+    spec['pre_tokenizer'] = {'type': 'Sequence', 'pretokenizers': before}
+  return spec
+
+
+def strips_space(spec: Spec) -> bool:
+  """Whether decoding removes one space from the beginning of the text."""
+  return any(
+    _prefixes(step)
+    if step['type'] == 'Metaspace'
+    else step['type'] == 'Strip' and step['start'] == 1
+    for step in steps(spec['decoder'], 'decoders')
+  )
+
+
+def token_reader(spec: Spec) -> Callable[[str], bytes]:
+  """The function from a token's text to its bytes, as the decoder has it.
+
+  Raises:
+    UserError: a decoder that cannot be read.
+  """
+  found = steps(spec['decoder'], 'decoders')
+  kinds = [step['type'] for step in found]
+  if kinds == ['ByteLevel']:
+    return _byte_level
+  allowed = {'Fuse', 'ByteFallback', 'Replace', 'Strip', 'Metaspace'}
+  if not found or not allowed >= set(kinds) or not all(map(_is_plain, found)):
+    raise UserError(
+      f'this tokenizer.json has the decoder {kinds or "none"}: allowed are '
+      "ByteLevel, and SentencePiece's (Replace or Metaspace, ByteFallback, "
+      'Fuse, Strip)'
+    )
+  marks_spaces = 'Replace' in kinds or 'Metaspace' in kinds
+  byte_fallback = 'ByteFallback' in kinds
+
+  def read(token: str) -> bytes:
+    byte = re.fullmatch(r'<0x([0-9A-F]{2})>', token)
+    if byte and byte_fallback:
+      return bytes([int(byte[1], 16)])
+    return (token.replace(SPACE, ' ') if marks_spaces else token).encode()
+
+  return read
+
+
+def _is_plain(step: Spec) -> bool:
+  """Whether a step of the decoder does only what `token_reader` does."""
+  match step['type']:
+    case 'Replace':
+      return step['pattern'] == {'String': SPACE} and step['content'] == ' '
+    case 'Metaspace':
+      return step['replacement'] == SPACE
+    case 'Strip':
+      return (
+        step['content'] == ' ' and step['start'] in (0, 1) and not step['stop']
+      )
+  return True
+
+
+def _byte_level(token: str) -> bytes:
+  alphabet = byte_alphabet()
+  if all(c in alphabet for c in token):
+    return bytes(alphabet[c] for c in token)
+  return token.encode()
+
+
+def added_in_text(spec: Spec) -> list[Spec]:
+  """The added tokens that are text: runs of white space.
+
+  Some vocabularies have them; other added tokens that are not `special`
+  (<think>, <tool_call>) are marks, which text must not imitate.
+  """
+  return [
+    token
+    for token in spec['added_tokens']
+    if not token['special'] and token['content'].isspace()
+  ]
