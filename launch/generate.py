@@ -26,7 +26,7 @@ from absl import flags
 
 from gpt.errors import UserError
 from gpt.model.params import Params
-from launch import cli, common_flags, program
+from launch import cli, common_flags, pretrained, program
 from launch.ctrl_c import CtrlC
 
 if TYPE_CHECKING:  # At run time, JAX waits until the flags are right.
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # At run time, JAX waits until the flags are right.
   from gpt.tokenizers import Tokenizer
 
 WORKDIR = common_flags.workdir()
+MODEL = pretrained.define('to use')
 WHICH = common_flags.which()
 PROMPT = flags.DEFINE_multi_string(
   'prompt',
@@ -114,7 +115,7 @@ class Job:
 def main(_: list[str]) -> None:
   started = time.perf_counter()
   ctrl_c = CtrlC()
-  workdir = common_flags.need_workdir(WORKDIR)
+  chosen = pretrained.choose(MODEL(), WORKDIR.value)
   prompts = read_prompts()
 
   # JAX, after the flags are right.
@@ -123,12 +124,12 @@ def main(_: list[str]) -> None:
   from gpt import devices
   from gpt.decoding import generation
   from gpt.decoding.prompt import read_prompt
-  from gpt.runs.load import load_model
 
   n = NUM_SAMPLES.value
   samples = [sampling_params([SEED.value + i]) for i in range(n)]
   devices.setup_devices(1)
-  loaded = load_model(workdir, WHICH.value)
+  loaded = chosen.load(WHICH.value)
+  workdir = str(chosen.workdir)
   tokenizer, cfg = loaded.tokenizer, loaded.cfg
   format = loaded.config['data']['format']
   documents = format == 'lines' and not any(prompts)

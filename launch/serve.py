@@ -2,6 +2,7 @@
 
     python -m launch.serve --workdir=runs/quickstart
     python -m launch.serve --workdir=runs/l --port=9000 --slots=16
+    python -m launch.serve --model=smollm2
 
 Answers on http://127.0.0.1:8080 once every program is compiled; the page at /
 tries it out. Keys come from the environment: RGPT_API_KEY=key1,key2.
@@ -14,9 +15,10 @@ import pathlib
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli, common_flags
+from launch import cli, common_flags, pretrained
 
 WORKDIR = common_flags.workdir('Directory of the run to serve.')
+MODEL = pretrained.define('to serve')
 WHICH = common_flags.which()
 HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
 PORT = flags.DEFINE_integer(
@@ -150,7 +152,7 @@ def set_up_log() -> logging.Logger:
 
 
 def main(_: list[str]) -> None:
-  workdir = pathlib.Path(common_flags.need_workdir(WORKDIR))
+  chosen = pretrained.choose(MODEL(), WORKDIR.value)
   log = set_up_log()
   from serving.http import access
   from serving.options import Options
@@ -169,10 +171,10 @@ def main(_: list[str]) -> None:
   import jax
 
   from gpt.devices import setup_devices
-  from gpt.runs.load import load_model
 
   setup_devices(1)
-  loaded = load_model(workdir, WHICH.value)
+  loaded = chosen.load(WHICH.value)
+  workdir = chosen.workdir
   slots = SLOTS.value or (4 if jax.default_backend() == 'cpu' else 32)
   options = Options(
     model_name=MODEL_NAME.value or workdir.resolve().name,

@@ -47,7 +47,7 @@ class ServerProcess:
   As a context manager it kills the process on exit, whatever happens.
 
   Args:
-    workdir: to serve. flags: more arguments.
+    workdir: to serve; None: `flags` name the model. flags: more arguments.
     env: more environment. program: instead of `-m launch.serve`.
   """
 
@@ -59,7 +59,7 @@ class ServerProcess:
         sys.executable,
         *STRICT,
         *program,
-        f'--workdir={workdir}',
+        *([f'--workdir={workdir}'] if workdir else []),
         '--port=0',
         *flags,
       ],
