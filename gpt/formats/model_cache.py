@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpt import files
-from gpt.errors import explained_writes
+from gpt.errors import UserError, explained_writes
 
 logger = logging.getLogger(__name__)
 VERSION = 1  # Of what imports write; with another one they are made anew.
@@ -118,11 +118,11 @@ class CachedRun:
       logger.info(f'making {self.workdir} anew')
       shutil.rmtree(self.workdir)
 
-  def _read(self) -> Any:
+  def _read(self) -> dict[str, Any] | None:
     """The content of the record; None if there is none or it is damaged."""
     try:
-      return json.loads((self._place / RECORD).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+      return files.read_json(self._place / RECORD)
+    except UserError:
       return None
 
 
