@@ -8,10 +8,10 @@ from typing import Any
 import jax
 
 from gpt import devices
-from gpt.errors import UserError
 from gpt.formats import randygpt, randygpt_run
 from gpt.runs import checkpoint, failures, metrics
 from gpt.runs.checkpoint import BEST
+from gpt.runs.format_version import NewerFormat
 from gpt.runs.result import Result
 from gpt.trainer import Trainer
 from gpt.training.evaluation import describe_parts
@@ -101,7 +101,7 @@ def read_best(
   """read(path), or None and a warning if the checkpoint is damaged."""
   try:
     return read(path)
-  except (MemoryError, UserError):
+  except (MemoryError, NewerFormat):
     raise
   except Exception as e:
     logger.warning(

@@ -15,6 +15,7 @@ from gpt.data import prepare
 from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.runs import checkpoint, failures, metrics
+from gpt.runs.checkpoint_meta import check_model
 from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.runs.config_file import flatten, plain
 from gpt.runs.weights import check_source, load_weights
@@ -103,6 +104,7 @@ def initial_state(
     UserError: checkpoints that cannot be read, or that are gone; weights that
       do not fit.
   """
+  check_model(run.workdir, model.cfg)
   ema = config.opt.ema_decay > 0
   create = jax.jit(lambda key: create_state(model, tx, key, ema=ema))
   restored = checkpoints.restore_latest(jax.eval_shape(create, key))

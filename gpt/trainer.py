@@ -102,7 +102,9 @@ class Trainer:
     self.tx = optimizer.create(
       config, self.mesh, mixed=self.cfg.dtype == 'mixed'
     )
-    self.checkpoints = Checkpoints(run.workdir, config.checkpoint.keep)
+    self.checkpoints = Checkpoints(
+      run.workdir, config.checkpoint.keep, self.cfg
+    )
     self.validation = start.validation_key(config, dataset.corpus)
     self._init_key, self._dropout_key = jax.random.split(
       jax.random.key(config.seed)

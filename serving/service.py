@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from gpt.decoding.generation import ban_bias
 from gpt.runs import load
-from gpt.runs.config_file import NewerFormat
+from gpt.runs.format_version import NewerFormat
 from gpt.runs.load import LoadedModel
 from gpt.tokenizers import chat_format
 from serving.engine.engine import Engine

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gpt.errors import UserError
+from gpt.errors import UserError, quoted
 
 # What a different value of an option means for a set of weights.
 SHAPE = 'shape'  # Other weight shapes: comparing shapes is enough.
@@ -39,6 +39,7 @@ LARGEST = {
   'n_layer': 1 << 12,
   'block_size': 1 << 24,
 }
+MOST = 1 << 24  # Of other whole numbers.
 # arch -> MLP, init std, std of the position embedding relative to it.
 ARCHS = {
   'randy': ('relu2', 0.02, 0.5),
@@ -187,6 +188,7 @@ class GPTConfig:
   remat: bool = option(RUNTIME, False)
 
   def __post_init__(self) -> None:
+    check_types(dataclasses.asdict(self))
     check_choice('arch', self.arch, ARCHS)
     for name, value in resolved(dataclasses.asdict(self)).items():
       object.__setattr__(self, name, value)
@@ -252,6 +254,7 @@ class GPTConfig:
     from gpt.model.attention import resolve_kernel
 
     fields = dict(model)
+    check_types(fields)
     backend = backend or devices.backend_name()
     fields['dtype'] = resolve_dtype(fields['dtype'], backend)
     fields['attention'] = resolve_kernel(
@@ -362,6 +365,27 @@ def _is_described(name: str, entry: Option, values: Mapping[str, Any]) -> bool:
 
 
 # --- values
+
+
+def check_types(options: Mapping[str, Any]) -> None:
+  """Raises UserError for an option of another type or of absurd size."""
+  types: dict[str, Any] = {
+    f.name: f.type for f in dataclasses.fields(GPTConfig)
+  }
+  for name, value in options.items():
+    wanted = types.get(name)
+    if wanted is float:
+      good = type(value) in (int, float) and abs(value) < 1e30
+      allowed = 'a number'
+    elif wanted is int:
+      most = LARGEST.get(name, MOST)
+      good = type(value) is int and abs(value) <= most
+      allowed = f'a whole number up to {most}'
+    else:
+      good = wanted is None or type(value) is wanted
+      allowed = 'true or false' if wanted is bool else 'a string'
+    if not good:
+      raise UserError(f'model.{name} is {quoted(value)}; allowed: {allowed}')
 
 
 def check_choice(name: str, value: str, allowed: Collection[str]) -> None:

@@ -13,7 +13,6 @@ leaves complete checkpoints only. checkpoint_writer.py writes them.
 """
 
 import functools
-import json
 import logging
 import os
 import pathlib
@@ -29,13 +28,13 @@ import numpy as np
 
 from gpt.errors import UserError
 from gpt.model.params import Params
-from gpt.runs.config_file import FORMAT_KEY, NewerFormat, check_version
+from gpt.runs.checkpoint_meta import BEST, LATEST, list_steps, read_meta
+from gpt.runs.format_version import NewerFormat
 from gpt.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 Found = TypeVar('Found')
 
-LATEST, BEST = 'latest', 'best'
 DAMAGED, DELETED, REPLACED = 'damaged', 'deleted', 'replaced'
 
 
@@ -88,43 +87,12 @@ def reason(error: Exception) -> str:
   """The operating system's message if there is one, else one short line."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
+  if isinstance(error, UserError | DamagedCheckpoint):
+    return str(error)
   if match := re.search(r': ([^:\[]+) \[os_error_code', str(error)):
     return match[1]
   lines = str(error).splitlines() or ['']
   return f'{type(error).__name__}: {lines[0][:150]}'
-
-
-def list_steps(directory: str | os.PathLike) -> list[tuple[str, int]]:
-  """[(which, step)] of the finished checkpoints, newest first."""
-  found = []
-  for which in (LATEST, BEST):
-    folder = pathlib.Path(directory) / which
-    found += [
-      (which, int(p.name)) for p in folder.glob('*') if p.name.isdigit()
-    ]
-  return sorted(found, key=lambda x: (-x[1], x[0] != LATEST))
-
-
-def steps_by_kind(directory: str | os.PathLike) -> dict[str, list[int]]:
-  """{'best': [steps], 'latest': [steps]} of the finished checkpoints."""
-  found = list_steps(directory)
-  return {
-    which: sorted(step for w, step in found if w == which)
-    for which in (BEST, LATEST)
-  }
-
-
-def read_meta(path: str | os.PathLike) -> dict[str, Any]:
-  """The metadata of one checkpoint directory.
-
-  Raises:
-    NewerFormat: a newer version of rgpt wrote it. OSError, ValueError: damaged.
-  """
-  meta = json.loads((pathlib.Path(path) / 'meta' / 'metadata').read_text())
-  if not isinstance(meta, dict):
-    raise ValueError('the metadata is not an object')
-  check_version(meta.get(FORMAT_KEY, 1), path)
-  return meta
 
 
 def restore_state(
@@ -140,8 +108,12 @@ def restore_state(
   params = _restore_item(path, 'params', params)
   ema = None if ema is None else _restore_item(path, 'ema', ema)
   rest = _restore_item(path, 'rest', rest)
-  if checksum(params, ema, rest) != meta['checksum']:
+  if checksum(params, ema, rest) != meta.get('checksum'):
     raise DamagedCheckpoint('the checksum does not match the arrays')
+  if int(rest['step']) != meta['step']:
+    raise DamagedCheckpoint(
+      f'its metadata has step {meta["step"]}, its arrays {int(rest["step"])}'
+    )
   return TrainState(params=params, ema=ema, **rest), meta
 
 
@@ -252,6 +224,8 @@ def first_readable(
       raise
     except Exception as e:
       text = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+      if isinstance(e, UserError | DamagedCheckpoint):
+        text = str(e)
       problems.append(f'checkpoint {path} cannot be used ({text})')
       continue
     for problem in problems:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from gpt.errors import UserError
+from gpt.model import GPTConfig
 from gpt.runs.checkpoint import (
   BEST,
   DAMAGED,
@@ -29,7 +30,8 @@ from gpt.runs.checkpoint import (
   restore_state,
   split_state,
 )
-from gpt.runs.config_file import FORMAT_KEY, FORMAT_VERSION, NewerFormat
+from gpt.runs.checkpoint_meta import MODEL, options_of, sealed
+from gpt.runs.format_version import NewerFormat
 from gpt.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -47,9 +49,16 @@ class Checkpoints:
   process 0 renames and deletes.
   """
 
-  def __init__(self, workdir: str | os.PathLike, keep: int = 2) -> None:
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    keep: int = 2,
+    cfg: GPTConfig | None = None,
+  ) -> None:
+    """`cfg` is recorded, so that a changed config.json is noticed."""
     if keep < 1:
       raise UserError(f'checkpoint.keep is {keep}; it must be at least 1')
+    self._model = {} if cfg is None else {MODEL: options_of(cfg)}
     self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'
     self._keep = keep
     # By kind: {step: loss} on disk, (step, loss) being written, and the reason
@@ -97,7 +106,7 @@ class Checkpoints:
     Args:
       which: LATEST or BEST.
       state: on device or host.
-      meta: JSON-able; 'step' and checksums are added.
+      meta: JSON-able; 'step', the model's options and checksums are added.
 
     Returns:
       False if the previous write, or starting this one, failed (a full disk,
@@ -121,7 +130,7 @@ class Checkpoints:
       'params': ocp.args.StandardSave(params),
       'rest': ocp.args.StandardSave(rest),
       'meta': ocp.args.JsonSave(
-        {**meta, 'step': step, **checksums, FORMAT_KEY: FORMAT_VERSION}
+        sealed({**meta, **self._model, 'step': step, **checksums})
       ),
     }
     if ema is not None:

@@ -4,21 +4,35 @@ Imports no JAX: launchers read it before they choose devices.
 """
 
 import json
+import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gpt.errors import UserError
 from gpt.fields import Fields
 from gpt.files import read_json, write_atomic
 from gpt.model.config import RUNTIME, GPTConfig, option_names
+from gpt.runs.checkpoint_meta import check_model
+from gpt.runs.format_version import FORMAT_KEY, FORMAT_VERSION, check_version
 
 CONFIG = 'config.json'
-# Raised when older versions would misread the file. 0.1 wrote no number.
-FORMAT_VERSION = 1
-FORMAT_KEY = 'format_version'
-GROUPS = ('model', 'opt', 'data', 'eval', 'checkpoint', 'sample', 'parallel')
+# The keys that every run since 0.1 has, by type; gpt/config_check.py knows what
+# else a run needs of them, and GPTConfig checks `model`.
+GROUPS = ('opt', 'data', 'eval', 'checkpoint', 'sample', 'parallel')
+INTEGERS = """seed batch_size total_steps opt.warmup_steps opt.muon_steps
+  opt.plateau_patience opt.plateau_max_reductions data.vocab_size eval.every
+  eval.windows checkpoint.every checkpoint.keep sample.max_tokens sample.top_k
+  parallel.num_cpu_devices parallel.micro_batch_size""".split()
+NUMBERS = """lr min_lr opt.decay_fraction opt.b1 opt.b2 opt.eps opt.weight_decay
+  opt.clip_value opt.muon_lr opt.muon_momentum opt.ema_decay opt.plateau_factor
+  data.val_fraction sample.temperature sample.top_p""".split()
+FLAGS = """data.document_aware data.skip_long data.packing eval.full_at_end
+  eval.sample parallel.distributed tensorboard""".split()
+TEXTS = """opt.name opt.schedule opt.clip data.path data.format data.tokenizer
+  data.tokenizer_path data.document_separator data.loss_on data.cache_dir
+  sample.prompt""".split()
 FIXED_KEYS = (
   'data.format',
   'data.tokenizer',
@@ -59,7 +73,7 @@ def read_config(workdir: str | os.PathLike) -> dict | None:
   """
   path = pathlib.Path(workdir) / CONFIG
   try:
-    config = read_json(path)
+    config = read_json(path, infinite=True)  # opt.clip_value may be inf.
   except UserError as e:
     if isinstance(e.__cause__, FileNotFoundError | NotADirectoryError):
       return None
@@ -70,9 +84,22 @@ def read_config(workdir: str | os.PathLike) -> dict | None:
       f'{path} was not written by this program and will not be overwritten. '
       'Name another --workdir'
     )
-  fields = Fields(config, path)
-  for name in GROUPS:
-    fields.mapping(name)
+  top = Fields(config, path)
+  groups = {'': top} | {name: top.mapping(name) for name in GROUPS}
+
+  def fields(keys: list[str]) -> Iterator[tuple[Fields, str]]:
+    for key in keys:
+      group, _, name = key.rpartition('.')
+      yield groups[group], name
+
+  for group, name in fields(INTEGERS):
+    group.integer(name, 0, 2**53)
+  for group, name in fields(NUMBERS):
+    group.number(name, -math.inf, math.inf)
+  for group, name in fields(FLAGS):
+    group.flag(name)
+  for group, name in fields(TEXTS):
+    group.text(name)
   return config
 
 
@@ -82,7 +109,8 @@ def read_configs(
   """A run's configuration, and the shape of its model on this backend.
 
   Raises:
-    UserError: no config.json, or one that this version cannot use.
+    UserError: no config.json, one that this version cannot use, or one of
+      another model than the checkpoints hold.
   """
   path = pathlib.Path(workdir) / CONFIG
   config = read_config(workdir)
@@ -94,27 +122,15 @@ def read_configs(
   try:
     # The kernel that trained it does not matter here.
     options = {**config['model'], 'attention': 'auto'}
-    return config, GPTConfig.from_config(options, vocab_size)
+    cfg = GPTConfig.from_config(options, vocab_size)
   except UserError as e:
     raise UserError(f'{path}: {e}') from e
   except (KeyError, TypeError) as e:
     raise UserError(
       f'{path} is not a config of this version of rgpt: {e}'
     ) from e
-
-
-class NewerFormat(UserError):
-  """A file that a newer version of rgpt wrote."""
-
-
-def check_version(version: Any, path: str | os.PathLike) -> None:
-  """Raises NewerFormat if `version` is above what this program reads."""
-  if isinstance(version, int) and version <= FORMAT_VERSION:
-    return
-  raise NewerFormat(
-    f'{path} has {FORMAT_KEY} {version!r}, and this version of rgpt reads up '
-    f'to {FORMAT_VERSION}: upgrade rgpt (pip install --upgrade rgpt)'
-  )
+  check_model(workdir, cfg)
+  return config, cfg
 
 
 def differences(saved: dict, config: Any) -> dict:

@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 from gpt.errors import UserError, explained_writes
+from gpt.model import GPTConfig
 from gpt.runs.checkpoint import BEST, LATEST
 from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.runs.config_file import CONFIG, save_config
@@ -65,7 +66,8 @@ def create(
     tokenizer = copy.copy(tokenizer)
     tokenizer.requested_vocab_size = 0  # This run did not choose it.
     tokenizer.save(workdir / 'tokenizer')
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, cfg)
     saved = all([checkpoints.save(kind, state, meta) for kind in kinds])
     saved = checkpoints.wait() and saved
     checkpoints.close()

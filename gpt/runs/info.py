@@ -9,7 +9,7 @@ import platform
 import jax
 
 from gpt.model.config import describe_options
-from gpt.runs import checkpoint
+from gpt.runs import checkpoint_meta
 from gpt.runs.load import LoadedModel, params_sha256
 from gpt.runs.metrics import duration
 
@@ -55,7 +55,7 @@ def describe(loaded: LoadedModel, workdir: str | os.PathLike) -> dict:
       'fingerprint': tokenizer.fingerprint,
     },
     'data': {'path': loaded.config['data']['path'], **loaded.data},
-    'checkpoints': checkpoint.steps_by_kind(loaded.path.parent.parent),
+    'checkpoints': checkpoint_meta.steps_by_kind(loaded.path.parent.parent),
     'versions': versions(),
     'config': loaded.config,
   }

@@ -98,7 +98,6 @@ def read_checkpoint(
       bytes are missing or changed.
   """
   meta = checkpoint.read_meta(path)
-  int(meta['step'])
   params = checkpoint.restore_params(path)
   found = flatten(jax.tree.map(_kind, params))
   wanted = flatten(jax.tree.map(_kind, abstract_params(cfg)))

@@ -10,9 +10,9 @@ from typing import Any
 
 from gpt.data import record
 from gpt.errors import UserError
-from gpt.model import GPTConfig, num_params
-from gpt.runs import checkpoint, metrics, samples
-from gpt.runs.config_file import CONFIG, read_config
+from gpt.model import num_params
+from gpt.runs import checkpoint_meta, metrics, samples
+from gpt.runs.config_file import CONFIG, read_config, read_configs
 from gpt.tokenizers import load_tokenizer
 
 
@@ -76,7 +76,7 @@ def read_run(workdir: str | os.PathLike) -> RunRecord:
   parameters = vocab_size = None
   if (workdir / 'tokenizer').is_dir():
     vocab_size = load_tokenizer(workdir).vocab_size
-    cfg = GPTConfig.from_config(config['model'], vocab_size)
+    config, cfg = read_configs(workdir, vocab_size)
     parameters = num_params(cfg)
   return RunRecord(
     workdir=workdir,
@@ -84,7 +84,7 @@ def read_run(workdir: str | os.PathLike) -> RunRecord:
     config=config,
     data=record.read(workdir),
     samples=samples.read(workdir),
-    saved=checkpoint.steps_by_kind(workdir / 'checkpoints'),
+    saved=checkpoint_meta.steps_by_kind(workdir / 'checkpoints'),
     parameters=parameters,
     vocab_size=vocab_size,
   )

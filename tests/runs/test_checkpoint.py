@@ -4,6 +4,7 @@ Damage is done to the files themselves: truncated, overwritten, deleted.
 """
 
 import json
+import math
 import pathlib
 
 import jax
@@ -15,7 +16,8 @@ from configs import smoke
 from gpt.errors import UserError
 from gpt.model import GPT, GPTConfig
 from gpt.runs import checkpoint
-from gpt.runs.checkpoint import BEST, LATEST
+from gpt.runs.checkpoint import BEST, LATEST, DamagedCheckpoint
+from gpt.runs.checkpoint_meta import sealed
 from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.training import optimizer
 from gpt.training.state import create_state
@@ -315,6 +317,36 @@ def test_changed_arrays_are_detected(tmp_path, read):
   values = json.loads(meta.read_text())
   for name in ('checksum', 'weights_checksum'):
     values[name] ^= 1
-  meta.write_text(json.dumps(values))
+  meta.write_text(json.dumps(sealed(values)))
   with pytest.raises(checkpoint.DamagedCheckpoint):
     read(path)
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'plateau': 3}, 'plateau is 3; allowed: an object'),
+    ({'plateau': {'reductions': -1}}, 'reductions is -1; allowed: a whole'),
+    ({'step': 'abc'}, "step is 'abc'; allowed: a whole number from 0"),
+    ({'step': -5}, 'step is -5; allowed: a whole number from 0'),
+    ({'step': 1e300}, 'step is 1e.300; allowed: a whole number from 0'),
+    ({'best_loss': 'x'}, "best_loss is 'x'; allowed: a number"),
+    ({'best_loss': math.nan}, 'best_loss is nan; allowed: a number'),
+    ({'elapsed_s': []}, r'elapsed_s is \[\]; allowed: a number'),
+    ({'step': 19}, 'its metadata has step 19, its arrays 3'),
+  ],
+)
+def test_metadata_without_a_checksum_is_checked_field_by_field(
+  tmp_path, change, message
+):
+  """As 0.2 wrote it."""
+  save(tmp_path, (LATEST, 3, 2.5))
+  path = tmp_path / 'checkpoints' / LATEST / '3'
+  file = path / 'meta' / 'metadata'
+  meta = json.loads(file.read_text())
+  del meta['meta_checksum']
+  file.write_text(json.dumps(meta))
+  assert checkpoint.restore_state(path, make_state())[1] == meta
+  file.write_text(json.dumps(meta | change))
+  with pytest.raises((UserError, DamagedCheckpoint), match=message):
+    checkpoint.restore_state(path, make_state())

@@ -8,13 +8,8 @@ import pytest
 from gpt.errors import UserError
 from gpt.runs import checkpoint
 from gpt.runs.checkpoint_writer import Checkpoints
-from gpt.runs.config_file import (
-  CONFIG,
-  FORMAT_KEY,
-  FORMAT_VERSION,
-  NewerFormat,
-  read_config,
-)
+from gpt.runs.config_file import CONFIG, read_config
+from gpt.runs.format_version import FORMAT_KEY, FORMAT_VERSION, NewerFormat
 from gpt.runs.load import load_model
 
 
@@ -58,3 +53,58 @@ def test_metadata_that_is_no_object_is_damage(copy):
   meta = checkpoint.find(copy) / 'meta' / 'metadata'
   meta.write_text('[]')
   assert load_model(copy).which == 'latest'
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'opt': None}, 'opt is missing; needed: an object'),
+    ({'data': 'text.txt'}, "data is 'text.txt'; allowed: an object"),
+    ({'checkpoint': 5}, 'checkpoint is 5; allowed: an object'),
+    ({'total_steps': 'many'}, "total_steps is 'many'; allowed: a whole number"),
+    ({'total_steps': 1e300}, 'total_steps is 1e.300; allowed: a whole number'),
+    ({'seed': True}, 'seed is True; allowed: a whole number'),
+    ({'lr': '1e-4'}, "lr is '1e-4'; allowed: a number"),
+    ({'model.n_layer': 10**6}, 'n_layer is 1000000; allowed: .* up to 4096'),
+    ({'model.n_layer': 2**31}, 'n_layer is 2147483648; allowed: .* up to 4096'),
+    ({'model.n_layer': 4000}, 'n_layer is 4000, but the weights in'),
+    ({'model.n_head': 2}, 'model.n_head is 2, but the weights in .* with 4'),
+    ({'model.qk_norm': True}, 'model.qk_norm is True, but the weights in'),
+    ({'model.qk_norm': 1}, 'model.qk_norm is 1; allowed: true or false'),
+    ({'model.mlp': []}, r'model.mlp is \[\]; allowed: a string'),
+    ({'data.path': 5}, 'data: path is 5; allowed: a string'),
+    ({'data.packing': 'no'}, "data: packing is 'no'; allowed: true or false"),
+    ({'opt.ema_decay': {}}, 'opt: ema_decay is {}; allowed: a number'),
+  ],
+)
+def test_a_config_that_cannot_be_is_named_by_file_and_field(
+  copy, change, message
+):
+  config = json.loads((copy / CONFIG).read_text())
+  for key, value in change.items():
+    *groups, name = key.split('.')
+    (config[groups[0]] if groups else config)[name] = value
+  (copy / CONFIG).write_text(json.dumps(config))
+  with pytest.raises(UserError, match=message) as e:
+    load_model(copy)
+  assert str(e.value).startswith(str(copy / CONFIG))
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'best_loss': 0.465},
+    {'plateau': {'best_loss': 0.465}},
+    {'step': 19},
+    {'elapsed_s': 0.0},
+    {'validation': ''},
+    {'model': {}},
+    {'meta_checksum': None},
+  ],
+)
+def test_changed_metadata_is_noticed(copy, change):
+  meta = checkpoint.find(copy) / 'meta' / 'metadata'
+  edit(meta, **change)
+  with pytest.raises(UserError, match='has changed since it was written'):
+    checkpoint.read_meta(checkpoint.find(copy))
+  assert load_model(copy).which == 'latest'  # A damaged best is passed over.
