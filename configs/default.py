@@ -29,9 +29,9 @@ def get_config() -> ConfigDict:
   # 'randy' (squared ReLU, N(0, 0.02) init) or 'microgpt' (RMSNorm after the
   # embedding, ReLU, N(0, 0.08) init). See gpt/model/transformer.py.
   model.arch = 'randy'
-  # Width D of the residual stream, a multiple of n_head. The MLP is 4 D wide.
+  # Width D of the residual stream; a multiple of n_head unless head_dim is set.
   model.n_embd = 256
-  # Attention heads H; must divide n_embd. >= 1.
+  # Attention heads H. >= 1.
   model.n_head = 8
   # Blocks N, each attention and an MLP. >= 1.
   model.n_layer = 6
@@ -46,11 +46,30 @@ def get_config() -> ConfigDict:
   # Key/value heads, each shared by n_head / n_kv_head query heads; must divide
   # n_head. 0: n_head.
   model.n_kv_head = 0
-  # RMSNorm after the embedding (always on for 'microgpt').
+  # Width K of a head, even for pos='rope'. 0: n_embd / n_head.
+  model.head_dim = 0
+  # Width F of the MLP. 0: 4 n_embd.
+  model.mlp_width = 0
+  # Base of the rotary frequencies base^(-2i / K) (pos='rope'). > 0.
+  model.rope_base = 10_000.0
+  # Their scaling for long contexts: '' (none), 'linear:FACTOR', or
+  # 'llama3:FACTOR,LOW,HIGH,CONTEXT'. See gpt/model/rope_frequencies.py.
+  model.rope_scaling = ''
+  # 'rms' (RMSNorm) or 'layer' (LayerNorm), for every norm of width D.
+  model.norm = 'rms'
+  # A trained gain on each of these norms, and with `bias` a bias on LayerNorms.
+  model.norm_gain = False
+  # Added to the mean square or variance under the root of every norm. > 0.
+  model.norm_eps = 1e-5
+  # Biases on all matrices of attention and MLP, and on LayerNorms with gains.
+  model.bias = False
+  # A norm after the embedding (always on for 'microgpt').
   model.embed_norm = False
   # RMSNorm on queries and keys.
   model.qk_norm = False
-  # RMSNorm before the LM head.
+  # Trained gains [K] on these, one for all query heads, one for all key heads.
+  model.qk_gain = False
+  # A norm before the LM head.
   model.final_norm = False
   # Cap c on the logits: c * tanh(logits / c). >= 0; 0: off.
   model.logit_softcap = 0.0
@@ -65,6 +84,9 @@ def get_config() -> ConfigDict:
   # CPUs with bfloat16 instructions). On Metal it is always float32, and so are
   # parameters, norms, softmax and loss everywhere.
   model.dtype = 'auto'
+  # Dtype in which weights are kept, in memory and in checkpoints: 'float32', or
+  # 'bfloat16' for models that are used or adapted, not trained.
+  model.param_dtype = 'float32'
   # 'auto' (the fastest tested kernel of the backend), 'plain', 'blocked' or
   # 'cudnn' (CUDA only).
   model.attention = 'auto'
@@ -74,7 +96,7 @@ def get_config() -> ConfigDict:
 
   config.opt = opt = ConfigDict()
   # 'adamw', or 'muon' (orthogonalised momentum for the block matrices, AdamW
-  # for embeddings and head).
+  # for the rest).
   opt.name = 'adamw'
   # 'randy': constant for (1 - decay_fraction) of total_steps, then cosine to
   # min_lr. 'linear_warmup': warmup, then linear to 0. 'wsd': warmup, stable,
@@ -92,7 +114,8 @@ def get_config() -> ConfigDict:
   opt.b2 = 0.999
   # Added to the square root of that mean. > 0.
   opt.eps = 1e-8
-  # Decoupled weight decay, times the learning rate, on every tensor. >= 0.
+  # Decoupled weight decay, times the learning rate, on matrices and embeddings.
+  # >= 0.
   opt.weight_decay = 0.1
   # Gradient clipping: 'element' (clamp each entry), 'global_norm' or 'none'.
   opt.clip = 'element'

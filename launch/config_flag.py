@@ -18,7 +18,8 @@ from ml_collections import ConfigDict, config_flags
 
 import configs
 from gpt.errors import UserError
-from gpt.model.config import RUNTIME, option_names
+from gpt.model.config import option_names
+from gpt.model.options import RUNTIME
 from gpt.runs.config_file import flatten, plain
 from launch.suggest import closest, did_you_mean
 

@@ -15,7 +15,8 @@ from gpt.formats.directories import LAYOUTS, Path, check_output
 from gpt.formats.randygpt_run import export_rgpt
 from gpt.formats.tensors import rounding_report, write_model_file
 from gpt.model import GPTConfig
-from gpt.model.config import FORMATS, RUNTIME, option_names, unrepresentable
+from gpt.model.config import option_names, unrepresentable
+from gpt.model.options import FORMATS, RUNTIME
 from gpt.runs import create
 from gpt.runs.config_file import flatten
 from gpt.runs.info import finite

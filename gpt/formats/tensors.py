@@ -31,8 +31,20 @@ LEAVES = {
   'fc1': 'mlp_fc1',
   'gate': 'mlp_gate',
   'fc2': 'mlp_fc2',
+  'bq': 'attn_bq',
+  'bk': 'attn_bk',
+  'bv': 'attn_bv',
+  'bo': 'attn_bo',
+  'b1': 'mlp_b1',
+  'bgate': 'mlp_bgate',
+  'b2': 'mlp_b2',
+  'q_gain': 'attn_q_gain',
+  'k_gain': 'attn_k_gain',
+  'attn_norm': 'attn_norm',
+  'attn_norm_bias': 'attn_norm_bias',
+  'mlp_norm': 'mlp_norm',
+  'mlp_norm_bias': 'mlp_norm_bias',
 }
-TABLES = ('wte', 'wpe', 'lm_head')
 PROBE_SHAPE = (4, 256)  # Rows and most columns of the half precision probe.
 
 # Dtypes of exports, by their names on the command line.
@@ -61,7 +73,7 @@ def to_tensors(params: Params) -> Tensors:
   """Our parameter tree under the files' names, matrices as [out, in]."""
   tensors = {}
   for name, value in params.items():
-    if name in TABLES:
+    if not name.startswith('block_'):
       tensors[name] = np.asarray(value)
       continue
     layer = name.replace('block_', 'layer')

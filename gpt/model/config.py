@@ -12,24 +12,25 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from gpt.errors import UserError, quoted
-
-# What a different value of an option means for a set of weights.
-SHAPE = 'shape'  # Other weight shapes: comparing shapes is enough.
-FUNCTION = 'function'  # Another function, perhaps with the same shapes.
-INIT = 'init'  # Other initial weights only.
-RUNTIME = 'runtime'  # None of these: how it is computed, or dropout.
-KINDS = (SHAPE, FUNCTION, INIT, RUNTIME)
-
-FORMATS: tuple[str, ...] = ('rgpt', 'microgpt', 'hf')
-# Format -> the values that it can represent.
-Holds = Mapping[str, tuple[Any, ...] | None]
-ANY = None  # In `Option.holds`: every value.
-HF_ONLY: Holds = {'hf': ANY}
-EVERYWHERE: Holds = dict.fromkeys(FORMATS, ANY)
+from gpt.model.options import (
+  ANY,
+  EVERYWHERE,
+  FUNCTION,
+  HF_ONLY,
+  INIT,
+  KINDS,
+  RUNTIME,
+  SHAPE,
+  Option,
+  option,
+)
+from gpt.model.rope_frequencies import parse_scaling
 
 DTYPES = ('float32', 'bfloat16', 'mixed')
 POSITIONS = ('learned', 'rope')
 MLPS = ('relu2', 'relu', 'gelu', 'swiglu')
+NORMS = ('rms', 'layer')
+PARAM_DTYPES = ('float32', 'bfloat16')
 # What files may ask for: far above every model in use, far below what would
 # take hours to build.
 LARGEST = {
@@ -45,54 +46,6 @@ ARCHS = {
   'randy': ('relu2', 0.02, 0.5),
   'microgpt': ('relu', 0.08, 1.0),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-  """Metadata of a field of GPTConfig.
-
-  Attributes:
-    kind: one of KINDS.
-    holds: format -> the values it can represent (ANY: all). An unlisted format
-      holds the default of a SHAPE or FUNCTION option alone, and of other
-      options none at all: they are left out of its files. The 'hf' format
-      writes the options that list it, and hf_code implements them.
-    label: name in tables (model cards); '' leaves the option out.
-    phrase: text in a line of prose, formatted with all options by name; ''
-      leaves the option out.
-    always: described even at its default value.
-  """
-
-  kind: str
-  holds: Holds
-  label: str
-  phrase: str
-  always: bool
-
-
-def option(
-  kind: str,
-  default: Any = dataclasses.MISSING,
-  *,
-  holds: Holds | None = None,
-  label: str | None = None,
-  phrase: str | None = None,
-  always: bool = False,
-) -> Any:
-  """A dataclass field with an `Option`; arguments are those of `Option`.
-
-  Without `label` and `phrase` SHAPE and FUNCTION options are described by
-  name, INIT and RUNTIME options not at all.
-  """
-  described = kind in (SHAPE, FUNCTION)
-  if phrase is None:
-    switch = default is False
-    phrase = '{name}' if switch else '{name} {value}'
-    phrase = phrase if described else ''
-  if label is None:
-    label = '{name}' if described else ''
-  found = Option(kind, dict(holds or {}), label, phrase, always)
-  return dataclasses.field(default=default, metadata={'option': found})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,10 +125,25 @@ class GPTConfig:
     label='key/value heads',
     phrase='{n_kv_head} key/value heads',
   )
+  # 0: n_embd / n_head. The field holds the resolved number.
+  head_dim: int = option(SHAPE, 0, label='head width')
+  # 0: 4 n_embd. The field holds the resolved number.
+  mlp_width: int = option(SHAPE, 0, label='MLP width')
+  rope_base: float = option(
+    FUNCTION, 10_000.0, label='RoPE base', phrase='RoPE base {rope_base:g}'
+  )
+  rope_scaling: str = option(
+    FUNCTION, '', label='RoPE scaling', phrase='RoPE scaled {rope_scaling}'
+  )
+  norm: str = option(FUNCTION, 'rms', phrase='norm {norm}')
+  norm_gain: bool = option(SHAPE, False)
+  norm_eps: float = option(FUNCTION, 1e-5, phrase='norm_eps {norm_eps:g}')
+  bias: bool = option(SHAPE, False)
   embed_norm: bool = option(
     FUNCTION, False, holds={'microgpt': (True,), 'hf': ANY}
   )
   qk_norm: bool = option(FUNCTION, False, holds=HF_ONLY)
+  qk_gain: bool = option(SHAPE, False)
   final_norm: bool = option(FUNCTION, False, holds=HF_ONLY)
   logit_softcap: float = option(
     FUNCTION, 0.0, holds=HF_ONLY, phrase='logits capped at {logit_softcap:g}'
@@ -184,25 +152,33 @@ class GPTConfig:
   zero_init: bool = option(INIT, False)
   init_std: float = option(INIT, 0.0, holds=HF_ONLY)
   dtype: str = option(RUNTIME, 'float32', phrase='{dtype}', always=True)
+  param_dtype: str = option(RUNTIME, 'float32', phrase='{param_dtype} weights')
   attention: str = option(RUNTIME, 'plain')
   remat: bool = option(RUNTIME, False)
 
   def __post_init__(self) -> None:
     check_types(dataclasses.asdict(self))
     check_choice('arch', self.arch, ARCHS)
+    uneven = self.head_dim == 0 and self.n_embd % max(self.n_head, 1)
     for name, value in resolved(dataclasses.asdict(self)).items():
       object.__setattr__(self, name, value)
     check_choice('mlp', self.mlp, ('auto', *MLPS))
     check_choice('pos', self.pos, POSITIONS)
     check_choice('dtype', self.dtype, DTYPES)
+    check_choice('norm', self.norm, NORMS)
+    check_choice('param_dtype', self.param_dtype, PARAM_DTYPES)
     for name in ('vocab_size', 'n_embd', 'n_head', 'n_layer', 'block_size'):
       if getattr(self, name) < 1:
         raise UserError(
           f'model.{name} is {getattr(self, name)}; it must be at least 1'
         )
-    if self.n_embd % self.n_head:
+    for name in ('head_dim', 'mlp_width'):
+      if getattr(self, name) < 1:
+        raise UserError(f'model.{name} must not be negative; 0: the default')
+    if uneven:
       raise UserError(
-        f'n_embd {self.n_embd} is not divisible by n_head {self.n_head}'
+        f'n_embd {self.n_embd} is not divisible by n_head {self.n_head}: '
+        'change one of them, or set model.head_dim'
       )
     if self.n_kv_head < 0 or self.n_head % (self.n_kv_head or self.n_head):
       raise UserError(
@@ -211,17 +187,28 @@ class GPTConfig:
     if self.pos == 'rope' and self.head_dim % 2:
       raise UserError(
         "pos='rope' needs an even head dimension, got "
-        f'{self.head_dim}: change n_embd or n_head'
+        f'{self.head_dim}: change n_embd or n_head, or set model.head_dim'
       )
+    self._check_rope_and_norms()
     if not 0 <= self.dropout < 1:
       raise UserError(f'model.dropout {self.dropout} is not in [0, 1)')
     if self.logit_softcap < 0 or self.init_std < 0:
       raise UserError('model.logit_softcap and init_std must not be negative')
 
-  @property
-  def head_dim(self) -> int:
-    """K, the width of one head."""
-    return self.n_embd // self.n_head
+  def _check_rope_and_norms(self) -> None:
+    if not self.rope_base > 0 or not self.norm_eps > 0:
+      raise UserError(
+        'model.rope_base and norm_eps must be positive, got '
+        f'{self.rope_base} and {self.norm_eps}'
+      )
+    parse_scaling(self.rope_scaling)
+    given = self.rope_base != 10_000.0 or self.rope_scaling
+    if self.pos != 'rope' and given:
+      raise UserError(
+        f"model.rope_base and rope_scaling need pos='rope', got {self.pos!r}"
+      )
+    if self.qk_gain and not self.qk_norm:
+      raise UserError('model.qk_gain needs model.qk_norm')
 
   @property
   def kv_heads(self) -> int:
@@ -261,7 +248,7 @@ class GPTConfig:
       fields['attention'],
       backend,
       matmul_dtype(fields['dtype']),
-      fields['n_embd'] // max(fields['n_head'], 1),
+      fields.get('head_dim') or fields['n_embd'] // max(fields['n_head'], 1),
     )
     return cls(vocab_size=vocab_size, **fields)
 
@@ -278,6 +265,10 @@ def resolved(options: Mapping[str, Any]) -> dict[str, Any]:
     found['embed_norm'] = True
   if found['n_kv_head'] == found['n_head']:
     found['n_kv_head'] = 0
+  found['head_dim'] = found['head_dim'] or (
+    found['n_embd'] // max(found['n_head'], 1)
+  )
+  found['mlp_width'] = found['mlp_width'] or 4 * found['n_embd']
   return found
 
 
@@ -304,7 +295,7 @@ def option_names(*kinds: str, format: str | None = None) -> tuple[str, ...]:
 
 def unrepresentable(cfg: GPTConfig, format: str) -> list[str]:
   """Reasons why a file format cannot represent a model; [] if it can."""
-  defaults, found = _defaults(), []
+  defaults, found = _usual(dataclasses.asdict(cfg)), []
   for name, entry in _table().items():
     value, allowed = getattr(cfg, name), ANY
     if format in entry.holds:
@@ -358,9 +349,16 @@ def _defaults() -> dict[str, Any]:
   }
 
 
+def _usual(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The defaults, with the widths that follow from other options."""
+  widths = {'head_dim': 0, 'mlp_width': 0}
+  derived = resolved({**values, **widths})
+  return _defaults() | {name: derived[name] for name in widths}
+
+
 def _is_described(name: str, entry: Option, values: Mapping[str, Any]) -> bool:
   return entry.always or (
-    name in values and values[name] != _defaults().get(name)
+    name in values and values[name] != _usual(values).get(name)
   )
 
 

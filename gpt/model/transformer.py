@@ -7,7 +7,9 @@ Axis letters, used as suffixes of names and as einsum terms everywhere:
 Architecture `randy`: token + learned position embedding, then N times
   x += drop(Wo attn(rms(x)));  x += drop(W2 relu(W1 rms(x))^2)
 and an untied head on the raw residual stream: no biases, no gains, no final
-norm. `microgpt`: RMSNorm after the embedding, ReLU instead of its square.
+norm. `microgpt`: RMSNorm after the embedding, ReLU instead of its square. With
+other options the same module is a GPT-2, a Llama or a Qwen3: see
+gpt/formats/architectures.
 """
 
 from typing import Any
@@ -22,9 +24,19 @@ from gpt.model.config import ARCHS, GPTConfig
 from gpt.model.dropout import dropout
 from gpt.model.kv_cache import KeysValues, KVCache
 from gpt.model.mixed_precision import mixed_product
+from gpt.model.norms import along_last, layer_norm, rms_norm
+from gpt.model.rope_frequencies import rope_frequencies
 
-RMS_EPS = 1e-5
-ROPE_BASE = 10_000.0
+# A block's matrices and the names of their biases.
+BIASES = {
+  'wq': 'bq',
+  'wk': 'bk',
+  'wv': 'bv',
+  'wo': 'bo',
+  'fc1': 'b1',
+  'gate': 'bgate',
+  'fc2': 'b2',
+}
 
 # One layer's (columns that are only read, columns that are written).
 LayerCache = tuple[KeysValues | None, KeysValues]
@@ -33,21 +45,16 @@ LayerCache = tuple[KeysValues | None, KeysValues]
 CacheAccess = tuple[Any, jax.Array | int]
 
 
-def rms_norm(x: jax.Array) -> jax.Array:
-  """x / sqrt(mean(x^2) + eps) over the last axis, in float32, without gain."""
-  x32 = x.astype(jnp.float32)
-  scale = jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + RMS_EPS)
-  return (x32 * scale).astype(x.dtype)
-
-
-def rope(x_BLHK: jax.Array, positions_BL: jax.Array) -> jax.Array:
+def rope(
+  x_BLHK: jax.Array, positions_BL: jax.Array, freqs: np.ndarray
+) -> jax.Array:
   """Rotary position embedding (Su et al. 2021, arXiv:2104.09864).
 
-  Rotates the pairs (x_i, x_{i + K/2}) by positions * 10000^(-2i / K), in
-  float32.
+  Rotates the pairs (x_i, x_{i + K/2}) by positions * freqs_i, in float32.
+
+  Args:
+    freqs: float32[K / 2], from `rope_frequencies`.
   """
-  half = x_BLHK.shape[-1] // 2
-  freqs = ROPE_BASE ** (-np.arange(half, dtype=np.float32) / half)
   angles = positions_BL.astype(jnp.float32)[:, :, None] * freqs[None, None]
   cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
   x1, x2 = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
@@ -55,8 +62,32 @@ def rope(x_BLHK: jax.Array, positions_BL: jax.Array) -> jax.Array:
   return out.astype(x_BLHK.dtype)
 
 
+def weight(
+  module: nn.Module,
+  name: str,
+  init: nn.initializers.Initializer,
+  shape: tuple[int, ...],
+) -> jax.Array:
+  """A parameter of a module, drawn in float32 and stored as param_dtype."""
+  dtype = jnp.dtype(module.cfg.param_dtype)
+  return module.param(name, lambda key: init(key, shape).astype(dtype))
+
+
+def norm(module: nn.Module, name: str, x_BLD: jax.Array) -> jax.Array:
+  """RMSNorm or LayerNorm, with a gain and a bias if the model has them."""
+  cfg, shape = module.cfg, x_BLD.shape[-1:]
+  gain = bias = None
+  if cfg.norm_gain:
+    gain = weight(module, name, nn.initializers.ones, shape)
+  if cfg.norm == 'rms':
+    return rms_norm(x_BLD, gain, cfg.norm_eps)
+  if cfg.norm_gain and cfg.bias:
+    bias = weight(module, f'{name}_bias', nn.initializers.zeros, shape)
+  return layer_norm(x_BLD, gain, bias, cfg.norm_eps)
+
+
 class Block(nn.Module):
-  """x += drop(attention(rms(x))); x += drop(mlp(rms(x)))."""
+  """x += drop(attention(norm(x))); x += drop(mlp(norm(x)))."""
 
   cfg: GPTConfig
   index: int
@@ -73,10 +104,14 @@ class Block(nn.Module):
   ) -> tuple[jax.Array, KeysValues | None]:
     cfg, site = self.cfg, 2 * self.index
     att_BLD, new_cache = self.attention(
-      rms_norm(x_BLD), positions_BL, segments_BL, layer_cache, ctx
+      norm(self, 'attn_norm', x_BLD),
+      positions_BL,
+      segments_BL,
+      layer_cache,
+      ctx,
     )
     x_BLD = x_BLD + dropout(att_BLD, cfg.dropout, seeds_Bx2, site)
-    mlp_BLD = self.mlp(rms_norm(x_BLD))
+    mlp_BLD = self.mlp(norm(self, 'mlp_norm', x_BLD))
     x_BLD = x_BLD + dropout(mlp_BLD, cfg.dropout, seeds_Bx2, site + 1)
     return x_BLD, new_cache
 
@@ -91,8 +126,6 @@ class Block(nn.Module):
     """Multi-head causal self-attention, within x or to the cache."""
     cfg = self.cfg
     q_BLHK, k_BLHK, v_BLHK = self.qkv(x_BLD, positions_BL)
-    wo = self.param('wo', out_init(cfg), (cfg.n_embd, cfg.n_embd))
-
     written = None
     if layer_cache is None:
       q_BLHK, k_BLHK, v_BLHK = (
@@ -113,39 +146,59 @@ class Block(nn.Module):
       written = new_k, new_v
       pieces = [written] if filled is None else [filled, written]
       out_BLHK = attend_cached(q_BLHK, pieces, mask_BLS)
-    return matmul(out_BLHK.reshape(x_BLD.shape), wo, cfg), written
+    out_BLE = out_BLHK.reshape(*x_BLD.shape[:2], -1)
+    return self.linear(out_BLE, 'wo', cfg.n_embd, out_init(cfg)), written
 
   def qkv(
     self, x_BLD: jax.Array, positions_BL: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries [B, L, H, K], keys and values [B, L, G, K] of attention."""
     cfg = self.cfg
-    D, H, G, K = cfg.n_embd, cfg.n_head, cfg.kv_heads, cfg.head_dim
-    init = nn.initializers.normal(cfg.init_std)
-    q_BLHK = heads(matmul(x_BLD, self.param('wq', init, (D, H * K)), cfg), H)
-    k_BLHK = heads(matmul(x_BLD, self.param('wk', init, (D, G * K)), cfg), G)
-    v_BLHK = heads(matmul(x_BLD, self.param('wv', init, (D, G * K)), cfg), G)
+    H, G, K = cfg.n_head, cfg.kv_heads, cfg.head_dim
+    q_BLHK = heads(self.linear(x_BLD, 'wq', H * K), H)
+    k_BLHK = heads(self.linear(x_BLD, 'wk', G * K), G)
+    v_BLHK = heads(self.linear(x_BLD, 'wv', G * K), G)
     if cfg.qk_norm:
-      q_BLHK, k_BLHK = rms_norm(q_BLHK), rms_norm(k_BLHK)
+      q_gain = k_gain = None
+      if cfg.qk_gain:
+        q_gain = weight(self, 'q_gain', nn.initializers.ones, (K,))
+        k_gain = weight(self, 'k_gain', nn.initializers.ones, (K,))
+      q_BLHK = rms_norm(q_BLHK, q_gain, cfg.norm_eps)
+      k_BLHK = rms_norm(k_BLHK, k_gain, cfg.norm_eps)
     if cfg.pos == 'rope':
-      q_BLHK, k_BLHK = rope(q_BLHK, positions_BL), rope(k_BLHK, positions_BL)
+      freqs = rope_frequencies(K, cfg.rope_base, cfg.rope_scaling)
+      q_BLHK = rope(q_BLHK, positions_BL, freqs)
+      k_BLHK = rope(k_BLHK, positions_BL, freqs)
     return q_BLHK, k_BLHK, v_BLHK
 
   def mlp(self, x_BLD: jax.Array) -> jax.Array:
-    """Two matrices with 4x expansion and a pointwise non-linearity between."""
+    """Two matrices and a pointwise non-linearity, or a gate, between them."""
     cfg = self.cfg
-    D, F = cfg.n_embd, 4 * cfg.n_embd
-    init = nn.initializers.normal(cfg.init_std)
-    h_BLF = matmul(x_BLD, self.param('fc1', init, (D, F)), cfg)
+    h_BLF = self.linear(x_BLD, 'fc1', cfg.mlp_width)
     if cfg.mlp == 'swiglu':
-      gate_BLF = matmul(x_BLD, self.param('gate', init, (D, F)), cfg)
-      h_BLF = nn.silu(gate_BLF) * h_BLF
+      h_BLF = nn.silu(self.linear(x_BLD, 'gate', cfg.mlp_width)) * h_BLF
     elif cfg.mlp == 'gelu':
       h_BLF = nn.gelu(h_BLF, approximate=True)
     else:
       h_BLF = nn.relu(h_BLF)
       h_BLF = h_BLF * h_BLF if cfg.mlp == 'relu2' else h_BLF
-    return matmul(h_BLF, self.param('fc2', out_init(cfg), (F, D)), cfg)
+    return self.linear(h_BLF, 'fc2', cfg.n_embd, out_init(cfg))
+
+  def linear(
+    self,
+    x: jax.Array,
+    name: str,
+    width: int,
+    init: nn.initializers.Initializer | None = None,
+  ) -> jax.Array:
+    """x @ w, plus a bias if the model has them: float[B, L, width]."""
+    init = init or nn.initializers.normal(self.cfg.init_std)
+    w = weight(self, name, init, (x.shape[-1], width))
+    out = matmul(x, w, self.cfg)
+    if self.cfg.bias:
+      b = weight(self, BIASES[name], nn.initializers.zeros, (width,))
+      out = out + along_last(b, out)
+    return out
 
 
 class GPT(nn.Module):
@@ -187,24 +240,22 @@ class GPT(nn.Module):
     cfg = self.cfg
     std = cfg.init_std
     learned = cfg.pos == 'learned'
-    wte = self.param(
-      'wte', nn.initializers.normal(std), (cfg.vocab_size, cfg.n_embd)
-    )
+    shape = cfg.vocab_size, cfg.n_embd
+    wte = weight(self, 'wte', nn.initializers.normal(std), shape)
     # Not cast before the lookup: a row's gradient sums over all its tokens, in
     # float32.
-    x_BLD = wte[tokens_BL]
+    x_BLD = wte[tokens_BL].astype(jnp.float32)
     if learned:
       wpe_std = std * ARCHS[cfg.arch][2]
-      wpe = self.param(
-        'wpe', nn.initializers.normal(wpe_std), (cfg.block_size, cfg.n_embd)
-      )
+      shape = cfg.block_size, cfg.n_embd
+      wpe = weight(self, 'wpe', nn.initializers.normal(wpe_std), shape)
       length = tokens_BL.shape[1]
       x_BLD += wpe[None, :length] if positions_BL is None else wpe[positions_BL]
     x_BLD = x_BLD.astype(cfg.activation_dtype)
     if positions_BL is None:
       positions_BL = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None]
     if cfg.embed_norm:
-      x_BLD = rms_norm(x_BLD)
+      x_BLD = norm(self, 'embed_norm', x_BLD)
 
     block = nn.remat(Block) if cfg.remat and cache is None else Block
     new_cache = []
@@ -224,12 +275,11 @@ class GPT(nn.Module):
       new_cache.append(layer_cache)
 
     if cfg.final_norm:
-      x_BLD = rms_norm(x_BLD)
-    lm_head = (
-      wte
-      if cfg.tied_embeddings
-      else self.param('lm_head', nn.initializers.normal(std), wte.shape)
-    )
+      x_BLD = norm(self, 'final_norm', x_BLD)
+    lm_head = wte
+    if not cfg.tied_embeddings:
+      init = nn.initializers.normal(std)
+      lm_head = weight(self, 'lm_head', init, wte.shape)
     out = lm_logits(x_BLD, lm_head, cfg) if head else x_BLD
     if cache is None:
       return out
@@ -250,7 +300,7 @@ def out_init(cfg: GPTConfig) -> nn.initializers.Initializer:
 def matmul(
   x: jax.Array, w: jax.Array, cfg: GPTConfig, transposed: bool = False
 ) -> jax.Array:
-  """x @ w for float32[in, out] w, or x @ w.T, in the dtype of x."""
+  """x @ w for float[in, out] w, or x @ w.T, in the dtype of x."""
   if cfg.dtype == 'mixed' and x.shape[1] > 1:
     return mixed_product(x, w, transposed)
   w = (w.T if transposed else w).astype(x.dtype)

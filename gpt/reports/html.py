@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gpt.errors import UserError
-from gpt.model.config import FUNCTION, SHAPE, describe_options
+from gpt.model.config import describe_options
+from gpt.model.options import FUNCTION, SHAPE
 from gpt.reports import charts, plots
 from gpt.reports.markup import Markup, element, join
 from gpt.reports.series import Points, smooth, thin

@@ -23,7 +23,8 @@ from typing import Any
 
 from gpt.errors import UserError, quoted
 from gpt.fields import Fields, read_fields
-from gpt.model.config import FUNCTION, SHAPE, GPTConfig, option_names
+from gpt.model.config import GPTConfig, option_names
+from gpt.model.options import FUNCTION, SHAPE
 from gpt.runs.format_version import FORMAT_KEY, FORMAT_VERSION, check_version
 
 LATEST, BEST = 'latest', 'best'

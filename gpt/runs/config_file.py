@@ -13,7 +13,8 @@ from typing import Any
 from gpt.errors import UserError
 from gpt.fields import Fields
 from gpt.files import read_json, write_atomic
-from gpt.model.config import RUNTIME, GPTConfig, option_names
+from gpt.model.config import GPTConfig, option_names
+from gpt.model.options import RUNTIME
 from gpt.runs.checkpoint_meta import check_model
 from gpt.runs.format_version import FORMAT_KEY, FORMAT_VERSION, check_version
 

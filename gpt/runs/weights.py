@@ -12,7 +12,8 @@ import numpy as np
 from gpt.errors import UserError
 from gpt.formats import randygpt
 from gpt.model import GPTConfig, abstract_params
-from gpt.model.config import FUNCTION, option_names
+from gpt.model.config import option_names
+from gpt.model.options import FUNCTION
 from gpt.model.params import Params
 from gpt.runs import checkpoint
 from gpt.runs.config_file import flatten, read_configs

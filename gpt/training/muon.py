@@ -97,15 +97,28 @@ def orthogonalise_tree(
   return jax.tree.unflatten(treedef, out)
 
 
-def is_block(name: str) -> bool:
-  """Whether a top-level name of the params is a transformer block."""
-  return name.startswith('block_')
-
-
 def split_tree(tree: Mapping[str, Any]) -> tuple[dict, dict]:
   """(block matrices, everything else) of a tree like params."""
-  blocks = {name: x for name, x in tree.items() if is_block(name)}
-  return blocks, {name: x for name, x in tree.items() if not is_block(name)}
+  blocks: dict[str, Any] = {}
+  others: dict[str, Any] = {}
+  for name, value in tree.items():
+    if not name.startswith('block_'):
+      others[name] = value
+      continue
+    blocks[name] = {k: x for k, x in value.items() if x.ndim == 2}
+    if vectors := {k: x for k, x in value.items() if x.ndim != 2}:
+      others[name] = vectors
+  return blocks, others
+
+
+def join_trees(
+  blocks: Mapping[str, Any], others: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The inverse of `split_tree`."""
+  return {
+    **others,
+    **{k: {**x, **others.get(k, {})} for k, x in blocks.items()},
+  }
 
 
 def muon(
@@ -170,6 +183,7 @@ def muon(
     )
     rest_directions: Any
     rest_directions, rest_state = rest.update(others, state.rest, params_others)
-    return {**directions, **rest_directions}, MuonState(average, rest_state)
+    joined = join_trees(directions, rest_directions)
+    return joined, MuonState(average, rest_state)
 
   return optax.GradientTransformation(init, update)

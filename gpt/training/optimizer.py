@@ -5,6 +5,7 @@ the schedule and the plateau factor, applies params -= lr * direction, and
 reports that same number.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -58,12 +59,14 @@ def create(
 
 
 def adamw(opt: Any) -> optax.GradientTransformation:
-  """AdamW directions: Adam with decoupled weight decay on every tensor.
+  """AdamW directions: Adam with decoupled weight decay.
 
     m_t = b1 m_{t-1} + (1 - b1) g_t
     v_t = b2 v_{t-1} + (1 - b2) g_t^2
     u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
           + weight_decay * params
+
+  Matrices decay, embeddings included; gains and biases do not.
 
   Args:
     opt: ConfigDict `config.opt`; reads b1, b2, eps and weight_decay.
@@ -85,9 +88,15 @@ def adamw(opt: Any) -> optax.GradientTransformation:
     )
   return optax.chain(
     optax.scale_by_adam(b1=opt.b1, b2=opt.b2, eps=opt.eps),
-    optax.add_decayed_weights(opt.weight_decay)
+    optax.stateless(functools.partial(_decayed, opt.weight_decay))
     if opt.weight_decay
     else optax.identity(),
+  )
+
+
+def _decayed(weight_decay: float, updates: Any, params: Any) -> Any:
+  return jax.tree.map(
+    lambda u, p: u + weight_decay * p if p.ndim > 1 else u, updates, params
   )
 
 
@@ -125,7 +134,7 @@ def adam_state(opt_state: Any) -> optax.ScaleByAdamState | None:
   With Muon, Adam's state lacks the block matrices: None.
   """
   found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)]
-  if len(found) != 1 or not any(map(muon.is_block, found[0].mu)):
+  if len(found) != 1 or not jax.tree.leaves(muon.split_tree(found[0].mu)[0]):
     return None
   return found[0]
 

@@ -339,12 +339,28 @@ CONFIGS = st.fixed_dictionaries(
     'tied_embeddings': st.booleans(),
     'logit_softcap': st.sampled_from([0.0, 5.0]),
     'attention': st.sampled_from(['plain', 'blocked']),
+    'head_dim': st.sampled_from([0, 6]),
+    'mlp_width': st.sampled_from([0, 24]),
+    'norm': st.sampled_from(['rms', 'layer']),
+    'norm_gain': st.booleans(),
+    'norm_eps': st.sampled_from([1e-5, 1e-2]),
+    'bias': st.booleans(),
+    'param_dtype': st.sampled_from(['float32', 'bfloat16']),
   }
+)
+# Options that need another one.
+ROPES = st.sampled_from(
+  [{}, {'rope_base': 50.0}, {'rope_scaling': 'llama3:4,1,4,6'}]
 )
 
 
-@hypothesis_settings(max_examples=6, deadline=None, derandomize=True)
-@given(options=CONFIGS)
+def with_needed(options, ropes, qk_gain):
+  needed = ropes if options['pos'] == 'rope' else {}
+  return options | needed | {'qk_gain': qk_gain and options['qk_norm']}
+
+
+@hypothesis_settings(max_examples=8, deadline=None, derandomize=True)
+@given(options=st.builds(with_needed, CONFIGS, ROPES, st.booleans()))
 def test_every_model_option_decodes_like_the_forward_pass(options):
   """Prefills half a window, then feeds the rest token by token."""
   size, half = 8, 4

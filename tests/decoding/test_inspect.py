@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from gpt.decoding import inspect
-from gpt.model.transformer import GPT, GPTConfig, rms_norm
+from gpt.model.norms import rms_norm
+from gpt.model.transformer import GPT, GPTConfig
 from gpt.tokenizers import CharTokenizer
 from tests.support.models import random_params
 

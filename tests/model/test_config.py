@@ -14,6 +14,12 @@ from gpt.formats import hf_code, model_card, randygpt
 from gpt.formats.huggingface import model_config
 from gpt.model import GPT, GPTConfig, abstract_params
 from gpt.model.config import (
+  describe_options,
+  option_names,
+  option_rows,
+  unrepresentable,
+)
+from gpt.model.options import (
   FORMATS,
   FUNCTION,
   INIT,
@@ -21,10 +27,6 @@ from gpt.model.config import (
   RUNTIME,
   SHAPE,
   Option,
-  describe_options,
-  option_names,
-  option_rows,
-  unrepresentable,
 )
 from gpt.runs import info, weights
 from gpt.runs.config_file import is_fixed
@@ -45,16 +47,32 @@ OTHER = {
   'mlp': 'gelu',
   'pos': 'rope',
   'n_kv_head': 1,
+  'head_dim': 6,
+  'mlp_width': 20,
+  'rope_base': 5.0,
+  'rope_scaling': 'linear:4',
+  'norm': 'layer',
+  'norm_gain': True,
+  'norm_eps': 0.5,
+  'bias': True,
   'embed_norm': True,
   'qk_norm': True,
+  'qk_gain': True,
   'final_norm': True,
   'logit_softcap': 3.0,
   'tied_embeddings': True,
   'zero_init': True,
   'init_std': 0.3,
   'dtype': 'bfloat16',
+  'param_dtype': 'bfloat16',
   'attention': 'blocked',
   'remat': True,
+}
+# What an option needs beside it.
+NEEDS = {
+  'rope_base': {'pos': 'rope'},
+  'rope_scaling': {'pos': 'rope'},
+  'qk_gain': {'qk_norm': True},
 }
 FIELDS = {field.name: field for field in dataclasses.fields(GPTConfig)}
 CODE = pathlib.Path(hf_code.__path__[0])
@@ -62,6 +80,12 @@ CODE = pathlib.Path(hf_code.__path__[0])
 
 def base(**changes) -> GPTConfig:
   return GPTConfig(**(TINY | changes))
+
+
+def pair(name) -> tuple[GPTConfig, GPTConfig]:
+  """Two models that differ in one option alone."""
+  needed = NEEDS.get(name, {})
+  return base(**needed), base(**needed, **{name: OTHER[name]})
 
 
 def of_kind(*kinds):
@@ -112,12 +136,13 @@ def test_the_names_are_those_of_the_default_config():
 
 @of_kind(SHAPE)
 def test_shape_options_change_the_shapes(name):
-  assert shapes(base(**{name: OTHER[name]})) != shapes(base())
+  one, two = pair(name)
+  assert shapes(one) != shapes(two)
 
 
 @of_kind(FUNCTION)
 def test_function_options_change_what_the_same_weights_compute(name):
-  one, two = base(), base(**{name: OTHER[name]})
+  one, two = pair(name)
   if shapes(one) != shapes(two):  # Rotary positions need no table.
     assert name == 'pos'
     return
@@ -139,9 +164,14 @@ def test_runtime_options_change_neither_weights_nor_function(name):
   small = dict(n_layer=1, init_std=0.5)
   one, two = base(**small), base(**small, **{name: OTHER[name]})
   params = initial_params(one)
-  jax.tree.map(np.testing.assert_array_equal, params, initial_params(two))
-  wanted, got = logits(one, params), logits(two, params)
-  relative = 0.03 if name == 'dtype' else 1e-6  # bfloat16 has 8 bits.
+  other = initial_params(two)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_array_equal(x.astype(y.dtype), y),
+    params,
+    other,
+  )
+  wanted, got = logits(one, params), logits(two, other)
+  relative = 0.03 if 'dtype' in name else 1e-6  # bfloat16 has 8 bits.
   np.testing.assert_allclose(got, wanted, atol=relative * np.abs(wanted).max())
 
 
@@ -170,7 +200,7 @@ def source(tmp_path_factory):
 
 @pytest.mark.parametrize('name', sorted(option_names()))
 def test_weights_are_taken_over_unless_shape_or_function_differ(name, source):
-  cfg = base(**{name: OTHER[name]})
+  cfg = base(**NEEDS.get(name, {}), **{name: OTHER[name]})
   if name in option_names(INIT, RUNTIME):
     weights.load_weights(source, cfg)
     return
@@ -183,14 +213,14 @@ def test_weights_are_taken_over_unless_shape_or_function_differ(name, source):
 
 @of_kind(SHAPE, FUNCTION)
 def test_shape_and_function_options_are_described(name):
-  cfg = base(**{name: OTHER[name]})
+  plain, cfg = pair(name)
   line = info._architecture_line(dataclasses.asdict(cfg))
-  was = info._architecture_line(dataclasses.asdict(base()))
+  was = info._architecture_line(dataclasses.asdict(plain))
   if name == 'vocab_size':  # Described with the tokenizer.
     assert line == was
     return
   assert line != was
-  assert option_rows(cfg) != option_rows(base())
+  assert option_rows(cfg) != option_rows(plain)
   assert OTHER[name] in option_rows(cfg).values()
 
 
@@ -233,9 +263,10 @@ def test_formats_refuse_each_network_they_cannot_represent(format):
     if found.kind not in (SHAPE, FUNCTION):
       continue
     other = 'randy' if name == 'arch' == fits.arch else OTHER[name]
-    cfg = dataclasses.replace(fits, **{name: other})
+    others = {'arch': fits.arch, **NEEDS.get(name, {}), name: other}
+    cfg = base(**others)
     reasons = unrepresentable(cfg, format)
-    allowed = found.holds.get(format, (field.default,))
+    allowed = found.holds.get(format, (getattr(fits, name),))
     holds = allowed is None or getattr(cfg, name) in allowed
     named = any(f'model.{name} is {other!r}, not ' in x for x in reasons)
     assert named is not holds, name
@@ -243,17 +274,24 @@ def test_formats_refuse_each_network_they_cannot_represent(format):
 
 def test_rgpt_files_hold_randygpts_network_alone():
   refused = {
-    name
-    for name in option_names()
-    if randygpt.obstacles(base(**{name: OTHER[name]}))
+    name for name in option_names() if randygpt.obstacles(pair(name)[1])
   }
   assert refused == {
     'arch',
     'mlp',
     'pos',
     'n_kv_head',
+    'head_dim',
+    'mlp_width',
+    'rope_base',
+    'rope_scaling',
+    'norm',
+    'norm_gain',
+    'norm_eps',
+    'bias',
     'embed_norm',
     'qk_norm',
+    'qk_gain',
     'final_norm',
     'logit_softcap',
     'tied_embeddings',

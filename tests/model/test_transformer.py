@@ -22,12 +22,13 @@ from gpt.model import losses
 from gpt.model import transformer as model_module
 from gpt.model.attention import KERNELS
 from gpt.model.dropout import row_seeds
+from gpt.model.norms import layer_norm, rms_norm
+from gpt.model.rope_frequencies import rope_frequencies
 from gpt.model.transformer import (
   GPT,
   GPTConfig,
   abstract_params,
   num_params,
-  rms_norm,
   rope,
 )
 from tests.support.models import random_params
@@ -321,7 +322,8 @@ def test_rope_sees_only_relative_positions():
   positions = np.arange(5, dtype=np.int32)[None]
 
   def scores(shift):
-    a, b = (rope(jnp.asarray(x), positions + shift) for x in (q, k))
+    freqs = rope_frequencies(8, 10_000.0)
+    a, b = (rope(jnp.asarray(x), positions + shift, freqs) for x in (q, k))
     return jnp.einsum('BLHK,BSHK->BHLS', a, b)
 
   np.testing.assert_allclose(scores(0), scores(17), rtol=1e-3, atol=1e-4)
@@ -450,3 +452,79 @@ def test_every_dropout_layer_has_its_own_mask(monkeypatch):
     {'params': params}, jnp.zeros((1, 6), jnp.int32), seeds_Bx2=seeds
   )
   assert len(sites) == 6 and len(set(sites)) == 6
+
+
+# --- options of pretrained models
+
+
+@pytest.mark.parametrize(
+  'options, more',
+  [
+    ({'head_dim': 6}, 4 * 2 * 8 * (12 - 8)),
+    ({'mlp_width': 20}, 2 * 2 * 8 * (20 - 32)),
+    ({'norm_gain': True}, 2 * 2 * 8),
+    ({'norm_gain': True, 'final_norm': True}, 2 * 2 * 8 + 8),
+    ({'bias': True}, 2 * (4 * 8 + 32 + 8)),
+    ({'bias': True, 'norm': 'layer', 'norm_gain': True}, 2 * (72 + 4 * 8)),
+    ({'qk_norm': True, 'qk_gain': True}, 2 * 2 * 4),
+    ({'mlp': 'swiglu', 'bias': True}, 2 * (8 * 32 + 72 + 32)),
+  ],
+)
+def test_each_option_adds_exactly_its_own_parameters(options, more):
+  sizes = dict(vocab_size=11, n_embd=8, n_head=2, n_layer=2, block_size=6)
+  added = num_params(GPTConfig(**sizes, **options)) - num_params(
+    GPTConfig(**sizes)
+  )
+  assert added == more
+
+
+def test_layer_norm_is_its_formula():
+  x, gain, bias = np.random.default_rng(0).normal(size=(3, 5)).astype('f4')
+  got = layer_norm(jnp.asarray(x), jnp.asarray(gain), jnp.asarray(bias), 0.1)
+  wanted = (x - x.mean()) / np.sqrt(x.var() + 0.1) * gain + bias
+  np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_llama3_scaling_divides_long_wavelengths_and_keeps_short_ones():
+  plain = rope_frequencies(64, 5e5)
+  scaled = rope_frequencies(64, 5e5, 'llama3:8,1,4,8192')
+  turns = 8192 * plain / (2 * np.pi)
+  np.testing.assert_array_equal(scaled[turns > 4], plain[turns > 4])
+  np.testing.assert_allclose(scaled[turns < 1], plain[turns < 1] / 8, rtol=1e-6)
+  between = (turns >= 1) & (turns <= 4)
+  assert between.any() and np.all(np.diff(scaled) < 0)
+  np.testing.assert_array_equal(
+    rope_frequencies(64, 5e5, 'linear:2'), plain / 2
+  )
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'rope_scaling': 'yarn:4', 'pos': 'rope'}, "'yarn:4' is not known"),
+    ({'rope_scaling': 'llama3:4,4,1,8', 'pos': 'rope'}, 'LOW < HIGH'),
+    ({'rope_scaling': 'linear:2'}, "need pos='rope'"),
+    ({'rope_base': 5e5}, "need pos='rope'"),
+    ({'rope_base': -1.0, 'pos': 'rope'}, 'must be positive'),
+    ({'norm_eps': 0.0}, 'must be positive'),
+    ({'norm': 'group'}, 'allowed: rms, layer'),
+    ({'qk_gain': True}, 'needs model.qk_norm'),
+    ({'head_dim': -2}, 'must not be negative'),
+    ({'n_embd': 9}, 'or set model.head_dim'),
+    ({'head_dim': 3, 'pos': 'rope'}, 'even head dimension'),
+    ({'param_dtype': 'int8'}, 'allowed: float32, bfloat16'),
+  ],
+)
+def test_impossible_options_are_refused(options, message):
+  sizes = dict(vocab_size=11, n_embd=8, n_head=2, n_layer=1, block_size=6)
+  with pytest.raises(UserError, match=message):
+    GPTConfig(**(sizes | options))
+
+
+def test_a_width_that_heads_do_not_divide_needs_head_dim():
+  cfg = GPTConfig(11, n_embd=9, n_head=2, n_layer=1, block_size=4, head_dim=4)
+  tokens = np.zeros((1, 3), np.int32)
+  params = GPT(cfg).init(jax.random.key(0), tokens)['params']
+  assert params['block_0']['wq'].shape == (9, 8)
+  assert params['block_0']['wo'].shape == (8, 9)
+  assert GPT(cfg).apply({'params': params}, tokens).shape == (1, 3, 11)

@@ -73,6 +73,19 @@ def test_only_block_matrices_get_muon():
 @pytest.mark.skipif(
   not hasattr(optax.contrib, 'muon'), reason='optax without muon'
 )
+def test_gains_and_biases_of_a_block_get_the_rest():
+  params = {
+    'wte': jnp.ones((3, 4)),
+    'block_0': {'wq': jnp.ones((4, 4)), 'bq': jnp.ones(4)},
+  }
+  tx = muon.muon(optax.scale(7.0), scale=1.0)
+  state = tx.init(params)
+  assert jax.tree.map(jnp.shape, state.momentum) == {'block_0': {'wq': (4, 4)}}
+  updates, _ = tx.update(params, state, params)
+  assert jax.tree.structure(updates) == jax.tree.structure(params)
+  np.testing.assert_array_equal(updates['block_0']['bq'], 7.0)
+
+
 def test_directions_equal_those_of_optax_without_momentum():
   """optax bias-corrects its momentum, so only momentum 0 is comparable."""
   params = {'block_0': matrices((16, 16), (8, 32), (32, 8))}

@@ -94,7 +94,7 @@ def test_global_norm_clipping_keeps_the_direction():
   np.testing.assert_allclose(clipped['y'], [-0.8], rtol=1e-6)
 
 
-def test_weight_decay_reaches_every_tensor():
+def test_weight_decay_reaches_every_matrix():
   tx = optimizer.create(options())
   params = random_tree(np.random.default_rng(0))
   zeros = jax.tree.map(np.zeros_like, params)
@@ -104,6 +104,16 @@ def test_weight_decay_reaches_every_tensor():
     directions,
     params,
   )
+
+
+def test_gains_and_biases_do_not_decay():
+  config = options(weight_decay=0.5)
+  tx = optimizer.create(config)
+  params = {'block_0': {'bq': jnp.ones(4), 'wq': jnp.ones((4, 4))}}
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = tx.update(zeros, tx.init(params), params)
+  assert not np.any(updates['block_0']['bq'])
+  assert np.all(updates['block_0']['wq'])
 
 
 def test_adam_state_is_found_and_replaced():
