@@ -253,7 +253,7 @@ def add_guarded(server):
     ('hf://ann/none', 'hf_ann', 'has no model ann/none, or a private one'),
     ('hf://ann/secret', '', 'has no model ann/secret, or a private one'),
     ('hf://ann/gated', '', 'ann/gated is gated: accept its terms on http'),
-    ('hf://ann/tiny', 'hf_bad', r'refuses this access to ann/tiny \(401\)'),
+    ('hf://ann/tiny', 'hf_bad', r'does not let you read ann/tiny \(401\)'),
     ('hf://ann/tiny@v9', '', 'ann/tiny has no revision v9'),
   ],
 )
