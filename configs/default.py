@@ -151,6 +151,9 @@ def get_config() -> ConfigDict:
   data.tokenizer = 'char'
   # Path of an existing tokenizer (file or directory). '': one is trained.
   data.tokenizer_path = ''
+  # Jinja chat template of a new run of conversations: 'chatml' or a file. '':
+  # that of the tokenizer, if it has one, else our own format (<|user|> ...).
+  data.chat_template = ''
   # Tokens of a vocabulary that is trained (sentencepiece, hf). >= 1.
   data.vocab_size = 2000
   # What separates documents in data.format text: 'none', 'blank_line', or a

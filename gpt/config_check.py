@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from gpt.data import prepare
+from gpt.data.tokenizer_choice import asked_template
 from gpt.errors import UserError
 from gpt.model import GPTConfig
 from gpt.runs.config_file import flatten
@@ -81,6 +82,7 @@ def check_data(data_config: Any) -> None:
       'set data.loss_on=all'
     )
   ignored = {
+    'chat_template': format != 'chat' and asked_template(data_config),
     'skip_long': format == 'text' and data_config.skip_long,
     'packing': format == 'text' and data_config.packing,
     'document_aware': format != 'text' and data_config.document_aware,

@@ -85,7 +85,7 @@ def open_session() -> 'ChatSession':
   if not chat_format.is_chat_tokenizer(loaded.tokenizer):
     raise UserError(
       f'{chosen.workdir} was not trained to chat (its tokenizer has no '
-      f'{chat_format.USER}). It can continue a text:\n'
+      f'{chat_format.USER} and no chat template). It can continue a text:\n'
       f'  python -m launch.generate --workdir={chosen.workdir}\n'
       'A chat model is trained with\n'
       '  python -m launch.train --config=configs/chat_small.py '

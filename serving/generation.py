@@ -95,20 +95,25 @@ def chat(
   sampling: Sampling,
   *,
   streamed: bool = False,
+  prefill: bool = False,
 ) -> 'Generation':
-  """A Generation of the next turn; messages have 'role' and 'content'."""
+  """A Generation of the next turn; messages have 'role' and 'content'.
+
+  Args:
+    prefill: a last message of the assistant is the beginning of its reply.
+  """
   window = service.cfg.block_size
 
   def tokenize() -> Tokenized:
     ids, dropped = chat_prompt(
-      service.tokenizer, messages, window, sampling.max_tokens
+      service.tokenizer, messages, window, sampling.max_tokens, prefill
     )
     if dropped and sampling.overflow == 'error':
       given = f'your messages have {len(ids) + dropped}'
       raise ContextTooLong(window, given, 'messages')
     return [ids], dropped
 
-  ends = chat_format.stop_ids(service.tokenizer)
+  ends = service.chat_ends
   return Generation(
     service,
     client,
@@ -134,11 +139,12 @@ def chat_prompt(
   messages: list[dict[str, str]],
   window: int,
   max_tokens: int,
+  prefill: bool = False,
 ) -> tuple[np.ndarray, int]:
   """(int32[n], tokens dropped) of a conversation. Raises InvalidRequest."""
   room = chat_format.prompt_room(window, max_tokens)
   try:
-    ids, dropped = chat_format.build_prompt(messages, tokenizer, room)
+    ids, dropped = chat_format.build_prompt(messages, tokenizer, room, prefill)
   except UserError as e:
     raise InvalidRequest(f'messages: {e}', 'messages') from e
   return np.array(ids, np.int32), dropped

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from gpt.decoding.generation import ban_bias
+from gpt.errors import UserError
 from gpt.runs import load
 from gpt.runs.format_version import NewerFormat
 from gpt.runs.load import LoadedModel
@@ -52,6 +53,9 @@ class Service:
   Attributes:
     loaded: the model, without its params.
     bans_V: float32[V], -inf for tokens that must never be sampled.
+    is_chat: whether the model can chat.
+    chat_ends: ids that end the assistant's turn.
+    chat_problem: why its chat template cannot be used, or ''.
     generations: the requests in progress, by their jobs.
   """
 
@@ -69,6 +73,14 @@ class Service:
     self.cfg = loaded.cfg
     self.created = int(time.time())
     self.is_chat = chat_format.is_chat_tokenizer(self.tokenizer)
+    self.chat_ends: tuple[int, ...] = ()
+    self.chat_problem = ''
+    if self.is_chat:
+      try:
+        self.chat_ends = chat_format.stop_ids(self.tokenizer)
+      except UserError as e:  # Completions work all the same.
+        self.chat_problem = str(e)
+        log.warning('chat is off: %s', e)
     self.bans_V = ban_bias(self.tokenizer)
     self.generations: dict[Job, Running] = {}
     compilations = compile_count()
@@ -161,6 +173,8 @@ class Service:
       raise ReloadFailed("the model's shape has changed: restart the server")
     if new.tokenizer.fingerprint != self.tokenizer.fingerprint:
       raise ReloadFailed('the tokenizer has changed: restart the server')
+    if new.tokenizer.chat_template != self.tokenizer.chat_template:
+      raise ReloadFailed('the chat template has changed: restart the server')
     return new
 
   def close(self, timeout: float) -> bool:

@@ -69,6 +69,11 @@ CALLED_BY_LIBRARIES = {
   'send_400_response',  # uvicorn
   'usage_needs_a_stream',  # pydantic
 }
+CALLED_BY_LIBRARIES |= {  # jinja2
+  f'visit_{node}'
+  for node in ('Call', 'Compare', 'Concat', 'Const', 'Filter', 'For')
+  + ('Getitem', 'Operand', 'TemplateData')
+}
 
 
 @functools.cache

@@ -82,6 +82,14 @@ def iter_conversations(
   Raises:
     UserError: a file cannot be read, or a line is not a conversation.
   """
+  for _, messages in iter_located(sources, stats):
+    yield messages
+
+
+def iter_located(
+  sources: Sources, stats: TextStats
+) -> Iterator[tuple[str, list[dict]]]:
+  """Yields ('line 3 [FILE]', conversation), as iter_conversations."""
   for source in sources.items:
     for number, line in iter_whole_lines(source, stats):
       if not line.strip():
@@ -91,7 +99,7 @@ def iter_conversations(
       except UserError as e:
         raise UserError(f'{e} [{source.name}]') from e
       if messages := clean(messages, stats):
-        yield messages
+        yield f'line {number} [{source.name}]', messages
 
 
 def cleanup_line(stats: TextStats) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from gpt.data.conversations import AssistantTokens
 from gpt.data.documents import Documents
 from gpt.data.packing import pack
 from gpt.data.text_dataset import EVAL_STREAM, SPLITS, Batch, random_uniform
@@ -72,7 +71,6 @@ class DocumentDataset:
     self._skip_long = skip_long
     self._splits = tuple(splits)
     self._pad = tokenizer.eos_id
-    self._is_assistant = AssistantTokens(tokenizer) if documents.chat else None
     # int32[V]: UTF-8 bytes of each token, for bits per byte.
     self.bytes_V = np.array(
       [len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)],
@@ -104,6 +102,10 @@ class DocumentDataset:
     self.steps_per_epoch = -(-len(self._rows) // batch_size)
     self._cached_epoch: tuple[int, np.ndarray] | None = None
 
+  @property
+  def _assistant_only(self) -> bool:
+    return self.loss_on == 'assistant' and self.corpus.chat
+
   def _check_splits(self) -> None:
     for split in self._splits:
       if not len(self._docs[split]):
@@ -117,10 +119,9 @@ class DocumentDataset:
 
   def _has_target(self, i: int) -> bool:
     """Whether a target of document i counts in the loss."""
-    if self.loss_on == 'all' or self._is_assistant is None:
+    if not self._assistant_only:
       return True
-    ids = self.corpus.read(i)[: self.block_size + 1]
-    return bool(self._is_assistant(ids[None])[0, 1:].any())
+    return bool(self.corpus.assistant(i)[1 : self.block_size + 1].any())
 
   def _explain_empty(self, split: str) -> str:
     noun, n = self.corpus.noun, self.corpus.size(split)
@@ -288,6 +289,7 @@ class DocumentDataset:
     shape = len(rows), length + 1
     tokens = np.full(shape, self._pad, np.int32)
     segments, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    written = np.zeros(shape, bool)
     for r, docs in enumerate(rows):
       at = 0
       for number, i in enumerate(docs, 1):
@@ -295,10 +297,12 @@ class DocumentDataset:
         span = slice(at, at + len(ids))
         tokens[r, span], segments[r, span] = ids, number
         positions[r, span] = np.arange(len(ids))
+        if self._assistant_only:
+          written[r, span] = self.corpus.assistant(i)[: len(ids)]
         at += len(ids)
     counts = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-    if self.loss_on == 'assistant' and self._is_assistant is not None:
-      counts &= self._is_assistant(tokens)[:, 1:]
+    if self._assistant_only:
+      counts &= written[:, 1:]
     return {
       'tokens': tokens,
       'weights': counts.astype(np.float32),

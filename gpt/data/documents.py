@@ -7,11 +7,11 @@ and is held out as a whole. document_dataset.py makes batches of them.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import numpy as np
 
-from gpt.data import conversations
+from gpt.data import conversations, templated
 from gpt.data.sources import Sources
 from gpt.data.text_dataset import SPLITS, random_uniform
 from gpt.data.text_reader import TextStats, iter_whole_lines
@@ -40,6 +40,8 @@ class Documents:
     held_out: bool[n_docs], the validation documents.
     opening, closing: the ids before a document and in place of its EOS.
     chat: whether the documents are conversations.
+    is_assistant: of conversations, marks the tokens of int[B, L] that the
+      assistant writes: bool[B, L].
     description: where the text comes from, in words.
     info: facts about the encoding.
     kind: as in gpt.data.sources.Sources.
@@ -55,6 +57,7 @@ class Documents:
   description: str
   info: EncodedInfo
   kind: str = 'files'
+  is_assistant: Callable[[np.ndarray], np.ndarray] | None = None
 
   def __len__(self) -> int:
     return len(self.starts)
@@ -79,6 +82,11 @@ class Documents:
     whole = [[self.opening], text, [self.closing]]
     return np.concatenate(whole, dtype=np.int32)
 
+  def assistant(self, i: int) -> np.ndarray:
+    """bool[n]: the tokens of `read(i)` that the assistant writes."""
+    assert self.is_assistant is not None
+    return self.is_assistant(self.read(i)[None])[0]
+
   def chosen(self, split: str) -> np.ndarray:
     """int64[n], indices of the documents in 'train', 'val' or 'all'."""
     if split not in SPLITS:
@@ -91,6 +99,39 @@ class Documents:
       'all': np.ones(len(self), bool),
     }[split]
     return np.flatnonzero(which)
+
+
+@dataclasses.dataclass
+class TemplatedDocuments(Documents):
+  """Conversations in the form of a chat template; see templated.py.
+
+  Attributes:
+    vocab_size: of the tokenizer.
+  """
+
+  vocab_size: int = 0
+
+  @property
+  def lengths(self) -> np.ndarray:
+    """int64[n_docs], in tokens."""
+    return self.ends - self.starts - 1
+
+  def _values(self, i: int) -> np.ndarray:
+    return np.asarray(self.tokens[self.starts[i] : self.ends[i] - 1], np.int64)
+
+  def read(self, i: int) -> np.ndarray:
+    """int32[n]: the conversation."""
+    return (self._values(i) % self.vocab_size).astype(np.int32)
+
+  def assistant(self, i: int) -> np.ndarray:
+    """bool[n]: the tokens of `read(i)` that the assistant writes."""
+    return self._values(i) >= self.vocab_size
+
+  def question(self, i: int) -> np.ndarray:
+    """int32[n]: what stands before the first token of the assistant."""
+    written = self.assistant(i)
+    end = int(written.argmax()) if written.any() else len(written)
+    return self.read(i)[:end]
 
 
 def iter_lines_as_documents(
@@ -176,7 +217,7 @@ def open_documents(
 
   Args:
     sources: the text.
-    tokenizer: must have the control tokens of chat_format for 'chat'.
+    tokenizer: must have a chat template or our chat tokens for 'chat'.
     cache_dir, tidy: see token_cache.load_or_encode.
     format: 'lines' or 'chat'.
     val_fraction: of the documents to hold out, 0 to 1.
@@ -186,24 +227,23 @@ def open_documents(
       out of range.
   """
   name, encode = FORMATS[format]
+  chat, end = format == 'chat', None
+  by_template = chat and bool(tokenizer.chat_template)
+  if by_template:
+    name, encode = templated.name(tokenizer), templated.encode
+    end = templated.end_value(tokenizer)
   tokens, starts, info = load_or_encode(
-    sources, tokenizer, name, cache_dir, tidy, encode
+    sources, tokenizer, name, cache_dir, tidy, encode, end
   )
-  chat = format == 'chat'
   if not len(starts):
     what = 'conversation with an assistant turn' if chat else 'document'
     raise UserError(f'no {what} in {sources.description}')
   ends = np.append(starts[1:], len(tokens))
-  special = tokenizer.special_tokens
-  user_turn = [special[USER], special[END_TURN]] if chat else []
-  keys = [
-    _key(tokens[a:b], user_turn) for a, b in zip(starts.tolist(), ends.tolist())
-  ]
-  return Documents(
+  documents = Documents(
     tokens,
     starts,
     ends,
-    hold_out(keys, val_fraction),
+    np.zeros(len(starts), bool),
     tokenizer.bos_id,
     tokenizer.bos_id if chat else tokenizer.eos_id,
     chat,
@@ -211,12 +251,32 @@ def open_documents(
     info,
     sources.kind,
   )
+  if by_template:
+    fields = {
+      field.name: getattr(documents, field.name)
+      for field in dataclasses.fields(documents)
+    }
+    documents = TemplatedDocuments(**fields, vocab_size=tokenizer.vocab_size)
+    keys = [_hash(documents.question(i)) for i in range(len(documents))]
+  elif chat:
+    documents.is_assistant = conversations.AssistantTokens(tokenizer)
+    special = tokenizer.special_tokens
+    user_turn = special[USER], special[END_TURN]
+    keys = [
+      _hash(_turn(tokens[a:b], *user_turn))
+      for a, b in zip(starts.tolist(), ends.tolist())
+    ]
+  else:
+    keys = [_hash(tokens[a:b]) for a, b in zip(starts.tolist(), ends.tolist())]
+  documents.held_out = hold_out(keys, val_fraction)
+  return documents
 
 
-def _key(tokens: np.ndarray, turn: list[int]) -> bytes:
-  """A hash of the tokens; with `turn`, its (start, end) ids, of that turn."""
-  if turn:
-    start, end = turn
-    tokens = tokens[int(np.argmax(tokens == start)) :]
-    tokens = tokens[: int(np.argmax(tokens == end))]
+def _turn(tokens: np.ndarray, start: int, end: int) -> np.ndarray:
+  """The first turn that begins with `start`, up to `end`."""
+  tokens = tokens[int(np.argmax(tokens == start)) :]
+  return tokens[: int(np.argmax(tokens == end))]
+
+
+def _hash(tokens: np.ndarray) -> bytes:
   return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()

@@ -21,7 +21,11 @@ from gpt.data.documents import Documents, open_documents
 from gpt.data.sources import Sources, find_sources
 from gpt.data.text_dataset import SPLITS, Corpus, TextDataset
 from gpt.data.token_cache import EncodedInfo, load_or_encode
-from gpt.data.tokenizer_choice import check_same, prepare_tokenizer
+from gpt.data.tokenizer_choice import (
+  check_same,
+  chosen_template,
+  prepare_tokenizer,
+)
 from gpt.errors import UserError
 from gpt.tokenizers import Tokenizer, load_tokenizer
 from gpt.tokenizers.base import EOS
@@ -291,12 +295,20 @@ def _drop_leftovers(
     try:
       saved = load_tokenizer(directory)
       check_same(saved, data_config, tokenizer, directory)
-      return recorded
+      if saved.chat_template == _wanted_template(data_config, tokenizer):
+        return recorded
     except UserError:
       pass
   shutil.rmtree(directory, ignore_errors=True)
   record.drop(workdir)
   return {}
+
+
+def _wanted_template(data_config: Any, given: Tokenizer | None) -> str:
+  """The chat template the run would start with."""
+  if given is None and data_config.tokenizer_path:
+    given = load_tokenizer(data_config.tokenizer_path)
+  return chosen_template(data_config, given)
 
 
 def describe_corpus(corpus: Corpus | Documents) -> str:

@@ -72,7 +72,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def corpus_fingerprint(
-  text_sha256: str, tokenizer: Tokenizer, separator: str
+  text_sha256: str, tokenizer: Tokenizer, separator: str, largest: int
 ) -> str:
   """SHA-256 (hex) of everything that determines the tokens."""
   parts = [
@@ -81,7 +81,7 @@ def corpus_fingerprint(
     tokenizer.fingerprint,
     separator,
     MAX_LINE_CHARS,
-    str(token_dtype(tokenizer.vocab_size)),
+    str(token_dtype(largest + 1)),
   ]
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -93,6 +93,7 @@ def load_or_encode(
   directory: str | os.PathLike,
   tidy: bool = False,
   encode: Encoder | None = None,
+  end: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, EncodedInfo]:
   """The tokens of `sources`, from the cache or newly encoded.
 
@@ -106,10 +107,12 @@ def load_or_encode(
     tidy: delete the directory's token files with other fingerprints.
     encode: used instead of iter_pieces and encode_pieces, for text with
       structure of its own.
+    end: the largest value of `encode`, which ends each document; None: its
+      values are ids, and EOS ends a document.
 
   Returns:
     tokens, a read-only memory map of uint16[n] or uint32[n];
-    doc_starts int64[n_docs], 0 and each index after an EOS;
+    doc_starts int64[n_docs], 0 and each index after the end of a document;
     info, the side file.
 
   Raises:
@@ -117,7 +120,8 @@ def load_or_encode(
       cannot be written to.
   """
   text_sha256 = sources.sha256
-  fingerprint = corpus_fingerprint(text_sha256, tokenizer, separator)
+  largest = tokenizer.vocab_size - 1 if end is None else end
+  fingerprint = corpus_fingerprint(text_sha256, tokenizer, separator, largest)
   directory = pathlib.Path(directory)
   base = directory / f'tokens-{fingerprint[:16]}'
   info = _read_valid(base, fingerprint)
@@ -130,6 +134,7 @@ def load_or_encode(
         separator,
         encode,
         base,
+        token_dtype(largest + 1),
         {'fingerprint': fingerprint, 'text_sha256': text_sha256},
       )
       if sources.have_changed():
@@ -148,7 +153,8 @@ def load_or_encode(
   if not info.n_tokens:  # An empty file cannot be mapped.
     return np.zeros(0, info.dtype), np.zeros(0, np.int64), info
   tokens = np.memmap(path, info.dtype, 'r', shape=(info.n_tokens,))
-  ends = find_token(path, info, tokenizer.eos_id) if info.documents > 1 else []
+  end = tokenizer.eos_id if end is None else end
+  ends = find_token(path, info, end) if info.documents > 1 else []
   doc_starts = np.concatenate([[0], np.asarray(ends, np.int64) + 1])
   return tokens, doc_starts[doc_starts < info.n_tokens].astype(np.int64), info
 
@@ -223,13 +229,13 @@ def _encode_file(
   separator: str,
   encode: Encoder | None,
   base: pathlib.Path,
+  dtype: np.dtype,
   ids: dict[str, str],
 ) -> EncodedInfo:
   """Writes base.bin, then base.json; `ids` are its first two fields."""
   start = time.monotonic()
   stats = TextStats()
   unknown: dict[str, int] = {}
-  dtype = token_dtype(tokenizer.vocab_size)
   n_tokens = chars = crc = ends = 0
   size = sources.size
   show_bar = sys.stderr.isatty()

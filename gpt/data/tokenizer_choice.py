@@ -13,8 +13,14 @@ from gpt.data.sources import Sources
 from gpt.data.text_reader import TextStats, iter_pieces
 from gpt.errors import UserError
 from gpt.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
-from gpt.tokenizers.base import META_FILE
+from gpt.tokenizers.base import BOS, EOS, META_FILE
 from gpt.tokenizers.chat_format import CHAT_TOKENS
+from gpt.tokenizers.chat_template import template_of
+from gpt.tokenizers.template_files import (
+  BUILTIN,
+  control_names,
+  read_template,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +35,7 @@ def prepare_tokenizer(
 
   Args:
     data_config: `config.data` (format, tokenizer, tokenizer_path, vocab_size,
-      document_separator).
+      document_separator, chat_template).
     directory: of the tokenizer's files.
     sources: the text to train a new tokenizer on.
     tokenizer: saved instead of building a new one.
@@ -41,15 +47,23 @@ def prepare_tokenizer(
   if (directory / META_FILE).is_file():
     saved = load_tokenizer(directory)
     check_same(saved, data_config, tokenizer, directory)
-    _check_special(
-      saved,
-      special_tokens,
-      f'the tokenizer in {directory}',
-      'a run keeps its tokenizer; use another --workdir',
-    )
+    if not saved.chat_template:
+      _check_special(
+        saved,
+        special_tokens,
+        f'the tokenizer in {directory}',
+        'a run keeps its tokenizer; use another --workdir',
+      )
     return saved
   if tokenizer is None and data_config.tokenizer_path:
     tokenizer = load_tokenizer(data_config.tokenizer_path)
+  template = chosen_template(data_config, tokenizer)
+  if asked_template(data_config):
+    special_tokens = tuple(
+      name for name in control_names(template) if name not in (BOS, EOS)
+    )
+  elif template:
+    special_tokens = ()
   if tokenizer is not None:
     where = data_config.tokenizer_path or 'the given tokenizer'
     _check_kind(tokenizer, data_config, where)
@@ -68,8 +82,32 @@ def prepare_tokenizer(
         f'tokenizer: the text yields {tokenizer.vocab_size:,} tokens instead '
         f'of the {asked:,} requested'
       )
+  tokenizer.chat_template = template
+  if template and data_config.format == 'chat':
+    _check_template(tokenizer)
   tokenizer.save(directory)
   return tokenizer
+
+
+def asked_template(data_config: Any) -> str:
+  """data.chat_template, which configs of older versions do not have."""
+  return getattr(data_config, 'chat_template', '')
+
+
+def chosen_template(data_config: Any, given: Tokenizer | None) -> str:
+  """The chat template of a new run: data.chat_template, or that of `given`."""
+  if asked := asked_template(data_config):
+    return read_template(asked)
+  return given.chat_template if given is not None else ''
+
+
+def _check_template(tokenizer: Tokenizer) -> None:
+  """Raises UserError if the chat template is wrong, before anything is made."""
+  if template_of(tokenizer).stop_ids == (tokenizer.eos_id,):
+    logger.info(
+      'the chat template ends a turn of the assistant with no control token '
+      'other than EOS'
+    )
 
 
 def check_same(
@@ -90,6 +128,14 @@ def check_same(
     UserError: kind, requested size or fingerprint differ.
   """
   _check_kind(saved, data_config, directory)
+  template = asked_template(data_config)
+  readable = template in BUILTIN or pathlib.Path(template).is_file()
+  if readable and read_template(template) != saved.chat_template:
+    raise UserError(
+      f'the chat template in {directory} is not data.chat_template '
+      f'{template}: a run keeps its template; leave the key '
+      'out or use another --workdir'
+    )
   requested = saved.requested_vocab_size
   if requested and data_config.vocab_size != requested:
     raise UserError(

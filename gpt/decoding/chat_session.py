@@ -47,7 +47,8 @@ class ChatSession:
     sampling_options: keywords of sampling.settings.
 
   Raises:
-    UserError: not a chat model; an invalid option.
+    UserError: not a chat model, or one whose chat template is wrong; an
+      invalid option.
   """
 
   def __init__(
@@ -61,6 +62,7 @@ class ChatSession:
   ) -> None:
     if not chat_format.is_chat_tokenizer(loaded.tokenizer):
       raise UserError('this model was not trained to chat')
+    chat_format.stop_ids(loaded.tokenizer)  # Raises if its template is wrong.
     if max_tokens < 1:
       raise UserError(f'max_tokens {max_tokens} must be at least 1')
     self.seed, self.max_tokens, self.system = seed, max_tokens, system
@@ -114,7 +116,7 @@ class ChatSession:
     ids, reply.dropped = chat_format.build_prompt(messages, tokenizer, room)
     turn = len(self.messages) // 2
     prompt = chat_prompt(tokenizer, ids)
-    decoder = StreamDecoder(tokenizer)
+    decoder = StreamDecoder(tokenizer, after=ids[-1])
     try:
       for _, new in generation.generate(
         loaded.model,

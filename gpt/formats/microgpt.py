@@ -37,7 +37,7 @@ from gpt.model.config import LARGEST, unrepresentable
 from gpt.model.params import Params
 from gpt.tokenizers import Tokenizer
 from gpt.tokenizers.base import EOS
-from gpt.tokenizers.chat_format import CHAT_TOKENS, is_chat_tokenizer
+from gpt.tokenizers.chat_format import CHAT_TOKENS, has_chat_tokens
 from gpt.tokenizers.huggingface import (
   HfTokenizer,
   microgpt_token,
@@ -53,7 +53,7 @@ def kept_ids(tokenizer: Tokenizer) -> list[int]:
   """Our ids in microgpt's order: BOS, chat tokens, the others; no EOS."""
   special = tokenizer.special_tokens
   first = [tokenizer.bos_id]
-  if is_chat_tokenizer(tokenizer):
+  if has_chat_tokens(tokenizer):
     first += [special[name] for name in CHAT_TOKENS]
   no_meaning = set(tokenizer.unsampleable_ids) - set(special.values())
   no_meaning |= {
@@ -126,7 +126,7 @@ def write_microgpt(
   }
   meta: dict[str, Any] = {'vocab_size': len(order)}
   meta |= {name: getattr(cfg, name) for name in META_SHAPE}
-  if is_chat_tokenizer(tokenizer):
+  if has_chat_tokens(tokenizer):
     meta['special_tokens'] = [name[2:-2] for name in CHAT_TOKENS]
   directory = make_directory(directory)
   with explained_writes(directory):

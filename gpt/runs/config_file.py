@@ -38,6 +38,7 @@ FIXED_KEYS = (
   'data.format',
   'data.tokenizer',
   'data.tokenizer_path',
+  'data.chat_template',
   'data.vocab_size',
   'opt.name',
 )

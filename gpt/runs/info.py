@@ -12,6 +12,7 @@ from gpt.model.config import describe_options
 from gpt.runs import checkpoint_meta
 from gpt.runs.load import LoadedModel, params_sha256
 from gpt.runs.metrics import duration
+from gpt.tokenizers import chat_format
 
 PACKAGES = {
   'rgpt': 'rgpt',
@@ -53,6 +54,7 @@ def describe(loaded: LoadedModel, workdir: str | os.PathLike) -> dict:
       'vocab_size': tokenizer.vocab_size,
       'special_tokens': tokenizer.special_tokens,
       'fingerprint': tokenizer.fingerprint,
+      'chat': chat_format.describe(tokenizer),
     },
     'data': {'path': loaded.config['data']['path'], **loaded.data},
     'checkpoints': checkpoint_meta.steps_by_kind(loaded.path.parent.parent),
@@ -121,4 +123,6 @@ def _tokenizer_line(tokenizer: dict) -> str:
     if name not in ('<|bos|>', '<|eos|>')
   ]
   with_extra = f', with {", ".join(extra)}' if extra else ''
-  return f'{tokenizer["kind"]}, {tokenizer["vocab_size"]:,} tokens{with_extra}'
+  chat = f'; chat: {tokenizer["chat"]}' if tokenizer['chat'] else ''
+  size = f'{tokenizer["vocab_size"]:,} tokens'
+  return f'{tokenizer["kind"]}, {size}{with_extra}{chat}'

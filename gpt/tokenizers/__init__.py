@@ -17,7 +17,14 @@ from numpy.typing import ArrayLike
 from gpt.errors import UserError
 from gpt.fields import read_fields
 from gpt.files import read_json
-from gpt.tokenizers.base import BOS, EOS, MAX_FILE_BYTES, MAX_VOCAB, META_FILE
+from gpt.tokenizers.base import (
+  BOS,
+  EOS,
+  MAX_FILE_BYTES,
+  MAX_VOCAB,
+  META_FILE,
+  TEMPLATE_FILE,
+)
 from gpt.tokenizers.char import CharTokenizer, build_char
 from gpt.tokenizers.hf_directory import MODEL, read_tokenizer
 from gpt.tokenizers.huggingface import (
@@ -35,6 +42,7 @@ from gpt.tokenizers.sentencepiece import (
   build_sentencepiece,
   read_sentencepiece,
 )
+from gpt.tokenizers.template_files import template_in
 
 __all__ = [
   'BOS',
@@ -70,6 +78,9 @@ class Tokenizer(Protocol):
   # One space at the beginning of a decoded text is dropped (SentencePiece's
   # dummy prefix, which `encode` puts there).
   strips_space: bool
+  # Jinja chat template of the model; '': conversations are in our own format
+  # (gpt/tokenizers/chat_format.py), or the model has none.
+  chat_template: str
 
   @property
   def vocab_size(self) -> int: ...
@@ -185,7 +196,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
   if path.is_dir():
     for directory in (path / 'tokenizer', path):
       if (directory / META_FILE).is_file():
-        return _load_directory(directory)
+        return _with_template(_load_directory(directory), directory)
     for name in (VOCAB_FILE, MODEL_FILE):
       if (path / name).is_file():
         return load_tokenizer(path / name)
@@ -201,7 +212,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
       'a vocab.json, a Hugging Face tokenizer.json or a SentencePiece model)'
     )
   if path.name == META_FILE:
-    return _load_directory(path.parent)
+    return _with_template(_load_directory(path.parent), path.parent)
   if path.suffix == '.json':
     if is_hf_json(_parsed(path)):
       return read_hf_json(path)
@@ -215,6 +226,13 @@ def _parsed(path: pathlib.Path) -> Any:
     return read_json(path)
   except UserError:
     return None
+
+
+def _with_template(tokenizer: Tokenizer, directory: pathlib.Path) -> Tokenizer:
+  """Adds the chat template that lies beside a tokenizer of a run, if any."""
+  if (directory / TEMPLATE_FILE).is_file():
+    tokenizer.chat_template = template_in(directory)
+  return tokenizer
 
 
 def _load_directory(directory: pathlib.Path) -> Tokenizer:

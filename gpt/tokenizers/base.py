@@ -23,6 +23,7 @@ EOS = '<|eos|>'
 META_FILE = 'tokenizer.json'
 MAX_VOCAB = 1 << 22  # Ids; the largest vocabularies in use have 2^18.
 MAX_FILE_BYTES = 64 << 20  # Of one file of a tokenizer.
+TEMPLATE_FILE = 'chat_template.jinja'
 
 
 def iter_lines(text: str) -> Iterator[str]:
@@ -60,6 +61,7 @@ class BaseTokenizer:
     kind, bos_id, eos_id, special_tokens, unsampleable_ids: see Tokenizer.
     requested_vocab_size: size asked for in training; a small text gives less.
     prefix_ids, strips_space: see Tokenizer.
+    chat_template: see Tokenizer.
     _bytes: bytes of each id; b'' for control tokens.
   """
 
@@ -71,6 +73,7 @@ class BaseTokenizer:
   requested_vocab_size: int = 0
   prefix_ids: tuple[int, ...] = ()
   strips_space: bool = False
+  chat_template: str = ''
   _bytes: list[bytes]
 
   @property
@@ -141,6 +144,8 @@ class BaseTokenizer:
     directory.mkdir(parents=True, exist_ok=True)
     for name, data in self._files().items():
       write_atomic(directory / name, data)
+    if self.chat_template:
+      write_atomic(directory / TEMPLATE_FILE, self.chat_template.encode())
     meta = {'kind': self.kind, 'vocab_size': self.vocab_size, **self._meta()}
     if self.requested_vocab_size:
       meta['requested_vocab_size'] = self.requested_vocab_size

@@ -1,6 +1,7 @@
 """Conversations as token ids: chat tokens, turns and prompts.
 
-As in microgpt, a conversation is
+A tokenizer with a chat template follows it (chat_template.py). Without one, a
+conversation is as in microgpt:
 
     <|bos|> (<|user|> text <|end_turn|> <|assistant|> text <|end_turn|>)*
     <|bos|>
@@ -13,7 +14,8 @@ first; otherwise the system text opens the first user turn.
 from collections.abc import Iterable, Mapping, Sequence
 
 from gpt.errors import UserError
-from gpt.tokenizers import Tokenizer
+from gpt.tokenizers import Tokenizer, chat_window
+from gpt.tokenizers.chat_template import template_of
 
 USER = '<|user|>'
 ASSISTANT = '<|assistant|>'
@@ -27,13 +29,31 @@ REPLY_SHARE = 4  # 1 / the part of the window that prompts leave for a reply.
 Message = Mapping[str, str]  # 'role' (system, user, assistant) and 'content'.
 
 
-def is_chat_tokenizer(tokenizer: Tokenizer) -> bool:
-  """Whether the tokenizer has the control tokens of turns."""
+def has_chat_tokens(tokenizer: Tokenizer) -> bool:
+  """Whether the tokenizer has the control tokens of our own format."""
   return all(name in tokenizer.special_tokens for name in CHAT_TOKENS)
 
 
+def is_chat_tokenizer(tokenizer: Tokenizer) -> bool:
+  """Whether conversations can be encoded: by a template or our own tokens."""
+  return bool(tokenizer.chat_template) or has_chat_tokens(tokenizer)
+
+
+def describe(tokenizer: Tokenizer) -> str:
+  """How conversations are encoded, in a few words; '' if they cannot be."""
+  if tokenizer.chat_template:
+    return f'Jinja template of {len(tokenizer.chat_template):,} characters'
+  return 'own format (<|user|>)' if has_chat_tokens(tokenizer) else ''
+
+
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-  """Ids that end an assistant's turn: <|end_turn|> and EOS."""
+  """Ids that end an assistant's turn, the turn's own and EOS.
+
+  Raises:
+    UserError: the chat template is wrong.
+  """
+  if tokenizer.chat_template:
+    return template_of(tokenizer).stop_ids
   return tokenizer.special_tokens[END_TURN], tokenizer.eos_id
 
 
@@ -75,7 +95,7 @@ def as_turns(
 def conversation_tokens(
   tokenizer: Tokenizer, messages: Iterable[Message]
 ) -> list[int]:
-  """Ids of a whole conversation, as in training."""
+  """Ids of a whole conversation in our own format, as in training."""
   inside = [
     id
     for role, texts in as_turns(messages, tokenizer)
@@ -90,7 +110,10 @@ def prompt_room(block_size: int, max_tokens: int) -> int:
 
 
 def build_prompt(
-  messages: Sequence[Message], tokenizer: Tokenizer, max_tokens_context: int
+  messages: Sequence[Message],
+  tokenizer: Tokenizer,
+  max_tokens_context: int,
+  prefill: bool = False,
 ) -> tuple[list[int], int]:
   """Builds the prompt for the assistant's next turn.
 
@@ -100,35 +123,54 @@ def build_prompt(
 
   Args:
     messages: the conversation so far.
-    tokenizer: has chat tokens.
+    tokenizer: has a chat template or chat tokens.
     max_tokens_context: most ids to return.
+    prefill: whether a last message of the assistant is the beginning of its
+      reply, instead of a reply that another one follows.
 
   Returns:
-    (ids, number of tokens dropped); ids begin with BOS and end with
-    <|assistant|>.
+    (ids, number of tokens dropped). In our own format ids begin with BOS and
+    end with <|assistant|> and the beginning of the reply.
 
   Raises:
-    UserError: no chat tokens, no message, an unknown role, or no room.
+    UserError: no chat tokens, no message, an unknown role, no room, or the
+      chat template refuses the messages.
   """
   if not is_chat_tokenizer(tokenizer):
     raise UserError(
-      'this model was not trained to chat: its tokenizer lacks '
+      'this model was not trained to chat: its tokenizer has no chat template '
+      'and lacks '
       + ', '.join(n for n in CHAT_TOKENS if n not in tokenizer.special_tokens)
     )
+  for role in (message['role'] for message in messages):
+    if role not in ROLES:
+      raise UserError(f'unknown role {role!r}: allowed are {", ".join(ROLES)}')
+  prefill = prefill and bool(messages) and messages[-1]['role'] == 'assistant'
+  if tokenizer.chat_template and messages:
+    return chat_window.fit(
+      template_of(tokenizer), tokenizer, messages, max_tokens_context, prefill
+    )
+  begun: list[int] = []
+  if prefill:
+    begun = tokenizer.encode(messages[-1]['content']).tolist()
+    messages = messages[:-1]
   special = tokenizer.special_tokens
   system, turns = [], []
   for message in messages:
     role, content = message['role'], message['content']
-    if role not in ROLES:
-      raise UserError(f'unknown role {role!r}: allowed are {", ".join(ROLES)}')
     if role == 'system':
       system.append(content)
     else:
       turns.append(turn_tokens(tokenizer, role, content))
-  if not system and not turns:
+  if not (system or turns or prefill):
     raise UserError('a conversation needs at least one message')
 
-  room = max_tokens_context - 2  # BOS and <|assistant|>
+  room = max_tokens_context - 2 - len(begun)  # Also BOS and <|assistant|>.
+  if begun and room < 0:
+    raise UserError(
+      f'a context of {max_tokens_context} tokens has no room for the '
+      f'{len(begun)} of the reply to be continued'
+    )
   head, dropped = _system_turn(tokenizer, system, room // 2)
   room -= len(head)
   kept = []
@@ -153,7 +195,7 @@ def build_prompt(
     kept[0] = [*head[:-1], *kept[0][1:]]
     head = []
   ids = [tokenizer.bos_id, *head, *(i for turn in kept for i in turn)]
-  return [*ids, special[ASSISTANT]], dropped
+  return [*ids, special[ASSISTANT], *begun], dropped
 
 
 def _system_turn(

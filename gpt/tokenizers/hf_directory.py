@@ -15,6 +15,7 @@ from gpt.files import parse_json, read_bytes
 from gpt.tokenizers import sentencepiece_json
 from gpt.tokenizers.base import MAX_FILE_BYTES
 from gpt.tokenizers.huggingface import HfTokenizer, is_hf_json
+from gpt.tokenizers.template_files import template_in
 
 TOKENIZER, MODEL = 'tokenizer.json', 'tokenizer.model'
 NAMES = ('tokenizer_config.json', 'special_tokens_map.json')
@@ -62,7 +63,7 @@ def read_tokenizer(directory: Path, vocab_size: int = 0) -> HfTokenizer:
       f'"eos_token" to {NAMES[0]}'
     )
   try:
-    return HfTokenizer(
+    tokenizer = HfTokenizer(
       data,
       bos=bos,
       eos=eos,
@@ -71,6 +72,8 @@ def read_tokenizer(directory: Path, vocab_size: int = 0) -> HfTokenizer:
     )
   except UserError as e:
     raise UserError(f'{path}: {e}') from e
+  tokenizer.chat_template = template_in(directory)
+  return tokenizer
 
 
 def _named(

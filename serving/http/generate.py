@@ -60,6 +60,7 @@ class GenerateRoutes:
       [message.as_turn() for message in asked.messages],
       asked.sampling(self._options.context_overflow),
       streamed=asked.stream,
+      prefill=True,
     )
     return self._openai(request, asked, run, ChatReply)
 
@@ -130,9 +131,14 @@ class GenerateRoutes:
   def _check_chat(self) -> None:
     if not self._service.is_chat:
       raise bad_request(
-        'This model was not trained to chat: its tokenizer has no chat tokens.',
+        'This model was not trained to chat: its tokenizer has no chat tokens '
+        'and no chat template.',
         'model',
         'not_a_chat_model',
+      )
+    if self._service.chat_problem:
+      raise bad_request(
+        self._service.chat_problem, 'model', 'bad_chat_template'
       )
 
   def _openai(

@@ -39,6 +39,7 @@ def data_config(path='sample', format='text', **changes):
       'format': format,
       'tokenizer': 'char',
       'tokenizer_path': '',
+      'chat_template': '',
       'vocab_size': 400,
       'document_separator': 'none',
       'document_aware': False,

@@ -1,0 +1,206 @@
+"""Control tokens under names that nobody can guess.
+
+A rendered chat template is one string in which the template's control tokens
+stand beside texts of users. To tell them apart, the template writes each
+control token under a name that holds a random number, and a copy of the
+tokenizer knows control tokens by these names only. A text with '<|im_end|>' in
+it is then plain text, whatever the template does with it; all else is encoded
+as the tokenizer encodes it, in one piece from one control token to the next.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.tokenizers import HfTokenizer, Tokenizer
+
+# Private-use characters: no normalizer changes them.
+OPEN, CLOSE = '\ue0f0', '\ue0f1'
+CACHED_SEGMENTS = 1024  # The turns of a long conversation.
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """Token ids, and the characters of the text each one stands for.
+
+  Attributes:
+    ids: token ids.
+    spans: [start, end) of each token in the text.
+  """
+
+  ids: list[int]
+  spans: list[tuple[int, int]]
+
+
+class ControlTokens:
+  """The control tokens of a tokenizer, and the encoding of text with them.
+
+  Attributes:
+    special: {content: id} of the control tokens that no text may become.
+    marks: {content: id} of tokens that a model's own text holds, such as
+      <think>, but a user's must not imitate.
+  """
+
+  def __init__(self, tokenizer: Tokenizer) -> None:
+    self._tokenizer = tokenizer
+    self.special = dict(tokenizer.special_tokens)
+    self.marks: dict[str, int] = {}
+    self._hf: Any = None
+    self.nonce = secrets.token_hex(8)
+    if isinstance(tokenizer, HfTokenizer):
+      for token in json.loads(tokenizer.data)['added_tokens']:
+        if token['special']:
+          self.special[token['content']] = token['id']
+        elif not token['content'].isspace():
+          self.marks[token['content']] = token['id']
+      # Some readers count marks among the control tokens.
+      for content in self.marks:
+        self.special.pop(content, None)
+      hidden = {*self.special.values(), *self.marks.values()}
+      names = {id: self.name(id) for id in hidden}
+      self._hf = _renamed(tokenizer, names)
+    self.contents = {id: c for c, id in (self.marks | self.special).items()}
+    # After `contents`: a token's text in its file, if it has several names.
+    self._name = re.compile(f'{OPEN}{self.nonce}\\.([0-9a-f]+){CLOSE}')
+    self._segment = functools.lru_cache(CACHED_SEGMENTS)(self._encode_segment)
+
+  def name(self, id: int) -> str:
+    """The unguessable name of a control token."""
+    return f'{OPEN}{self.nonce}.{id:x}{CLOSE}'
+
+  def sign(self, letter: str) -> str:
+    """Another unguessable text; `letter` is no hexadecimal digit."""
+    return f'{OPEN}{self.nonce}.{letter}{CLOSE}'
+
+  def with_names(self, text: str, contents: Mapping[str, int]) -> str:
+    """`text` with unguessable names in place of these control tokens."""
+    pattern = _any_of(tuple(contents))
+    return pattern.sub(lambda m: self.name(contents[m[0]]), text)
+
+  def with_contents(self, text: str) -> str:
+    """`text` with the tokens' own texts in place of unguessable names."""
+    return self._name.sub(lambda m: self.contents[int(m[1], 16)], text)
+
+  def find(self, text: str, ids: set[int], start: int = 0) -> tuple[int, int]:
+    """(id, index after it) of the first of these tokens; (-1, -1) if none."""
+    for match in self._name.finditer(text, start):
+      if (id := int(match[1], 16)) in ids:
+        return id, match.end()
+    return -1, -1
+
+  def encode(self, text: str) -> Encoded:
+    """Encodes text whose control tokens have unguessable names."""
+    parts = self._name.split(text)
+    before = -1
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    at = 0
+    for i in range(0, len(parts), 2):
+      last = i + 1 == len(parts)
+      after = -1 if last else int(parts[i + 1], 16)
+      if parts[i]:
+        found = self._segment(before, parts[i], after)
+        ids += found.ids
+        spans += [(at + a, at + b) for a, b in found.spans]
+        at += len(parts[i])
+      if not last:
+        end = at + len(self.name(after))
+        ids.append(after)
+        spans.append((at, end))
+        at, before = end, after
+    return Encoded(ids, spans)
+
+  def _encode_segment(self, before: int, text: str, after: int) -> Encoded:
+    """Encodes the text between two control tokens (-1: none)."""
+    if unknown := self._tokenizer.count_unknown(text):
+      kept = [i for i, c in enumerate(text) if c not in unknown]
+      found = self._encode_known(before, ''.join(text[i] for i in kept), after)
+      kept.append(len(text))
+      return Encoded(
+        found.ids, [(kept[a], kept[max(b, 1) - 1] + 1) for a, b in found.spans]
+      )
+    return self._encode_known(before, text, after)
+
+  def _encode_known(self, before: int, text: str, after: int) -> Encoded:
+    if self._hf is None:
+      ids = self._tokenizer.encode(text).tolist()
+      return Encoded(ids, _spans(self._tokenizer, ids, text))
+    # The neighbours decide about a prefix space, and may strip spaces.
+    head = self.name(before) if before >= 0 else ''
+    tail = self.name(after) if after >= 0 else ''
+    encoding = self._hf.encode(head + text + tail, add_special_tokens=False)
+    inner = slice(bool(head), len(encoding.ids) - bool(tail))
+    shift = len(head)
+    spans = [(a - shift, b - shift) for a, b in encoding.offsets[inner]]
+    return Encoded(list(encoding.ids[inner]), spans)
+
+
+@functools.lru_cache(64)
+def _any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
+  """Matches one of `texts`, the longest first; nothing if there is none."""
+  longest = sorted(filter(None, texts), key=len, reverse=True)
+  return re.compile('|'.join(map(re.escape, longest)) or r'(?!)')
+
+
+def broken(text: str, contents: Mapping[str, int], sign: str) -> str:
+  """`text` with `sign` inside of each of these tokens that it spells."""
+  pattern = _any_of(tuple(contents))
+  return pattern.sub(lambda m: m[0][0] + sign + m[0][1:], text)
+
+
+def _renamed(tokenizer: HfTokenizer, names: Mapping[int, str]) -> Any:
+  """The `tokenizers` object of a tokenizer.json with other token names.
+
+  Merges that would make one of these tokens from text are left out.
+  """
+  import tokenizers
+
+  library = tokenizers.Tokenizer.from_str(tokenizer.data.decode('utf-8'))
+  spec = json.loads(library.to_str())
+  model = spec['model']
+  vocab: dict[str, int] = model['vocab']
+  old = {token for token, id in vocab.items() if id in names}
+  model['vocab'] = {names.get(i, t): i for t, i in model['vocab'].items()}
+  model['merges'] = [
+    pair
+    for pair in model['merges']
+    if not old.intersection((*pair, ''.join(pair)))
+  ]
+  if model.get('unk_token') in old:
+    model['unk_token'] = names[vocab[model['unk_token']]]
+  for token in spec['added_tokens']:
+    if token['id'] in names:
+      token['content'] = names[token['id']]
+  spec['truncation'] = spec['padding'] = None
+  renamed = tokenizers.Tokenizer.from_str(json.dumps(spec))
+  for id, name in names.items():
+    if renamed.token_to_id(name) not in (id, None):
+      raise UserError(
+        f'this tokenizer.json cannot be used for chat: token {id} moves when '
+        'the control tokens are renamed'
+      )
+  return renamed
+
+
+def _spans(
+  tokenizer: Tokenizer, ids: list[int], text: str
+) -> list[tuple[int, int]]:
+  """Characters of each token, from the numbers of bytes."""
+  data = text.encode()
+  # Index of the character that each byte belongs to.
+  starts = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
+  char = np.append(np.cumsum(starts) - 1, len(text)).tolist()
+  spans, at = [], 0
+  for id in ids:
+    end = min(at + len(tokenizer.token_bytes(id)), len(data))
+    last = char[end - 1] + 1 if end > at else char[at]
+    spans.append((char[at], last))
+    at = end
+  return spans

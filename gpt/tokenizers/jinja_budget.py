@@ -1,0 +1,98 @@
+"""Bounds on the time and memory that a chat template takes."""
+
+import contextvars
+import re
+import time
+from collections.abc import Iterable
+from typing import Any
+
+MAX_ITEMS = 1 << 20  # Of a list or dict.
+MAX_CHARS = 1 << 24  # Of a string, and of the result.
+TOTAL_CHARS = 1 << 27  # Of all strings of one rendering.
+MAX_STEPS = 1_000_000
+MAX_WIDTH = 1000  # Widths, indentations, numbers of decimals.
+MAX_BITS = 1 << 12  # Of an integer.
+SECONDS = 10.0
+# Filters and methods whose result grows with the product of their arguments.
+PRODUCTS = {'replace', 'join', 'indent', 'wordwrap', 'expandtabs'}
+# Those that take a width or a number of digits or items.
+WIDTHS = {'batch', 'center', 'expandtabs', 'indent', 'ljust', 'rjust', 'round'}
+WIDTHS |= {'slice', 'to_bytes', 'tojson', 'wordwrap', 'zfill'}
+FORBIDDEN = {'translate', 'urlize', 'xmlattr', 'pprint', 'lipsum'}
+# In format strings: a large width, or one that is an argument.
+LONG_WIDTH = re.compile(r'[0-9]{4}|\*')
+NESTED_WIDTH = re.compile(r'\{[^{}]*:[^{}]*\{')
+
+
+class Exhausted(Exception):
+  """A rendering has reached a bound."""
+
+
+class Budget:
+  """What one rendering may still use."""
+
+  def __init__(self) -> None:
+    self._steps = self._chars = 0
+    self._deadline = time.monotonic() + SECONDS
+
+  def step(self) -> None:
+    """Counts an iteration or a call."""
+    self._steps += 1
+    if self._steps > MAX_STEPS:
+      raise Exhausted(f'it takes more than {MAX_STEPS:,} steps')
+    if time.monotonic() > self._deadline:
+      raise Exhausted(f'it takes longer than {SECONDS:.0f} seconds')
+
+  def pay(self, value: Any) -> Any:
+    """Counts a step and its result, which is returned."""
+    self.step()
+    if isinstance(value, str | bytes):
+      self._chars += len(value)
+      if max(len(value), self._chars - TOTAL_CHARS + MAX_CHARS) > MAX_CHARS:
+        raise Exhausted('it makes too much text')
+    elif isinstance(value, list | tuple | dict):
+      self._chars += len(value)
+      if len(value) > MAX_ITEMS or self._chars > TOTAL_CHARS:
+        raise Exhausted('it makes too long a list')
+    elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+      raise Exhausted('it computes with too large a number')
+    return value
+
+
+BUDGET: contextvars.ContextVar[Budget] = contextvars.ContextVar('budget')
+
+
+def budget() -> Budget:
+  """That of the rendering in progress; a new one while compiling."""
+  return BUDGET.get(None) or Budget()
+
+
+def size(value: Any) -> int:
+  """Bound on what one argument contributes to a product."""
+  if isinstance(value, int):
+    return abs(value)
+  return len(value) if hasattr(value, '__len__') else 0
+
+
+def check_call(name: str, owner: Any, values: Iterable[Any]) -> None:
+  """Raises Exhausted for a call whose result could explode.
+
+  Args:
+    name: of the filter, method or function.
+    owner: the object of a method, the value of a filter.
+    values: the arguments.
+  """
+  values = list(values)
+  if name in FORBIDDEN:
+    raise Exhausted(f'{name} is not allowed in a chat template')
+  if name in WIDTHS:
+    flat = [x for v in values for x in (v if isinstance(v, tuple) else [v])]
+    if any(isinstance(x, int | str) and size(x) > MAX_WIDTH for x in flat):
+      raise Exhausted(f'{name} has too large an argument')
+  if name in PRODUCTS:
+    longest = max([size(v) for v in values], default=0)
+    if (size(owner) + 1) * longest > TOTAL_CHARS:
+      raise Exhausted('it makes too much text')
+  if name in ('format', 'format_map') and isinstance(owner, str):
+    if LONG_WIDTH.search(owner) or NESTED_WIDTH.search(owner):
+      raise Exhausted('a width in its format string may be too large')
