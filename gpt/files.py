@@ -108,22 +108,34 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
       or a device.
   """
   try:
-    with open(path, 'rb', opener=_without_waiting) as file:
-      if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        raise UserError(f'cannot read {path}: it is a pipe or a device')
+    with open_file(path) as file:
       data = file.read(max_bytes + 1)
   except OSError as e:
     raise UserError(f'cannot read {path}: {e.strerror or e}') from e
-  except ValueError as e:  # A NUL or a lone surrogate in the name.
-    if isinstance(e, UserError):
-      raise
-    raise UserError(f'cannot read {quoted(os.fspath(path))}: {e}') from e
   if len(data) > max_bytes:
     raise UserError(
       f'{path} has {os.path.getsize(path):,} bytes; allowed: at most '
       f'{max_bytes:,}'
     )
   return data
+
+
+def open_file(path: Path) -> BinaryIO:
+  """Opens a regular file for reading; it must be closed.
+
+  Raises:
+    UserError: no such file, no access, or a directory, a pipe or a device.
+  """
+  try:
+    file = open(path, 'rb', opener=_without_waiting)
+  except OSError as e:
+    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
+  except ValueError as e:  # A NUL or a lone surrogate in the name.
+    raise UserError(f'cannot read {quoted(os.fspath(path))}: {e}') from e
+  if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    return file
+  file.close()
+  raise UserError(f'cannot read {path}: it is a pipe or a device, not a file')
 
 
 def _without_waiting(path: str, flags: int) -> int:

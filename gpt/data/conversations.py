@@ -14,7 +14,7 @@ import numpy as np
 from gpt.data.sources import Sources
 from gpt.data.text_reader import TextStats, iter_whole_lines
 from gpt.data.token_cache import Encoded, add_unknown
-from gpt.errors import UserError
+from gpt.errors import MOST_QUOTED, UserError
 from gpt.tokenizers import Tokenizer, chat_format
 
 NAME = 'format=chat'  # Part of the token cache's fingerprint.
@@ -58,7 +58,9 @@ def parse(line: str, number: int) -> list[dict]:
       )
     if role not in chat_format.ROLES:
       shown = role if isinstance(role, str) else json.dumps(role)
-      raise UserError(f'line {number}: unknown role "{shown}" ({EXPECTED})')
+      raise UserError(
+        f'line {number}: unknown role "{shown[:MOST_QUOTED]}" ({EXPECTED})'
+      )
   return messages
 
 

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from gpt.data.sample_text import sample_text
 from gpt.errors import UserError
-from gpt.files import write_atomic
+from gpt.files import open_file, write_atomic
 
 SHAKESPEARE_URL = (
   'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/'
@@ -44,10 +44,7 @@ class Source:
     """A binary reader. Raises UserError if the file cannot be read."""
     if self.path is None:
       return io.BytesIO(self.data or b'')
-    try:
-      return open(self.path, 'rb')
-    except OSError as e:
-      raise UserError(f'cannot read {self.path}: {e.strerror}') from e
+    return open_file(self.path)
 
   @property
   def size(self) -> int:

@@ -16,6 +16,7 @@ from gpt.tokenizers.base import EOS, iter_lines
 READ_BYTES = 1 << 20
 # A longer line is encoded in pieces of this many characters.
 MAX_LINE_CHARS = 1 << 20
+MAX_DOCUMENT_CHARS = 1 << 22
 LITERAL = re.compile(r'<[^<>\s]+>')
 
 
@@ -125,14 +126,25 @@ def iter_blocks(chunks: Iterable[str], keep_whole: str = '') -> Iterator[str]:
 def iter_whole_lines(
   source: Source, stats: TextStats
 ) -> Iterator[tuple[int, str]]:
-  """Yields (line number from 1, line without '\\n'); long lines stay whole."""
-  number, held = 1, []
+  """Yields (line number from 1, line without '\\n').
+
+  Raises:
+    UserError: a line of more than MAX_DOCUMENT_CHARS characters.
+  """
+  number, held, size = 1, [], 0
   for block in iter_blocks(iter_text(source, stats)):
     for part in iter_lines(block):
       held.append(part.removesuffix('\n'))
+      size += len(part)
+      if size > MAX_DOCUMENT_CHARS:
+        raise UserError(
+          f'{source.name}: line {number} has more than {MAX_DOCUMENT_CHARS:,} '
+          'characters, the most for a line that is a document: break it into '
+          'lines, or read the file as one text (data.format=text)'
+        )
       if part.endswith('\n'):
         yield number, ''.join(held)
-        number, held = number + 1, []
+        number, held, size = number + 1, [], 0
   if held:
     yield number, ''.join(held)
 

@@ -18,6 +18,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -25,12 +26,15 @@ import tqdm
 from gpt.data.sources import Sources
 from gpt.data.text_reader import MAX_LINE_CHARS, TextStats, iter_pieces
 from gpt.errors import UserError
-from gpt.files import remove_leftovers, replacing, write_atomic
+from gpt.fields import Fields
+from gpt.files import read_json, remove_leftovers, replacing, write_atomic
 from gpt.tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+MOST = 1 << 62  # Of every count.
+CHECKSUM = 'side_crc32'  # Of the side file's other fields.
 # Less text than this is encoded before anyone could read a progress bar.
 BAR_BYTES = 4 << 20
 
@@ -154,7 +158,7 @@ def load_or_encode(
     return np.zeros(0, info.dtype), np.zeros(0, np.int64), info
   tokens = np.memmap(path, info.dtype, 'r', shape=(info.n_tokens,))
   end = tokenizer.eos_id if end is None else end
-  ends = find_token(path, info, end) if info.documents > 1 else []
+  ends = find_token(path, info, end)
   doc_starts = np.concatenate([[0], np.asarray(ends, np.int64) + 1])
   return tokens, doc_starts[doc_starts < info.n_tokens].astype(np.int64), info
 
@@ -162,7 +166,11 @@ def load_or_encode(
 def _read_valid(base: pathlib.Path, fingerprint: str) -> EncodedInfo | None:
   """The side file; None unless it and the tokens are intact and match."""
   try:
-    data = json.loads(base.with_suffix('.json').read_text(encoding='utf-8'))
+    data = read_json(base.with_suffix('.json'))
+    found = data.pop(CHECKSUM, None)  # 0.2 wrote none.
+    if found not in (None, _checksum(data)):
+      return None
+    _check_side(Fields(data, base))
     info = EncodedInfo(**{**data, 'stats': TextStats(**data['stats'])})
     size = os.path.getsize(base.with_suffix('.bin'))
     whole = info.n_tokens * np.dtype(info.dtype).itemsize
@@ -173,8 +181,21 @@ def _read_valid(base: pathlib.Path, fingerprint: str) -> EncodedInfo | None:
       while block := f.read(1 << 20):
         crc = zlib.crc32(block, crc)
     return info if crc == info.crc32 else None
-  except (OSError, ValueError, TypeError, KeyError):
+  except (OSError, ValueError, TypeError, KeyError, OverflowError):
     return None
+
+
+def _check_side(side: Fields) -> None:
+  side.choice('dtype', ('<u2', '<u4'))
+  for name in ('n_tokens', 'crc32', 'chars', 'documents'):
+    side.integer(name, 0, MOST)
+  for group in (side.mapping('unknown'), side.mapping('stats')):
+    for name in group.values:
+      group.integer(name, 0, MOST)
+
+
+def _checksum(side: dict[str, Any]) -> int:
+  return zlib.crc32(json.dumps(side, sort_keys=True).encode())
 
 
 def find_token(
@@ -275,7 +296,8 @@ def _encode_file(
     stats=stats,
     **ids,
   )
-  text = json.dumps(dataclasses.asdict(info), indent=1)
+  side = dataclasses.asdict(info)
+  text = json.dumps({**side, CHECKSUM: _checksum(side)}, indent=1)
   write_atomic(base.with_suffix('.json'), text.encode())
   seconds = time.monotonic() - start
   if size >= BAR_BYTES:

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from gpt.errors import UserError, explained_writes
+from gpt.errors import UserError, explained_writes, quoted
 from gpt.files import read_json, write_atomic
 from gpt.formats import tokenizer_json
 from gpt.formats.directories import (
@@ -262,8 +262,8 @@ def read_hf(directory: Path) -> ForeignModel:
     )
   if config.get('model_type') != 'rgpt':
     raise UserError(
-      f'{directory} holds a model of type {config.get("model_type")!r}: only '
-      'directories that launch.export --format=hf wrote can be read'
+      f'{directory} holds a model of type {quoted(config.get("model_type"))}: '
+      'only directories that launch.export --format=hf wrote can be read'
     )
   names = option_names(format='hf')
   try:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.errors import UserError, explained_writes
+from gpt.errors import UserError, explained_writes, quoted
 from gpt.fields import read_fields
 from gpt.files import write_atomic
 from gpt.formats import tokenizer_json
@@ -163,7 +163,7 @@ def read_microgpt(directory: Path) -> ForeignModel:
   for name in meta.items('special_tokens', (), of=str):
     if f'<|{name}|>' not in tokenizer.special_tokens:
       raise UserError(
-        f'{directory / META} names the special token {name!r}, which '
+        f'{directory / META} names the special token {quoted(name)}, which '
         f'{TOKENIZER} does not have'
       )
   return ForeignModel({**options, 'arch': 'microgpt'}, params, tokenizer)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.files import replacing
+from gpt.files import open_file, replacing
 from gpt.model.config import GPTConfig, unrepresentable
 from gpt.model.params import Params
 
@@ -114,7 +114,7 @@ def read_rgpt(
     UserError: a missing file, a bad magic, a truncated header or another
       vocabulary size.
   """
-  with _open(path) as f:
+  with open_file(path) as f:
     version, vocab_size, iteration, adam_step, best = _read_header(f, path)
     if expected_vocab_size is not None and vocab_size != expected_vocab_size:
       raise UserError(
@@ -150,7 +150,7 @@ def read_rgpt(
 
 def read_vocab_size(path: Path) -> int:
   """The vocabulary size in a file's header."""
-  with _open(path) as f:
+  with open_file(path) as f:
     return _read_header(f, path)[1]
 
 
@@ -161,7 +161,7 @@ def infer_shape(path: Path, block_size: int = 256) -> list[tuple[int, int]]:
   4 n_layer are left out (RandyGPT's presets have at least 12 n_layer). Usually
   one pair is left, or none, e.g. with another block_size.
   """
-  with _open(path) as f:
+  with open_file(path) as f:
     version, vocab_size, *_ = _read_header(f, path)
     payload = os.fstat(f.fileno()).st_size - HEADER.size
   found = []
@@ -275,13 +275,6 @@ def obstacles(cfg: GPTConfig) -> list[str]:
   model with any other option must not be written.
   """
   return unrepresentable(cfg, 'rgpt')
-
-
-def _open(path: Path) -> BinaryIO:
-  try:
-    return open(path, 'rb')
-  except OSError as e:
-    raise UserError(f'cannot read checkpoint {path}: {e.strerror}') from e
 
 
 def _read_header(

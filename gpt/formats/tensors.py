@@ -93,6 +93,10 @@ def from_tensors(
   Raises:
     UserError: tensors or shapes that do not fit the config.
   """
+  if cfg.n_layer > len(tensors):  # Before a model of that depth is built.
+    raise UserError(
+      f'{source} has {len(tensors)} tensors, too few for n_layer {cfg.n_layer}'
+    )
   wanted = {name: x.shape for name, x in to_tensors(_zeros(cfg)).items()}
   for name in sorted(wanted.keys() | tensors.keys()):
     if name not in tensors:

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gpt.errors import UserError
-from gpt.fields import read_fields
+from gpt.errors import UserError, quoted
+from gpt.fields import Fields, read_fields
 from gpt.files import read_json
 from gpt.tokenizers.base import (
   BOS,
@@ -244,23 +244,37 @@ def _load_directory(directory: pathlib.Path) -> Tokenizer:
       return read_hf_json(meta_path) if ours else read_tokenizer(directory)
     if 'vocab' in meta and 'kind' not in meta:
       return read_vocab_json(meta_path)  # RandyGPT's own name for its file.
-    kind = meta.choice('kind', KINDS)
-    asked = meta.integer('requested_vocab_size', 0, MAX_VOCAB, 0)
-    names = meta.items('special_tokens', (), of=str)
-    if kind == 'char':
-      return CharTokenizer(meta.items('chars', of=str), names)
-    if kind == 'sentencepiece':
-      meta.choice('model', (MODEL_FILE,))
-      return read_sentencepiece(directory / MODEL_FILE, asked)
-    if kind == 'hf':
-      given = meta.mapping('foreign', {})
-      foreign = {
-        'bos': given.text('bos', None),
-        'eos': given.text('eos', None),
-        'vocab_size': given.integer('vocab_size', 0, MAX_VOCAB, 0),
-        'add_bos': given.flag('add_bos', None),
-      }
-      return read_hf_json(directory / HF_FILE, asked, **foreign)
-    return read_vocab_json(directory / VOCAB_FILE, names)
+    tokenizer = _own(directory, meta)
+    wanted = meta.text('fingerprint', tokenizer.fingerprint)
+    size = meta.integer('vocab_size', 0, MAX_VOCAB, tokenizer.vocab_size)
   except UserError as e:
     raise UserError(f'{directory}: {e}') from e
+  if (size, wanted) != (tokenizer.vocab_size, tokenizer.fingerprint):
+    raise UserError(
+      f'{directory} has changed since it was written: its fingerprint is '
+      f'{tokenizer.fingerprint[:16]} with {tokenizer.vocab_size} tokens, '
+      f'{META_FILE} says {quoted(wanted[:16])} with {size}. Put the files back'
+    )
+  return tokenizer
+
+
+def _own(directory: pathlib.Path, meta: Fields) -> Tokenizer:
+  """The tokenizer that `save` wrote."""
+  kind = meta.choice('kind', KINDS)
+  asked = meta.integer('requested_vocab_size', 0, MAX_VOCAB, 0)
+  names = meta.items('special_tokens', (), of=str)
+  if kind == 'char':
+    return CharTokenizer(meta.items('chars', of=str), names)
+  if kind == 'sentencepiece':
+    meta.choice('model', (MODEL_FILE,))
+    return read_sentencepiece(directory / MODEL_FILE, asked)
+  if kind == 'hf':
+    given = meta.mapping('foreign', {})
+    foreign = {
+      'bos': given.text('bos', None),
+      'eos': given.text('eos', None),
+      'vocab_size': given.integer('vocab_size', 0, MAX_VOCAB, 0),
+      'add_bos': given.flag('add_bos', None),
+    }
+    return read_hf_json(directory / HF_FILE, asked, **foreign)
+  return read_vocab_json(directory / VOCAB_FILE, names)

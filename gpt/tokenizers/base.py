@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gpt.errors import UserError
+from gpt.errors import UserError, quoted
 from gpt.files import write_atomic
 
 BOS = '<|bos|>'
@@ -48,7 +48,9 @@ def check_special_tokens(names: Iterable[str]) -> tuple[str, ...]:
   """The names of extra control tokens; UserError for empty or equal ones."""
   names = tuple(names)
   if len(set(names)) != len(names) or not all(names):
-    raise UserError(f'special tokens must be distinct and non-empty: {names}')
+    raise UserError(
+      f'special tokens must be distinct and non-empty: {quoted(names)}'
+    )
   if reserved := {BOS, EOS} & set(names):
     raise UserError(f'every tokenizer already has {sorted(reserved)}')
   return names
@@ -149,5 +151,6 @@ class BaseTokenizer:
     meta = {'kind': self.kind, 'vocab_size': self.vocab_size, **self._meta()}
     if self.requested_vocab_size:
       meta['requested_vocab_size'] = self.requested_vocab_size
+    meta['fingerprint'] = self.fingerprint  # Damage does not pass unnoticed.
     text = json.dumps(meta, indent=1) + '\n'
     write_atomic(directory / META_FILE, text.encode())

@@ -11,9 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from gpt.errors import UserError
+from gpt.fields import Fields
+from gpt.files import parse_json
 
 SPACE = '\u2581'  # How SentencePiece writes a space.
 Spec = dict[str, Any]
+SPARE_IDS = 1 << 16  # Ids without a token that a vocabulary may have.
 
 
 @functools.cache
@@ -45,6 +48,23 @@ def steps(part: Spec | None, key: str) -> list[Spec]:
 def normalizers(spec: Spec) -> list[Spec]:
   """The steps of the normalizer."""
   return steps(spec['normalizer'], 'normalizers')
+
+
+def check_ids(data: bytes) -> None:
+  """Raises UserError for a file with ids far above its number of tokens.
+
+  The library makes a table that reaches to the highest id.
+  """
+  spec = Fields(parse_json(data, 'tokenizer.json'), 'tokenizer.json')
+  model = spec.mapping('model')
+  vocab = model.values.get('vocab')
+  vocab = Fields(vocab if isinstance(vocab, dict) else {}, 'tokenizer.json')
+  added = spec.items('added_tokens', (), of=dict)
+  most = len(vocab.values) + len(added) + SPARE_IDS
+  for token in vocab.values:
+    vocab.integer(token, 0, most)
+  for i, token in enumerate(added):
+    Fields(token, f'tokenizer.json: added_tokens[{i}]').integer('id', 0, most)
 
 
 def check_readable(spec: Spec) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.errors import UserError
+from gpt.errors import MOST_QUOTED, UserError, quoted
 from gpt.files import read_bytes
 from gpt.tokenizers import hf_parts
 from gpt.tokenizers.base import (
@@ -99,12 +99,15 @@ class HfTokenizer(BaseTokenizer):
     add_bos: bool | None = None,
   ) -> None:
     tokenizers = _library()
+    hf_parts.check_ids(data)
     try:
       self._tokenizer = tokenizers.Tokenizer.from_str(data.decode('utf-8'))
       # The library's own serialization has the fields that older files lack.
       spec = json.loads(self._tokenizer.to_str())
     except Exception as e:  # The library raises bare Exception.
-      raise UserError(f'not a Hugging Face tokenizer.json: {e}') from e
+      raise UserError(
+        f'not a Hugging Face tokenizer.json: {str(e)[:MOST_QUOTED]}'
+      ) from e
     self.data = data
     self.requested_vocab_size = requested_vocab_size
     hf_parts.check_readable(spec)
@@ -140,9 +143,10 @@ class HfTokenizer(BaseTokenizer):
     if not self._is_foreign:
       names = {rgpt_token(content): id for content, id in control.items()}
       if BOS not in names:
+        shown = quoted(sorted(control)) if control else 'none'
         raise UserError(
           'this tokenizer.json has no document mark: a special token <bos> (or '
-          f'{BOS}) is needed; its special tokens: {sorted(control) or "none"}'
+          f'{BOS}) is needed; its special tokens: {shown}'
         )
       self.bos_id = names[BOS]
       self.eos_id = names.get(EOS, self.bos_id)  # microgpt: <bos> at both ends.
@@ -155,9 +159,10 @@ class HfTokenizer(BaseTokenizer):
     for name in filter(None, (bos, eos)):
       id = self._tokenizer.token_to_id(name)
       if id is None:
+        shown = quoted(sorted(control)) if control else 'none'
         raise UserError(
-          f'this tokenizer.json has no token {name!r}, which should begin or '
-          f'end a text; its added tokens: {sorted(control) or "none"}'
+          f'this tokenizer.json has no token {quoted(name)}, which should '
+          f'begin or end a text; its added tokens: {shown}'
         )
       control[name] = id
     self.bos_id, self.eos_id = (

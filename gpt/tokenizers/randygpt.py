@@ -127,7 +127,7 @@ class RandyTokenizer(BaseTokenizer):
     if self.vocab[:2] != [BOS, EOS]:
       raise UserError(
         f'not a RandyGPT vocabulary: it must begin with {BOS!r} (id 0) and '
-        f'{EOS!r} (id 1), this one begins with {self.vocab[:2]!r}'
+        f'{EOS!r} (id 1), this one begins with {quoted(self.vocab[:2])}'
       )
     id_of: dict[str, int] = {}
     for i, token in enumerate(self.vocab[2:], start=2):
@@ -138,8 +138,8 @@ class RandyTokenizer(BaseTokenizer):
       for token in (a, b, a + b):
         if token not in id_of:
           raise UserError(
-            f'broken RandyGPT vocabulary: the merge {[a, b]!r} needs the '
-            f'token {token!r}, which is not in "vocab"'
+            f'broken RandyGPT vocabulary: the merge {quoted([a, b])} needs the '
+            f'token {quoted(token)}, which is not in "vocab"'
           )
       self._merge_ids.setdefault((id_of[a], id_of[b]), id_of[a + b])
     ordered = all(max(pair) < m for pair, m in self._merge_ids.items())

@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ TRAIN_BYTES = 10_000_000
 MAX_ITEM_CHARS = 100_000  # Items above max_sentence_length vanish silently.
 BATCH_CHARS = 200_000  # Lists of Python ints are large: encode in batches.
 SHORT_CHARS = 4_000  # Encoding a list of lines starts threads: slower below.
+BYTE = re.compile('<0x[0-9A-F]{2}>$')
 PROBE = ' a\n\n\tb  \u2581e\u0301\U0001f642\x00\r\n12 '
 
 
@@ -58,7 +60,10 @@ class SentencePieceTokenizer(BaseTokenizer):
       if not model:
         raise RuntimeError('the file is empty')
       self._sp = sp = spm.SentencePieceProcessor(model_proto=model)
-    except RuntimeError as e:
+      pieces = [sp.id_to_piece(i) for i in range(sp.vocab_size())]
+      if any(sp.is_byte(i) for i, x in enumerate(pieces) if not BYTE.match(x)):
+        raise RuntimeError('a byte has another name than <0x00> to <0xFF>')
+    except (RuntimeError, UnicodeDecodeError) as e:
       raise UserError(f'not a SentencePiece model: {e}') from e
     self.model = model
     self.requested_vocab_size = requested_vocab_size

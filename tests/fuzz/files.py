@@ -1,0 +1,299 @@
+"""Real files of every kind, small, and how each is read."""
+
+import json
+
+import jax
+import numpy as np
+
+from configs import smoke
+from gpt.data import conversations, record, token_cache
+from gpt.data.sources import find_sources
+from gpt.data.text_reader import TextStats, iter_pieces
+from gpt.formats import convert, huggingface, microgpt, randygpt, tensors
+from gpt.model import GPT, GPTConfig
+from gpt.runs import checkpoint, config_file, info, load, metrics, samples
+from gpt.runs.checkpoint import BEST, LATEST
+from gpt.runs.checkpoint_meta import options_of
+from gpt.runs.checkpoint_writer import Checkpoints
+from gpt.runs.record import read_run as read_run_record
+from gpt.tokenizers import build_tokenizer, load_tokenizer
+from gpt.tokenizers.chat_format import CHAT_TOKENS
+from gpt.tokenizers.huggingface import read_hf_json as hf_json
+from gpt.tokenizers.randygpt import RandyTokenizer, read_vocab_json
+from gpt.tokenizers.sentencepiece import read_sentencepiece
+from gpt.training import optimizer
+from gpt.training.state import create_state
+
+TEXT = 'The king spoke;\n\nnobody heard him, or nearly nobody.\n' * 40
+PROBE = 'The body spoke, nobody heard.\n'
+SIZES = {'n_embd': 8, 'n_head': 2, 'n_layer': 2, 'block_size': 16}
+CONVERSATION = [
+  {'role': 'user', 'content': 'Who spoke?'},
+  {'role': 'assistant', 'content': 'The king.'},
+]
+
+
+def char():
+  return build_tokenizer('char', [TEXT], 0)
+
+
+def randomized(tree, seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: np.asarray(rng.normal(size=x.shape)).astype(x.dtype), tree
+  )
+
+
+def tiny_config():
+  config = smoke.get_config()
+  config.model.update(SIZES)
+  return config
+
+
+def abstract_state(cfg):
+  tx = optimizer.create(tiny_config())
+  return jax.eval_shape(
+    lambda key: create_state(GPT(cfg), tx, key), jax.random.key(0)
+  )
+
+
+def cfg_of(config, tokenizer):
+  return GPTConfig.from_config(config.model, tokenizer.vocab_size, 'cpu')
+
+
+def make_run(path):
+  config, tokenizer = tiny_config(), char()
+  cfg = cfg_of(config, tokenizer)
+  state = randomized(abstract_state(cfg)).replace(step=np.asarray(7, np.int32))
+  meta = {
+    'best_loss': 3.465,
+    'plateau': {'best_loss': 3.465, 'best_step': 7, 'stopped': False},
+    'validation': 'abc',
+    'elapsed_s': 1.5,
+  }
+  checkpoints = Checkpoints(path, 2, cfg)
+  for which in (LATEST, BEST):
+    assert checkpoints.save(which, state, meta)
+  assert checkpoints.wait()
+  checkpoints.close()
+  tokenizer.save(path / 'tokenizer')
+  config_file.save_config(path, config)
+  make_logs(path)
+  make_record(path)
+
+
+def make_logs(path):
+  lines = [
+    {'step': i, 'train_loss': 4 - i / 10, 'val_loss': 4.0, 'time': 1e9 + i}
+    for i in range(1, 8)
+  ]
+  text = ''.join(json.dumps(line) + '\n' for line in lines)
+  (path / 'metrics.jsonl').write_text(text)
+  text = ''.join(f'--- step {i}\nThe king\n' for i in range(1, 8))
+  (path / 'samples.txt').write_text(text)
+
+
+def make_record(path):
+  record.write(path, 'files', 'text.txt (1 file)', 'ab' * 32)
+
+
+def read_config(path):
+  config, cfg = config_file.read_configs(path, char().vocab_size)
+  load.load_tokenizer(path)
+  return options_of(cfg)
+
+
+def read_meta(path):
+  metas = []
+  for file in sorted(path.glob('checkpoints/*/7')):
+    metas.append(checkpoint.read_meta(file))
+  return metas
+
+
+def read_arrays(path):
+  cfg = GPTConfig(vocab_size=char().vocab_size, **SIZES)
+  target = abstract_state(cfg)
+  paths = [path / 'checkpoints' / LATEST / '7']
+  _, (state, _) = checkpoint.first_readable(
+    paths, lambda path: checkpoint.restore_state(path, target)
+  )
+  _, params = checkpoint.first_readable(paths, checkpoint.restore_params)
+  return state, params
+
+
+def read_run(path):
+  loaded = load.load_model(path)
+  info.page(info.describe(loaded, path))
+  read_run_record(path)
+  return loaded.params
+
+
+def read_record(path):
+  return record.read(path)
+
+
+def make_char(path):
+  char().save(path)
+
+
+def make_spm(path):
+  build_tokenizer('sentencepiece', [TEXT], 300).save(path)
+
+
+def make_randy(path):
+  tokens = ['<|bos|>', '<|eos|>', *sorted(set(TEXT)), 'no', 'bo', 'body']
+  tokens[-1:] = ['dy', 'body']
+  merges = [('n', 'o'), ('b', 'o'), ('d', 'y'), ('bo', 'dy')]
+  RandyTokenizer(tokens, merges, ('<|user|>',)).save(path)
+
+
+def make_hf(path):
+  build_tokenizer('hf', [TEXT], 300, CHAT_TOKENS).save(path)
+
+
+def make_vocab(path):
+  make_randy(path)
+  (path / 'tokenizer.json').unlink()
+
+
+def make_model(path):
+  make_spm(path)
+  (path / 'tokenizer.json').unlink()
+
+
+def make_hf_json(path):
+  make_hf(path)
+  (path / 'hf_tokenizer.json').rename(path / 'tokenizer.json')
+
+
+def _values(tokenizer):
+  ids = tokenizer.encode(PROBE)
+  return [
+    tokenizer.kind,
+    tokenizer.vocab_size,
+    tokenizer.special_tokens,
+    ids,
+    tokenizer.decode(ids),
+    tokenizer.unsampleable_ids,
+  ]
+
+
+def read_tokenizer(path):
+  return _values(load_tokenizer(path))
+
+
+def read_vocab(path):
+  return _values(read_vocab_json(path / 'vocab.json'))
+
+
+def read_model(path):
+  return _values(read_sentencepiece(path / 'spm.model'))
+
+
+def read_hf_json(path):
+  return _values(hf_json(path / 'tokenizer.json'))
+
+
+def make_text(path):
+  (path / 'text.txt').write_text(TEXT)
+
+
+def make_cache(path):
+  make_text(path)
+  read_cache(path)
+
+
+def read_cache(path):
+  tokens, starts, found = token_cache.load_or_encode(
+    find_sources(str(path / 'text.txt')), char(), 'blank_line', path / 'cache'
+  )
+  return np.array(tokens), starts, vars(found) | {'stats': vars(found.stats)}
+
+
+def read_metrics(path):
+  return metrics.read(path / 'metrics.jsonl')
+
+
+def read_samples(path):
+  return samples.read(path)
+
+
+def make_rgpt(path):
+  cfg = GPTConfig(vocab_size=20, **SIZES)
+  params = randomized(abstract_state(cfg).params)
+  state = randygpt.from_params(
+    params, params, params, iter=6, adam_step=7, best_loss=np.float32(2.5)
+  )
+  randygpt.write_rgpt(path / 'a.bin', state)
+
+
+def read_rgpt(path):
+  file = path / 'a.bin'
+  randygpt.infer_shape(file, 16)
+  return randygpt.to_params(randygpt.read_rgpt(file, 8, 2, 16))
+
+
+def make_tensors(path):
+  arrays = {f'x{i}': np.arange(6.0).reshape(2, 3) + i for i in range(4)}
+  tensors.write_tensors(path / 'a.safetensors', arrays, 'f32', {'a': 'b'})
+
+
+def read_tensors(path):
+  return tensors.read_tensors(path / 'a.safetensors')
+
+
+def _foreign(path, write, arch, **options):
+  tokenizer = build_tokenizer('hf', [TEXT], 300, CHAT_TOKENS)
+  cfg = GPTConfig(
+    vocab_size=tokenizer.vocab_size, arch=arch, **SIZES, **options
+  )
+  write(path, cfg, randomized(abstract_state(cfg).params), tokenizer, 'f32')
+
+
+def make_microgpt(path):
+  def write(*args):
+    microgpt.write_microgpt(*args, end_id=0)
+
+  _foreign(path, write, 'microgpt')
+
+
+def make_our_hf(path):
+  def write(*args):
+    saved = config_file.plain(tiny_config())
+    huggingface.write_hf(*args, {'config': saved, 'step': 3}, 'A card.')
+
+  _foreign(path, write, 'randy', pos='rope', final_norm=True)
+
+
+def read_foreign(path):
+  read = {'microgpt': microgpt.read_microgpt, 'hf': huggingface.read_hf}
+  model = read[convert.detect(path)](path)
+  return model.options, model.params, _values(model.tokenizer)
+
+
+def make_chat(path):
+  lines = [json.dumps(CONVERSATION)] * 10
+  (path / 'chat.jsonl').write_text('\n'.join(lines) + '\n')
+
+
+def read_chat(path):
+  sources = find_sources(str(path / 'chat.jsonl'))
+  return list(conversations.iter_conversations(sources, TextStats()))
+
+
+def _text(path, separator):
+  sources = find_sources(str(path / 'text.txt'))
+  return [x or '' for x in iter_pieces(sources, separator, TextStats())]
+
+
+def read_text(path):
+  return ''.join(_text(path, 'blank_line'))
+
+
+def read_lines(path):
+  sources = find_sources(str(path / 'text.txt'))
+  from gpt.data.text_reader import iter_whole_lines
+
+  return [
+    line for s in sources.items for _, line in iter_whole_lines(s, TextStats())
+  ]

@@ -1,0 +1,26 @@
+"""Damaged files of every kind are refused in one line, or read as they were."""
+
+import resource
+
+import pytest
+
+from tests.fuzz.readers import KINDS, MEMORY, fuzz, fuzz_in_a_process
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_damaged_files_are_refused_or_read_alike(kind):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  counts, faults = fuzz(kind, 25)
+  assert not faults, '\n'.join(faults)
+  assert sum(counts.values()) == 25
+  used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+  assert used * 1024 < MEMORY
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_thousand_damaged_files_within_limits_of_memory_and_time(kind):
+  counts, faults = fuzz_in_a_process(kind, 1000)
+  assert not faults, '\n'.join(faults)
+  assert sum(counts.values()) == 1000
