@@ -9,22 +9,24 @@ import os
 import pathlib
 from typing import Any
 
+from gpt.errors import UserError
+from gpt.fields import read_fields
 from gpt.files import write_atomic
 
 FILE = 'data.json'
+FIELDS = ('kind', 'description', 'text_sha256')
 
 
 def read(workdir: str | os.PathLike) -> dict[str, Any]:
-  """The record: kind, description and text_sha256; {} if there is none.
+  """The record: kind, description and text_sha256; {} if it cannot be read.
 
   text_sha256 is '' while the text has been found but not yet read.
   """
   try:
-    text = (pathlib.Path(workdir) / FILE).read_text(encoding='utf-8')
-    record = json.loads(text)
-  except (OSError, ValueError):
+    fields = read_fields(pathlib.Path(workdir) / FILE, max_bytes=1 << 20)
+    return {name: fields.text(name) for name in FIELDS}
+  except UserError:
     return {}
-  return record if isinstance(record, dict) else {}
 
 
 def write(
