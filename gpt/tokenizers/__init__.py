@@ -16,14 +16,16 @@ from numpy.typing import ArrayLike
 
 from gpt.errors import UserError, quoted
 from gpt.fields import Fields, read_fields
-from gpt.files import read_json
+from gpt.files import read_bytes, read_json
 from gpt.tokenizers.base import (
   BOS,
+  CHECKSUM,
   EOS,
   MAX_FILE_BYTES,
   MAX_VOCAB,
   META_FILE,
   TEMPLATE_FILE,
+  content_sha256,
 )
 from gpt.tokenizers.char import CharTokenizer, build_char
 from gpt.tokenizers.hf_directory import MODEL, read_tokenizer
@@ -58,7 +60,13 @@ __all__ = [
 ]
 
 
-KINDS = ('char', 'sentencepiece', 'randygpt', 'hf')
+# The files of each kind, beside tokenizer.json.
+FILES = {
+  'char': (),
+  'sentencepiece': (MODEL_FILE,),
+  'randygpt': (VOCAB_FILE,),
+  'hf': (HF_FILE,),
+}
 
 
 class Tokenizer(Protocol):
@@ -244,23 +252,23 @@ def _load_directory(directory: pathlib.Path) -> Tokenizer:
       return read_hf_json(meta_path) if ours else read_tokenizer(directory)
     if 'vocab' in meta and 'kind' not in meta:
       return read_vocab_json(meta_path)  # RandyGPT's own name for its file.
-    tokenizer = _own(directory, meta)
-    wanted = meta.text('fingerprint', tokenizer.fingerprint)
-    size = meta.integer('vocab_size', 0, MAX_VOCAB, tokenizer.vocab_size)
+    kind = meta.choice('kind', FILES)
+    wanted = meta.text(CHECKSUM, '')  # 0.2 wrote none.
+    files = {
+      name: read_bytes(directory / name, MAX_FILE_BYTES) for name in FILES[kind]
+    }
+    if wanted and wanted != content_sha256(meta.values, files):
+      raise UserError(
+        f'{META_FILE} or a file beside it has changed since it was written: '
+        f'its {CHECKSUM} is no longer {quoted(wanted)}. Put the files back'
+      )
+    return _own(directory, kind, meta)
   except UserError as e:
     raise UserError(f'{directory}: {e}') from e
-  if (size, wanted) != (tokenizer.vocab_size, tokenizer.fingerprint):
-    raise UserError(
-      f'{directory} has changed since it was written: its fingerprint is '
-      f'{tokenizer.fingerprint[:16]} with {tokenizer.vocab_size} tokens, '
-      f'{META_FILE} says {quoted(wanted[:16])} with {size}. Put the files back'
-    )
-  return tokenizer
 
 
-def _own(directory: pathlib.Path, meta: Fields) -> Tokenizer:
+def _own(directory: pathlib.Path, kind: str, meta: Fields) -> Tokenizer:
   """The tokenizer that `save` wrote."""
-  kind = meta.choice('kind', KINDS)
   asked = meta.integer('requested_vocab_size', 0, MAX_VOCAB, 0)
   names = meta.items('special_tokens', (), of=str)
   if kind == 'char':

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from gpt.files import write_atomic
 BOS = '<|bos|>'
 EOS = '<|eos|>'
 META_FILE = 'tokenizer.json'
+CHECKSUM = 'sha256'  # Of everything else in the directory.
 MAX_VOCAB = 1 << 22  # Ids; the largest vocabularies in use have 2^18.
 MAX_FILE_BYTES = 64 << 20  # Of one file of a tokenizer.
 TEMPLATE_FILE = 'chat_template.jinja'
@@ -54,6 +55,15 @@ def check_special_tokens(names: Iterable[str]) -> tuple[str, ...]:
   if reserved := {BOS, EOS} & set(names):
     raise UserError(f'every tokenizer already has {sorted(reserved)}')
   return names
+
+
+def content_sha256(meta: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
+  """sha256 (hex) of tokenizer.json, but for this entry, and its files."""
+  meta = {name: x for name, x in meta.items() if name != CHECKSUM}
+  digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+  for name, data in sorted(files.items()):
+    digest.update(f'{name}\0{len(data)}\0'.encode() + data)
+  return digest.hexdigest()
 
 
 class BaseTokenizer:
@@ -151,6 +161,6 @@ class BaseTokenizer:
     meta = {'kind': self.kind, 'vocab_size': self.vocab_size, **self._meta()}
     if self.requested_vocab_size:
       meta['requested_vocab_size'] = self.requested_vocab_size
-    meta['fingerprint'] = self.fingerprint  # Damage does not pass unnoticed.
+    meta[CHECKSUM] = content_sha256(meta, self._files())
     text = json.dumps(meta, indent=1) + '\n'
     write_atomic(directory / META_FILE, text.encode())

@@ -65,7 +65,7 @@ def template_in(directory: str | os.PathLike[str]) -> str:
     named = {
       entry.get('name'): entry.get('template')
       for entry in found
-      if isinstance(entry, dict)
+      if isinstance(entry, dict) and isinstance(entry.get('name'), str)
     }
     found = named.get('default')
   return found if isinstance(found, str) else ''

@@ -18,6 +18,7 @@ from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.runs.record import read_run as read_run_record
 from gpt.tokenizers import build_tokenizer, load_tokenizer
 from gpt.tokenizers.chat_format import CHAT_TOKENS
+from gpt.tokenizers.chat_template import ChatTemplate
 from gpt.tokenizers.huggingface import read_hf_json as hf_json
 from gpt.tokenizers.randygpt import RandyTokenizer, read_vocab_json
 from gpt.tokenizers.sentencepiece import read_sentencepiece
@@ -149,6 +150,22 @@ def make_randy(path):
 
 def make_hf(path):
   build_tokenizer('hf', [TEXT], 300, CHAT_TOKENS).save(path)
+
+
+def make_template(path):
+  tokenizer = build_tokenizer('hf', [TEXT], 300, CHAT_TOKENS)
+  tokenizer.chat_template = (
+    "{{ bos_token }}{% for m in messages %}{{ '<user>' if m['role'] == 'user' "
+    "else '<assistant>' }}{{ m['content'] | trim }}{{ '<end_turn>' }}"
+    '{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}'
+  )
+  tokenizer.save(path)
+
+
+def read_template(path):
+  template = ChatTemplate(load_tokenizer(path))
+  ids, mask = template.conversation(CONVERSATION)
+  return ids, mask, template.stop_ids
 
 
 def make_vocab(path):

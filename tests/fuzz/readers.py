@@ -67,6 +67,7 @@ KINDS = {
   'spm': Kind(files.make_spm, files.read_tokenizer, exact=True),
   'randy': Kind(files.make_randy, files.read_tokenizer, exact=True),
   'hf': Kind(files.make_hf, files.read_tokenizer, exact=True),
+  'template': Kind(files.make_template, files.read_template, ('*.jinja',)),
   'vocab.json': Kind(files.make_vocab, files.read_vocab),
   'spm.model': Kind(files.make_model, files.read_model),
   'tokenizer.json': Kind(files.make_hf_json, files.read_hf_json),
