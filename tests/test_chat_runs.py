@@ -6,9 +6,11 @@ import json
 import pytest
 
 from gpt.model import GPTConfig, num_params
+from gpt.runs import info
 from gpt.runs.evaluate import full_pass, open_dataset
 from gpt.runs.load import load_model
 from gpt.tokenizers import chat_format, load_tokenizer
+from gpt.tokenizers.template_files import CHATML
 from tests.support.commands import JAX, run_all
 from tests.support.document_tools import (
   assert_same_params,
@@ -182,3 +184,29 @@ def test_samples_of_a_chat_model_are_answers_or_conversations(
     or chat_format.ASSISTANT in out
     or chat_format.END_TURN in out
   )
+
+
+@pytest.mark.slow
+def test_a_run_with_a_chat_template_trains_resumes_and_answers(
+  talks_file, tmp_path
+):
+  workdir = tmp_path / 'run'
+  changes = {**CHAT_RUN, 'data.path': talks_file, 'total_steps': 2}
+  changes |= {'data.chat_template': 'chatml', 'data.packing': True}
+  result, lines = train_small(workdir, changes)
+  assert "sample after 'what is rust':\nwhat is rust\n" in '\n'.join(lines)
+  final = result.final['final']
+  assert 0 < final['assistant_tokens'] < final['all_tokens']
+  _, lines = train_small(workdir, {**changes, 'total_steps': 3})
+  assert 'resuming from step 2' in lines
+  loaded = load_model(workdir)
+  assert loaded.tokenizer.chat_template == CHATML
+  facts = info.describe(loaded, workdir)
+  assert 'chat: Jinja template of' in info.page(facts)
+  with open_dataset(loaded, workdir) as (dataset, split):
+    values = full_pass(loaded, dataset, split)
+  assert values['assistant_tokens'] == final['assistant_tokens']
+  # A new run from its weights follows the same template.
+  other = {**changes, 'data.chat_template': '', 'total_steps': 1}
+  train_small(tmp_path / 'other', other, init_from=str(workdir))
+  assert load_tokenizer(tmp_path / 'other').chat_template == CHATML

@@ -40,7 +40,9 @@ from gpt.tokenizers.chat_format import (
   END_TURN,
   SYSTEM,
   USER,
+  has_chat_tokens,
   is_chat_tokenizer,
+  stop_ids,
 )
 
 CODE = ('configuration_rgpt.py', 'modeling_rgpt.py')
@@ -156,7 +158,7 @@ def generation_config(
   sample = record['config']['sample']
   ends = [tokenizer.eos_id]
   if is_chat_tokenizer(tokenizer):
-    ends.append(tokenizer.special_tokens[END_TURN])
+    ends += sorted({*stop_ids(tokenizer)} - {*ends})
   greedy = sample['temperature'] <= 0
   sampling = (
     {}
@@ -189,9 +191,25 @@ def tokenizer_config(tokenizer: Tokenizer, cfg: GPTConfig) -> dict[str, Any]:
     'model_input_names': ['input_ids', 'attention_mask'],
     'clean_up_tokenization_spaces': False,
   }
-  if is_chat_tokenizer(tokenizer):
-    config['chat_template'] = chat_template(names)
+  if template := template_text(tokenizer, names):
+    config['chat_template'] = template
   return config
+
+
+def template_text(tokenizer: Tokenizer, names: Mapping[str, str]) -> str:
+  """The Jinja chat template of a run, or '' if it cannot chat.
+
+  Args:
+    names: our name of each control token -> its text in the exported file.
+  """
+  if not tokenizer.chat_template:
+    return chat_template(names) if has_chat_tokens(tokenizer) else ''
+  # Tokens trained here are spelled as in microgpt: <im_end> for <|im_end|>.
+  renamed = {a: b for a, b in names.items() if a != b and a not in (BOS, EOS)}
+  text = tokenizer.chat_template
+  for ours, theirs in renamed.items():
+    text = text.replace(ours, theirs)
+  return text
 
 
 def chat_template(names: Mapping[str, str]) -> str:

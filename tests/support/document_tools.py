@@ -103,7 +103,7 @@ def batches_of(
   )
 
 
-def train_small(workdir, changes, crash_at=''):
+def train_small(workdir, changes, crash_at='', init_from=''):
   """Trains configs/smoke.py with `changes` in this process.
 
   Args:
@@ -133,7 +133,7 @@ def train_small(workdir, changes, crash_at=''):
 
   with log_lines(crash) as lines:
     try:
-      return train_and_evaluate(config, workdir), lines
+      return train_and_evaluate(config, workdir, init_from=init_from), lines
     except InterruptedError:
       return None, lines
 
