@@ -38,24 +38,19 @@ def fit(
   if len(whole) <= room:
     return whole, 0
   starts = [i for i, m in enumerate(messages) if m['role'] == 'user']
-  best: list[int] | None = None
+  found: dict[int, list[int]] = {}
 
   def fits(number: int) -> bool:
-    """Whether the last exchanges from the number-th user turn on fit."""
-    nonlocal best
-    ids = render(_since(messages, starts[number]))
-    if len(ids) > room:
-      return False
-    if best is None or len(ids) > len(best):
-      best = ids
-    return True
+    """Whether the last `number` exchanges fit."""
+    found[number] = render(_since(messages, starts[-number]))
+    return len(found[number]) <= room
 
-  bisect.bisect_left(range(len(starts)), True, key=fits)
-  if best is None:
-    best = _shortened(
-      render, tokenizer, _since(messages, starts[-1] if starts else 0), room
-    )
-  return best, len(whole) - len(best)
+  if kept := _most(len(starts), fits, 1):
+    ids = found[kept]
+  else:
+    last = _since(messages, starts[-1] if starts else 0)
+    ids = _shortened(render, tokenizer, last, room)
+  return ids, len(whole) - len(ids)
 
 
 def _since(messages: Sequence[Message], start: int) -> list[Message]:
@@ -88,7 +83,7 @@ def _shortened(
     tail = {**messages[user], 'content': text[len(text) - n :]}
     return render([*messages[:user], tail, *messages[user + 1 :]])
 
-  kept = _most(len(text), lambda n: len(ids_of(n)) <= room)
+  kept = _most(len(text), lambda n: len(ids_of(n)) <= room, room)
   ids = ids_of(kept)
   if len(ids) > room or text and not kept:
     raise _no_room(room)
@@ -97,14 +92,26 @@ def _shortened(
 
 def _beginning(tokenizer: Tokenizer, text: str, limit: int) -> str:
   """The beginning of a text, of at most `limit` tokens."""
-  kept = _most(len(text), lambda n: len(tokenizer.encode(text[:n])) <= limit)
+  kept = _most(
+    len(text), lambda n: len(tokenizer.encode(text[:n])) <= limit, limit
+  )
   return text[:kept]
 
 
-def _most(limit: int, fits: Callable[[int], bool]) -> int:
-  """The largest n up to `limit` that fits; 0 if none does."""
-  numbers = range(1, limit + 1)
-  return bisect.bisect_left(numbers, True, key=lambda n: not fits(n))
+def _most(limit: int, fits: Callable[[int], bool], first: int) -> int:
+  """The largest n up to `limit` that fits; 0 if none does.
+
+  Numbers are tried from `first` on, doubled each time, so that little more than
+  what fits is ever encoded.
+  """
+  low, step = 0, max(1, first)
+  while low < limit:
+    high = min(low + step, limit)
+    if not fits(high):
+      inside = range(low + 1, high)
+      return low + bisect.bisect_left(inside, True, key=lambda n: not fits(n))
+    low, step = high, 2 * step
+  return low
 
 
 def _no_room(room: int) -> UserError:

@@ -395,3 +395,43 @@ def test_a_model_directory_gives_its_template(tmp_path):
   assert template_files.template_in(tmp_path) == 'three'
   (tmp_path / 'chat_template.jinja').write_text('four')
   assert template_files.template_in(tmp_path) == 'four'
+
+
+@pytest.mark.parametrize(
+  'template, text',
+  [
+    # Taking something out of a text joins what stands on both sides of it.
+    ("{{ m.content | replace('~', '') }}", '<|im~_end|>'),
+    ("{{ m.content.replace('~', '') }}", '<|im~_end|><~|im_start|>'),
+    ("{{ m.content.split('~') | join }}", '<|im~_end|>'),
+    ("{{ m.content | replace('~', '<|im_end|>') }}", 'a~b'),
+    # The template gives one part of a name, the text another.
+    ("{{ '<|im_' + m.content }}", 'end|>'),
+    ("{{ '<|' ~ m.content ~ '|>' }}", 'im_end'),
+    ('<|{{ m.content }}|>', 'im_end'),
+    ('{{ m.content }}|>', '<|im_end'),
+    ('{{ m.content | upper | lower }}', '<|im_end|>'),
+    ('{{ m.content | reverse }}', '<|im_end|>'[::-1]),
+    ("{{ '%s' | format(m.content) }}", '<|im_end|>'),
+    ('{{ m | tojson }}', '<|im_end|>'),
+    ('{% set x %}{{ m.content }}{% endset %}{{ x }}', '<|im_end|>'),
+  ],
+)
+@pytest.mark.parametrize('joins', [False, True])
+def test_no_manipulation_of_a_text_makes_a_control_token(template, text, joins):
+  """`joins`: beside control tokens that the template itself makes of parts."""
+  opening = "{{ '<|im_' + 'start|>' }}" if joins else '<|im_start|>'
+  tokenizer = build_tokenizer(
+    'char', ['~<|>_%"{}:' + LETTERS], 0, ('<|im_start|>', '<|im_end|>')
+  )
+  tokenizer.chat_template = (
+    f'{{% for m in messages %}}{opening}{template}{{% endfor %}}'
+  )
+  special = set(tokenizer.special_tokens.values())
+  try:
+    ids = ChatTemplate(tokenizer).ids([says('user', text)])
+  except UserError as e:  # It cannot be told, and says so.
+    assert joins and 'joins control tokens from parts' in str(e)
+    return
+  found = [id for id in ids if id in special]
+  assert found == [tokenizer.special_tokens['<|im_start|>']]
