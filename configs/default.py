@@ -131,6 +131,13 @@ def get_config() -> ConfigDict:
   # Decay per step of an exponential moving average of the weights, which eval
   # and samples then use, e.g. 0.999. 0 <= d < 1; 0: off.
   opt.ema_decay = 0.0
+  # LoRA: train adapters of this rank beside the frozen weights of --init_from
+  # (gpt/training/lora.py; needs 'adamw'). 0 .. n_embd; 0: train all weights.
+  opt.lora_rank = 0
+  # The update of a matrix is lora_alpha / lora_rank * A B. > 0.
+  opt.lora_alpha = 16.0
+  # 'all' matrices of the blocks, or some of them: 'wq,wk,wv,wo,fc1,gate,fc2'.
+  opt.lora_targets = 'all'
   # Reduce on plateau: evals without a new best before the learning rate is cut.
   # 0: off.
   opt.plateau_patience = 30

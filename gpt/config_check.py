@@ -12,7 +12,7 @@ from gpt.data.tokenizer_choice import asked_template
 from gpt.errors import UserError
 from gpt.model import GPTConfig
 from gpt.runs.config_file import flatten
-from gpt.training import optimizer, schedules
+from gpt.training import lora, optimizer, schedules
 
 AT_LEAST_ONE = (
   'batch_size',
@@ -64,6 +64,7 @@ def check_config(config: Any) -> None:
   check_data(config.data)
   schedules.from_config(config)
   optimizer.create(config)
+  lora.check(config)
   # JAX has not started yet.
   GPTConfig.from_config(config.model, vocab_size=2, backend='cpu')
 

@@ -13,15 +13,20 @@ import optax
 from gpt import devices
 from gpt.data import prepare
 from gpt.errors import UserError
-from gpt.model import GPT
-from gpt.runs import checkpoint, failures, metrics
+from gpt.formats import randygpt
+from gpt.model import GPT, GPTConfig
+from gpt.model.params import Params
+from gpt.runs import base, checkpoint, failures, metrics
 from gpt.runs.checkpoint_meta import check_model
 from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.runs.config_file import flatten, plain
-from gpt.runs.weights import check_source, load_weights
+from gpt.runs.load import load_model
+from gpt.runs.weights import check_same_network, check_source, load_weights
 from gpt.runs.workdir import Run
 from gpt.tokenizers import Tokenizer, load_tokenizer
+from gpt.training.lora import Adapted
 from gpt.training.state import TrainState, create_state, state_from_params
+from gpt.training.step import Frozen
 
 logger = logging.getLogger(__name__)
 # Keys that define the validation set, besides the text.
@@ -89,7 +94,7 @@ def tokenizer_of(init_from: str, tokenizer_path: str) -> Tokenizer | None:
 def initial_state(
   run: Run,
   config: Any,
-  model: GPT,
+  model: GPT | Adapted,
   tx: optax.GradientTransformation,
   key: jax.Array,
   checkpoints: Checkpoints,
@@ -117,8 +122,8 @@ def initial_state(
       )
     return state, meta
   check_nothing_lost(run)
-  if init_from:
-    params = load_weights(init_from, model.cfg)
+  if init_from and isinstance(model, GPT):
+    params = load_params(init_from, model.cfg)
     logger.info(f'starting from the weights of {init_from}')
     state = state_from_params(params, tx, ema=ema)
     checkpoints.save(checkpoint.LATEST, state, {})
@@ -126,6 +131,63 @@ def initial_state(
       raise failures.not_saved(checkpoints.last_error, run.workdir)
     return state, {}
   return create(key), {}
+
+
+def load_params(source: str, cfg: GPTConfig) -> Params:
+  """The weights that a new run starts from; adapters merged into their base.
+
+  Raises:
+    UserError: there are none, or they do not fit the config.
+  """
+  if base.has_record(source):
+    check_same_network(source, cfg)
+    return load_model(source).params
+  return load_weights(source, cfg)
+
+
+def frozen_variables(
+  run: Run, config: Any, model: GPT | Adapted, init_from: str, base_at: str
+) -> Frozen:
+  """What the model needs besides its params: with LoRA the base, as numpy.
+
+  A new run records its base (base.json); one that resumes reads it again.
+
+  Args:
+    base_at: where the base is now, if it has moved.
+
+  Raises:
+    UserError: no base was given, it is missing, or it has changed.
+  """
+  if isinstance(model, GPT):
+    if base_at:
+      raise UserError('--base is for runs with adapters (opt.lora_rank)')
+    if run.leader and not run.begun:  # A failed start may have left one.
+      (run.workdir / base.FILE).unlink(missing_ok=True)
+    return {}
+  cfg = model.cfg
+  if not run.begun:
+    if not init_from:
+      raise UserError(
+        f'opt.lora_rank={config.opt.lora_rank} trains adapters of a model: '
+        'name it with --init_from=WORKDIR, or set --config.opt.lora_rank=0 to '
+        'train all weights'
+      )
+    if base.has_record(init_from):
+      raise UserError(
+        f'{init_from} holds adapters, and adapters of adapters cannot be '
+        f'trained: start from its base, {base.read_record(init_from).source}, '
+        'or train all weights (--config.opt.lora_rank=0)'
+      )
+    params = load_weights(init_from, cfg)
+    if run.leader:
+      base.record(run.workdir, init_from, base.fingerprint(cfg, params))
+    logger.info(f'adapting the weights of {init_from}')
+    return {'base': base.stored_as(cfg, params)}
+  params = base.load_base(run.workdir, cfg, base_at)
+  if base_at and run.leader:  # From now on it is found there.
+    recorded = base.read_record(run.workdir)
+    base.record(run.workdir, base_at, recorded.fingerprint)
+  return {'base': params}
 
 
 def check_nothing_lost(run: Run) -> None:
@@ -147,6 +209,13 @@ def check_nothing_lost(run: Run) -> None:
       '(--init_from=FILE.bin takes over the weights of an RGPT file)'
     )
   logger.info('the run has no checkpoint yet: starting from the beginning')
+
+
+def rgpt_obstacles(model: GPT | Adapted) -> list[str]:
+  """Reasons why a run leaves no RGPT files; [] if it does."""
+  if isinstance(model, Adapted):
+    return ['only adapters are trained; launch.export merges them']
+  return randygpt.obstacles(model.cfg)
 
 
 def validation_key(

@@ -23,6 +23,7 @@ def train_and_evaluate(
   workdir: str | os.PathLike,
   *,
   init_from: str = '',
+  base: str = '',
   additional_steps: int = 0,
   profile: bool = False,
 ) -> Result:
@@ -36,6 +37,7 @@ def train_and_evaluate(
     workdir: directory of the run; created if missing. All processes of a
       multi-host run share it.
     init_from: workdir or RGPT file whose weights (only) start a new run.
+    base: where the base of adapters is now, if it has moved (opt.lora_rank).
     additional_steps: train this many more steps instead of to total_steps.
     profile: write a trace of a few steps to workdir/profile.
 
@@ -46,7 +48,7 @@ def train_and_evaluate(
   with open_run(workdir, config) as run:
     tokenizer, dataset = load_data(run, config, init_from)
     with Trainer(run, config, tokenizer, dataset) as trainer:
-      trainer.start_or_resume(init_from, additional_steps)
+      trainer.start_or_resume(init_from, additional_steps, base)
       if trainer.nothing_to_do():
         return trainer.result('nothing')
       trainer.begin(profile)

@@ -16,7 +16,6 @@ import numpy as np
 from gpt import devices, start
 from gpt.data import prepare
 from gpt.data.prepare import Dataset
-from gpt.formats import randygpt
 from gpt.model import GPT, GPTConfig, num_params
 from gpt.runs import failures, metrics, samples
 from gpt.runs.checkpoint import BEST, LATEST
@@ -26,13 +25,13 @@ from gpt.runs.console import Console
 from gpt.runs.result import Result
 from gpt.runs.workdir import Run
 from gpt.tokenizers import Tokenizer
-from gpt.training import optimizer, plateau, schedules
+from gpt.training import lora, optimizer, plateau, schedules
 from gpt.training.evaluation import Evaluator
 from gpt.training.plateau import Plateau
 from gpt.training.profiling import Profiler
 from gpt.training.rows import local_rows, micro_batch_size
 from gpt.training.state import TrainState, eval_params
-from gpt.training.step import jit_train_step
+from gpt.training.step import Frozen, jit_train_step
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +72,7 @@ class Trainer:
     added_steps: whether the target came from --additional_steps.
     cfg, model, mesh, tx: what the state is made of and lives on.
     state: the TrainState, on the mesh once `begin` was called.
+    frozen: the model's variables that are not trained (the base of LoRA).
     plateau: best loss and patience.
     first: completed steps at the start of this process.
     last: completed steps at its end, if nothing stops it.
@@ -80,6 +80,7 @@ class Trainer:
   """
 
   state: TrainState
+  frozen: Frozen
   meta: dict
   plateau: Plateau
   first: int
@@ -96,7 +97,7 @@ class Trainer:
     self.run, self.config = run, config
     self.tokenizer, self.dataset = tokenizer, dataset
     self.cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
-    self.model = GPT(self.cfg)
+    self.model = lora.adapted(GPT(self.cfg), config.opt)
     self.mesh = devices.create_mesh(config.batch_size)
     self.micro_batch = micro_batch_size(config, self.mesh)
     self.tx = optimizer.create(
@@ -137,8 +138,16 @@ class Trainer:
       self._open.pop().close()
     return self.checkpoints.wait()
 
-  def start_or_resume(self, init_from: str, additional_steps: int) -> None:
-    """Restores, imports or initialises the state, and sets the target."""
+  def start_or_resume(
+    self, init_from: str, additional_steps: int, base: str = ''
+  ) -> None:
+    """Restores, imports or initialises the state, and sets the target.
+
+    `base`: where the base of adapters is now, if it has moved.
+    """
+    self.frozen = start.frozen_variables(
+      self.run, self.config, self.model, init_from, base
+    )
     self.state, self.meta = start.initial_state(
       self.run,
       self.config,
@@ -184,6 +193,7 @@ class Trainer:
       save_config(run.workdir, config)
       prepare.keep_record(run.workdir, self.dataset.corpus)
     self.state = devices.put_replicated(self.state, self.mesh)
+    self.frozen = devices.put_shared(self.frozen, self.mesh)
     self._rows = devices.padded_batch_size(
       config.batch_size, self.mesh, self.micro_batch
     )
@@ -196,7 +206,7 @@ class Trainer:
       ema_decay=config.opt.ema_decay,
       min_lr=config.min_lr,
     )
-    self.evaluate = Evaluator(self.model, self.mesh, self.dataset)
+    self.evaluate = Evaluator(self.model, self.mesh, self.dataset, self.frozen)
     self._announce()
     self.clock = metrics.Clock(self.meta.get('elapsed_s', 0.0))
     self.metrics_log = metrics.MetricsLog(
@@ -268,7 +278,9 @@ class Trainer:
     batch = devices.put_batch(batch, self.mesh)
     if self._profiler:
       self._profiler.before(step)
-    self.state, values = self._train_step(self.state, batch, self._dropout_key)
+    self.state, values = self._train_step(
+      self.state, batch, self._dropout_key, self.frozen
+    )
     if self._profiler:
       self._profiler.after(step, self.state)
     self._read_pending()
@@ -344,8 +356,8 @@ class Trainer:
     """Samples from the weights of `step` into samples.txt."""
     return samples.write(
       self.config,
-      self.model,
-      eval_params(self.state),
+      GPT(self.cfg),
+      lora.whole(self.model, eval_params(self.state), self.frozen),
       self.tokenizer,
       self.run.workdir,
       step,
@@ -384,13 +396,15 @@ class Trainer:
       f'heads, context {cfg.block_size}, vocabulary {cfg.vocab_size} '
       f'({self.tokenizer.kind}): {num_params(cfg):,} parameters'
     )
+    if self.frozen:
+      logger.info(lora.describe(self.config.opt, self.state.params))
     logger.info(
       f'steps {self.first} -> {config.total_steps} of {config.batch_size} x '
       f'{cfg.block_size} tokens on {self.mesh.size} x {device.platform} '
       f'({device.device_kind}), {cfg.dtype}, attention {cfg.attention}, '
       f'{self.micro_batch} sequences at once'
     )
-    if reasons := randygpt.obstacles(cfg):
+    if reasons := start.rgpt_obstacles(self.model):
       logger.info(
         'note: no RGPT files (checkpoint.bin) will be written: '
         + '; '.join(reasons)

@@ -34,6 +34,7 @@ HISTORY_LINES = 1000
 WORKDIR = common_flags.workdir('Directory of a run that was trained to chat.')
 MODEL = pretrained.define('to talk with')
 WHICH = common_flags.which()
+BASE = common_flags.base()
 SYSTEM = flags.DEFINE_string(
   'system', '', 'A system message, put before the conversation.'
 )
@@ -81,7 +82,7 @@ def open_session() -> 'ChatSession':
   from gpt.tokenizers import chat_format
 
   devices.setup_devices(1)
-  loaded = chosen.load(WHICH.value)
+  loaded = chosen.load(WHICH.value, BASE.value)
   if not chat_format.is_chat_tokenizer(loaded.tokenizer):
     raise UserError(
       f'{chosen.workdir} was not trained to chat (its tokenizer has no '

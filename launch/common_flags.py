@@ -65,6 +65,17 @@ def which() -> flags.FlagHolder[str]:
   )
 
 
+def base() -> flags.FlagHolder[str]:
+  """--base=PATH."""
+  return flags.DEFINE(
+    _Directory(),
+    'base',
+    '',
+    'Where the base of a run with adapters is now, if it has moved.',
+    serializer=flags.ArgumentSerializer(),
+  )
+
+
 def seed(help: str) -> flags.FlagHolder[int]:
   """--seed."""
   return flags.DEFINE_integer('seed', get_config().seed, help)

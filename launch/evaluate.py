@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 WORKDIR = common_flags.workdir()
 WHICH = common_flags.which()
+BASE = common_flags.base()
 DATA = flags.DEFINE_string(
   'data',
   '',
@@ -128,7 +129,7 @@ def load(num_cpu_devices: int) -> 'LoadedModel':
   from gpt.runs.load import load_model
 
   devices.setup_devices(num_cpu_devices)
-  return load_model(WORKDIR.value, WHICH.value)
+  return load_model(WORKDIR.value, WHICH.value, BASE.value)
 
 
 def described(loaded: 'LoadedModel') -> dict[str, Any]:

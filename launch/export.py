@@ -37,6 +37,7 @@ DTYPE = flags.DEFINE_enum(
   'effect on the logits is printed.',
 )
 WHICH = common_flags.which()
+BASE = common_flags.base()
 OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Replace an existing file or an earlier export.'
 )
@@ -57,7 +58,13 @@ def main(_: list[str]) -> None:
   from gpt.formats.convert import export  # Slow: imports JAX.
 
   which, step, notes = export(
-    workdir, WHICH.value, format, output, DTYPE.value, OVERWRITE.value
+    workdir,
+    WHICH.value,
+    format,
+    output,
+    DTYPE.value,
+    OVERWRITE.value,
+    BASE.value,
   )
   print(
     f'wrote {output} ({format}, {DTYPE.value}, {size(output):,} bytes): '

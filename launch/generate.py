@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # At run time, JAX waits until the flags are right.
 WORKDIR = common_flags.workdir()
 MODEL = pretrained.define('to use')
 WHICH = common_flags.which()
+BASE = common_flags.base()
 PROMPT = flags.DEFINE_multi_string(
   'prompt',
   None,
@@ -128,7 +129,7 @@ def main(_: list[str]) -> None:
   n = NUM_SAMPLES.value
   samples = [sampling_params([SEED.value + i]) for i in range(n)]
   devices.setup_devices(1)
-  loaded = chosen.load(WHICH.value)
+  loaded = chosen.load(WHICH.value, BASE.value)
   workdir = str(chosen.workdir)
   tokenizer, cfg = loaded.tokenizer, loaded.cfg
   format = loaded.config['data']['format']

@@ -12,6 +12,7 @@ from launch import cli, common_flags
 
 WORKDIR = common_flags.workdir()
 WHICH = common_flags.which()
+BASE = common_flags.base()
 JSON = flags.DEFINE_bool(
   'json', False, 'Print one JSON object instead of a page.'
 )
@@ -24,7 +25,8 @@ def main(_: list[str]) -> None:
   from gpt.runs.load import load_model
 
   devices.setup_devices(1)
-  facts = info.describe(load_model(workdir, WHICH.value), workdir)
+  loaded = load_model(workdir, WHICH.value, BASE.value)
+  facts = info.describe(loaded, workdir)
   print(json.dumps(facts, indent=2) if JSON.value else info.page(facts))
 
 

@@ -78,12 +78,12 @@ class Chosen:
         self._stamp = stamp(pathlib.Path(source))
     self.workdir = self._cached.workdir if self._cached else workdir
 
-  def load(self, which: str) -> 'LoadedModel':
+  def load(self, which: str, base_at: str = '') -> 'LoadedModel':
     """The model; a damaged copy in the cache is made anew, once."""
     from gpt.runs.load import load_model
 
     if self._cached is None:
-      return load_model(self.workdir, which)
+      return load_model(self.workdir, which, base_at)
     self._cached.make(self._import, self._stamp)
     try:
       return load_model(self.workdir, which)

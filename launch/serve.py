@@ -20,6 +20,7 @@ from launch import cli, common_flags, pretrained
 WORKDIR = common_flags.workdir('Directory of the run to serve.')
 MODEL = pretrained.define('to serve')
 WHICH = common_flags.which()
+BASE = common_flags.base()
 HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
 PORT = flags.DEFINE_integer(
   'port',
@@ -173,7 +174,7 @@ def main(_: list[str]) -> None:
   from gpt.devices import setup_devices
 
   setup_devices(1)
-  loaded = chosen.load(WHICH.value)
+  loaded = chosen.load(WHICH.value, BASE.value)
   workdir = chosen.workdir
   slots = SLOTS.value or (4 if jax.default_backend() == 'cpu' else 32)
   options = Options(

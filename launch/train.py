@@ -24,6 +24,7 @@ WORKDIR = common_flags.workdir('Directory of the run.')
 INIT_FROM = flags.DEFINE_string(
   'init_from', '', 'Workdir or RGPT file whose weights (only) start a new run.'
 )
+BASE = common_flags.base()
 ADDITIONAL_STEPS = flags.DEFINE_integer(
   'additional_steps',
   0,
@@ -75,6 +76,7 @@ def main(_: list[str]) -> None:
     config,
     directory,
     init_from=INIT_FROM.value,
+    base=BASE.value,
     additional_steps=ADDITIONAL_STEPS.value,
     profile=PROFILE.value,
   )

@@ -12,12 +12,12 @@ from gpt.data import record as data_record
 from gpt.errors import UserError, explained_writes
 from gpt.formats import huggingface, microgpt, model_card
 from gpt.formats.directories import LAYOUTS, Path, check_output
-from gpt.formats.randygpt_run import export_rgpt
+from gpt.formats.randygpt_run import export_rgpt, write_merged
 from gpt.formats.tensors import rounding_report, write_model_file
 from gpt.model import GPTConfig
 from gpt.model.config import option_names, unrepresentable
 from gpt.model.options import FORMATS, RUNTIME
-from gpt.runs import create
+from gpt.runs import base, create
 from gpt.runs.config_file import flatten
 from gpt.runs.info import finite
 from gpt.runs.load import load_model
@@ -52,6 +52,7 @@ def export(
   output: Path,
   dtype: str = 'f32',
   overwrite: bool = False,
+  base_at: str = '',
 ) -> tuple[str, int, list[str]]:
   """Writes a run's best or latest weights for another program.
 
@@ -61,6 +62,7 @@ def export(
       directory).
     dtype: 'f32', 'f16' or 'bf16'; rgpt has float32 alone.
     overwrite: whether an existing file or earlier export may be replaced.
+    base_at: see load_model.
 
   Returns:
     ('best' or 'latest': the checkpoint that was found, its completed steps,
@@ -71,15 +73,18 @@ def export(
       that exists or cannot be written to.
   """
   check_output(output, format, overwrite)
-  if format == 'rgpt':
+  if format == 'rgpt' and not base.has_record(workdir):
     return export_rgpt(workdir, which, output)
-  loaded = load_model(workdir, which)
+  loaded = load_model(workdir, which, base_at)
   cfg, params = loaded.cfg, loaded.params
   reasons = unrepresentable(cfg, format) if format in FORMATS else []
   if reasons:
     raise UserError(
       f'this model cannot be written for {format}: {"; ".join(reasons)}'
     )
+  if format == 'rgpt':
+    notes = write_merged(output, loaded)
+    return loaded.which, loaded.step, notes
   notes, rounding = [], None
   if dtype != 'f32':
     rounding = rounding_report(cfg, params, dtype)

@@ -17,6 +17,7 @@ from gpt.formats.randygpt import Path
 from gpt.model import GPT, GPTConfig
 from gpt.runs import checkpoint, create
 from gpt.runs.config_file import read_configs
+from gpt.runs.load import LoadedModel
 from gpt.tokenizers import Tokenizer, load_tokenizer
 from gpt.training import optimizer
 from gpt.training.state import TrainState, create_state, state_from_params
@@ -32,6 +33,11 @@ EMA_NOTE = (
 MOMENTS_NOTE = (
   "without the optimizer's state, since the format holds only Adam's "
   '(opt.name): training continues from it with a fresh optimizer'
+)
+
+MERGED_NOTE = (
+  'the adapters are merged into their base; training continues from it with a '
+  'fresh optimizer and all weights'
 )
 
 
@@ -132,6 +138,20 @@ def write_state(
       best_loss=best_loss,
     ),
   )
+
+
+def write_merged(path: Path, loaded: LoadedModel) -> list[str]:
+  """Writes an RGPT0003 file with the weights of a LoRA run; returns notes."""
+  randygpt.write_rgpt(
+    path,
+    randygpt.from_params(
+      loaded.params,
+      iter=max(loaded.step - 1, 0),
+      adam_step=0,
+      best_loss=np.float32(loaded.meta.get('best_loss', math.inf)),
+    ),
+  )
+  return [MERGED_NOTE]
 
 
 def notes_on(state: TrainState) -> list[str]:

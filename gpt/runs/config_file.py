@@ -41,6 +41,9 @@ FIXED_KEYS = (
   'data.chat_template',
   'data.vocab_size',
   'opt.name',
+  'opt.lora_rank',
+  'opt.lora_alpha',
+  'opt.lora_targets',
 )
 
 
@@ -150,7 +153,7 @@ def is_fixed(key: str, old: Any, new: Any) -> bool:
   if key == 'opt.ema_decay':  # Another decay is fine; on or off is not.
     return not old or not new
   if old is None:  # The key did not exist when the run began.
-    return False
+    return key == 'opt.lora_rank' and bool(new)
   group, _, name = key.partition('.')
   free = option_names(RUNTIME)
   return key in FIXED_KEYS or (group == 'model' and name not in free)

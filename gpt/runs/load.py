@@ -14,12 +14,13 @@ import jax
 import numpy as np
 
 from gpt.data import record
-from gpt.model import GPT, GPTConfig, abstract_params
+from gpt.model import GPT, GPTConfig
 from gpt.model.params import Params
-from gpt.runs import checkpoint
+from gpt.runs import base, checkpoint
 from gpt.runs.checkpoint import BEST, first_readable
 from gpt.runs.config_file import flatten, read_configs
 from gpt.tokenizers import Tokenizer, load_tokenizer
+from gpt.training import lora
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +29,8 @@ class LoadedModel:
 
   Attributes:
     model, cfg: the linen module and its config, resolved for this backend.
-    params: numpy tree of float32; the EMA if the run keeps one.
+    params: numpy tree of float32; the EMA if the run keeps one. Adapters are
+      merged into their base.
     tokenizer: the run's own.
     config: the run's configuration as nested dicts (see configs/default.py).
     data: the record of the training text: {} or 'kind', 'description' and
@@ -64,7 +66,9 @@ class LoadedModel:
     return f'{family}-{cfg.n_layer}L-{cfg.n_head}H-{cfg.n_embd}D'
 
 
-def load_model(workdir: str | os.PathLike, which: str = BEST) -> LoadedModel:
+def load_model(
+  workdir: str | os.PathLike, which: str = BEST, base_at: str = ''
+) -> LoadedModel:
   """Reads a run's best or latest model.
 
   Skips checkpoints that cannot be read, with a warning: after the best comes
@@ -73,25 +77,31 @@ def load_model(workdir: str | os.PathLike, which: str = BEST) -> LoadedModel:
   Args:
     workdir: directory of a run.
     which: 'best' (the lowest validation loss) or 'latest'.
+    base_at: where the base of a LoRA run is now; '': where its base.json says.
 
   Raises:
-    UserError: no such run, no checkpoint, or none that can be read.
+    UserError: no such run, no checkpoint, or none that can be read; no base.
   """
   workdir = pathlib.Path(workdir)
   paths = checkpoint.candidates(workdir, which)
   tokenizer = load_tokenizer(workdir)
   config, cfg = read_configs(workdir, tokenizer.vocab_size)
+  model = GPT(cfg)
+  trained = lora.adapted(model, config.get('opt', {}))
   path, (params, meta) = first_readable(
-    paths, lambda path: read_checkpoint(path, cfg)
+    paths, lambda path: read_checkpoint(path, trained)
   )
+  if isinstance(trained, lora.Adapted):
+    whole = base.load_base(workdir, cfg, base_at)
+    params = lora.merge(whole, params, trained.alpha)
   data = record.read(workdir)
-  return LoadedModel(GPT(cfg), cfg, params, tokenizer, config, data, meta, path)
+  return LoadedModel(model, cfg, params, tokenizer, config, data, meta, path)
 
 
 def read_checkpoint(
-  path: str | os.PathLike, cfg: GPTConfig
+  path: str | os.PathLike, model: GPT | lora.Adapted
 ) -> tuple[Params, dict[str, Any]]:
-  """(params, meta) of one checkpoint directory, checked against the config.
+  """(trained params, meta) of one checkpoint, checked against the config.
 
   Raises:
     ValueError: arrays of other shapes. DamagedCheckpoint or Orbax's errors if
@@ -102,7 +112,7 @@ def read_checkpoint(
   if cfg.n_layer > len(params):  # Before a model of that depth is built.
     raise ValueError(f'n_layer is {cfg.n_layer}: it has {len(params)} parts')
   found = flatten(jax.tree.map(_kind, params))
-  wanted = flatten(jax.tree.map(_kind, abstract_params(cfg)))
+  wanted = flatten(jax.tree.map(_kind, lora.abstract(model)))
   for name in sorted(found.keys() | wanted.keys()):
     if found.get(name) != wanted.get(name):
       raise ValueError(

@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gpt import devices
-from gpt.model import GPT, losses
+from gpt.model import losses
 from gpt.model.params import Params
-from gpt.training.step import jit_eval_step
+from gpt.training.step import NOTHING, Frozen, Model, jit_eval_step
 
 # Tokens a device processes at once.
 CPU_TOKENS = 512
@@ -23,10 +23,12 @@ ACCELERATOR_TOKENS = 8192
 class Evaluator:
   """Measures any parameters of one model on one dataset."""
 
-  def __init__(self, model: GPT, mesh: Mesh, dataset: Any) -> None:
-    """`dataset`: of data.prepare.create_dataset."""
+  def __init__(
+    self, model: Model, mesh: Mesh, dataset: Any, frozen: Frozen = NOTHING
+  ) -> None:
+    """`dataset`: of data.prepare.create_dataset; `frozen`: see step.py."""
     self._step = jit_eval_step(model, mesh)
-    self._mesh, self._dataset = mesh, dataset
+    self._mesh, self._dataset, self._frozen = mesh, dataset, frozen
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
     tokens = CPU_TOKENS if on_cpu else ACCELERATOR_TOKENS
     self._rows = max(1, tokens // model.cfg.block_size) * mesh.size
@@ -66,7 +68,8 @@ class Evaluator:
       batch = devices.pad_rows(batch, self._rows)
       batch = {name: x[own] for name, x in batch.items()}
       batch = devices.put_batch(batch, self._mesh)
-      total += np.asarray(self._step(params, batch, self._bytes_V), np.float64)
+      sums = self._step(params, batch, self._bytes_V, self._frozen)
+      total += np.asarray(sums, np.float64)
     nats, tokens, n_bytes = total
     mean = nats / tokens if tokens else math.nan
     return {

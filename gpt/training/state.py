@@ -13,6 +13,7 @@ from flax import struct
 
 from gpt.model import GPT
 from gpt.model.params import Params
+from gpt.training.lora import Adapted
 
 if TYPE_CHECKING:
   import optax  # Slow, and loading a model does not need it.
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class TrainState:
   """Attributes:
   step: int32[], number of completed optimizer steps.
-  params: float32 tree, the model's weights.
+  params: float32 tree: the model's weights or, with LoRA, its adapters.
   opt_state: state of the optax transformation; Adam counts its own steps.
   lr_scale: float32[], plateau factor on the learning rate.
   ema: exponential moving average of params, or None.
@@ -36,7 +37,7 @@ class TrainState:
 
 
 def create_state(
-  model: GPT,
+  model: GPT | Adapted,
   tx: 'optax.GradientTransformation',
   key: jax.Array,
   *,

@@ -29,25 +29,34 @@ from gpt.model import GPT
 from gpt.model.dropout import row_seeds
 from gpt.model.losses import cross_entropy, weighted_sum
 from gpt.model.params import Params
+from gpt.training.lora import Adapted
 from gpt.training.schedules import scale_lr
 from gpt.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Model = GPT | Adapted
+Frozen = Mapping[str, Any]  # {} or, with LoRA, {'base': params}.
+NOTHING: Frozen = {}
 
 
 def batch_nats(
-  model: GPT, params: Params, batch: Batch, dropout_key: jax.Array | None = None
+  model: Model,
+  params: Params,
+  batch: Batch,
+  dropout_key: jax.Array | None = None,
+  frozen: Frozen = NOTHING,
 ) -> jax.Array:
   """float32[B, T]: cross-entropy of every target, in nats.
 
   Args:
     dropout_key: None disables dropout.
+    frozen: variables of the model besides its params.
   """
   tokens_BT = batch['tokens']
   segments = batch.get('segments')
   logits_BTV: Any = model.apply(
-    {'params': params},
+    {'params': params, **frozen},
     tokens_BT[:, :-1],
     positions_BL=batch.get('positions'),
     segments_BL=None if segments is None else segments[:, :-1],
@@ -59,10 +68,11 @@ def batch_nats(
 
 
 def gradients(
-  model: GPT,
+  model: Model,
   params: Params,
   batch: Batch,
   dropout_key: jax.Array | None,
+  frozen: Frozen = NOTHING,
   micro_batch_size: int = 0,
   axis: str | None = None,
 ) -> tuple[Params, jax.Array, jax.Array]:
@@ -74,6 +84,7 @@ def gradients(
   Args:
     batch: this device's rows.
     dropout_key: None disables dropout.
+    frozen: variables of the model that get no gradient.
     micro_batch_size: rows per forward and backward pass; must divide the
       number of rows. 0: all of them.
     axis: mesh axis to sum over; None: a single device.
@@ -90,7 +101,7 @@ def gradients(
   total = jnp.maximum(total, 1.0)
 
   def mean_loss(params: Params, batch: Batch) -> jax.Array:
-    nats_BT = batch_nats(model, params, batch, dropout_key)
+    nats_BT = batch_nats(model, params, batch, dropout_key, frozen)
     return weighted_sum(nats_BT, batch['weights'])[0] / total
 
   grad_fn = jax.value_and_grad(mean_loss)
@@ -117,8 +128,9 @@ def train_step(
   state: TrainState,
   batch: Batch,
   key: jax.Array,
+  frozen: Frozen = NOTHING,
   *,
-  model: GPT,
+  model: Model,
   tx: optax.GradientTransformation,
   schedule: optax.Schedule,
   min_lr: float = 0.0,
@@ -133,6 +145,7 @@ def train_step(
   Args:
     batch: see the module docstring.
     key: the run's dropout key; folded with the step here.
+    frozen: variables of the model that are not trained (the base of LoRA).
     tx: gradients to directions, without the learning rate (optimizer.create).
     schedule: step -> learning rate.
     min_lr: floor of the learning rate under the plateau factor.
@@ -144,7 +157,9 @@ def train_step(
     batch), lr, grad_norm (global, before clipping), tokens (sum of weights).
   """
   dropout_key = jax.random.fold_in(key, state.step)
-  grads, nats, count = gradients_fn(model, state.params, batch, dropout_key)
+  grads, nats, count = gradients_fn(
+    model, state.params, batch, dropout_key, frozen
+  )
   directions, opt_state = tx.update(grads, state.opt_state, state.params)
   lr = scale_lr(schedule(state.step), state.lr_scale, min_lr)
   params = jax.tree.map(lambda p, u: p - lr * u, state.params, directions)
@@ -164,25 +179,31 @@ def train_step(
 
 
 def eval_step(
-  params: Params, batch: Batch, bytes_V: jax.Array, *, model: GPT
+  params: Params,
+  batch: Batch,
+  bytes_V: jax.Array,
+  frozen: Frozen = NOTHING,
+  *,
+  model: Model,
 ) -> jax.Array:
   """Sums over a batch, without dropout.
 
   Args:
     bytes_V: float32[V], UTF-8 bytes of each token.
+    frozen: variables of the model besides its params.
 
   Returns:
     float32[3]: nats, number of targets, UTF-8 bytes of the targets; each
     weighted by the loss mask.
   """
-  nats_BT = batch_nats(model, params, batch)
+  nats_BT = batch_nats(model, params, batch, frozen=frozen)
   nats, count = weighted_sum(nats_BT, batch['weights'])
   n_bytes_BT = bytes_V[batch['tokens'][:, 1:]]
   return jnp.stack([nats, count, jnp.sum(n_bytes_BT * batch['weights'])])
 
 
 def jit_train_step(
-  model: GPT,
+  model: Model,
   tx: optax.GradientTransformation,
   schedule: optax.Schedule,
   mesh: Mesh,
@@ -190,8 +211,10 @@ def jit_train_step(
   micro_batch_size: int = 0,
   min_lr: float = 0.0,
   ema_decay: float = 0.0,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+) -> Callable[..., tuple[TrainState, Metrics]]:
   """`train_step` compiled for a mesh: state replicated and donated.
+
+  The fourth argument, `frozen`, is replicated and never donated.
 
   Args:
     micro_batch_size: see `gradients`.
@@ -199,17 +222,22 @@ def jit_train_step(
   """
 
   def gradients_fn(
-    model: GPT, params: Params, batch: Batch, dropout_key: jax.Array | None
+    model: Model,
+    params: Params,
+    batch: Batch,
+    dropout_key: jax.Array | None,
+    frozen: Frozen,
   ) -> tuple[Params, jax.Array, jax.Array]:
     fn = functools.partial(gradients, model, micro_batch_size=micro_batch_size)
     if mesh.size == 1:
-      return fn(params, batch, dropout_key)
+      return fn(params, batch, dropout_key, frozen)
+    every, own = devices.REPLICATED, devices.SHARDED
     return devices.map_over_data(
       functools.partial(fn, axis=devices.DATA),
       mesh,
-      in_specs=(devices.REPLICATED, devices.SHARDED, devices.REPLICATED),
-      out_specs=devices.REPLICATED,
-    )(params, batch, dropout_key)
+      in_specs=(every, own, every, every),
+      out_specs=every,
+    )(params, batch, dropout_key, frozen)
 
   step = functools.partial(
     train_step,
@@ -223,31 +251,44 @@ def jit_train_step(
   replicated = devices.replicated_sharding(mesh)
   return jax.jit(
     step,
-    in_shardings=(replicated, devices.batch_sharding(mesh), replicated),
+    in_shardings=(
+      replicated,
+      devices.batch_sharding(mesh),
+      replicated,
+      replicated,
+    ),
     out_shardings=(replicated, replicated),
     donate_argnums=0,
   )
 
 
 def jit_eval_step(
-  model: GPT, mesh: Mesh
-) -> Callable[[Params, Batch, ArrayLike], jax.Array]:
+  model: Model, mesh: Mesh
+) -> Callable[[Params, Batch, ArrayLike, Frozen], jax.Array]:
   """`eval_step` compiled for a mesh: params replicated, not donated."""
   replicated = devices.replicated_sharding(mesh)
 
-  def step(params: Params, batch: Batch, bytes_V: jax.Array) -> jax.Array:
+  def step(
+    params: Params, batch: Batch, bytes_V: jax.Array, frozen: Frozen
+  ) -> jax.Array:
     fn = functools.partial(eval_step, model=model)
     if mesh.size == 1:
-      return fn(params, batch, bytes_V)
+      return fn(params, batch, bytes_V, frozen)
+    every, own = devices.REPLICATED, devices.SHARDED
     return devices.map_over_data(
       lambda *args: jax.lax.psum(fn(*args), devices.DATA),
       mesh,
-      in_specs=(devices.REPLICATED, devices.SHARDED, devices.REPLICATED),
-      out_specs=devices.REPLICATED,
-    )(params, batch, bytes_V)
+      in_specs=(every, own, every, every),
+      out_specs=every,
+    )(params, batch, bytes_V, frozen)
 
   return jax.jit(
     step,
-    in_shardings=(replicated, devices.batch_sharding(mesh), replicated),
+    in_shardings=(
+      replicated,
+      devices.batch_sharding(mesh),
+      replicated,
+      replicated,
+    ),
     out_shardings=replicated,
   )
