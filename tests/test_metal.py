@@ -16,8 +16,8 @@ import pytest
 from configs import default
 from gpt import devices
 from gpt.decoding import blocks, sampling
-from gpt.model import GPT, GPTConfig
-from gpt.training import optimizer, schedules
+from gpt.model import GPT, GPTConfig, abstract_params
+from gpt.training import lora, optimizer, schedules
 from gpt.training import step as train_step
 from gpt.training.state import create_state
 from tests.support.metal_lowering import (
@@ -220,7 +220,19 @@ def test_train_step_compiles_for_metal(variant, micro):
     ema_decay=config.opt.ema_decay,
   )
   state, key = abstract_state(config, model), jax.random.key(1)
-  assert check_metal_lowering(step, state, abstract_batch(), key) == []
+  assert check_metal_lowering(step, state, abstract_batch(), key, {}) == []
+
+
+def test_training_adapters_compiles_for_metal():
+  config, model = tiny()
+  adapted = lora.Adapted(model, 2, 16.0, lora.MATRICES)
+  mesh = devices.create_mesh(4, jax.devices()[:1])
+  step = train_step.jit_train_step(
+    adapted, optimizer.create(config), schedules.from_config(config), mesh
+  )
+  frozen = {'base': abstract_params(model.cfg)}
+  state, key = abstract_state(config, adapted), jax.random.key(1)
+  assert check_metal_lowering(step, state, abstract_batch(), key, frozen) == []
 
 
 def test_train_step_with_segments_compiles_for_metal():
@@ -250,7 +262,7 @@ def test_init_and_eval_compile_for_metal(variant):
   )
   params = abstract_state(config, model).params
   bytes_V = abstract((VOCAB,), jnp.float32)
-  assert check_metal_lowering(step, params, abstract_batch(), bytes_V) == []
+  assert check_metal_lowering(step, params, abstract_batch(), bytes_V, {}) == []
 
 
 @pytest.mark.parametrize('variant', VARIANTS)

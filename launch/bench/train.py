@@ -145,7 +145,7 @@ def build_ours(config: ConfigDict, steps: int = 0) -> Contestant:
       'rows': np.arange(len(tokens), dtype=np.int32),
     }
     batch = devices.put_batch(devices.pad_rows(batch, rows), mesh)
-    state, metrics = train_step(state, batch, key)
+    state, metrics = train_step(state, batch, key, {})
     if wait:
       jax.block_until_ready(state)
     return metrics

@@ -74,7 +74,7 @@ def run_steps(
   history = []
   for i in range(steps):
     batch = devices.pad_rows(random_batch(rows, i, ragged=True), padded)
-    state, metrics = step(state, devices.put_batch(batch, mesh), KEY)
+    state, metrics = step(state, devices.put_batch(batch, mesh), KEY, {})
     history.append(jax.device_get(metrics))
   return jax.device_get(state), history
 
@@ -155,10 +155,10 @@ def test_overfits_one_batch():
   )
   step = jit_train_step(model, tx, optax.constant_schedule(1e-2), mesh)
   batch = devices.put_batch(random_batch(4), mesh)
-  state, metrics = step(state, batch, KEY)
+  state, metrics = step(state, batch, KEY, {})
   assert float(metrics['loss']) > 2.5  # ln 17 is 2.83.
   for _ in range(300):
-    state, metrics = step(state, batch, KEY)
+    state, metrics = step(state, batch, KEY, {})
   assert float(metrics['loss']) < 0.05
   assert int(state.step) == 301
 
@@ -212,7 +212,7 @@ def test_eval_step_sums_nats_targets_and_bytes():
   sums = [
     np.asarray(
       jit_eval_step(model, mesh)(
-        params, devices.put_batch(batch, mesh), bytes_V
+        params, devices.put_batch(batch, mesh), bytes_V, {}
       )
     )
     for mesh in (devices.create_mesh(8, jax.devices()[:n]) for n in (1, 4))
