@@ -8,12 +8,11 @@ from typing import Any
 import jax
 
 from gpt import devices
-from gpt.formats import randygpt_run
+from gpt.formats import randygpt, randygpt_run
 from gpt.runs import checkpoint, failures, metrics
 from gpt.runs.checkpoint import BEST
 from gpt.runs.format_version import NewerFormat
 from gpt.runs.result import Result
-from gpt.start import rgpt_obstacles
 from gpt.trainer import Trainer
 from gpt.training.evaluation import describe_parts
 from gpt.training.state import eval_params
@@ -114,7 +113,7 @@ def read_best(
 
 def write_rgpt_files(trainer: Trainer) -> None:
   """checkpoint.bin and checkpoint_best.bin, if RGPT can hold the model."""
-  if rgpt_obstacles(trainer.model):
+  if trainer.frozen or randygpt.obstacles(trainer.cfg):
     return
   workdir, names = trainer.run.workdir, ['checkpoint.bin']
   state = jax.device_get(trainer.state)

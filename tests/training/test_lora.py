@@ -135,7 +135,7 @@ def test_the_optimizer_and_the_average_hold_adapters_alone():
 
 def test_training_makes_no_merged_matrix_and_no_gradient_of_one(base, adapters):
   """No value of the compiled gradient has the shape of an adapted matrix."""
-  cfg = dataclasses.replace(CFG, n_embd=24, n_head=2, n_layer=1)
+  cfg = GPTConfig(31, n_embd=24, n_head=2, n_layer=1, block_size=16)
   model = lora.Adapted(GPT(cfg), RANK, ALPHA, lora.MATRICES)
   whole = random_params(cfg)
   fresh = model.init(jax.random.key(0))['params']
