@@ -109,8 +109,10 @@ def read_checkpoint(
   """
   meta = checkpoint.read_meta(path)
   params = checkpoint.restore_params(path)
-  if cfg.n_layer > len(params):  # Before a model of that depth is built.
-    raise ValueError(f'n_layer is {cfg.n_layer}: it has {len(params)} parts')
+  if model.cfg.n_layer > len(params):  # Before a model of that depth is built.
+    raise ValueError(
+      f'n_layer is {model.cfg.n_layer}: it has {len(params)} parts'
+    )
   found = flatten(jax.tree.map(_kind, params))
   wanted = flatten(jax.tree.map(_kind, lora.abstract(model)))
   for name in sorted(found.keys() | wanted.keys()):
