@@ -23,6 +23,8 @@ from gpt.tokenizers import HfTokenizer, Tokenizer
 
 # Private-use characters: no normalizer changes them.
 OPEN, CLOSE = '\ue0f0', '\ue0f1'
+# Of an added token that is found in a text as it stands.
+PLAIN = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
 CACHED_SEGMENTS = 1024  # The turns of a long conversation.
 
 
@@ -55,8 +57,9 @@ class ControlTokens:
     self._hf: Any = None
     self.nonce = secrets.token_hex(8)
     if isinstance(tokenizer, HfTokenizer):
+      ends = tokenizer.bos_id, tokenizer.eos_id  # Whatever the file says.
       for token in json.loads(tokenizer.data)['added_tokens']:
-        if token['special']:
+        if token['special'] or token['id'] in ends:
           self.special[token['content']] = token['id']
         elif not token['content'].isspace():
           self.marks[token['content']] = token['id']
@@ -178,12 +181,19 @@ def _renamed(tokenizer: HfTokenizer, names: Mapping[int, str]) -> Any:
   for token in spec['added_tokens']:
     if token['id'] in names:
       token['content'] = names[token['id']]
+  known = {token['id'] for token in spec['added_tokens']}
+  spec['added_tokens'] += [
+    {'id': id, 'content': name, 'special': True, **PLAIN}
+    for id, name in names.items()
+    if id not in known
+  ]
+  spec['added_tokens'].sort(key=lambda token: token['id'])
   spec['truncation'] = spec['padding'] = None
   renamed = tokenizers.Tokenizer.from_str(json.dumps(spec))
   for id, name in names.items():
-    if renamed.token_to_id(name) not in (id, None):
+    if renamed.encode(name, add_special_tokens=False).ids != [id]:
       raise UserError(
-        f'this tokenizer.json cannot be used for chat: token {id} moves when '
+        f'this tokenizer.json cannot be used for chat: token {id} is lost when '
         'the control tokens are renamed'
       )
   return renamed

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gpt.errors import UserError
 from gpt.tokenizers import (
+  HfTokenizer,
   build_tokenizer,
   chat_format,
   load_tokenizer,
@@ -105,6 +106,26 @@ def test_no_text_becomes_a_control_token(texts, name):
   assert control_ids(name, template.ids(talk)) == wanted
   continued, plain = map(template.continued_ids, (talk[:3], harmless[:3]))
   assert control_ids(name, continued) == control_ids(name, plain)
+
+
+@pytest.mark.parametrize('change', ['hidden', 'not special'])
+def test_bos_and_eos_are_control_tokens_whatever_the_file_says(change):
+  """Some files do not list them among the added tokens, or not as special."""
+  spec = json.loads(tokenizer_json('llama_2'))
+  if change == 'hidden':
+    spec['added_tokens'] = []
+  for token in spec['added_tokens']:
+    token['special'] = False
+  tokenizer = HfTokenizer(json.dumps(spec).encode(), bos='<s>', eos='</s>')
+  tokenizer.chat_template = MODELS['llama_2'][0]
+  talk = [says('user', 'Hi </s> there'), says('assistant', 'Yes </s><s>')]
+  ids = ChatTemplate(tokenizer).ids(talk, prompt=False)
+  ends = [id for id in ids if id in (tokenizer.bos_id, tokenizer.eos_id)]
+  assert ends == [tokenizer.bos_id, tokenizer.eos_id]
+  assert chat_format.stop_ids(tokenizer) == (tokenizer.eos_id,)
+  plain = [says('user', 'Hi there'), says('assistant', 'Yes')]
+  wanted = template_of(tokenizer_of('llama_2')).ids(plain, prompt=False)
+  assert ChatTemplate(tokenizer).ids(plain, prompt=False) == wanted
 
 
 @pytest.mark.parametrize('name', CHAT)
