@@ -6,6 +6,7 @@ are the assistant's, and which of them ends its turn, is found by rendering.
 """
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 
 from gpt.errors import UserError
@@ -177,15 +178,35 @@ class ChatTemplate:
     """What follows the prompt of each assistant's turn, up to its end."""
     spans: list[Span] = []
     for i, message in enumerate(messages):
-      if message['role'] != 'assistant':
-        continue
-      prompt = self._prompt_of(messages, i)
-      if prompt and text.startswith(prompt):
-        start = len(prompt)
-      else:
-        start = self._place_of(messages, i, text)
-      spans.append((start, self._end_of(messages, i, text, start)))
+      if message['role'] == 'assistant':
+        start = self._start_of(messages, i, text)
+        spans.append((start, self._end_of(messages, i, text, start)))
     return spans
+
+  def _start_of(self, messages: Sequence[Message], i: int, text: str) -> int:
+    """Where the assistant begins to write message i of the rendered `text`.
+
+    That is the end of the prompt for it. Some templates write early turns
+    otherwise than a prompt: then it is where the content stands, or, if the
+    template leaves out part of the content, where text and prompt part.
+    """
+    prompt = self._prompt_of(messages, i)
+    if prompt and text.startswith(prompt):
+      return len(prompt)
+    place = self._place_of(messages, i, text, prompt=False)
+    if place < 0 and prompt:
+      before = self._place_of(messages[:i], i - 1, prompt, prompt=True)
+      parted = len(os.path.commonprefix([text, prompt]))
+      parted = self._controls.before_name(text, parted)
+      end = before + len(messages[i - 1]['content'].strip())
+      if before >= 0 and end <= parted:
+        place = parted
+    if place < 0:
+      raise UserError(
+        "the chat template does not show which part is the assistant's: put "
+        'it between {% generation %} and {% endgeneration %}'
+      )
+    return place
 
   def _prompt_of(self, messages: Sequence[Message], i: int) -> str:
     """The prompt for turn i; '' if the template refuses it."""
@@ -194,23 +215,19 @@ class ChatTemplate:
     except UserError:
       return ''
 
-  def _place_of(self, messages: Sequence[Message], i: int, text: str) -> int:
-    """Where the content of message i begins in the rendered `text`."""
+  def _place_of(
+    self, messages: Sequence[Message], i: int, text: str, prompt: bool
+  ) -> int:
+    """Where the content of message i begins in the rendered `text`; or -1."""
     content = messages[i]['content']
     space = len(content) - len(content.lstrip())
     signed = content[:space] + self._cut + content[space:]
     marked = self._render(
       [*messages[:i], {**messages[i], 'content': signed}, *messages[i + 1 :]],
-      prompt=False,
+      prompt,
     )
     before, cut, after = marked.partition(self._cut)
-    if not cut or before + after != text:
-      raise UserError(
-        "the chat template does not show which part is the assistant's: put "
-        'it between {% generation %} and {% endgeneration %}, or train with '
-        '--config.data.loss_on=all'
-      )
-    return len(before)
+    return len(before) if cut and before + after == text else -1
 
   def _end_of(
     self, messages: Sequence[Message], i: int, text: str, start: int

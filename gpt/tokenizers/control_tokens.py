@@ -98,6 +98,12 @@ class ControlTokens:
         return id, match.end()
     return -1, -1
 
+  def before_name(self, text: str, index: int) -> int:
+    """`index`, or where the name that it is inside of begins."""
+    start = text.rfind(f'{OPEN}{self.nonce}', 0, index)
+    inside = start >= 0 and text.find(CLOSE, start) >= index
+    return start if inside else index
+
   def encode(self, text: str) -> Encoded:
     """Encodes text whose control tokens have unguessable names."""
     parts = self._name.split(text)

@@ -212,6 +212,26 @@ def test_the_end_of_the_turn_counts_even_if_the_tag_leaves_it_out():
   assert np.array(ids)[mask].tolist() == [*tokenizer.encode('bc'), end]
 
 
+def test_thoughts_that_a_template_leaves_out_do_not_move_the_mask():
+  """As DeepSeek-R1: prompts open the thoughts, early turns have none."""
+  template = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{{ '<|im_start|>' + m.content.split('</think>')[-1] + '<|im_end|>' }}"
+    "{% else %}{{ '<|im_start|>' + m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|><think>' }}{% endif %}"
+  )
+  tokenizer = build_tokenizer(
+    'char', [LETTERS + '<|/>_'], 0, MODELS['chatml'][2]
+  )
+  tokenizer.chat_template = template
+  talk = [says('user', 'a'), says('assistant', '<think>b</think>cd')]
+  talk += [says('user', 'cd'), says('assistant', 'ef')]
+  ids, mask = ChatTemplate(tokenizer).conversation(talk)
+  assert tokenizer.decode(ids) == 'acdcdef'
+  assert tokenizer.decode(np.array(ids)[mask]) == 'cdef'
+  assert sum(mask) == 6
+
+
 def test_a_system_text_in_the_last_turn_does_not_move_the_mask():
   """Mistral's place for it: prompts of early turns are no prefixes."""
   template = (
