@@ -234,13 +234,3 @@ def test_a_prompt_of_documents_starts_with_bos(tokenizer):
   prompt = read_prompt(tokenizer, 'lines', 'ab', 16, 8)
   assert prompt.ids == [tokenizer.bos_id, *ids]
   assert read_prompt(tokenizer, 'text', 'ab', 16, 8).ids == ids
-
-
-def test_a_line_too_long_for_a_document_is_refused_early(tmp_path):
-  """Not read to its end: a line of gigabytes takes no more memory."""
-  path = tmp_path / 'a.txt'
-  with path.open('wb') as file:
-    file.write(b'short\n')
-    file.truncate(1 << 33)  # Sparse: one line of NULs.
-  with pytest.raises(UserError, match='a.txt: line 2 has more than 4,194,304'):
-    list(iter_lines_as_documents(find_sources(str(path)), TextStats()))

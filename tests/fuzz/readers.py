@@ -42,7 +42,7 @@ class Kind:
   make(path) writes a real one into a new directory. read(path) reads it and
   returns its values. damage: globs of the files to damage. exact: the content
   is protected, so that whatever is read must be the original. writes: reading
-  may change files.
+  may change files. needs: optional libraries.
   """
 
   make: Callable[[pathlib.Path], object]
@@ -50,8 +50,10 @@ class Kind:
   damage: tuple[str, ...] = ('**/*',)
   exact: bool = False
   writes: bool = False
+  needs: tuple[str, ...] = ()
 
 
+HF = ('tokenizers',)
 KINDS = {
   'config': Kind(files.make_run, files.read_config, ('config.json',), True),
   'metadata': Kind(files.make_run, files.read_meta, ('**/metadata',), True),
@@ -66,11 +68,16 @@ KINDS = {
   'char': Kind(files.make_char, files.read_tokenizer, exact=True),
   'spm': Kind(files.make_spm, files.read_tokenizer, exact=True),
   'randy': Kind(files.make_randy, files.read_tokenizer, exact=True),
-  'hf': Kind(files.make_hf, files.read_tokenizer, exact=True),
-  'template': Kind(files.make_template, files.read_template, ('*.jinja',)),
+  'hf': Kind(files.make_hf, files.read_tokenizer, exact=True, needs=HF),
+  'template': Kind(
+    files.make_template,
+    files.read_template,
+    ('*.jinja',),
+    needs=(*HF, 'jinja2'),
+  ),
   'vocab.json': Kind(files.make_vocab, files.read_vocab),
   'spm.model': Kind(files.make_model, files.read_model),
-  'tokenizer.json': Kind(files.make_hf_json, files.read_hf_json),
+  'tokenizer.json': Kind(files.make_hf_json, files.read_hf_json, needs=HF),
   'cache': Kind(
     files.make_cache,
     files.read_cache,
@@ -82,8 +89,10 @@ KINDS = {
   'samples': Kind(files.make_logs, files.read_samples, ('samples.txt',)),
   'rgpt': Kind(files.make_rgpt, files.read_rgpt),
   'safetensors': Kind(files.make_tensors, files.read_tensors),
-  'microgpt': Kind(files.make_microgpt, files.read_foreign),
-  'rgpt-hf': Kind(files.make_our_hf, files.read_foreign, ('*.json', '*.s*')),
+  'microgpt': Kind(files.make_microgpt, files.read_foreign, needs=HF),
+  'rgpt-hf': Kind(
+    files.make_our_hf, files.read_foreign, ('*.json', '*.s*'), needs=HF
+  ),
   'chat': Kind(files.make_chat, files.read_chat),
   'lines': Kind(files.make_text, files.read_lines),
   'text': Kind(files.make_text, files.read_text),
