@@ -16,6 +16,7 @@ from gpt.tokenizers.base import EOS, iter_lines
 READ_BYTES = 1 << 20
 # A longer line is encoded in pieces of this many characters.
 MAX_LINE_CHARS = 1 << 20
+# A line that is a document is encoded at once, in up to 200 bytes a character.
 MAX_DOCUMENT_CHARS = 1 << 22
 LITERAL = re.compile(r'<[^<>\s]+>')
 
