@@ -21,7 +21,8 @@ from launch.suggest import closest
 GROUPS = {
   'Train': ('train', 'prepare_data', 'evaluate', 'report', 'info'),
   'Use': ('generate', 'chat', 'serve', 'tokenize'),
-  'Exchange with other programs': ('export', 'import_model', 'import_rgpt'),
+  'Exchange with other programs': ('export', 'import_model', 'import_rgpt')
+  + ('publish',),
   'Measure': ('bench.train', 'bench.decode', 'bench.serve', 'bench.recipes')
   + ('bench.profile',),
 }

@@ -99,7 +99,7 @@ def open_session() -> 'ChatSession':
     system=SYSTEM.value,
     **SAMPLING(),
   )
-  say(f'{loaded.name}, {loaded.which} checkpoint, step {loaded.step}')
+  say(chosen.title(loaded))
   return session
 
 

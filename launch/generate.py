@@ -146,7 +146,7 @@ def main(_: list[str]) -> None:
     for prompt in prompts
   ]
   generation.check_request(cfg, [start.ids for start in starts], limit, window)
-  note(f'{loaded.name}, {loaded.which} checkpoint, step {loaded.step}')
+  note(chosen.title(loaded))
   if format == 'chat':
     note(
       'This is a chat model. To talk with it: '

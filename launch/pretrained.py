@@ -93,6 +93,13 @@ class Chosen:
       self._cached.make(self._import, self._stamp)
       return load_model(self.workdir, which)
 
+  def title(self, loaded: 'LoadedModel') -> str:
+    """A line that says which model this is."""
+    imported = f'{self.workdir.name}: ' if self._cached else ''
+    return (
+      f'{imported}{loaded.name}, {loaded.which} checkpoint, step {loaded.step}'
+    )
+
   def _import(self, workdir: pathlib.Path) -> None:
     """Makes the run of a model that the cache does not hold."""
     from configs.default import get_config

@@ -23,9 +23,10 @@ logger = logging.getLogger(__name__)
 SCHEME = 'hf://'
 MAIN = 'main'
 _NAME = r'[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?'
+_REPO = re.compile(f'{_NAME}/{_NAME}', re.ASCII)
 _REVISION = r'refs/(?:pr|convert)/[\w.-]+|[\w.-]+'
 _REFERENCE = re.compile(
-  rf'hf://({_NAME}/{_NAME})(?:@({_REVISION}))?(?:/(.+))?', re.ASCII
+  rf'hf://({_REPO.pattern})(?:@({_REVISION}))?(?:/(.+))?', re.ASCII
 )
 # Beside the weights: configuration, tokenizer, chat template.
 SMALL = (
@@ -96,6 +97,11 @@ def is_reference(what: object) -> bool:
   return str(what).startswith(SCHEME)
 
 
+def is_repo(name: str) -> bool:
+  """Whether `name` has the form owner/name of a repository."""
+  return bool(_REPO.fullmatch(name)) and '--' not in name and '..' not in name
+
+
 def parse(what: str) -> Reference:
   """Reads an hf:// address.
 
@@ -106,7 +112,7 @@ def parse(what: str) -> Reference:
   repo, revision, file = found.groups() if found else ('', '', '')
   parts = (file or '').split('/') if file else []
   odd = [part for part in parts if not PLAIN.fullmatch(part)]
-  if not found or odd or '--' in repo or '..' in f'{repo}{revision}{file}':
+  if not is_repo(repo) or odd or '..' in f'{revision}{file}':
     raise UserError(
       f'{what} names no model of the hub: write hf://owner/name, '
       'hf://owner/name@revision or hf://owner/name/FILE.gguf'

@@ -34,11 +34,14 @@ def library() -> Any:
 
 
 @contextlib.contextmanager
-def explained(repo: str, revision: str = 'main') -> Iterator[None]:
+def explained(
+  repo: str, revision: str = 'main', action: str = 'read'
+) -> Iterator[None]:
   """Turns the failures of requests and of writes into one clear line each.
 
   Args:
     repo, revision: what the requests are about.
+    action: what they want to do with it.
 
   Raises:
     Unreachable: no answer, or offline mode. UserError: everything else.
@@ -66,7 +69,7 @@ def explained(repo: str, revision: str = 'main') -> Iterator[None]:
     status = getattr(e.response, 'status_code', 0)
     if status == 401 and not hub.get_token():
       raise _not_found(where, repo) from e
-    raise _refused(where, repo, status) from e
+    raise _refused(where, f'{action} {repo}', status) from e
   except OSError as e:
     if e.errno in DISK_FULL:
       raise UserError(
@@ -89,16 +92,20 @@ def _not_found(where: str, repo: str) -> UserError:
   )
 
 
-def _refused(where: str, repo: str, status: int) -> UserError:
-  """The error for an HTTP status."""
+def _refused(where: str, wish: str, status: int) -> UserError:
+  """The error for an HTTP status.
+
+  Args:
+    wish: 'read owner/name', for example.
+  """
   if status in (401, 403):
     return UserError(
-      f'{where} refuses this access to {repo} ({status}): put a token with '
-      'the permission into HF_TOKEN'
+      f'{where} does not let you {wish} ({status}): put a token with that '
+      'permission into HF_TOKEN'
     )
   if status == 429 or status >= 500:
     return Unreachable(f'{where} is busy or down ({status}): try again later')
-  return UserError(f'{where} rejects a request about {repo} ({status})')
+  return UserError(f'{where} rejects a request to {wish} ({status})')
 
 
 def _lost(where: str, error: Exception) -> Unreachable:

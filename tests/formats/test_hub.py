@@ -1,7 +1,6 @@
 """Downloads from the hub, against a hub of our own on this machine."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -53,13 +52,14 @@ def files_of(path):
 
 
 PROGRAM = """
-import sys
+import resource, sys
 from huggingface_hub import constants
 from gpt import logs
 from gpt.errors import UserError
 from gpt.formats import hub
 
 constants.DOWNLOAD_CHUNK_SIZE = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv[3]),))
 logs.to_console('stderr')
 try:
   print(hub.download(sys.argv[1]))
@@ -69,21 +69,19 @@ assert 'jax' not in sys.modules
 """
 
 
-def start(server, home, what, limit=None, **env):
-  """A process that downloads `what` and prints the path."""
+def start(server, home, what, limit=-1, **env):
+  """A process that downloads `what` and prints the path.
 
-  def limited():
-    if limit:
-      resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
+  Args:
+    limit: bytes of a file at which the disk is full.
+  """
   return subprocess.Popen(
-    [sys.executable, *STRICT, '-c', PROGRAM, what, str(PIECE)],
+    [sys.executable, *STRICT, '-c', PROGRAM, what, str(PIECE), str(limit)],
     cwd=ROOT,
     env={**os.environ, **server.env(home), **env},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    preexec_fn=limited,
   )
 
 
@@ -253,7 +251,7 @@ def add_guarded(server):
     ('hf://ann/none', 'hf_ann', 'has no model ann/none, or a private one'),
     ('hf://ann/secret', '', 'has no model ann/secret, or a private one'),
     ('hf://ann/gated', '', 'ann/gated is gated: accept its terms on http'),
-    ('hf://ann/tiny', 'hf_bad', r'refuses this access to ann/tiny \(401\)'),
+    ('hf://ann/tiny', 'hf_bad', r'does not let you read ann/tiny \(401\)'),
     ('hf://ann/tiny@v9', '', 'ann/tiny has no revision v9'),
   ],
 )

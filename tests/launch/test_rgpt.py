@@ -106,11 +106,10 @@ def test_help_and_errors_name_the_command_as_it_was_called():
   module = 'python -m launch.prepare_data'
   assert as_module.out.startswith(f'usage: {module} [--flag=value ...]')
   assert as_module.out == as_rgpt.out.replace('rgpt prepare_data', module)
-  by_name, by_module = run_all(
-    [['launch', 'chat'], ['launch.chat']], HOME='/nonexistent'
-  )
-  assert_refused(by_name, '\n  rgpt train --config=configs/chat_small.py')
-  assert_refused(by_module, '\n  python -m launch.train --config=configs/chat')
+  run = '--workdir=/nonexistent'
+  by_name, by_module = run_all([['launch', 'info', run], ['launch.info', run]])
+  assert_refused(by_name, 'Train one with `rgpt train --workdir')
+  assert_refused(by_module, 'Train one with `python -m launch.train --workdir')
 
 
 def test_the_version_is_that_of_the_package():

@@ -66,7 +66,8 @@ class FakeHub:
       many bytes.
     stall_after: if set, downloads of large files stop there, set `stalled`, and
       wait for `proceed`.
-    status, fail_commit: if set, the answer to everything, or to a commit.
+    status, fail_commit, fail_upload: if set, the answer to everything, to a
+      commit, or to the upload of a large file.
   """
 
   def __init__(self):
@@ -80,7 +81,7 @@ class FakeHub:
     """Forgets all repositories and requests, and behaves well again."""
     self.repos, self.asked, self.uploads = {}, [], {}
     self.break_after = self.breaks = self.stall_after = self.status = 0
-    self.fail_commit = 0
+    self.fail_commit = self.fail_upload = 0
     self.stalled, self.proceed = threading.Event(), threading.Event()
 
   def __enter__(self):
@@ -322,6 +323,9 @@ class Handler(BaseHTTPRequestHandler):
     path = self._begin()
     data = self._body()
     digest = path.removeprefix('/lfs/')
+    if self.hub.fail_upload:
+      self._error(self.hub.fail_upload)
+      return
     if hashlib.sha256(data).hexdigest() != digest:
       self._error(400)
       return
@@ -339,6 +343,11 @@ class Handler(BaseHTTPRequestHandler):
       return
     if path == '/api/repos/create':
       self._create(json.loads(data))
+      return
+    if path == '/api/validate-yaml':  # The head of a model card.
+      card = json.loads(data)['content']
+      wrong = [] if card.startswith('---\n') else [{'message': 'no metadata'}]
+      self._answer(400 if wrong else 200, {'errors': wrong, 'warnings': []})
       return
     if path == '/lfs-verify':
       self._answer(200, {})
@@ -388,9 +397,9 @@ class Handler(BaseHTTPRequestHandler):
     elif name in self.hub.repos:
       self._answer(409, {'error': 'exists', 'url': f'{self.hub.url}/{name}'})
     else:
-      self.hub.repos[name] = Repo(
-        private=bool(wanted.get('private')), readers=(self.user,)
-      )
+      # `visibility` since huggingface_hub 2.
+      private = wanted.get('private') or wanted.get('visibility') == 'private'
+      self.hub.repos[name] = Repo(private=bool(private), readers=(self.user,))
       self.hub.repos[name].add({'.gitattributes': b''})
       self._answer(200, {'url': f'{self.hub.url}/{name}', 'name': name})
 
