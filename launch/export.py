@@ -8,7 +8,8 @@
 rgpt: a RandyGPT checkpoint (RGPT0003) with Adam's moments; --output is a file.
 safetensors: one file of tensors, named as microgpt names them.
 microgpt: a model directory of microgpt (architecture microgpt only).
-hf: a directory that transformers loads (trust_remote_code), with a model card.
+hf: a directory that transformers loads, with a model card: as a class of its
+  own wherever one holds the model, else with our code (trust_remote_code).
 
 An existing --output is refused; --overwrite replaces a file or an earlier
 export.
@@ -36,6 +37,13 @@ DTYPE = flags.DEFINE_enum(
   'Type of the weights (not of rgpt). Half precision halves the file; its '
   'effect on the logits is printed.',
 )
+HF_CLASS = flags.DEFINE_enum(
+  'hf_class',
+  'auto',
+  ['auto', 'own', 'llama', 'qwen3', 'gpt2', 'arcee', 'nanochat'],
+  'Class of transformers that --format=hf writes; auto: one that holds the '
+  'model, else our own; own: ours, with its code.',
+)
 WHICH = common_flags.which()
 BASE = common_flags.base()
 OVERWRITE = flags.DEFINE_bool(
@@ -47,6 +55,10 @@ def main(_: list[str]) -> None:
   workdir, output, format = WORKDIR.value, OUTPUT.value, FORMAT.value
   if not workdir or not output:
     raise UserError('--workdir=DIRECTORY and --output=PATH are needed')
+  if HF_CLASS.value != 'auto' and format != 'hf':
+    raise UserError(
+      f'--hf_class={HF_CLASS.value} is for --format=hf, not {format}'
+    )
   if format == 'rgpt' and DTYPE.value != 'f32':
     raise UserError(
       f'RandyGPT files hold float32, not {DTYPE.value}: leave --dtype out, or '
@@ -65,6 +77,7 @@ def main(_: list[str]) -> None:
     DTYPE.value,
     OVERWRITE.value,
     BASE.value,
+    HF_CLASS.value,
   )
   print(
     f'wrote {output} ({format}, {DTYPE.value}, {size(output):,} bytes): '

@@ -53,6 +53,7 @@ def export(
   dtype: str = 'f32',
   overwrite: bool = False,
   base_at: str = '',
+  hf_class: str = huggingface.AUTO,
 ) -> tuple[str, int, list[str]]:
   """Writes a run's best or latest weights for another program.
 
@@ -63,6 +64,7 @@ def export(
     dtype: 'f32', 'f16' or 'bf16'; rgpt has float32 alone.
     overwrite: whether an existing file or earlier export may be replaced.
     base_at: see load_model.
+    hf_class: of --hf_class of launch.export, the class that 'hf' writes.
 
   Returns:
     ('best' or 'latest': the checkpoint that was found, its completed steps,
@@ -101,10 +103,14 @@ def export(
     end = tokenizer.bos_id if chat else tokenizer.eos_id
     notes += microgpt.write_microgpt(output, cfg, params, tokenizer, dtype, end)
   elif format == 'hf':
-    card = model_card.card(loaded, workdir, rounding)
-    notes += huggingface.write_hf(
-      output, cfg, params, tokenizer, dtype, record, card
+    family, note = huggingface.choose_class(cfg, hf_class)
+    card = model_card.card(
+      loaded, workdir, rounding, family.hf_class if family else ''
     )
+    notes += huggingface.write_hf(
+      output, cfg, params, tokenizer, dtype, record, card, family
+    )
+    notes.append(note)
   else:
     write_model_file(output, cfg, params, dtype, record)
   return loaded.which, loaded.step, notes

@@ -47,11 +47,12 @@ LAYOUTS = {
       'README.md',
       'tokenizer.json',
       'tokenizer_config.json',
+      'chat_template.jinja',
       'rgpt_tokenizer',
       'generation_config.json',
     ),
     mark='config.json',
-    keys={'model_type': 'rgpt'},
+    keys={'model_type': None, 'rgpt': None},
   ),
 }
 

@@ -1,7 +1,8 @@
-"""Directories for Hugging Face's `transformers`, written and read back.
+"""Directories for Hugging Face's `transformers`, written and read.
 
 config.json, model.safetensors    the model; config.json['rgpt'] is the run
-modeling_rgpt.py, configuration_rgpt.py    its code (trust_remote_code)
+modeling_rgpt.py, configuration_rgpt.py    its code (trust_remote_code), only
+                                  where no class of transformers holds it
 generation_config.json            defaults of generate()
 tokenizer.json, tokenizer_config.json      where they can be expressed
 rgpt_tokenizer/                   our tokenizer, for reading back
@@ -14,24 +15,26 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from gpt.errors import UserError, explained_writes, quoted
+import ml_dtypes
+import numpy as np
+
+from gpt.errors import UserError, explained_writes
 from gpt.files import read_json, write_atomic
-from gpt.formats import tokenizer_json
+from gpt.formats import architectures, tokenizer_json
+from gpt.formats.architectures import Family
 from gpt.formats.directories import (
   ForeignModel,
   Path,
   check_vocab_size,
   make_directory,
 )
+from gpt.formats.hf_names import hf_tensor_name, tensor_name
 from gpt.formats.markdown import escape
-from gpt.formats.tensors import (
-  from_tensors,
-  read_tensors,
-  to_tensors,
-  write_tensors,
-)
+from gpt.formats.tensor_files import TensorFiles, open_model
+from gpt.formats.tensors import from_tensors, to_tensors, write_tensors
 from gpt.model import GPTConfig
 from gpt.model.config import option_names, unrepresentable
+from gpt.model.options import FUNCTION, SHAPE
 from gpt.model.params import Params
 from gpt.tokenizers import Tokenizer, load_tokenizer
 from gpt.tokenizers.base import BOS, EOS
@@ -44,29 +47,48 @@ from gpt.tokenizers.chat_format import (
   is_chat_tokenizer,
   stop_ids,
 )
+from gpt.tokenizers.hf_directory import read_tokenizer
 
 CODE = ('configuration_rgpt.py', 'modeling_rgpt.py')
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 TOKENIZER_FILES = ('tokenizer.json', 'tokenizer_config.json')
 OUR_TOKENIZER = 'rgpt_tokenizer'
 REQUIRED = ('arch', 'n_embd', 'n_head', 'n_layer', 'block_size')
+AUTO, OWN = 'auto', 'own'
+# Of parameters, as numpy has them.
+PARAM_DTYPES = {
+  'float32': np.dtype(np.float32),
+  'bfloat16': np.dtype(ml_dtypes.bfloat16),
+}
 TORCH_DTYPES = {'f32': 'float32', 'f16': 'float16', 'bf16': 'bfloat16'}
 
 
-def hf_tensor_name(name: str) -> str:
-  """'layer0.attn_wq' -> 'layers.0.attn_wq.weight', 'wte' -> 'wte.weight'."""
-  layer, _, leaf = name.partition('.')
-  if leaf:
-    return f'layers.{layer.removeprefix("layer")}.{leaf}.weight'
-  return f'{name}.weight'
+def choose_class(cfg: GPTConfig, wanted: str) -> tuple[Family | None, str]:
+  """(the stock class that represents a model, or None for our own; a note).
 
+  Args:
+    wanted: 'auto' (a stock class wherever one holds the model), 'own', or a
+      model_type of `architectures.FAMILIES`.
 
-def tensor_name(hf_name: str) -> str:
-  """The inverse of `hf_tensor_name`; other names stay as they are."""
-  name = hf_name.removesuffix('.weight')
-  if name.startswith('layers.'):
-    return 'layer' + name.removeprefix('layers.')
-  return name
+  Raises:
+    UserError: the wanted class cannot represent the model.
+  """
+  if wanted == OWN:
+    return None, 'note: written with its own code (trust_remote_code)'
+  if wanted == AUTO:
+    family, reasons = architectures.choose(cfg)
+    if family is None:
+      return None, (
+        'note: written with its own code (trust_remote_code), because no class '
+        f'of transformers holds this model; the nearest: {"; ".join(reasons)}'
+      )
+  else:
+    family = architectures.FAMILIES[wanted]
+    if reasons := architectures.misfits(family, cfg):
+      raise UserError(
+        f'{family.hf_class} cannot represent this model: {"; ".join(reasons)}'
+      )
+  return family, f'note: written as {family.hf_class}, which needs no own code'
 
 
 def write_hf(
@@ -77,11 +99,13 @@ def write_hf(
   dtype: str,
   record: Mapping[str, Any],
   card: str,
+  family: Family | None = None,
 ) -> list[str]:
   """Writes the directory; the weights come last.
 
   Args:
     dtype: a key of tensors.DTYPES.
+    family: the stock class to write; None: our own, with its code.
     record: what config.json keeps of the run: 'config', 'step', 'best_loss'.
     card: the model card, in which '{tokenizer_note}' is filled in.
 
@@ -96,6 +120,13 @@ def write_hf(
     raise UserError(
       f'this model cannot be written for transformers: {"; ".join(reasons)}'
     )
+  if family is None:
+    tensors = {hf_tensor_name(k): x for k, x in to_tensors(params).items()}
+    model = own_entries(cfg)
+  else:
+    cfg, params = architectures.conform(family, cfg, params)
+    tensors = dict(architectures.to_hf_tensors(family, cfg, params))
+    model = family.write_config(cfg)
   directory = make_directory(directory)
   files, notes = {}, []
   try:
@@ -113,27 +144,25 @@ def write_hf(
       f'`{OUR_TOKENIZER}` with rgpt: '
       f"`gpt.tokenizers.load_tokenizer('{OUR_TOKENIZER}')`."
     )
-  assets = pathlib.Path(__file__).parent / 'hf_code'
-  files |= {name: (assets / name).read_bytes() for name in CODE}
-  files[CONFIG] = _json(model_config(cfg, tokenizer, dtype, record))
+  if family is None:
+    assets = pathlib.Path(__file__).parent / 'hf_code'
+    files |= {name: (assets / name).read_bytes() for name in CODE}
+  files[CONFIG] = _json(model | _run_entries(tokenizer, dtype, record))
   files['generation_config.json'] = _json(generation_config(tokenizer, record))
   files[CARD] = card.replace('{tokenizer_note}', note).encode()
   with explained_writes(directory):
-    for name in TOKENIZER_FILES:
+    for name in (*TOKENIZER_FILES, *CODE):
       (directory / name).unlink(missing_ok=True)
     shutil.rmtree(directory / OUR_TOKENIZER, ignore_errors=True)
     tokenizer.save(directory / OUR_TOKENIZER)
     for name, data in files.items():
       write_atomic(directory / name, data)
-  tensors = {hf_tensor_name(k): x for k, x in to_tensors(params).items()}
   write_tensors(directory / WEIGHTS, tensors, dtype, {'format': 'pt'})
   return notes
 
 
-def model_config(
-  cfg: GPTConfig, tokenizer: Tokenizer, dtype: str, record: Mapping[str, Any]
-) -> dict[str, Any]:
-  """The content of config.json; arguments as of `write_hf`."""
+def own_entries(cfg: GPTConfig) -> dict[str, Any]:
+  """Entries of config.json about a model in our own code."""
   return {
     'model_type': 'rgpt',
     'architectures': ['RgptForCausalLM'],
@@ -143,7 +172,16 @@ def model_config(
     },
     'vocab_size': cfg.vocab_size,
     **{name: getattr(cfg, name) for name in option_names(format='hf')},
+  }
+
+
+def _run_entries(
+  tokenizer: Tokenizer, dtype: str, record: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Entries of config.json about anything but the model's function."""
+  return {
     'torch_dtype': TORCH_DTYPES[dtype],
+    'dtype': TORCH_DTYPES[dtype],  # As transformers 5 calls it.
     'bos_token_id': tokenizer.bos_id,
     'eos_token_id': tokenizer.eos_id,
     'pad_token_id': tokenizer.eos_id,
@@ -266,8 +304,11 @@ def chat_template(names: Mapping[str, str]) -> str:
   )
 
 
-def read_hf(directory: Path) -> ForeignModel:
-  """Reads a directory written by `write_hf`, or re-saved by transformers.
+def read_hf(directory: Path, dtype: str = 'float32') -> ForeignModel:
+  """Reads a directory of a class we know, or one that `write_hf` wrote.
+
+  Args:
+    dtype: of the parameters, 'float32' or 'bfloat16'.
 
   Raises:
     UserError: missing or damaged files, or another kind of model.
@@ -278,11 +319,53 @@ def read_hf(directory: Path) -> ForeignModel:
     raise UserError(
       f'{directory} is a run already: name it as --workdir of other commands'
     )
-  if config.get('model_type') != 'rgpt':
-    raise UserError(
-      f'{directory} holds a model of type {quoted(config.get("model_type"))}: '
-      'only directories that launch.export --format=hf wrote can be read'
+  record = config.get('rgpt')
+  record = record if isinstance(record, dict) else {}
+  where = str(directory / CONFIG)
+  names = [*option_names(SHAPE, FUNCTION), 'init_std', 'dropout']
+  if config.get('model_type') == 'rgpt':
+    cfg, params = _read_own(config, open_model(directory), directory, dtype)
+  else:
+    family, options = architectures.from_hf_config(config, where)
+    cfg = GPTConfig(**options)
+    params = architectures.from_hf_tensors(
+      family,
+      cfg,
+      open_model(directory),
+      str(directory),
+      PARAM_DTYPES[dtype],
     )
+    if trained := _model_of(record):
+      cfg, params = architectures.simplify(cfg, params, trained)
+      names.remove('dropout')  # Most classes have none; the record has it.
+  tokenizer = _read_tokenizer(directory, record, cfg.vocab_size)
+  check_vocab_size(tokenizer, cfg, directory)
+  options = {name: getattr(cfg, name) for name in names}
+  return ForeignModel(options, params, tokenizer, record)
+
+
+def _read_tokenizer(
+  directory: pathlib.Path, record: Mapping[str, Any], vocab_size: int
+) -> Tokenizer:
+  """The tokenizer of the run that was exported, or another program's."""
+  ours = directory / OUR_TOKENIZER
+  if ours.is_dir():
+    return load_tokenizer(ours)
+  if record:  # Saved again by transformers: our own control tokens.
+    try:
+      return load_tokenizer(directory)
+    except UserError:
+      pass  # The run itself had another program's tokenizer.
+  return read_tokenizer(directory, vocab_size)
+
+
+def _read_own(
+  config: Mapping[str, Any],
+  files: TensorFiles,
+  directory: pathlib.Path,
+  dtype: str,
+) -> tuple[GPTConfig, dict[str, Any]]:
+  """A model in our own code: its config and parameters."""
   names = option_names(format='hf')
   try:
     # Exports older than an option have its default.
@@ -293,15 +376,16 @@ def read_hf(directory: Path) -> ForeignModel:
     raise UserError(f'{directory / CONFIG} lacks {e}') from e
   except TypeError as e:
     raise UserError(f'{directory / CONFIG} has a wrong value: {e}') from e
-  tensors = read_tensors(directory / WEIGHTS)
-  params = from_tensors(
-    {tensor_name(k): x for k, x in tensors.items()}, cfg, directory / WEIGHTS
-  )
-  ours = directory / OUR_TOKENIZER
-  tokenizer = load_tokenizer(ours if ours.is_dir() else directory)
-  check_vocab_size(tokenizer, cfg, directory)
-  options = {name: getattr(cfg, name) for name in names}
-  return ForeignModel(options, params, tokenizer, config.get('rgpt') or {})
+  tensors = {tensor_name(k): files.read(k) for k in files.shapes}
+  params = from_tensors(tensors, cfg, directory / WEIGHTS)
+  return cfg, params
+
+
+def _model_of(record: Mapping[str, Any]) -> dict[str, Any]:
+  """`config.model` in the record of a run; {} without one."""
+  config = record.get('config')
+  model = config.get('model') if isinstance(config, dict) else None
+  return model if isinstance(model, dict) else {}
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

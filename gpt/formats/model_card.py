@@ -20,13 +20,17 @@ QUESTION = 'Hello! Who are you?'
 
 
 def card(
-  loaded: LoadedModel, workdir: Path, rounding: Mapping[str, Any] | None
+  loaded: LoadedModel,
+  workdir: Path,
+  rounding: Mapping[str, Any] | None,
+  hf_class: str = '',
 ) -> str:
   """Markdown with the placeholder '{tokenizer_note}'.
 
   Args:
     workdir: of the run, for its numbers.
     rounding: of tensors.rounding_report; None for float32.
+    hf_class: the class of transformers; '': our own, with its code.
   """
   cfg, config = loaded.cfg, loaded.config
   n = sum(np.size(x) for x in jax.tree.leaves(loaded.params))
@@ -34,7 +38,13 @@ def card(
   start, text = sample(loaded)
   title = f'{cfg.arch}-{cfg.n_layer}L-{cfg.n_head}H-{cfg.n_embd}D'
   quoted = fence(f'{start}{text}')
-  code = usage(loaded)
+  code = usage(loaded, own_code=not hf_class)
+  origin = (
+    f'It loads as `{hf_class}`, a class of transformers.'
+    if hf_class
+    else "The model's own code (`modeling_rgpt.py`) comes with it, hence\n"
+    '`trust_remote_code`.'
+  )
   shape = {
     'parameters': f'{n:,}',
     'vocabulary': f'{cfg.vocab_size:,} ({loaded.tokenizer.kind})',
@@ -65,8 +75,7 @@ else, and its statements are not reliable.
 
 {code}
 
-The model's own code (`modeling_rgpt.py`) comes with it, hence
-`trust_remote_code`. {{tokenizer_note}}
+{origin} {{tokenizer_note}}
 
 ## Data
 
@@ -169,8 +178,13 @@ def is_chat(loaded: LoadedModel) -> bool:
   return chat and is_chat_tokenizer(loaded.tokenizer)
 
 
-def usage(loaded: LoadedModel) -> str:
-  """A Markdown block of code that loads the directory and generates."""
+def usage(loaded: LoadedModel, own_code: bool) -> str:
+  """A Markdown block of code that loads the directory and generates.
+
+  Args:
+    own_code: whether transformers must run code of the directory.
+  """
+  trust = ', trust_remote_code=True' if own_code else ''
   config = loaded.config
   text = repr(config['sample']['prompt'])
   if config['data']['format'] == 'lines' or text == "''":
@@ -178,8 +192,8 @@ def usage(loaded: LoadedModel) -> str:
   lines = [
     'from transformers import AutoModelForCausalLM, AutoTokenizer',
     '',
-    "model = AutoModelForCausalLM.from_pretrained('.', trust_remote_code=True)",
-    "tokenizer = AutoTokenizer.from_pretrained('.', trust_remote_code=True)",
+    f"model = AutoModelForCausalLM.from_pretrained('.'{trust})",
+    f"tokenizer = AutoTokenizer.from_pretrained('.'{trust})",
   ]
   if is_chat(loaded):
     text = repr(config['sample']['prompt'] or QUESTION)

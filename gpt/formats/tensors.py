@@ -6,20 +6,17 @@ microgpt's names: `wte`, `wpe`, `lm_head`, `layer0.attn_wq`, ...
 
 import dataclasses
 import json
-import math
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
-import safetensors
-from safetensors.numpy import save
 
 from gpt.errors import UserError
-from gpt.files import write_atomic
+from gpt.files import replacing
+from gpt.formats.tensor_files import LENGTH_BYTES, TensorFiles, read_header
 from gpt.model import GPT, GPTConfig, abstract_params
 from gpt.model.params import Params
 
@@ -53,14 +50,8 @@ DTYPES = {
   'f16': np.dtype(np.float16),
   'bf16': np.dtype(ml_dtypes.bfloat16),
 }
-# Dtypes that are read, by their names in the file's header.
-READABLE = {
-  'F32': np.dtype('<f4'),
-  'F16': np.dtype('<f2'),
-  'BF16': np.dtype(ml_dtypes.bfloat16),
-  'F64': np.dtype('<f8'),
-}
-LENGTH_BYTES = 8  # A file begins with the length of its JSON header.
+# The same, by their names in a file's header.
+NAMES = {'f32': 'F32', 'f16': 'F16', 'bf16': 'BF16'}
 
 Tensors = dict[str, np.ndarray]
 Path = str | os.PathLike[str]
@@ -217,30 +208,27 @@ def write_tensors(
     UserError: numbers too large for the dtype; a place that cannot be written
       to.
   """
-  # The library writes an array's memory: transposed ones in the wrong order.
-  arrays = {
-    name: np.asarray(x, order='C')
-    for name, x in round_to(tensors, dtype).items()
-  }
-  data = _with_metadata(save(arrays), metadata or {})
-  try:
-    write_atomic(path, data)
-  except OSError as e:
-    raise UserError(f'cannot write {path}: {e.strerror or e}') from e
-  return len(data)
-
-
-def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
-  """The library itself would write several entries in a random order."""
-  if not metadata:
-    return data
-  length = int.from_bytes(data[:LENGTH_BYTES], 'little')
-  body = data[LENGTH_BYTES + length :]
-  header = json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length])
-  header = {'__metadata__': dict(metadata), **header}
+  header: dict[str, Any] = {'__metadata__': dict(metadata or {})}
+  end = 0
+  for name, x in tensors.items():
+    size = x.size * DTYPES[dtype].itemsize
+    header[name] = {
+      'dtype': NAMES[dtype],
+      'shape': list(x.shape),
+      'data_offsets': [end, end + size],
+    }
+    end += size
   text = json.dumps(header, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % LENGTH_BYTES)  # Tensors start aligned.
-  return len(text).to_bytes(LENGTH_BYTES, 'little') + text + body
+  try:
+    with replacing(path) as file:
+      file.write(len(text).to_bytes(LENGTH_BYTES, 'little') + text)
+      # One at a time: rounding and transposing copy only this one.
+      for name, x in tensors.items():
+        file.write(round_to({name: x}, dtype)[name].tobytes())
+  except OSError as e:
+    raise UserError(f'cannot write {path}: {e.strerror or e}') from e
+  return LENGTH_BYTES + len(text) + end
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -249,24 +237,8 @@ def read_tensors(path: Path) -> Tensors:
   Raises:
     UserError: a missing or damaged file, or tensors that are not floats.
   """
-  try:
-    data = pathlib.Path(path).read_bytes()
-  except OSError as e:
-    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
-  try:
-    found = safetensors.deserialize(data)
-  except safetensors.SafetensorError as e:
-    raise UserError(f'{path} is not a whole safetensors file: {e}') from e
-  tensors = {}
-  for name, entry in found:
-    if entry['dtype'] not in READABLE:
-      raise UserError(
-        f'{path}: {name} is {entry["dtype"]}; allowed: {", ".join(READABLE)}'
-      )
-    shape = tuple(entry['shape'])
-    x = np.frombuffer(entry['data'], READABLE[entry['dtype']], math.prod(shape))
-    tensors[name] = x.reshape(shape).astype(np.float32)
-  return tensors
+  files = TensorFiles(read_header(path))
+  return {name: files.read(name).astype(np.float32) for name in files.shapes}
 
 
 def write_model_file(

@@ -126,24 +126,26 @@ class GPTConfig:
     phrase='{n_kv_head} key/value heads',
   )
   # 0: n_embd / n_head. The field holds the resolved number.
-  head_dim: int = option(SHAPE, 0, label='head width')
+  head_dim: int = option(SHAPE, 0, holds=HF_ONLY, label='head width')
   # 0: 4 n_embd. The field holds the resolved number.
-  mlp_width: int = option(SHAPE, 0, label='MLP width')
+  mlp_width: int = option(SHAPE, 0, holds=HF_ONLY, label='MLP width')
   rope_base: float = option(
-    FUNCTION, 10_000.0, label='RoPE base', phrase='RoPE base {rope_base:g}'
+    FUNCTION, 10_000.0, holds=HF_ONLY, phrase='RoPE base {rope_base:g}'
   )
   rope_scaling: str = option(
-    FUNCTION, '', label='RoPE scaling', phrase='RoPE scaled {rope_scaling}'
+    FUNCTION, '', holds=HF_ONLY, phrase='RoPE scaled {rope_scaling}'
   )
-  norm: str = option(FUNCTION, 'rms', phrase='norm {norm}')
-  norm_gain: bool = option(SHAPE, False)
-  norm_eps: float = option(FUNCTION, 1e-5, phrase='norm_eps {norm_eps:g}')
-  bias: bool = option(SHAPE, False)
+  norm: str = option(FUNCTION, 'rms', holds={'hf': NORMS}, phrase='norm {norm}')
+  norm_gain: bool = option(SHAPE, False, holds=HF_ONLY)
+  norm_eps: float = option(
+    FUNCTION, 1e-5, holds=HF_ONLY, phrase='norm_eps {norm_eps:g}'
+  )
+  bias: bool = option(SHAPE, False, holds=HF_ONLY)
   embed_norm: bool = option(
     FUNCTION, False, holds={'microgpt': (True,), 'hf': ANY}
   )
   qk_norm: bool = option(FUNCTION, False, holds=HF_ONLY)
-  qk_gain: bool = option(SHAPE, False)
+  qk_gain: bool = option(SHAPE, False, holds=HF_ONLY)
   final_norm: bool = option(FUNCTION, False, holds=HF_ONLY)
   logit_softcap: float = option(
     FUNCTION, 0.0, holds=HF_ONLY, phrase='logits capped at {logit_softcap:g}'

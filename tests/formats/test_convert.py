@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from gpt.data import record as data_record
 from gpt.errors import UserError
-from gpt.formats import huggingface, model_card
+from gpt.formats import model_card
 from gpt.formats.convert import export, import_directory
 from gpt.formats.tensors import rounding_report
 from gpt.formats.tokenizer_json import equivalent, vocabulary
@@ -58,13 +58,36 @@ def test_a_safetensors_file_holds_transposed_matrices(chat_run, tmp_path):
     export(chat_run, 'best', 'safetensors', tmp_path, 'f32')
 
 
+ROPE = {'pos': 'rope', 'final_norm': True}
+
+
 # --- Hugging Face -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
   'model',
-  [{}, {'arch': 'microgpt'}, OPTIONS],
-  ids=['randy', 'microgpt', 'options'],
+  [
+    {},
+    {'arch': 'microgpt'},
+    OPTIONS,
+    {'norm': 'layer', 'norm_gain': True, 'bias': True, 'embed_norm': True},
+    {**ROPE, 'mlp': 'swiglu', 'n_kv_head': 2},
+    {**ROPE, 'mlp': 'swiglu', 'qk_norm': True, 'tied_embeddings': True},
+    {**ROPE, 'bias': True, 'mlp_width': 24},
+    {**ROPE, 'arch': 'microgpt', 'qk_norm': True, 'logit_softcap': 15.0},
+    {'norm': 'layer', 'final_norm': True},
+  ],
+  ids=[
+    'randy',
+    'microgpt',
+    'options',
+    'layer norm',
+    'llama',
+    'qwen3',
+    'arcee',
+    'nanochat',
+    'gpt2',
+  ],
 )
 def test_hf_round_trip_changes_no_bit(no_sample, tmp_path, model):
   source, out, back = (tmp_path / n for n in ('run', 'out', 'back'))
@@ -98,8 +121,8 @@ def test_a_directory_without_our_tokenizer_is_read_with_its_tokenizer_json(
 
 
 def test_models_of_another_type_are_refused(tmp_path):
-  (tmp_path / 'config.json').write_text('{"model_type": "gpt2"}')
-  with pytest.raises(UserError, match="a model of type 'gpt2': only"):
+  (tmp_path / 'config.json').write_text('{"model_type": "mamba"}')
+  with pytest.raises(UserError, match="model_type is 'mamba'; known: llama"):
     import_directory(tmp_path, 'auto', config(), tmp_path / 'run')
 
 
@@ -340,5 +363,4 @@ def test_mistakes_are_explained(chat_run, tmp_path):
     code=2,
   )
   assert 'RandyGPT files hold float32, not f16' in err
-  assert huggingface.tensor_name('layers.3.mlp_fc1.weight') == 'layer3.mlp_fc1'
   assert pathlib.Path(tmp_path / 'x.bin').exists() is False

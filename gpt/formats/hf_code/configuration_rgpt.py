@@ -10,11 +10,19 @@ class RgptConfig(PretrainedConfig):
     vocab_size, n_embd, n_head, n_layer, block_size: the shape; block_size is
       the trained context.
     n_kv_head: key/value heads (0: n_head).
+    head_dim: width of a head (0: n_embd / n_head).
+    mlp_width: width of the MLP (0: 4 n_embd).
     mlp: 'relu2', 'relu', 'gelu' or 'swiglu'.
     pos: 'learned' or 'rope'.
     arch: 'randy' or 'microgpt', informative: the other options decide.
-    embed_norm, qk_norm, final_norm: RMSNorm (no gain) on the embedding, on
-      queries and keys, before the head.
+    rope_base: RoPE's angles are position * rope_base^(-2i / head_dim).
+    rope_scaling: '', 'linear:FACTOR' or 'llama3:FACTOR,LOW,HIGH,CONTEXT'.
+    norm: 'rms' or 'layer', with norm_eps; qk_norm is always RMSNorm.
+    norm_gain: a gain in every norm of the residual stream (with norm='layer'
+      and bias also a bias). qk_gain: one on queries and keys.
+    bias: a bias on every matrix of a layer.
+    embed_norm, qk_norm, final_norm: a norm on the embedding, on queries and
+      keys, before the head.
     logit_softcap: c tanh(logits / c); 0: off.
     tied_embeddings: one matrix for embedding and head.
     dropout: after the attention projection and the MLP, in training.
@@ -41,6 +49,15 @@ class RgptConfig(PretrainedConfig):
     arch='randy',
     mlp='relu2',
     pos='learned',
+    head_dim=0,
+    mlp_width=0,
+    rope_base=10_000.0,
+    rope_scaling='',
+    norm='rms',
+    norm_gain=False,
+    norm_eps=1e-5,
+    bias=False,
+    qk_gain=False,
     embed_norm=False,
     qk_norm=False,
     final_norm=False,
@@ -60,6 +77,15 @@ class RgptConfig(PretrainedConfig):
     self.arch = arch
     self.mlp = mlp
     self.pos = pos
+    self.head_dim = head_dim or n_embd // n_head
+    self.mlp_width = mlp_width or 4 * n_embd
+    self.rope_base = rope_base
+    self.rope_scaling = rope_scaling
+    self.norm = norm
+    self.norm_gain = norm_gain
+    self.norm_eps = norm_eps
+    self.bias = bias
+    self.qk_gain = qk_gain
     self.embed_norm = embed_norm
     self.qk_norm = qk_norm
     self.final_norm = final_norm

@@ -3,7 +3,8 @@
 Architecture `randy`: token + learned position embedding, then for each layer
   x += drop(Wo attn(rms(x)));  x += drop(W2 relu(W1 rms(x))^2)
 and a head on the raw residual stream: no biases, no gains, no final norm.
-`microgpt`: RMSNorm after the embedding, ReLU instead of its square.
+`microgpt`: RMSNorm after the embedding, ReLU instead of its square. The options
+of RgptConfig add the rest.
 
 Norms, softmax and logits are float32 for any dtype of the weights. `generate`
 can exceed the trained context: it then drops the older half of the window and
@@ -11,6 +12,8 @@ recomputes the rest from position 0.
 
 Shapes: B batch, L queries, S keys, D width, H heads, K head width.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -21,58 +24,106 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_rgpt import RgptConfig
 
-RMS_EPS = 1e-5
-ROPE_BASE = 10_000.0
 MASKED = -1e9  # Finite, so that rows of padding, which see nothing, are no NaN.
 
 
-def rms_norm(x):
-  x32 = x.float()
-  scale = torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + RMS_EPS)
-  return (x32 * scale).to(x.dtype)
+class Norm(nn.Module):
+  """RMSNorm or LayerNorm over the last axis, in float32."""
+
+  def __init__(self, config, width, kind, gain):
+    super().__init__()
+    self.eps, self.centred = config.norm_eps, kind == 'layer'
+    self.weight = nn.Parameter(torch.ones(width)) if gain else None
+    biased = gain and self.centred and config.bias
+    self.bias = nn.Parameter(torch.zeros(width)) if biased else None
+
+  def forward(self, x):
+    x32 = x.float()
+    if self.centred:
+      x32 = x32 - x32.mean(-1, keepdim=True)
+    x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
+    if self.weight is not None:
+      x32 = x32 * self.weight.float()
+    if self.bias is not None:
+      x32 = x32 + self.bias.float()
+    return x32.to(x.dtype)
 
 
-def rope(x, positions):
+def stream_norm(config):
+  """A norm of the residual stream."""
+  return Norm(config, config.n_embd, config.norm, config.norm_gain)
+
+
+def rope_frequencies(config, device):
+  """float32[K / 2]: radians per position of each rotated pair."""
+  half = config.head_dim // 2
+  steps = torch.arange(half, dtype=torch.float32, device=device)
+  freqs = config.rope_base ** (-steps / half)
+  kind, _, numbers = config.rope_scaling.partition(':')
+  if not kind:
+    return freqs
+  values = [float(x) for x in numbers.split(',')]
+  if kind == 'linear':
+    return freqs / values[0]
+  if kind == 'llama3':
+    factor, low, high, context = values
+    turns = context * freqs / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return freqs * (kept + (1 - kept) / factor)
+  raise ValueError(f'unknown rope_scaling {config.rope_scaling!r}')
+
+
+def rope(x, positions, freqs):
   """Rotary embedding of [B, L, H, K], halves paired."""
-  half = x.shape[-1] // 2
-  steps = torch.arange(half, dtype=torch.float32, device=x.device)
-  angles = positions[:, :, None].float() * ROPE_BASE ** (-steps / half)
+  angles = positions[:, :, None].float() * freqs
   cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]
-  a, b = x.float().split(half, dim=-1)
+  a, b = x.float().chunk(2, dim=-1)
   return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
 class RgptBlock(nn.Module):
   def __init__(self, config, index):
     super().__init__()
-    D, K = config.n_embd, config.n_embd // config.n_head
+    D, F, K, bias = (
+      config.n_embd,
+      config.mlp_width,
+      config.head_dim,
+      config.bias,
+    )
     self.config, self.index, self.head_dim = config, index, K
     self.kv_heads = config.n_kv_head or config.n_head
-    self.attn_wq = nn.Linear(D, D, bias=False)
-    self.attn_wk = nn.Linear(D, self.kv_heads * K, bias=False)
-    self.attn_wv = nn.Linear(D, self.kv_heads * K, bias=False)
-    self.attn_wo = nn.Linear(D, D, bias=False)
-    self.mlp_fc1 = nn.Linear(D, 4 * D, bias=False)
+    self.attn_norm = stream_norm(config)
+    self.attn_wq = nn.Linear(D, config.n_head * K, bias=bias)
+    self.attn_wk = nn.Linear(D, self.kv_heads * K, bias=bias)
+    self.attn_wv = nn.Linear(D, self.kv_heads * K, bias=bias)
+    if config.qk_norm:
+      self.attn_q_norm = Norm(config, K, 'rms', config.qk_gain)
+      self.attn_k_norm = Norm(config, K, 'rms', config.qk_gain)
+    self.attn_wo = nn.Linear(config.n_head * K, D, bias=bias)
+    self.mlp_norm = stream_norm(config)
+    self.mlp_fc1 = nn.Linear(D, F, bias=bias)
     if config.mlp == 'swiglu':
-      self.mlp_gate = nn.Linear(D, 4 * D, bias=False)
-    self.mlp_fc2 = nn.Linear(4 * D, D, bias=False)
+      self.mlp_gate = nn.Linear(D, F, bias=bias)
+    self.mlp_fc2 = nn.Linear(F, D, bias=bias)
 
   def forward(self, x, positions, mask, cache):
-    x = x + self.drop(self.attention(rms_norm(x), positions, mask, cache))
-    return x + self.drop(self.mlp(rms_norm(x)))
+    attended = self.attention(self.attn_norm(x), positions, mask, cache)
+    x = x + self.drop(attended)
+    return x + self.drop(self.mlp(self.mlp_norm(x)))
 
   def drop(self, x):
     return F.dropout(x, self.config.dropout, self.training)
 
   def attention(self, x, positions, mask, cache):
-    B, L, D = x.shape
+    B, L, _ = x.shape
     q = self.attn_wq(x).view(B, L, -1, self.head_dim)
     k = self.attn_wk(x).view(B, L, -1, self.head_dim)
     v = self.attn_wv(x).view(B, L, -1, self.head_dim)
     if self.config.qk_norm:
-      q, k = rms_norm(q), rms_norm(k)
+      q, k = self.attn_q_norm(q), self.attn_k_norm(k)
     if self.config.pos == 'rope':
-      q, k = rope(q, positions), rope(k, positions)
+      freqs = rope_frequencies(self.config, x.device)
+      q, k = rope(q, positions, freqs), rope(k, positions, freqs)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if cache is not None:
       k, v = cache.update(k, v, self.index)
@@ -83,7 +134,7 @@ class RgptBlock(nn.Module):
     scores = (q @ k.transpose(2, 3)).float() * self.head_dim**-0.5
     scores = scores.masked_fill(~mask, MASKED)
     out = scores.softmax(-1).to(v.dtype) @ v
-    return self.attn_wo(out.transpose(1, 2).reshape(B, L, D))
+    return self.attn_wo(out.transpose(1, 2).reshape(B, L, -1))
 
   def mlp(self, x):
     h = self.mlp_fc1(x)
@@ -113,9 +164,13 @@ class RgptForCausalLM(PreTrainedModel, GenerationMixin):
     self.wte = nn.Embedding(config.vocab_size, config.n_embd)
     if config.pos == 'learned':
       self.wpe = nn.Embedding(config.block_size, config.n_embd)
+    if config.embed_norm:
+      self.embed_norm = stream_norm(config)
     self.layers = nn.ModuleList(
       RgptBlock(config, i) for i in range(config.n_layer)
     )
+    if config.final_norm:
+      self.final_norm = stream_norm(config)
     if not config.tied_embeddings:
       self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
     self.post_init()
@@ -135,6 +190,10 @@ class RgptForCausalLM(PreTrainedModel, GenerationMixin):
   def _init_weights(self, module):
     if isinstance(module, (nn.Linear, nn.Embedding)):
       nn.init.normal_(module.weight, std=self.config.init_std)
+    if isinstance(module, Norm) and module.weight is not None:
+      nn.init.ones_(module.weight)
+    if getattr(module, 'bias', None) is not None:
+      nn.init.zeros_(module.bias)
 
   def forward(
     self,
@@ -190,11 +249,11 @@ class RgptForCausalLM(PreTrainedModel, GenerationMixin):
     if config.pos == 'learned':
       x = x + self.wpe(position_ids)
     if config.embed_norm:
-      x = rms_norm(x)
+      x = self.embed_norm(x)
     for layer in self.layers:
       x = layer(x, position_ids, mask, past_key_values)
     if config.final_norm:
-      x = rms_norm(x)
+      x = self.final_norm(x)
     head = self.wte if config.tied_embeddings else self.lm_head
     logits = F.linear(x, head.weight).float()
     if config.logit_softcap:
