@@ -72,7 +72,7 @@ CALLED_BY_LIBRARIES = {
 CALLED_BY_LIBRARIES |= {  # jinja2
   f'visit_{node}'
   for node in ('Call', 'Compare', 'Concat', 'Const', 'Filter', 'For')
-  + ('Getitem', 'Operand', 'TemplateData')
+  + ('Getitem', 'Operand', 'TemplateData', 'Dict', 'List', 'Tuple')
 }
 
 

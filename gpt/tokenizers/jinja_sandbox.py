@@ -31,6 +31,7 @@ from gpt.tokenizers.jinja_budget import (
   BUDGET,
   LONG_WIDTH,
   MAX_CHARS,
+  MAX_WIDTH,
   Budget,
   Exhausted,
   budget,
@@ -142,6 +143,8 @@ def _raise_exception(message: Any) -> None:
 
 
 def _strftime_now(format: str) -> str:
+  if len(format) > MAX_WIDTH:
+    raise Exhausted('strftime_now has too large an argument')
   return datetime.datetime.now().strftime(format)
 
 
@@ -169,6 +172,9 @@ class _Namespace(Namespace):
     if name.startswith('_'):
       raise Exhausted(f'a name must not begin with an underscore: {name}')
     super().__setitem__(name, value)
+
+  def __repr__(self) -> str:
+    return '<Namespace>'
 
 
 class _Generation(jinja2.ext.Extension):
@@ -201,7 +207,11 @@ def _environment() -> Environment:
   environment.filters = {
     name: _paid(name, filter) for name, filter in environment.filters.items()
   }
-  environment.filters |= {'_counted': _counted, '_concatenated': _concatenated}
+  environment.filters |= {
+    '_counted': _counted,
+    '_concatenated': _concatenated,
+    '_paid': lambda value: budget().pay(value),
+  }
   environment.globals |= {
     'raise_exception': _raise_exception,
     'strftime_now': _strftime_now,
@@ -271,10 +281,27 @@ class _Prepared(NodeTransformer):
     parts = nodes.List([self.visit(n) for n in node.nodes], lineno=node.lineno)
     return _filter(parts, '_concatenated')
 
+  def visit_List(self, node: Any) -> Any:  # noqa: N802
+    return _paid_for(self.generic_visit(node), node.items)
+
+  def visit_Tuple(self, node: Any) -> Any:  # noqa: N802
+    node = self.generic_visit(node)
+    return node if node.ctx == 'store' else _paid_for(node, node.items)
+
+  def visit_Dict(self, node: Any) -> Any:  # noqa: N802
+    values = [pair.value for pair in node.items]
+    return _paid_for(self.generic_visit(node), values)
+
   def visit_For(self, node: Any) -> Any:  # noqa: N802
     node = self.generic_visit(node)
     node.iter = _filter(node.iter, '_counted')
     return node
+
+
+def _paid_for(node: Any, values: list[Any]) -> Any:
+  """A list or dict that is paid for, unless it is a constant."""
+  constant = all(isinstance(value, nodes.Const) for value in values)
+  return node if constant else _filter(node, '_paid')
 
 
 def _filter(node: Any, name: str) -> Any:

@@ -379,6 +379,26 @@ def test_our_own_format_continues_a_reply():
     ("{{ range(99999) | join('a' * 9999) }}", 'too much text'),
     ("{{ ('a' * 99999).replace('a', 'b' * 99999) }}", 'too much text'),
     ("{{ (1).to_bytes(10**10, 'big') }}", 'too large an argument'),
+    (
+      '{% set n = namespace(x=[1]) %}{% for i in range(99) %}'
+      '{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}',
+      'too long a list',
+    ),
+    (
+      '{% set n = namespace(x=1) %}{% for i in range(99) %}'
+      '{% set n.x = {"a": n.x, "b": n.x} %}{% endfor %}{{ n.x | tojson }}',
+      'too long a list',
+    ),
+    (
+      '{% set n = namespace(x=1) %}{% for i in range(99) %}'
+      '{% set n.x = dict(a=n.x, b=(n.x, 1)) %}{% endfor %}{{ n.x == n.x }}',
+      'too long a list',
+    ),
+    ("{{ [('a' * 9999999), 1] * 99999 }}", 'too much text|too long a list'),
+    ("{{ ('a' * 9999999).strip('b' * 9999999 + 'a') }}", 'too much text'),
+    ("{{ ('a ' * 4999999).split() | length }}", 'too long a list'),
+    ("{{ ('\u00e9' * 99999).encode('punycode') }}", 'encode is not allowed'),
+    ("{{ strftime_now('%c' * 99999) }}", 'too large an argument'),
   ],
 )
 def test_a_bad_template_ends_in_one_clear_line(template, problem):
