@@ -4,14 +4,21 @@ Needs transformers (extra: hf-test), so it is skipped where that is missing;
 test_chat_template.py compares with texts it gave.
 """
 
+import json
 import random
 import warnings
 
+import numpy as np
 import pytest
 import tokenizers
 
+from gpt.data.sample_text import sample_text
+from gpt.formats.convert import export
+from gpt.tokenizers import build_tokenizer
 from gpt.tokenizers.chat_template import template_of
+from gpt.tokenizers.template_files import CHATML
 from tests.support.chat_templates import MODELS, tokenizer_json, tokenizer_of
+from tests.support.workdirs import make_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('default')]
 PIECES = ['hello', '\n', ' ', '  ', 'w\u00f6rld', '\U0001f642', '\n\n', '\t']
@@ -91,3 +98,28 @@ def test_the_assistants_tokens_are_equal():
     assert any(mask)
     assert marked.conversation(talk) == (wanted['input_ids'], mask)
     assert found.conversation(talk) == (wanted['input_ids'], mask)
+
+
+@pytest.mark.parametrize('name', ['chatml', 'llama_3', 'qwen_3', 'trained'])
+def test_exports_carry_the_template(name, tmp_path):
+  """Also for a tokenizer trained here, whose tokens are spelled otherwise."""
+  other_tokenizer('chatml')  # Skips without the library.
+  import transformers
+
+  if name == 'trained':
+    tokenizer = build_tokenizer(
+      'hf', [sample_text()[:20_000]], 320, MODELS['chatml'][2]
+    )
+    tokenizer.chat_template = CHATML
+  else:
+    tokenizer = tokenizer_of(name)
+  shape = {'n_embd': 8, 'n_head': 2, 'n_layer': 1}
+  make_run(tmp_path / 'run', tokenizer, lambda _, x: np.zeros(x), **shape)
+  export(tmp_path / 'run', 'best', 'hf', tmp_path / 'hf')
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
+  talk = random_talk(random.Random(1), False)
+  ids = theirs.apply_chat_template(talk[:-1], add_generation_prompt=True)
+  ours = template_of(tokenizer)
+  assert ids['input_ids'] == ours.ids(talk[:-1])
+  config = json.loads((tmp_path / 'hf' / 'generation_config.json').read_text())
+  assert set(config['eos_token_id']) == set(ours.stop_ids)
