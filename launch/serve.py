@@ -11,6 +11,7 @@ tries it out. Keys come from the environment: RGPT_API_KEY=key1,key2.
 import logging
 import os
 import pathlib
+import re
 
 from absl import flags
 
@@ -53,6 +54,12 @@ MODEL_NAME = flags.DEFINE_string(
 )
 STRICT_MODEL = flags.DEFINE_bool(
   'strict_model', False, 'Answer requests for any other model with a 404.'
+)
+ADAPTER = flags.DEFINE_multi_string(
+  'adapter',
+  [],
+  'NAME=DIRECTORY of a LoRA run whose base is the model served; requests '
+  'choose it by its name. May be repeated.',
 )
 CONTEXT_OVERFLOW = flags.DEFINE_enum(
   'context_overflow',
@@ -133,6 +140,24 @@ def read_keys() -> tuple[str, ...]:
   return tuple(keys)
 
 
+def read_adapters(model_name: str) -> tuple[tuple[str, str], ...]:
+  """(name, directory) of every --adapter."""
+  found: dict[str, str] = {}
+  for text in ADAPTER.value:
+    name, _, directory = text.partition('=')
+    if not re.fullmatch(r'[\w.:/-]{1,80}', name) or not directory:
+      raise UserError(
+        f'--adapter={text}: give a name and a directory, such as '
+        '--adapter=poems=runs/poems'
+      )
+    if name in found or name == model_name:
+      raise UserError(
+        f'--adapter={text}: the name {name} is taken: choose another'
+      )
+    found[name] = os.path.expanduser(directory)
+  return tuple(found.items())
+
+
 def set_up_log() -> logging.Logger:
   """Writes the logs of the server, of gpt and of uvicorn to stderr."""
   handler = logging.StreamHandler()
@@ -177,9 +202,12 @@ def main(_: list[str]) -> None:
   loaded = chosen.load(WHICH.value, BASE.value)
   workdir = chosen.workdir
   slots = SLOTS.value or (4 if jax.default_backend() == 'cpu' else 32)
+  model_name = MODEL_NAME.value or workdir.resolve().name
+  adapters = read_adapters(model_name)
   options = Options(
-    model_name=MODEL_NAME.value or workdir.resolve().name,
+    model_name=model_name,
     strict_model=STRICT_MODEL.value,
+    adapters=adapters,
     slots=slots,
     max_queue=MAX_QUEUE.value,
     max_per_client=MAX_PER_CLIENT.value,

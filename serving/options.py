@@ -10,6 +10,8 @@ class Options:
   Attributes:
     model_name: listed by /v1/models.
     strict_model: refuse requests for any other name with 404.
+    adapters: (name, workdir) of LoRA runs of the model that is served; a
+      request's `model` chooses one of them.
     slots: choices decoded at once.
     max_queue: requests that may wait for a slot.
     max_per_client: requests a client may have in flight; 0: no limit.
@@ -26,6 +28,7 @@ class Options:
 
   model_name: str
   strict_model: bool = False
+  adapters: tuple[tuple[str, str], ...] = ()
   slots: int = 4
   max_queue: int = 64
   max_per_client: int = 0

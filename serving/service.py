@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from gpt.decoding.generation import ban_bias
 from gpt.errors import UserError
-from gpt.runs import load
+from gpt.runs import base, load
 from gpt.runs.format_version import NewerFormat
 from gpt.runs.load import LoadedModel
 from gpt.tokenizers import chat_format
@@ -20,7 +20,7 @@ from serving.engine.errors import Interrupted, RequestFailed
 from serving.engine.events import Event
 from serving.engine.jobs import Job
 from serving.engine.programs import compile_count
-from serving.engine.weights import to_device
+from serving.engine.weights import Weights, to_device
 from serving.metrics import Metrics
 from serving.options import Options
 
@@ -52,6 +52,7 @@ class Service:
 
   Attributes:
     loaded: the model, without its params.
+    adapters: by name, the models of --adapter, likewise.
     bans_V: float32[V], -inf for tokens that must never be sampled.
     is_chat: whether the model can chat.
     chat_ends: ids that end the assistant's turn.
@@ -93,14 +94,17 @@ class Service:
       2, thread_name_prefix='rgpt-text'
     )
     self._reloading = asyncio.Lock()
+    weights = to_device(loaded)
+    self.adapters, adapted = self._load_adapters(loaded, weights)
     self.engine = Engine(
       loaded.model,
-      to_device(loaded),
+      weights,
       options.slots,
       options.max_queue,
       self.metrics,
       lambda outbox: self._from_engine(self._deliver, outbox),
       lambda error: self._from_engine(self._on_death, error),
+      adapters=adapted,
     )
 
   def start(self) -> None:
@@ -151,11 +155,47 @@ class Service:
     async with self._reloading:
       old, new = self.loaded, await self.in_thread(self._load)
       weights = await self.in_thread(to_device, new)
-      if weights.fingerprint == self.engine.weights.fingerprint:
+      adapters, adapted = await self.in_thread(self._reread, new, weights)
+      changed = [
+        name
+        for name, found in adapted.items()
+        if found.fingerprint != self.engine.adapters[name].fingerprint
+      ]
+      same = weights.fingerprint == self.engine.weights.fingerprint
+      if same and not changed:
         return False, f'step {new.step} is already in use'
       self.loaded = dataclasses.replace(new, params=None)
-      self.engine.swap(weights)
-      return True, f'step {old.step} -> {new.step} ({new.which})'
+      self.adapters = adapters
+      self.engine.swap(weights, adapted)
+      steps = f'step {old.step} -> {new.step} ({new.which})'
+      return True, '; '.join(
+        ([] if same else [steps])
+        + [f'{name}: step {adapters[name].step}' for name in changed]
+      )
+
+  def _load_adapters(
+    self, loaded: LoadedModel, weights: Weights
+  ) -> tuple[dict[str, LoadedModel], dict[str, Weights]]:
+    """The models of --adapter, and their weights on the device."""
+    models, placed = {}, {}
+    if not self.options.adapters:
+      return models, placed
+    fingerprint = base.fingerprint(loaded.cfg, loaded.params)
+    for name, workdir in self.options.adapters:
+      found = load.load_adapter(workdir, loaded, fingerprint, self._which)
+      placed[name] = to_device(found, loaded.params, weights)
+      models[name] = dataclasses.replace(found, params=None)
+    return models, placed
+
+  def _reread(
+    self, loaded: LoadedModel, weights: Weights
+  ) -> tuple[dict[str, LoadedModel], dict[str, Weights]]:
+    """As _load_adapters, for a reload."""
+    try:
+      return self._load_adapters(loaded, weights)
+    except Exception as e:  # Its message may name paths.
+      log.warning('reload failed: %s', e)
+      raise ReloadFailed('the adapters do not fit the new weights') from e
 
   def _load(self) -> LoadedModel:
     """The workdir's model, if this server can swap it in."""

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from gpt.data import record
+from gpt.errors import UserError
 from gpt.model import GPT, GPTConfig
 from gpt.model.params import Params
 from gpt.runs import base, checkpoint
@@ -96,6 +97,49 @@ def load_model(
     params = lora.merge(whole, params, trained.alpha)
   data = record.read(workdir)
   return LoadedModel(model, cfg, params, tokenizer, config, data, meta, path)
+
+
+def load_adapter(
+  workdir: str | os.PathLike,
+  whole: LoadedModel,
+  fingerprint: str,
+  which: str = BEST,
+) -> LoadedModel:
+  """A LoRA run's model, merged into a base that is loaded already.
+
+  Merged matrices have the dtype of the base's.
+
+  Args:
+    whole: the base. fingerprint: of it, from base.fingerprint.
+
+  Raises:
+    UserError: not such a run, adapters of another base, or as load_model.
+  """
+  if not base.has_record(workdir):
+    raise UserError(
+      f'{workdir} holds no adapters: train them with --config.opt.lora_rank=8'
+    )
+  found = base.read_record(workdir)
+  if found.fingerprint != fingerprint:
+    raise UserError(
+      f'the adapters in {workdir} belong to another base: they were trained on '
+      f'{found.source}'
+    )
+  config, cfg = read_configs(workdir, whole.cfg.vocab_size)
+  trained = lora.adapted(whole.model, config.get('opt', {}))
+  path, (params, meta) = first_readable(
+    checkpoint.candidates(workdir, which),
+    lambda path: read_checkpoint(path, trained),
+  )
+  assert isinstance(trained, lora.Adapted)
+  merged = lora.merge(whole.params, params, trained.alpha)
+  merged = jax.tree.map(
+    lambda x, old: x.astype(old.dtype, copy=False), merged, whole.params
+  )
+  data = record.read(workdir)
+  return dataclasses.replace(
+    whole, params=merged, config=config, data=data, meta=meta, path=path
+  )
 
 
 def read_checkpoint(

@@ -10,7 +10,7 @@ import concurrent.futures
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -53,6 +53,8 @@ class Engine:
     on_death: called with the error that ends the thread.
     lanes: how many; None: the fastest number.
     shapes: see Programs.
+    adapters: weights by name for jobs that ask for one (Job.adapter); of the
+      same shapes and dtypes as `weights`.
   """
 
   def __init__(
@@ -66,6 +68,7 @@ class Engine:
     on_death: Callable[[BaseException], None],
     lanes: int | None = None,
     shapes: list[tuple[int, int, int]] | None = None,
+    adapters: Mapping[str, Weights] | None = None,
   ) -> None:
     self.block_size = model.cfg.block_size
     lanes = lanes or lane_count(slots, weights.params)
@@ -79,6 +82,7 @@ class Engine:
     self.state = LOADING
     self._lock = threading.Lock()  # of the state
     self.weights = weights
+    self.adapters = dict(adapters or {})
     self._metrics = metrics
     self._post = post
     self._on_death = on_death
@@ -121,9 +125,11 @@ class Engine:
       job.cancelled = cause
       self._wake.set()
 
-  def swap(self, weights: Weights) -> None:
+  def swap(
+    self, weights: Weights, adapters: Mapping[str, Weights] | None = None
+  ) -> None:
     """Sets the weights of jobs that have not started yet."""
-    self.weights = weights
+    self.weights, self.adapters = weights, dict(adapters or {})
     self._wake.set()
 
   def stop(self) -> None:
@@ -240,7 +246,7 @@ class Engine:
       job = seq.job
       lane.take(seq)
       if job.weights is None:
-        job.weights = self.weights
+        job.weights = self.adapters.get(job.adapter, self.weights)
         waited = (job.started or job.created) - job.created
         self._metrics.queue_time.observe(waited)
         self._metrics.prompt_tokens.inc(job.prompt_tokens)

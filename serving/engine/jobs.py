@@ -34,6 +34,7 @@ class Job:
     stop_ids: ids that end a choice. stops: strings that do.
     sequences: all choices, prompt by prompt.
     scores: prompt number -> PromptScores, where logprobs of prompts are due.
+    adapter: name of the adapter that was asked for; '': the model itself.
     weights: used by all choices; None until the first slot is held.
     cancelled: the cause, once nobody wants the answer; else ''.
     pending: sequences without a slot. busy: number of sequences with one.
@@ -52,6 +53,7 @@ class Job:
     self.bias_V: np.ndarray | None = None
     self.stop_ids: frozenset[int] = frozenset()
     self.stops: list[Stop] = []
+    self.adapter = ''
     self.weights: Weights | None = None
     self.cancelled = ''
     self.created = time.perf_counter() if created is None else created

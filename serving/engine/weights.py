@@ -21,8 +21,25 @@ class Weights:
   fingerprint: str
 
 
-def to_device(loaded: LoadedModel) -> Weights:
-  """Copies the params of a loaded model to the first device."""
-  fingerprint = params_sha256(loaded.params)[:12]
-  params = jax.device_put(loaded.params, jax.devices()[0])
-  return Weights(params, f'rgpt-{loaded.step}-{fingerprint}')
+def to_device(
+  loaded: LoadedModel,
+  base: Params | None = None,
+  placed: Weights | None = None,
+) -> Weights:
+  """Copies the params of a loaded model to the first device.
+
+  Args:
+    base, placed: a base and its copy on the device; arrays that `loaded`
+      shares with the base are not copied again.
+  """
+  fingerprint = f'rgpt-{loaded.step}-{params_sha256(loaded.params)[:12]}'
+  device = jax.devices()[0]
+  if placed is None:
+    return Weights(jax.device_put(loaded.params, device), fingerprint)
+  params = jax.tree.map(
+    lambda x, old, copy: copy if x is old else jax.device_put(x, device),
+    loaded.params,
+    base,
+    placed.params,
+  )
+  return Weights(params, fingerprint)

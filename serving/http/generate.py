@@ -125,6 +125,7 @@ class GenerateRoutes:
 
   def _check_model(self, name: str | None) -> None:
     known = (None, self._options.model_name, self._service.loaded.name)
+    known += tuple(self._service.adapters)
     if self._options.strict_model and name not in known:
       raise no_such_model(str(name))
 
@@ -149,9 +150,11 @@ class GenerateRoutes:
     kind: type[Reply],
   ) -> ASGIApp:
     request.scope['rgpt'].job = run.job
+    if asked.model in self._service.adapters:
+      run.job.adapter = asked.model
     reply = kind(
       run.job,
-      self._options.model_name,
+      run.job.adapter or self._options.model_name,
       self._service.tokenizer,
       asked.include_usage,
     )

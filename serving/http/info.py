@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gpt.model import num_params
+from gpt.runs.load import LoadedModel
 from serving import metrics
 from serving.engine.errors import RequestTimeout
 from serving.http import errors
@@ -63,14 +64,24 @@ class InfoRoutes:
       raise RequestTimeout(seconds) from e
     return encoded_response(data)
 
-  def _card(self) -> Model:
+  def _cards(self) -> list[Model]:
+    """The model and its adapters, in the order of the flags."""
     service = self._service
-    loaded, cfg = service.loaded, service.cfg
+    name = service.options.model_name
+    adapters = service.adapters.items()
+    return [
+      self._card(name, service.loaded, None),
+      *(self._card(adapter, loaded, name) for adapter, loaded in adapters),
+    ]
+
+  def _card(self, name: str, loaded: LoadedModel, parent: str | None) -> Model:
+    service, cfg = self._service, self._service.cfg
     return {
-      'id': service.options.model_name,
+      'id': name,
       'object': 'model',
       'created': service.created,
       'owned_by': 'rgpt',
+      'parent': parent,
       'max_model_len': cfg.block_size,
       'meta': {
         'name': loaded.name,
@@ -92,15 +103,18 @@ class InfoRoutes:
     }
 
   async def models(self, request: Request) -> Response:
-    """Lists the one model that is served."""
-    return json_response({'object': 'list', 'data': [self._card()]})
+    """Lists the model that is served, and its adapters."""
+    return json_response({'object': 'list', 'data': self._cards()})
 
   async def model(self, request: Request) -> Response:
     """The model's card."""
-    name, card = request.path_params['id'], self._card()
-    if name not in (card['id'], card['meta']['name']):
+    name, cards = request.path_params['id'], self._cards()
+    for card in cards:
+      if name == card['id']:
+        return json_response(card)
+    if name != cards[0]['meta']['name']:
       raise no_such_model(name)
-    return json_response(card)
+    return json_response(cards[0])
 
   async def reload(self, request: Request) -> Response:
     """Loads newer weights from the workdir."""

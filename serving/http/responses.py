@@ -171,6 +171,7 @@ class Model(TypedDict):
   object: Literal['model']
   created: int
   owned_by: str
+  parent: str | None  # Of an adapter: the id of its base.
   max_model_len: int
   meta: ModelMeta
 

@@ -1,0 +1,158 @@
+"""A server with several adapters of its model: --adapter NAME=DIRECTORY."""
+
+import concurrent.futures
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from gpt.errors import UserError
+from gpt.runs import base
+from gpt.runs.checkpoint import BEST
+from gpt.runs.checkpoint_writer import Checkpoints
+from gpt.runs.load import load_adapter, load_model
+from gpt.training import lora
+from gpt.training.state import TrainState
+from serving.options import Options
+from serving.service import Service
+from tests.support.engine_tools import TOKENIZER, Reference
+from tests.support.serving_tools import COMPLETIONS, make_random, serving
+
+PROMPT = 'the '
+LENGTH = 8
+
+
+def write_adapters(workdir, whole, seed, step=3):
+  """A LoRA run of the run `whole`, with random adapters."""
+  workdir = pathlib.Path(workdir)
+  workdir.mkdir(exist_ok=True)
+  config = json.loads((whole / 'config.json').read_text())
+  config['opt'] |= {'lora_rank': 2, 'lora_alpha': 8.0, 'lora_targets': 'all'}
+  (workdir / 'config.json').write_text(json.dumps(config))
+  shutil.copytree(
+    whole / 'tokenizer', workdir / 'tokenizer', dirs_exist_ok=True
+  )
+  loaded = load_model(whole)
+  base.record(workdir, str(whole), base.fingerprint(loaded.cfg, loaded.params))
+  rng = np.random.default_rng(seed)
+  adapters = jax.tree.map(
+    lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32),
+    lora.abstract(lora.adapted(loaded.model, config['opt'])),
+  )
+  state = TrainState(
+    step=np.asarray(step, np.int32),
+    params=adapters,
+    opt_state={'m': np.zeros(1)},
+    lr_scale=np.asarray(1, np.float32),
+  )
+  checkpoints = Checkpoints(workdir)
+  checkpoints.save(BEST, state, {'best_loss': 2.0 - step / 10})
+  assert checkpoints.wait()
+  checkpoints.close()
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """A folder with the run 'base' and its adapters 'one' and 'two'."""
+  root = tmp_path_factory.mktemp('adapters')
+  make_random(root / 'base', TOKENIZER)
+  write_adapters(root / 'one', root / 'base', 1)
+  write_adapters(root / 'two', root / 'base', 2)
+  return root
+
+
+@pytest.fixture(scope='module')
+def http(runs):
+  flags = [f'--adapter={name}={runs / name}' for name in ('one', 'two')]
+  with serving(runs / 'base', '--strict_model', *flags) as server:
+    with server.client() as client:
+      yield client
+
+
+def expected(workdir, overflow='slide') -> str:
+  """The likeliest text of a run, by full forward passes."""
+  loaded = load_model(workdir)
+  ids, _ = Reference(loaded.cfg, loaded.params).run(
+    TOKENIZER.encode(PROMPT).tolist(), temperature=0.0, max_tokens=LENGTH
+  )
+  return TOKENIZER.decode(ids)
+
+
+def complete(http, model):
+  body = {'prompt': PROMPT, 'max_tokens': LENGTH, 'temperature': 0}
+  response = http.post(COMPLETIONS, json={**body, 'model': model})
+  assert response.status_code == 200, response.text
+  return response.json()
+
+
+def test_a_request_gets_the_text_of_the_adapter_it_names(http, runs):
+  wanted = {name: expected(runs / name) for name in ('base', 'one', 'two')}
+  assert len(set(wanted.values())) == 3
+  answers = {name: complete(http, name) for name in wanted}
+  assert {name: a['choices'][0]['text'] for name, a in answers.items()} == (
+    wanted
+  )
+  assert [a['model'] for a in answers.values()] == list(wanted)
+  assert len({a['system_fingerprint'] for a in answers.values()}) == 3
+  # All at once, several of each, in the same slots.
+  with concurrent.futures.ThreadPoolExecutor(9) as pool:
+    names = [*wanted] * 3
+    texts = pool.map(lambda name: complete(http, name), names)
+    for name, answer in zip(names, texts):
+      assert answer['choices'][0]['text'] == wanted[name], name
+
+
+def test_models_lists_the_adapters(http):
+  cards = http.get('/v1/models').json()['data']
+  assert [(c['id'], c['parent']) for c in cards] == [
+    ('base', None),
+    ('one', 'base'),
+    ('two', 'base'),
+  ]
+  assert http.get('/v1/models/two').json() == cards[2]
+  assert cards[2]['meta']['step'] == 3
+  assert http.get('/v1/models/three').status_code == 404
+  body = {'prompt': PROMPT, 'max_tokens': 1, 'model': 'three'}
+  assert http.post(COMPLETIONS, json=body).status_code == 404
+
+
+def test_reload_takes_new_adapters(http, runs):
+  before = complete(http, 'two')['system_fingerprint']
+  answer = http.post('/reload').json()
+  assert (answer['status'], answer['reloaded']) == ('ok', False)
+  write_adapters(runs / 'two', runs / 'base', 5, step=4)
+  answer = http.post('/reload').json()
+  assert answer['reloaded'] and answer['reason'] == 'two: step 4', answer
+  after = complete(http, 'two')
+  assert after['system_fingerprint'] != before
+  assert after['choices'][0]['text'] == expected(runs / 'two')
+  assert complete(http, 'one')['choices'][0]['text'] == expected(runs / 'one')
+
+
+def test_an_adapter_costs_the_memory_of_its_matrices_alone(runs):
+  adapters = (('one', str(runs / 'one')),)
+  loaded = load_model(runs / 'base')
+  service = Service(
+    loaded, runs / 'base', BEST, Options('base', adapters=adapters), print
+  )
+  params, shared = (
+    service.engine.adapters['one'].params,
+    service.engine.weights.params,
+  )
+  for name in ('wte', 'wpe', 'lm_head'):
+    assert params[name] is shared[name]
+  assert params['block_0']['wq'] is not shared['block_0']['wq']
+  service.close(1.0)
+
+
+def test_adapters_of_another_base_are_refused(runs, tmp_path):
+  make_random(tmp_path / 'other', TOKENIZER, seed=9)
+  whole = load_model(tmp_path / 'other')
+  fingerprint = base.fingerprint(whole.cfg, whole.params)
+  with pytest.raises(UserError, match='belong to another base: .*/base'):
+    load_adapter(runs / 'one', whole, fingerprint)
+  with pytest.raises(UserError, match='holds no adapters'):
+    load_adapter(runs / 'base', whole, fingerprint)
