@@ -109,7 +109,7 @@ def initial_state(
     UserError: checkpoints that cannot be read, or that are gone; weights that
       do not fit.
   """
-  check_model(run.workdir, model.cfg)
+  check_model(run.workdir, model.cfg, config.opt)
   ema = config.opt.ema_decay > 0
   create = jax.jit(lambda key: create_state(model, tx, key, ema=ema))
   restored = checkpoints.restore_latest(jax.eval_shape(create, key))

@@ -19,6 +19,7 @@ from gpt.data.prepare import Dataset
 from gpt.model import GPT, GPTConfig, num_params
 from gpt.runs import failures, metrics, samples
 from gpt.runs.checkpoint import BEST, LATEST
+from gpt.runs.checkpoint_meta import options_of
 from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.runs.config_file import save_config
 from gpt.runs.console import Console
@@ -104,7 +105,7 @@ class Trainer:
       config, self.mesh, mixed=self.cfg.dtype == 'mixed'
     )
     self.checkpoints = Checkpoints(
-      run.workdir, config.checkpoint.keep, self.cfg
+      run.workdir, config.checkpoint.keep, options_of(self.cfg, config.opt)
     )
     self.validation = start.validation_key(config, dataset.corpus)
     self._init_key, self._dropout_key = jax.random.split(

@@ -96,6 +96,18 @@ def test_loading_merges_the_adapters(base, tuned):
   assert params_sha256(loaded.params) != params_sha256(load_model(base).params)
 
 
+def test_another_alpha_in_config_json_is_noticed(copied):
+  """No shape depends on it, but the weights do."""
+  path = copied / 'config.json'
+  config = json.loads(path.read_text())
+  config['opt']['lora_alpha'] = 32.0
+  path.write_text(json.dumps(config))
+  with pytest.raises(
+    UserError, match='opt.lora_alpha is 32.0, but the weights'
+  ):
+    load_model(copied)
+
+
 def test_killed_and_resumed_equals_uninterrupted(base, tmp_path):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   args = [*LORA_ARGS, f'--init_from={base}', '--config.opt.ema_decay=0.9']

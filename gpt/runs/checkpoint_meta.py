@@ -5,7 +5,7 @@
     format_version, step            step: completed optimizer steps
     plateau, best_loss, validation  the best so far, and on what it was measured
     elapsed_s                       of training
-    model                           the options that decide what the weights are
+    model                           the keys that decide what the weights are
     checksum, weights_checksum      CRC-32 of the arrays
     meta_checksum                   CRC-32 of all entries above
 
@@ -30,6 +30,7 @@ from gpt.runs.format_version import FORMAT_KEY, FORMAT_VERSION, check_version
 LATEST, BEST = 'latest', 'best'
 MAX_STEP = 2**31 - 1  # The step is an int32.
 MAX_BYTES = 1 << 20
+ADAPTERS = ('lora_rank', 'lora_alpha', 'lora_targets')
 CHECKSUM, MODEL = 'meta_checksum', 'model'
 
 
@@ -66,9 +67,17 @@ def _checksum(meta: Mapping[str, Any]) -> int:
   return zlib.crc32(json.dumps(covered, sort_keys=True).encode())
 
 
-def options_of(cfg: GPTConfig) -> dict[str, Any]:
-  """The options that decide what a set of weights is; JSON-able."""
-  return {name: getattr(cfg, name) for name in option_names(SHAPE, FUNCTION)}
+def options_of(cfg: GPTConfig, opt: Mapping[str, Any]) -> dict[str, Any]:
+  """{'model.n_embd': 256, ...}: the keys that decide what the weights are.
+
+  Args:
+    opt: `config.opt`, a ConfigDict or dict; adapters (LoRA) depend on it too.
+  """
+  names = option_names(SHAPE, FUNCTION)
+  found = {f'model.{name}': getattr(cfg, name) for name in names}
+  if opt.get('lora_rank'):
+    found |= {f'opt.{name}': opt[name] for name in ADAPTERS}
+  return found
 
 
 def read_meta(path: str | os.PathLike) -> dict[str, Any]:
@@ -112,7 +121,9 @@ def _loss(fields: Fields) -> float:
   return fields.number('best_loss', -math.inf, math.inf, math.inf)
 
 
-def check_model(workdir: str | os.PathLike, cfg: GPTConfig) -> None:
+def check_model(
+  workdir: str | os.PathLike, cfg: GPTConfig, opt: Mapping[str, Any]
+) -> None:
   """Compares a run's model with what its checkpoints say they hold.
 
   Damaged checkpoints and those of older versions say nothing.
@@ -122,7 +133,7 @@ def check_model(workdir: str | os.PathLike, cfg: GPTConfig) -> None:
   """
   workdir = pathlib.Path(workdir)
   directory = workdir / 'checkpoints'
-  now = options_of(cfg)
+  now = options_of(cfg, opt)
   for which, step in list_steps(directory):
     path = directory / which / str(step)
     try:
@@ -132,7 +143,7 @@ def check_model(workdir: str | os.PathLike, cfg: GPTConfig) -> None:
     for name, value in now.items():
       if name in trained and trained[name] != value:
         raise UserError(
-          f'{workdir / "config.json"}: model.{name} is {value!r}, but the '
+          f'{workdir / "config.json"}: {name} is {value!r}, but the '
           f'weights in {path} are of a model with {quoted(trained[name])}: put '
           'that value back'
         )

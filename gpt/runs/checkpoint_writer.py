@@ -8,13 +8,13 @@ import logging
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.model import GPTConfig
 from gpt.runs.checkpoint import (
   BEST,
   DAMAGED,
@@ -30,7 +30,7 @@ from gpt.runs.checkpoint import (
   restore_state,
   split_state,
 )
-from gpt.runs.checkpoint_meta import MODEL, options_of, sealed
+from gpt.runs.checkpoint_meta import MODEL, sealed
 from gpt.runs.format_version import NewerFormat
 from gpt.training.state import TrainState
 
@@ -53,12 +53,12 @@ class Checkpoints:
     self,
     workdir: str | os.PathLike,
     keep: int = 2,
-    cfg: GPTConfig | None = None,
+    options: Mapping[str, Any] | None = None,
   ) -> None:
-    """`cfg` is recorded, so that a changed config.json is noticed."""
+    """`options` (see options_of) show later that a config.json has changed."""
     if keep < 1:
       raise UserError(f'checkpoint.keep is {keep}; it must be at least 1')
-    self._model = {} if cfg is None else {MODEL: options_of(cfg)}
+    self._model = {MODEL: dict(options)} if options else {}
     self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'
     self._keep = keep
     # By kind: {step: loss} on disk, (step, loss) being written, and the reason

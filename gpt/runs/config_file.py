@@ -105,6 +105,10 @@ def read_config(workdir: str | os.PathLike) -> dict | None:
     group.flag(name)
   for group, name in fields(TEXTS):
     group.text(name)
+  if groups['opt'].integer('lora_rank', 0, 2**31, 0):
+    groups['opt'].number('lora_alpha', 0, math.inf)
+    groups['opt'].text('lora_targets')
+  groups['data'].text('chat_template', '')
   return config
 
 
@@ -134,7 +138,7 @@ def read_configs(
     raise UserError(
       f'{path} is not a config of this version of rgpt: {e}'
     ) from e
-  check_model(workdir, cfg)
+  check_model(workdir, cfg, config['opt'])
   return config, cfg
 
 

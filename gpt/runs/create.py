@@ -13,6 +13,7 @@ from typing import Any
 from gpt.errors import UserError, explained_writes
 from gpt.model import GPTConfig
 from gpt.runs.checkpoint import BEST, LATEST
+from gpt.runs.checkpoint_meta import options_of
 from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.runs.config_file import CONFIG, save_config
 from gpt.runs.workdir import lock_workdir, make_workdir
@@ -67,7 +68,9 @@ def create(
     tokenizer.requested_vocab_size = 0  # This run did not choose it.
     tokenizer.save(workdir / 'tokenizer')
     cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep, cfg)
+    checkpoints = Checkpoints(
+      workdir, config.checkpoint.keep, options_of(cfg, config.opt)
+    )
     saved = all([checkpoints.save(kind, state, meta) for kind in kinds])
     saved = checkpoints.wait() and saved
     checkpoints.close()

@@ -72,7 +72,7 @@ def make_run(path):
     'validation': 'abc',
     'elapsed_s': 1.5,
   }
-  checkpoints = Checkpoints(path, 2, cfg)
+  checkpoints = Checkpoints(path, 2, options_of(cfg, config.opt))
   for which in (LATEST, BEST):
     assert checkpoints.save(which, state, meta)
   assert checkpoints.wait()
@@ -101,7 +101,7 @@ def make_record(path):
 def read_config(path):
   config, cfg = config_file.read_configs(path, char().vocab_size)
   load.load_tokenizer(path)
-  return options_of(cfg)
+  return options_of(cfg, config['opt'])
 
 
 def read_meta(path):
