@@ -2,6 +2,7 @@
 
     python -m launch.export --workdir=runs/l --format=rgpt --output=l.bin
     python -m launch.export --workdir=runs/l --format=hf --output=l-hf
+    python -m launch.export --workdir=runs/l --format=gguf --output=l.gguf
     python -m launch.export --workdir=runs/chat --format=microgpt \\
       --output=chat-model --dtype=f16
 
@@ -10,6 +11,7 @@ safetensors: one file of tensors, named as microgpt names them.
 microgpt: a model directory of microgpt (architecture microgpt only).
 hf: a directory that transformers loads, with a model card: as a class of its
   own wherever one holds the model, else with our code (trust_remote_code).
+gguf: a file for llama.cpp, with a Modelfile for Ollama beside it.
 
 An existing --output is refused; --overwrite replaces a file or an earlier
 export.
@@ -27,15 +29,22 @@ OUTPUT = flags.DEFINE_string('output', None, 'File or directory to write.')
 FORMAT = flags.DEFINE_enum(
   'format',
   'rgpt',
-  ['rgpt', 'safetensors', 'microgpt', 'hf'],
+  ['rgpt', 'safetensors', 'microgpt', 'hf', 'gguf'],
   'What to write.',
 )
 DTYPE = flags.DEFINE_enum(
   'dtype',
   'f32',
-  ['f32', 'f16', 'bf16'],
-  'Type of the weights (not of rgpt). Half precision halves the file; its '
-  'effect on the logits is printed.',
+  ['f32', 'f16', 'bf16', 'q8_0'],
+  'Type of the weights (not of rgpt; q8_0, 8 bits and a scale for each 32 '
+  'weights, only of gguf). Half precision halves the file; its effect on the '
+  'logits is printed.',
+)
+DROP_SOFTCAP = flags.DEFINE_bool(
+  'drop_softcap',
+  False,
+  'gguf: leave out model.logit_softcap, which no architecture of llama.cpp '
+  'has. The likeliest token stays the same; what else changes is printed.',
 )
 HF_CLASS = flags.DEFINE_enum(
   'hf_class',
@@ -64,6 +73,10 @@ def main(_: list[str]) -> None:
       f'RandyGPT files hold float32, not {DTYPE.value}: leave --dtype out, or '
       'choose --format=safetensors'
     )
+  if format != 'gguf' and (DTYPE.value == 'q8_0' or DROP_SOFTCAP.value):
+    raise UserError(
+      f'--dtype=q8_0 and --drop_softcap are for --format=gguf, not {format}'
+    )
   from gpt.formats.directories import check_output
 
   check_output(output, format, OVERWRITE.value)
@@ -78,6 +91,7 @@ def main(_: list[str]) -> None:
     OVERWRITE.value,
     BASE.value,
     HF_CLASS.value,
+    DROP_SOFTCAP.value,
   )
   print(
     f'wrote {output} ({format}, {DTYPE.value}, {size(output):,} bytes): '

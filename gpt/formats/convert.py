@@ -12,8 +12,13 @@ from gpt.data import record as data_record
 from gpt.errors import UserError, explained_writes
 from gpt.formats import huggingface, microgpt, model_card
 from gpt.formats.directories import LAYOUTS, Path, check_output
+from gpt.formats.gguf.export import export_gguf
 from gpt.formats.randygpt_run import export_rgpt, write_merged
-from gpt.formats.tensors import rounding_report, write_model_file
+from gpt.formats.tensors import (
+  rounding_note,
+  rounding_report,
+  write_model_file,
+)
 from gpt.model import GPTConfig
 from gpt.model.config import option_names, unrepresentable
 from gpt.model.options import FORMATS, RUNTIME
@@ -54,17 +59,19 @@ def export(
   overwrite: bool = False,
   base_at: str = '',
   hf_class: str = huggingface.AUTO,
+  drop_softcap: bool = False,
 ) -> tuple[str, int, list[str]]:
   """Writes a run's best or latest weights for another program.
 
   Args:
     which: 'best' or 'latest', the preferred checkpoint.
-    format: 'rgpt' or 'safetensors' (output is a file), 'microgpt' or 'hf' (a
-      directory).
-    dtype: 'f32', 'f16' or 'bf16'; rgpt has float32 alone.
+    format: 'rgpt', 'safetensors' or 'gguf' (output is a file), 'microgpt' or
+      'hf' (a directory).
+    dtype: 'f32', 'f16' or 'bf16', of gguf also 'q8_0'; rgpt has float32 alone.
     overwrite: whether an existing file or earlier export may be replaced.
     base_at: see load_model.
     hf_class: of --hf_class of launch.export, the class that 'hf' writes.
+    drop_softcap: gguf leaves model.logit_softcap out instead of refusing.
 
   Returns:
     ('best' or 'latest': the checkpoint that was found, its completed steps,
@@ -78,6 +85,9 @@ def export(
   if format == 'rgpt' and not base.has_record(workdir):
     return export_rgpt(workdir, which, output)
   loaded = load_model(workdir, which, base_at)
+  if format == 'gguf':
+    notes = export_gguf(output, loaded, dtype, drop_softcap)
+    return loaded.which, loaded.step, notes
   cfg, params = loaded.cfg, loaded.params
   reasons = unrepresentable(cfg, format) if format in FORMATS else []
   if reasons:
@@ -90,7 +100,7 @@ def export(
   notes, rounding = [], None
   if dtype != 'f32':
     rounding = rounding_report(cfg, params, dtype)
-    notes.append(_rounding_note(rounding))
+    notes.append(rounding_note(rounding))
   record = {
     'config': loaded.config,
     'step': loaded.step,
@@ -114,15 +124,6 @@ def export(
   else:
     write_model_file(output, cfg, params, dtype, record)
   return loaded.which, loaded.step, notes
-
-
-def _rounding_note(report: Mapping[str, Any]) -> str:
-  return (
-    f'{report["dtype"]}: rounding the weights changes logits by at most '
-    f'{report["max_error"]:.3g} (logits up to {report["max_logit"]:.3g}) over '
-    f'{report["positions"]:,} positions; the likeliest token is the same at '
-    f'{100 * report["same_argmax"]:.1f} % of them'
-  )
 
 
 def detect(directory: Path) -> str:

@@ -66,19 +66,22 @@ class ForeignModel:
     params: parameter tree, float32 numpy.
     tokenizer: its vocabulary size is that of the weights.
     record: what our own exports keep of their run ('config', 'step', ...).
+    chat_template: Jinja, or ''.
   """
 
   options: dict[str, Any]
   params: dict[str, Any]
   tokenizer: Tokenizer
   record: dict[str, Any] = dataclasses.field(default_factory=dict)
+  chat_template: str = ''
 
 
 def check_output(output: Path, format: str, overwrite: bool = False) -> None:
   """Checks that an export may be written to `output`.
 
   Args:
-    format: 'rgpt' or 'safetensors' (files), 'microgpt' or 'hf' (directories).
+    format: 'rgpt', 'safetensors' or 'gguf' (files), 'microgpt' or 'hf'
+      (directories).
     overwrite: whether an existing file or an earlier export may be replaced.
 
   Raises:
@@ -94,8 +97,14 @@ def check_output(output: Path, format: str, overwrite: bool = False) -> None:
       raise UserError(
         f'cannot write {output}: there is no directory {output.parent}'
       )
-    if output.exists() and not overwrite:
-      raise _exists(output)
+    written = [output]
+    if format == 'gguf':
+      if output.suffix != '.gguf':
+        raise UserError(f'--output={output} must end in .gguf')
+      written.append(modelfile_path(output))
+    for path in written:
+      if path.exists() and not overwrite:
+        raise _exists(path)
     return
   if output.exists() and not output.is_dir():
     raise UserError(
@@ -116,6 +125,11 @@ def check_output(output: Path, format: str, overwrite: bool = False) -> None:
     )
   if not overwrite:
     raise _exists(output)
+
+
+def modelfile_path(gguf: Path) -> pathlib.Path:
+  """Where Ollama's Modelfile for a GGUF file is: books.Modelfile."""
+  return pathlib.Path(gguf).with_suffix('.Modelfile')
 
 
 def _exists(output: pathlib.Path) -> UserError:

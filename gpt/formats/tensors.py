@@ -155,33 +155,59 @@ def rounding_report(
 ) -> dict[str, Any]:
   """Measures how rounding the weights to `dtype` changes float32 logits.
 
+  Returns:
+    'dtype', and what `compare_logits` finds.
+  """
+  rounded = from_tensors(round_to(to_tensors(params), dtype), cfg, 'weights')
+  return {'dtype': dtype, **compare_logits((cfg, params), (cfg, rounded))}
+
+
+def compare_logits(
+  exact: tuple[GPTConfig, Params], other: tuple[GPTConfig, Params]
+) -> dict[str, Any]:
+  """Compares the float32 logits of two models of one vocabulary.
+
   Uses up to 4 x 256 positions of seeded random tokens.
 
   Returns:
-    'dtype', 'max_error' (largest change of a logit), 'max_logit' (largest
-    absolute logit), 'same_argmax' (fraction of positions with the same
-    likeliest token), 'positions' (their number).
+    'max_error' (largest difference of a logit), 'max_logit' (largest absolute
+    logit of `exact`), 'same_argmax' (fraction of positions with the same
+    likeliest token), 'mean_kl' (mean divergence KL(exact || other) in nats),
+    'positions' (their number).
   """
+  shape = PROBE_SHAPE[0], min(PROBE_SHAPE[1], exact[0].block_size)
+  tokens = np.random.default_rng(0).integers(0, exact[0].vocab_size, shape)
+  a, b = (_exact_logits(cfg, params, tokens) for cfg, params in (exact, other))
+  log_a, log_b = jax.nn.log_softmax(a), jax.nn.log_softmax(b)
+  same = a.argmax(-1) == b.argmax(-1)
+  return {
+    'max_error': float(np.abs(a - b).max()),
+    'max_logit': float(np.abs(a).max()),
+    'same_argmax': float(same.mean()),
+    'mean_kl': float((np.exp(log_a) * (log_a - log_b)).sum(-1).mean()),
+    'positions': int(same.size),
+  }
+
+
+def _exact_logits(
+  cfg: GPTConfig, params: Params, tokens: np.ndarray
+) -> np.ndarray:
   cfg = dataclasses.replace(
     cfg, dtype='float32', attention='plain', dropout=0.0, remat=False
   )
-  rounded = from_tensors(round_to(to_tensors(params), dtype), cfg, 'weights')
-  shape = PROBE_SHAPE[0], min(PROBE_SHAPE[1], cfg.block_size)
-  tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, shape)
-  forward = jax.jit(GPT(cfg).apply)
   with jax.default_matmul_precision('highest'):
-    exact, close = (
-      np.asarray(forward({'params': p}, tokens.astype(np.int32)))
-      for p in (params, rounded)
-    )
-  same = exact.argmax(-1) == close.argmax(-1)
-  return {
-    'dtype': dtype,
-    'max_error': float(np.abs(exact - close).max()),
-    'max_logit': float(np.abs(exact).max()),
-    'same_argmax': float(same.mean()),
-    'positions': int(same.size),
-  }
+    forward = jax.jit(GPT(cfg).apply)
+    return np.asarray(forward({'params': params}, tokens.astype(np.int32)))
+
+
+def rounding_note(report: Mapping[str, Any]) -> str:
+  """One line about what `rounding_report` found."""
+  return (
+    f'{report["dtype"]}: rounding the weights changes logits by at most '
+    f'{report["max_error"]:.3g} (logits up to {report["max_logit"]:.3g}) over '
+    f'{report["positions"]:,} positions; the likeliest token is the same at '
+    f'{100 * report["same_argmax"]:.1f} % of them'
+  )
 
 
 # --- files

