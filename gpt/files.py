@@ -16,11 +16,11 @@ import os
 import pathlib
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import IO, Any, BinaryIO
 
+from gpt import unfinished
 from gpt.errors import UserError, quoted
 
 # Younger temporary files may belong to a live process.
@@ -48,16 +48,17 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     OSError: the directory is not writable, or `path` is a directory.
   """
   path = pathlib.Path(path)
-  fd, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.tmp-')
+  name = unfinished.name_beside(path)
   try:
-    with os.fdopen(fd, 'wb') as file:
+    with open(name, 'xb') as file:
       yield file
       file.flush()
       os.fsync(file.fileno())
     os.chmod(name, 0o644)
     os.replace(name, path)
+    unfinished.forget(name)
   except BaseException:
-    pathlib.Path(name).unlink(missing_ok=True)
+    unfinished.remove(name)
     raise
 
 
@@ -92,7 +93,7 @@ def remove_leftovers(directory: str | os.PathLike) -> None:
   for path in pathlib.Path(directory).glob('.*.tmp-*'):
     try:
       if time.time() - path.stat().st_mtime > STALE_SECONDS:
-        path.unlink()
+        unfinished.remove(path)
     except OSError:
       pass  # Another process removed it first.
 

@@ -33,6 +33,7 @@ def finish_run(trainer: Trainer) -> Result:
   outcome = 'early stop' if trainer.plateau.stopped else 'finished'
   if step < config.total_steps and not trainer.plateau.stopped:
     outcome = 'interrupted'
+  trainer.check_presence(step)
   if not saved:
     raise failures.not_saved(trainer.checkpoints.last_error, run.workdir)
   if run.leader:

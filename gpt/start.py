@@ -118,7 +118,8 @@ def initial_state(
     logger.info(f'resuming from step {int(state.step)}')
     if init_from:
       logger.info(
-        'note: --init_from only starts a run; this one has started already'
+        f'note: --init_from={init_from} is not used: it only starts a run, and '
+        f'{run.workdir} holds one that has started'
       )
     return state, meta
   check_nothing_lost(run)

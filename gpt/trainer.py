@@ -111,14 +111,12 @@ class Trainer:
     self._init_key, self._dropout_key = jax.random.split(
       jax.random.key(config.seed)
     )
-    self._open: list[
-      Console | Profiler
-    ] = []  # What `settle` and `__exit__` close.
+    # What `settle` and `__exit__` close.
+    self._open: list[Console | Profiler] = []
     self._profiler: Profiler | None = None
     self._lr = 0.0
-    self._pending: tuple[int, dict] | None = (
-      None  # (step, metrics on device) not read yet.
-    )
+    # (step, metrics on device) not read yet.
+    self._pending: tuple[int, dict] | None = None
 
   def __enter__(self) -> Self:
     return self
@@ -128,6 +126,7 @@ class Trainer:
       self.settle()
     finally:
       self.checkpoints.close()
+      self.run.presence.remove_remains()
 
   def settle(self) -> bool:
     """Ends the progress bar and waits for checkpoints.
@@ -190,6 +189,7 @@ class Trainer:
   def begin(self, profile: bool) -> None:
     """Records what is trained, places the state, compiles the steps."""
     run, config, first = self.run, self.config, self.first
+    run.interrupt.take_over()
     if run.leader:
       save_config(run.workdir, config)
       prepare.keep_record(run.workdir, self.dataset.corpus)
@@ -224,6 +224,11 @@ class Trainer:
     if run.leader:
       samples.keep(run.workdir, first)
     self.checkpoints.tidy()
+    run.presence.watch(self.checkpoints.directory)
+
+  def check_presence(self, step: int) -> None:
+    """Raises UserError if the workdir or its checkpoints are gone."""
+    self.run.presence.check(step, self.checkpoints)
 
   def validate_once(self) -> None:
     """The evaluation before the first step: of a new run, or of new data."""
@@ -312,6 +317,7 @@ class Trainer:
 
   def due(self, step: int) -> Due:
     """The actions due after `step`. A collective: all processes call it."""
+    self.check_presence(step)
     due = what_is_due(step, self.first, self.last, self.config)
     stop = self.run.stop_requested(step, now=due.eval or due.save)
     return due._replace(stop=stop)
@@ -355,6 +361,7 @@ class Trainer:
 
   def write_sample(self, step: int) -> str:
     """Samples from the weights of `step` into samples.txt."""
+    self.check_presence(step)
     return samples.write(
       self.config,
       GPT(self.cfg),
@@ -366,6 +373,7 @@ class Trainer:
 
   def save(self, which: str) -> None:
     """Starts writing a checkpoint; warns if the one before it failed."""
+    self.check_presence(int(self.state.step))
     meta = {
       'plateau': dataclasses.asdict(self.plateau),
       'best_loss': self.plateau.best_loss,
@@ -373,11 +381,8 @@ class Trainer:
       'elapsed_s': self.clock.elapsed(),
     }
     if not self.checkpoints.save(which, self.state, meta):
-      logger.warning(
-        f'a checkpoint could not be written by step {int(self.state.step)} '
-        f'({self.checkpoints.last_error}); earlier ones are untouched. Is the '
-        'disk full?'
-      )
+      error = self.checkpoints.last_error
+      logger.warning(failures.not_written(int(self.state.step), error))
 
   def result(self, outcome: str, final: dict | None = None) -> Result:
     """The Result of a run that ends at the current step."""

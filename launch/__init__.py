@@ -1,20 +1,34 @@
 """Commands: thin entry points over gpt and serving."""
 
+import os
 import sys
 import types
 
 
-def _quiet_interrupt(
+def _quiet_start(
   kind: type[BaseException],
   value: BaseException,
   trace: types.TracebackType | None,
 ) -> None:
-  """Ctrl-C during the imports of a command, before `cli.run` can catch it."""
+  """Ctrl-C during the first imports, before signals.take_over."""
   if issubclass(kind, KeyboardInterrupt):
-    print('\ninterrupted', file=sys.stderr)
-  else:
-    sys.__excepthook__(kind, value, trace)
+    os.write(2, b'\ninterrupted\n')
+    os._exit(130)
+  sys.__excepthook__(kind, value, trace)
 
 
-if sys.argv[:1] == ['-m']:  # `python -m launch.NAME` imports this package.
-  sys.excepthook = _quiet_interrupt
+def _is_command() -> bool:
+  """Whether this process is a command: `python -m launch.NAME` or `rgpt`.
+
+  With -m, Python imports this package before anything else.
+  """
+  name = os.path.basename(sys.argv[0]) if sys.argv[:1] else ''
+  return name in ('-m', 'rgpt', 'rgpt.exe')
+
+
+if _is_command():
+  sys.excepthook = _quiet_start
+  from launch import limits, signals
+
+  signals.take_over()
+  limits.check()

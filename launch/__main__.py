@@ -13,8 +13,8 @@ import pathlib
 import runpy
 import sys
 
-from launch import program
-from launch.program import BROKEN_PIPE, INTERRUPTED, USAGE_ERROR
+from launch import program, signals
+from launch.program import BROKEN_PIPE, USAGE_ERROR
 from launch.suggest import closest
 
 # In the order in which they are listed.
@@ -42,12 +42,9 @@ rgpt COMMAND --help lists the flags of a command.\
 
 def main() -> int:
   """Runs the command of sys.argv; returns the exit code, or exits with it."""
+  signals.take_over()
   program.started_as_rgpt()
-  try:
-    return run(sys.argv[1:])
-  except KeyboardInterrupt:  # During the imports; later cli.run catches it.
-    print('\ninterrupted', file=sys.stderr)
-    return INTERRUPTED
+  return run(sys.argv[1:])
 
 
 def run(args: list[str]) -> int:

@@ -16,7 +16,7 @@ from absl import app, flags
 
 from gpt import logs
 from gpt.errors import UserError
-from launch import config_flag, migrating, program
+from launch import config_flag, migrating, program, signals
 from launch.program import BROKEN_PIPE, INTERRUPTED, USAGE_ERROR
 from launch.suggest import closest, did_you_mean
 
@@ -24,6 +24,13 @@ FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # --help lists them under the launcher.
 HELP = ('-h', '-help', '--help')
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# The machine's or the file system's doing, not a bug of ours.
+ENVIRONMENT = {
+  *DISK_FULL,
+  *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE),
+  *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENODEV, errno.ENOTCONN),
+  *(errno.ELOOP, errno.ENAMETOOLONG),
+}
 
 
 def run(
@@ -32,9 +39,9 @@ def run(
   """Parses the flags, calls main(argv) and exits with what it returns.
 
   --help: 0. UserError: `error: ...` on stderr, exit code 2. Ctrl-C: 130. A
-  reader that went away (`| head`): 141, in silence. A full disk: 2. Anything
-  else is a bug of ours and keeps its traceback. Unless `allow_args`, words that
-  are not flags are errors.
+  reader that went away (`| head`): 141, in silence. A full disk, no memory, no
+  access: 2. Anything else is a bug of ours and keeps its traceback. Unless
+  `allow_args`, words that are not flags are errors.
   """
 
   def parse(argv: list[str]) -> list[str]:
@@ -48,6 +55,7 @@ def run(
     sys.stdout.flush()  # Here a closed pipe can still be answered.
     return code
 
+  signals.take_over()
   logs.to_console('stderr')
   # Not news, but absl shows it: "Unable to initialize backend 'tpu'".
   logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
@@ -67,12 +75,22 @@ def run(
   except BrokenPipeError:
     _flush_stdout()
     _end_process(BROKEN_PIPE)
+  except MemoryError:
+    _fail('out of memory: close other programs, or raise ulimit -v')
   except OSError as e:
-    if e.errno not in DISK_FULL:
+    if e.errno not in ENVIRONMENT:
       raise
     where = f' {e.filename}' if e.filename else ' the output'
-    print(f'error: cannot write{where}: {e.strerror}', file=sys.stderr)
-    _end_process(USAGE_ERROR)
+    verb = 'write' if e.errno in DISK_FULL else 'use'
+    where = where if e.filename or verb == 'write' else ' a file'
+    _fail(f'cannot {verb}{where}: {e.strerror}')
+
+
+def _fail(message: str) -> NoReturn:
+  """Ends the process with one line about its environment."""
+  _flush_stdout()
+  print(f'error: {message}', file=sys.stderr)
+  _end_process(USAGE_ERROR)
 
 
 def _leave_with(code: int) -> NoReturn:

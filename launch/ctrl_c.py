@@ -1,4 +1,4 @@
-"""Ctrl-C in a command that generates text."""
+"""Ctrl-C in the REPL: it stops a reply, or the line that is being typed."""
 
 import contextlib
 import signal
@@ -7,13 +7,10 @@ from types import FrameType
 
 
 class CtrlC:
-  """Remembers Ctrl-C, and raises KeyboardInterrupt unless told to wait.
-
-  Libraries call Python from places where exceptions are lost, so the first
-  KeyboardInterrupt may vanish; `check` raises it again.
+  """Raises KeyboardInterrupt at Ctrl-C, unless it is held back.
 
   Attributes:
-    pressed: whether Ctrl-C was pressed since the start, or since `held` began.
+    pressed: whether Ctrl-C was pressed since `held` began.
   """
 
   def __init__(self) -> None:
@@ -26,14 +23,12 @@ class CtrlC:
     if not self._held:
       raise KeyboardInterrupt
 
-  def check(self) -> None:
-    """Raises KeyboardInterrupt if Ctrl-C was pressed."""
-    if self.pressed:
-      raise KeyboardInterrupt
-
   @contextlib.contextmanager
   def held(self) -> Iterator[None]:
-    """Within it Ctrl-C only sets `pressed`, for a loop that asks."""
+    """Within it Ctrl-C only sets `pressed`, for a loop that asks.
+
+    Libraries call Python from places where an exception would be lost.
+    """
     self.pressed, self._held = False, True
     try:
       yield

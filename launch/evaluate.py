@@ -11,6 +11,7 @@ compare with another implementation.
 
 import json
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -40,6 +41,9 @@ SPLIT = flags.DEFINE_enum(
 IDS = flags.DEFINE_string('ids', '', 'A .npy file of token ids int[B, L].')
 LOGITS_OUT = flags.DEFINE_string(
   'logits_out', '', 'The .npy file for their logits float32[B, L, V].'
+)
+OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'Replace an existing file at --logits_out.'
 )
 
 
@@ -101,8 +105,12 @@ def logits() -> None:
   import numpy as np
 
   from gpt.decoding.inspect import write_logits
+  from gpt.runs.output import check_file
 
+  check_file(LOGITS_OUT.value, '--logits_out', OVERWRITE.value)
   try:
+    if not os.path.isfile(IDS.value):  # A pipe would block.
+      raise OSError('it is not a file')
     ids_BL = np.load(IDS.value, allow_pickle=False)
     ids_BL.ndim  # noqa: B018  An .npz has none.
   except (OSError, ValueError, EOFError, AttributeError) as e:

@@ -27,7 +27,6 @@ from absl import flags
 from gpt.errors import UserError
 from gpt.model.params import Params
 from launch import cli, common_flags, pretrained, program
-from launch.ctrl_c import CtrlC
 
 if TYPE_CHECKING:  # At run time, JAX waits until the flags are right.
   from gpt.decoding.prompt import Prompt
@@ -90,7 +89,6 @@ class Job:
   limit: int
   window: str
   clock: 'Clock'
-  ctrl_c: CtrlC
 
   def generate(
     self, start: 'Prompt', s: 'SamplingSettings'
@@ -108,14 +106,12 @@ class Job:
       stop_ids=start.stop_ids,
       window=self.window,
     ):
-      self.ctrl_c.check()
       self.clock.tick(len(new or ()))
       yield row, new
 
 
 def main(_: list[str]) -> None:
   started = time.perf_counter()
-  ctrl_c = CtrlC()
   chosen = pretrained.choose(MODEL(), WORKDIR.value)
   prompts = read_prompts()
 
@@ -156,7 +152,7 @@ def main(_: list[str]) -> None:
     note('note: stdin is not read; --prompt_file=- takes the prompt from it')
 
   params = jax.device_put(loaded.params)
-  job = Job(loaded, params, limit, window, Clock(started), ctrl_c)
+  job = Job(loaded, params, limit, window, Clock(started))
   if documents:
     write_documents(job, starts[0], n, workdir)
     return

@@ -158,6 +158,8 @@ def characters_of(file: str | pathlib.Path) -> 'Tokenizer':
   """The character tokenizer of a text file."""
   from gpt.tokenizers.char import build_char
 
+  if pathlib.Path(file).exists() and not pathlib.Path(file).is_file():
+    raise UserError(f'cannot read {file}: it is a directory, pipe or device')
   try:
     with open(file, encoding='utf-8', errors='replace', newline='') as f:
       return build_char(iter(lambda: f.read(1 << 20), ''))

@@ -11,12 +11,12 @@ them.
 """
 
 import contextlib
-import tempfile
+import os
 
 from absl import flags
 
-from gpt import logs
-from gpt.errors import UserError
+from gpt import logs, staging, unfinished
+from gpt.errors import UserError, explained_writes
 from launch import cli, common_flags, config_flag
 
 config_flag.define('configs/model_l.py')
@@ -45,9 +45,13 @@ def main(_: list[str]) -> None:
       '--config.data.cache_dir, or ask for a --report'
     )
   with contextlib.ExitStack() as stack:
-    workdir = WORKDIR.value or stack.enter_context(
-      tempfile.TemporaryDirectory(prefix='rgpt-prepare-')
-    )
+    workdir = WORKDIR.value
+    if not workdir:
+      new = unfinished.temporary_directory('rgpt-prepare')
+      workdir = stack.enter_context(new)
+    elif not os.path.lexists(workdir):  # Then it is complete, or not made.
+      stack.enter_context(explained_writes(workdir))
+      workdir = stack.enter_context(staging.directory(workdir))
     make_workdir(workdir)
     if saved is None:
       check_unused(workdir)

@@ -16,7 +16,7 @@ from absl import flags
 from gpt import logs
 from gpt.errors import UserError
 from gpt.runs import config_file
-from launch import cli, common_flags, config_flag
+from launch import cli, common_flags, config_flag, signals
 
 DEFAULT_CONFIG = 'configs/model_l.py'
 config_flag.define(DEFAULT_CONFIG)
@@ -55,6 +55,7 @@ def use_huge_pages() -> None:
   ):
     return
   os.environ['GLIBC_TUNABLES'] = HUGE_PAGES
+  signals.hold()  # Until the new start of Python can handle them.
   os.execv(sys.executable, sys.orig_argv)
 
 

@@ -86,7 +86,9 @@ class Server(uvicorn.Server):
     self._service.start()
 
   def handle_exit(self, sig: int, frame: Any) -> None:
-    if self._draining is None and self._loop is not None:
+    if self._loop is None:  # Nothing runs yet.
+      os._exit(128 + sig)
+    if self._draining is None:
       self._draining = sig
       self._loop.call_soon_threadsafe(self._begin_drain, self._loop)
     elif sig != getattr(signal, 'SIGHUP', None):

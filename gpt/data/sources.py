@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import BinaryIO
 
 from gpt.data.sample_text import sample_text
-from gpt.errors import UserError
+from gpt.errors import MOST_QUOTED, UserError, quoted
 from gpt.files import open_file, write_atomic
 
 SHAKESPEARE_URL = (
@@ -30,6 +30,10 @@ SHAKESPEARE_SHA256 = (
 SHAKESPEARE_FILE = 'tinyshakespeare.txt'
 DOWNLOAD_TIMEOUT_S = 10
 READ_BYTES = 1 << 20
+BUILT_IN = ('shakespeare', 'sample', 'auto')
+# Begins the data.path of a run imported from elsewhere: the rest names files
+# of another machine, which are not read.
+IMPORTED = 'imported:'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +128,13 @@ def split_paths(path: str | os.PathLike | Iterable) -> list[str]:
   return [p.strip() for s in parts for p in str(s).split(',') if p.strip()]
 
 
+def imported(path: str) -> str:
+  """The data.path of an imported run whose own one was `path`."""
+  if path.strip() in BUILT_IN or path.startswith(IMPORTED):
+    return path
+  return f'{IMPORTED}{path[:MOST_QUOTED]}'
+
+
 def find_sources(
   path: str | os.PathLike | Iterable, prefer: str = ''
 ) -> Sources:
@@ -137,8 +148,16 @@ def find_sources(
       does not switch texts when a network or a file becomes available.
 
   Raises:
-    UserError: nothing was found, or tinyshakespeare is not available.
+    UserError: nothing was found, tinyshakespeare is not available, or `path`
+      is that of an imported run.
   """
+  if isinstance(path, str) and path.startswith(IMPORTED):
+    raise UserError(
+      'this run was imported, and the text it was trained on '
+      f'({quoted(path.removeprefix(IMPORTED))}) is not read from this machine: '
+      'name a text with --data (launch.evaluate) or --config.data.path '
+      '(launch.train)'
+    )
   patterns = split_paths(path)
   if patterns == ['sample']:
     return _sample()
@@ -165,6 +184,8 @@ def _files(patterns: list[str]) -> Sources:
     found = [p for p in found if os.path.isfile(p)]
     if not found:
       what = 'is a directory' if os.path.isdir(expanded) else 'does not exist'
+      if what != 'is a directory' and os.path.lexists(expanded):
+        what = 'is no file but a pipe, a device or a broken link'
       if glob.has_magic(pattern):
         what = 'matches no file'
       raise UserError(

@@ -1,14 +1,16 @@
 """Exports a run for other programs, and imports their models as new runs."""
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from gpt.data import record as data_record
+from gpt import staging
+from gpt.data.sources import imported
 from gpt.errors import UserError, explained_writes
 from gpt.formats import huggingface, microgpt, model_card
 from gpt.formats.directories import LAYOUTS, Path, check_output
@@ -111,19 +113,35 @@ def export(
   if format == 'microgpt':
     chat = loaded.config['data']['format'] == 'chat'
     end = tokenizer.bos_id if chat else tokenizer.eos_id
-    notes += microgpt.write_microgpt(output, cfg, params, tokenizer, dtype, end)
+    with _new_directory(output, format) as new:
+      notes += microgpt.write_microgpt(new, cfg, params, tokenizer, dtype, end)
   elif format == 'hf':
     family, note = huggingface.choose_class(cfg, hf_class)
     card = model_card.card(
       loaded, workdir, rounding, family.hf_class if family else ''
     )
-    notes += huggingface.write_hf(
-      output, cfg, params, tokenizer, dtype, record, card, family
-    )
+    with _new_directory(output, format) as new:
+      notes += huggingface.write_hf(
+        new, cfg, params, tokenizer, dtype, record, card, family
+      )
     notes.append(note)
   else:
     write_model_file(output, cfg, params, dtype, record)
   return loaded.which, loaded.step, notes
+
+
+@contextlib.contextmanager
+def _new_directory(output: Path, format: str) -> Iterator[pathlib.Path]:
+  """A directory that replaces an earlier export once it is complete."""
+  new = None
+  try:
+    with (
+      explained_writes(output),
+      staging.directory(output, LAYOUTS[format].files) as new,
+    ):
+      yield new
+  except UserError as e:
+    raise UserError(str(e).replace(str(new), str(output))) from e
 
 
 def detect(directory: Path) -> str:
@@ -193,14 +211,23 @@ def import_directory(
   state: Any = state_from_params(
     foreign.params, optimizer.create(config), ema=config.opt.ema_decay > 0
   )
-  step = int(record.get('step') or 0)
+  step = create.checked_step(record.get('step'), directory)
   state = jax.device_get(state.replace(step=np.asarray(step, np.int32)))
-  create.create(workdir, config, tokenizer, state, record.get('best_loss'))
   data = record.get('data') or {}
   if isinstance(data, dict) and data.get('text_sha256'):
     keys = ('kind', 'description', 'text_sha256')
-    with explained_writes(workdir):
-      data_record.write(workdir, *(str(data.get(k, '')) for k in keys))
+    data = {key: str(data.get(key, '')) for key in keys}
+  else:
+    data = None
+  create.create(
+    workdir,
+    config,
+    tokenizer,
+    state,
+    record.get('best_loss'),
+    source=directory,
+    data=data,
+  )
   return {
     'format': format,
     'step': step,
@@ -212,8 +239,15 @@ def import_directory(
 
 
 def _take_over(config: Any, saved: dict[str, Any]) -> None:
-  """Takes over the saved keys that exist in `config` and have its types."""
+  """Takes over the saved keys that exist in `config` and have its types.
+
+  Paths are of another machine, and never used here.
+  """
   known = flatten(json.loads(json.dumps(config.to_dict())))
   for key, value in flatten(saved).items():
+    if key == 'data.path' and isinstance(value, str):
+      value = imported(value)
+    elif key == 'data.cache_dir':
+      continue
     if key in known and isinstance(value, type(known[key])):
       config.update_from_flattened_dict({key: value})

@@ -12,6 +12,7 @@ from typing import Any
 from gpt.errors import UserError, explained_writes
 from gpt.files import read_json
 from gpt.model import GPTConfig
+from gpt.runs.output import check_file, check_place, exists
 from gpt.tokenizers import Tokenizer
 
 Path = str | os.PathLike[str]
@@ -87,30 +88,23 @@ def check_output(output: Path, format: str, overwrite: bool = False) -> None:
   Raises:
     UserError: it may not; nothing has been written.
   """
-  output = pathlib.Path(output)
+  output = check_place(output)
   if (output / 'checkpoints').exists():
     raise UserError(f'{output} is a run; choose another --output')
   if format not in LAYOUTS:
-    if output.is_dir():
-      raise UserError(f'{output} is a directory; --output must name a file')
-    if not output.parent.is_dir():
-      raise UserError(
-        f'cannot write {output}: there is no directory {output.parent}'
-      )
-    written = [output]
     if format == 'gguf':
       if output.suffix != '.gguf':
         raise UserError(f'--output={output} must end in .gguf')
-      written.append(modelfile_path(output))
-    for path in written:
-      if path.exists() and not overwrite:
-        raise _exists(path)
+      check_file(modelfile_path(output), overwrite=overwrite)
+    check_file(output, overwrite=overwrite)
     return
   if output.exists() and not output.is_dir():
     raise UserError(
       f'{output} is a file; --format={format} writes a directory: choose '
       'another --output'
     )
+  if output.is_symlink() and not overwrite:
+    raise exists(output)
   found = sorted(p.name for p in output.iterdir()) if output.exists() else []
   if not found:
     return
@@ -124,19 +118,12 @@ def check_output(output: Path, format: str, overwrite: bool = False) -> None:
       f'{format}: nothing in it will be overwritten. Choose a new --output'
     )
   if not overwrite:
-    raise _exists(output)
+    raise exists(output)
 
 
 def modelfile_path(gguf: Path) -> pathlib.Path:
   """Where Ollama's Modelfile for a GGUF file is: books.Modelfile."""
   return pathlib.Path(gguf).with_suffix('.Modelfile')
-
-
-def _exists(output: pathlib.Path) -> UserError:
-  return UserError(
-    f'{output} exists already: add --overwrite to replace it, or choose '
-    'another --output'
-  )
 
 
 def _has_mark(directory: pathlib.Path, layout: Layout) -> bool:

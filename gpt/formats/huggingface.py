@@ -11,7 +11,6 @@ README.md                         the model card
 
 import json
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +50,6 @@ from gpt.tokenizers.hf_directory import read_tokenizer
 
 CODE = ('configuration_rgpt.py', 'modeling_rgpt.py')
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
-TOKENIZER_FILES = ('tokenizer.json', 'tokenizer_config.json')
 OUR_TOKENIZER = 'rgpt_tokenizer'
 REQUIRED = ('arch', 'n_embd', 'n_head', 'n_layer', 'block_size')
 AUTO, OWN = 'auto', 'own'
@@ -151,9 +149,6 @@ def write_hf(
   files['generation_config.json'] = _json(generation_config(tokenizer, record))
   files[CARD] = card.replace('{tokenizer_note}', note).encode()
   with explained_writes(directory):
-    for name in (*TOKENIZER_FILES, *CODE):
-      (directory / name).unlink(missing_ok=True)
-    shutil.rmtree(directory / OUR_TOKENIZER, ignore_errors=True)
     tokenizer.save(directory / OUR_TOKENIZER)
     for name, data in files.items():
       write_atomic(directory / name, data)

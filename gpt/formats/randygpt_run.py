@@ -78,6 +78,7 @@ def import_rgpt(
     tokenizer,
     state,
     best_loss if math.isfinite(best_loss) else None,
+    source=path,
     **{BEST_LOSS_BITS: int(ckpt.best_loss.view(np.uint32))},
   )
   return int(state.step)

@@ -24,6 +24,7 @@ from gpt.runs.metrics import is_number, number
 from gpt.runs.record import RunRecord, read_run
 
 MAX_SAMPLES = 40
+MARK = '<meta name="generator" content="rgpt">'  # Of every report.
 SMALL = {'width': 480, 'height': 240}  # Pixels of the charts below the first.
 
 
@@ -42,6 +43,7 @@ def report(workdir: str | os.PathLike, defaults: dict | None = None) -> str:
   name = record.workdir.resolve().name
   head = join(
     Markup('<meta charset="utf-8">'),
+    Markup(MARK),
     Markup(
       '<meta name="viewport" content="width=device-width, initial-scale=1">'
     ),

@@ -3,6 +3,7 @@
 Every function draws into axes it is given; `write_png` makes a file.
 """
 
+import io
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -12,9 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gpt.errors import UserError
+from gpt.files import write_atomic
 from gpt.reports.charts import COLORS, GRID, load_matplotlib
 from gpt.reports.series import Points, loss_range, smooth, thin
 from gpt.runs.metrics import is_number
+
+SOFTWARE = 'rgpt'
+MARK = b'Software\0rgpt'  # Of a PNG that write_png made.
 
 if TYPE_CHECKING:  # Importing matplotlib takes a second.
   from matplotlib.axes import Axes
@@ -202,8 +207,12 @@ def write_png(
   draw(axes)
   axes.set_title(title, fontsize=11)
   axes.spines[['top', 'right']].set_visible(False)
+  format = pathlib.Path(path).suffix[1:] or 'png'
+  metadata = {'Software': SOFTWARE} if format == 'png' else None
+  written = io.BytesIO()
   try:
-    figure.savefig(path, dpi=dpi)
+    figure.savefig(written, dpi=dpi, format=format, metadata=metadata)
+    write_atomic(path, written.getvalue())
   except (OSError, ValueError) as e:
     raise UserError(f'cannot write {path}: {e}') from e
 

@@ -3,6 +3,7 @@
 Their layout is described in checkpoint.py.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -153,14 +154,29 @@ class Checkpoints:
     return not self._failed
 
   @property
+  def newest(self) -> int | None:
+    """The step of the newest checkpoint on disk."""
+    return max(
+      (step for of in self._saved.values() for step in of), default=None
+    )
+
+  @property
+  def writing(self) -> set[int]:
+    """The steps of the checkpoints that are being written."""
+    return {step for step, _ in self._pending.values()}
+
+  @property
   def last_error(self) -> str:
     return next(iter(self._failed.values()), '')
 
   def close(self) -> None:
     self.wait()
     if '_writers' in self.__dict__:
-      for writer in self._writers.values():
-        writer.close()
+      for which, writer in self._writers.items():
+        try:
+          writer.close()
+        except Exception as e:  # The folder is gone, say.
+          self._failed[which] = reason(e)
 
   def _finish(self, which: str) -> None:
     """Waits for the pending write, then deletes what it supersedes."""
@@ -190,8 +206,9 @@ class Checkpoints:
     """Renames first, so that a kill leaves no partial checkpoint."""
     del self._saved[which][step]
     if jax.process_index() == 0:
-      trash = _move(self.directory, which, step, DELETED)
-      shutil.rmtree(trash, ignore_errors=True)
+      with contextlib.suppress(FileNotFoundError):  # Somebody else removed it.
+        trash = _move(self.directory, which, step, DELETED)
+        shutil.rmtree(trash, ignore_errors=True)
 
   def set_aside(self, which: str, step: int) -> None:
     """Moves a checkpoint to checkpoints/damaged, unless it is the only one."""

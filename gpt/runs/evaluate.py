@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import pathlib
-import tempfile
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt import devices
+from gpt import devices, unfinished
 from gpt.data import prepare
 from gpt.data.prepare import Dataset
 from gpt.data.sources import find_sources
@@ -60,7 +59,7 @@ def open_dataset(
   sources = find_sources(
     path or config.data.path, prefer='' if path else before.get('kind', '')
   )
-  with tempfile.TemporaryDirectory(prefix='rgpt-evaluate-') as temporary:
+  with unfinished.temporary_directory('rgpt-evaluate') as temporary:
     own_cache = config.data.cache_dir or workdir / 'cache'
     corpus = prepare.open_data(
       config.data,

@@ -17,6 +17,7 @@ from gpt.errors import UserError
 from gpt.runs.checkpoint import list_steps
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MANY_FILES = os.strerror(errno.EMFILE)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -42,7 +43,22 @@ def not_saved(error: str, workdir: str | os.PathLike) -> UserError:
   """The error for a last checkpoint that could not be written."""
   return UserError(
     f'the last checkpoint in {workdir} could not be written ({error}); earlier '
-    'ones are intact. Free some space and run the same command again'
+    f'ones are intact. {_change(error)} and run the same command again'
+  )
+
+
+def _change(error: str) -> str:
+  if MANY_FILES in error:
+    return 'Raise the limit (ulimit -n 1024)'
+  return 'Free some space'
+
+
+def not_written(step: int, error: str) -> str:
+  """The warning about a checkpoint that was due by `step`."""
+  question = '' if MANY_FILES in error else ' Is the disk full?'
+  return (
+    f'a checkpoint could not be written by step {step} ({error}); earlier ones '
+    f'are untouched.{question}'
   )
 
 
@@ -65,6 +81,11 @@ def explained(config: Any, workdir: str | os.PathLike) -> Iterator[None]:
       raise UserError(
         f'no access to {e.filename or workdir}: {e.strerror}. Change its '
         'permissions or name another --workdir'
+      ) from e
+    if not os.path.isdir(workdir):
+      raise UserError(
+        f'{workdir} was removed, renamed or unmounted ({e.strerror}): name a '
+        '--workdir that stays'
       ) from e
     raise
 

@@ -18,6 +18,7 @@ from gpt.data import record
 from gpt.errors import UserError
 from gpt.runs import failures
 from gpt.runs.config_file import CONFIG, changed_keys, read_config
+from gpt.runs.presence import Presence
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ class Run:
     saved: config.json as it was when the run was opened; None if the run had
       not begun.
     changed: {key: (saved, now)} of the config keys that differ.
-    interrupt: set by Ctrl-C, SIGTERM and SIGHUP.
+    interrupt: set by Ctrl-C, SIGTERM and SIGHUP once training begins.
+    presence: notices that the workdir is gone.
     on_close: registers a function to call when the run is closed.
   """
 
@@ -51,6 +53,7 @@ class Run:
   saved: dict | None
   changed: dict
   interrupt: 'Interrupt'
+  presence: Presence
   on_close: Callable[[Callable[[], None]], object]
 
   @property
@@ -74,8 +77,8 @@ class Run:
 def open_run(workdir: str | os.PathLike, config: Any) -> Iterator[Run]:
   """Opens a workdir for training, created if missing.
 
-  Sets up devices, joins the processes of a multi-host run, takes the lock and
-  the signals, and turns full disks and memory into clear errors.
+  Sets up devices, joins the processes of a multi-host run, takes the lock, and
+  turns full disks and memory into clear errors.
 
   Args:
     workdir: path of the run's directory.
@@ -113,8 +116,13 @@ def open_run(workdir: str | os.PathLike, config: Any) -> Iterator[Run]:
           'command again'
         )
       files.remove_leftovers(workdir)
-    interrupt = stack.enter_context(Interrupt())
-    yield Run(workdir, leader, saved, changed, interrupt, stack.callback)
+    interrupt = Interrupt()
+    stack.callback(interrupt.give_back)
+    presence = Presence()
+    presence.watch(workdir)
+    yield Run(
+      workdir, leader, saved, changed, interrupt, presence, stack.callback
+    )
 
 
 def file_stamp(path: pathlib.Path) -> tuple | None:
@@ -173,7 +181,10 @@ def lock_workdir(workdir: str | os.PathLike) -> Iterator[None]:
   except ImportError:  # Windows
     yield
     return
-  with open(pathlib.Path(workdir) / '.lock', 'w') as file:
+  path = pathlib.Path(workdir) / '.lock'
+  if path.exists() and not path.is_file():  # A pipe would block.
+    raise UserError(f'{path} is not a file: remove it')
+  with open(path, 'w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
@@ -192,6 +203,7 @@ def lock_workdir(workdir: str | os.PathLike) -> Iterator[None]:
 class Interrupt:
   """Turns the first Ctrl-C, SIGTERM or SIGHUP into a flag.
 
+  Before `take_over` they end the process, and nothing is lost.
   A second Ctrl-C or SIGTERM exits at once. Checkpoints appear by rename, so
   the run stays loadable. A closed terminal may send SIGHUP more than once, so
   it never exits at once; under nohup it stays ignored. Outside the main thread
@@ -205,20 +217,23 @@ class Interrupt:
     self._asked = False  # By Ctrl-C or SIGTERM.
     self._old = {}
 
-  def __enter__(self) -> 'Interrupt':
-    if threading.current_thread() is threading.main_thread():
-      for name in self.SIGNALS:
-        number = getattr(signal, name, None)
-        if number is None:
-          continue
-        if name == 'SIGHUP' and signal.getsignal(number) == signal.SIG_IGN:
-          continue
-        self._old[number] = signal.signal(number, self._handle)
-    return self
+  def take_over(self) -> None:
+    """Handles the signals from now on: there may be a step to save."""
+    if threading.current_thread() is not threading.main_thread():
+      return
+    for name in self.SIGNALS:
+      number = getattr(signal, name, None)
+      if number is None:
+        continue
+      if name == 'SIGHUP' and signal.getsignal(number) == signal.SIG_IGN:
+        continue
+      self._old[number] = signal.signal(number, self._handle)
 
-  def __exit__(self, *_: object) -> None:
+  def give_back(self) -> None:
+    """Restores the handlers of before."""
     for number, handler in self._old.items():
       signal.signal(number, handler)
+    self._old = {}
 
   def _handle(self, number: int, frame: types.FrameType | None) -> None:
     self.requested = True

@@ -1,0 +1,95 @@
+"""Whether the directories of a run are still those it was started in."""
+
+import os
+import pathlib
+import shutil
+import time
+from typing import TYPE_CHECKING
+
+from gpt.errors import UserError
+
+if TYPE_CHECKING:  # It imports JAX.
+  from gpt.runs.checkpoint_writer import Checkpoints
+
+
+class Gone(UserError):
+  """A directory of the run was removed, renamed or unmounted."""
+
+
+class Presence:
+  """Notices that a directory is gone, before anything is written there.
+
+  A write would make the directory anew, with a part of the run in it.
+  """
+
+  def __init__(self) -> None:
+    self._known: dict[pathlib.Path, tuple[int, int]] = {}
+    self._gone: pathlib.Path | None = None
+    self._writing: set[int] = set()
+
+  def watch(self, *directories: pathlib.Path) -> None:
+    """Remembers directories, outer ones first."""
+    for directory in directories:
+      if found := _identity(directory):
+        self._known[directory.absolute()] = found
+
+  def check(self, step: int, checkpoints: 'Checkpoints') -> None:
+    """Raises Gone if a directory is not the one it was; `step` is completed."""
+    for directory, known in self._known.items():
+      if _identity(directory) != known:
+        self._gone, self._writing = directory, checkpoints.writing
+        raise Gone(_message(directory, step, checkpoints.newest))
+
+  def remove_remains(self) -> None:
+    """Removes what the checkpoints being written have made anew.
+
+    A directory with anything else in it is somebody's: it stays. The threads of
+    a writer that has failed may go on for a moment, and nobody can wait for
+    them.
+    """
+    quiet = 0
+    while self._gone and quiet < 5:
+      quiet = 0 if self._remove_once(self._gone) else quiet + 1
+      time.sleep(0.2)
+
+  def _remove_once(self, gone: pathlib.Path) -> bool:
+    """Whether there was something that could be removed."""
+    try:
+      found = [path.relative_to(gone) for path in gone.rglob('*')]
+    except OSError:
+      return True  # Something moves there.
+    if not found or not all(map(self._is_remains, found)):
+      return False
+    shutil.rmtree(gone, ignore_errors=True)
+    return not gone.exists()
+
+  def _is_remains(self, path: pathlib.PurePath) -> bool:
+    """Whether a path is one of those checkpoints, or in it, or around it."""
+    names = path.parts[path.parts[0] == 'checkpoints' :]
+    if not names or names in (('latest',), ('best',)):
+      return True
+    step = names[1].partition('.')[0] if names[0] in ('latest', 'best') else ''
+    return step.isdecimal() and int(step) in self._writing
+
+
+def _identity(directory: pathlib.Path) -> tuple[int, int] | None:
+  """Device and inode; None if there is no such directory."""
+  try:
+    stat = os.stat(directory)
+  except OSError:
+    return None
+  return stat.st_dev, stat.st_ino
+
+
+def _message(directory: pathlib.Path, step: int, saved: int | None) -> str:
+  lost = f'its {step} steps were not saved yet and are lost'
+  if saved is not None:
+    lost = f'the newest checkpoint there, if it still exists, has step {saved}'
+  if directory.name == 'checkpoints':
+    change = 'Put it back and run the same command again'
+  else:
+    change = 'If it was moved, name its new place as --workdir'
+  return (
+    f'{directory} was removed, renamed or unmounted: the run ends at step '
+    f'{step}; {lost}. {change}'
+  )

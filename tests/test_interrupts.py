@@ -1,0 +1,157 @@
+"""Ctrl-C and kill -9 at any moment of any command."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gpt.runs.load import load_model
+from tests.support.train_process import environment, snapshot
+from tests.support.workdirs import ROOT, command
+
+INTERRUPTED = 128 + signal.SIGINT
+SWALLOWED = """
+import os, signal, time
+from launch import cli
+
+def main(_):
+  try:  # As in a library's callback, whose exceptions are lost.
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+  except BaseException:
+    print('swallowed')
+
+cli.run(main)
+"""
+ACROSS_EXEC = """
+import os, signal, sys
+from launch import signals
+
+signals.hold()
+os.kill(os.getpid(), signal.SIGINT)
+os.execv(sys.executable, [sys.executable, '-m', 'launch.info', '--help'])
+"""
+
+
+@pytest.mark.parametrize('program', [SWALLOWED, ACROSS_EXEC])
+def test_an_interrupt_cannot_be_lost(program):
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=ROOT,
+    env=environment(),
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stderr) == (INTERRUPTED, '\ninterrupted\n')
+  assert done.stdout == ''
+
+
+TRAIN = ['train', '--config=smoke', '--config.data.path=sample']
+
+
+def commands(run, there) -> list[list[str]]:
+  """One of each kind, on a finished run; what they write is in `there`."""
+  use = f'--workdir={run}'
+  return [
+    [*TRAIN, f'--workdir={there}/train', '--config.total_steps=3'],
+    ['generate', use, '--max_tokens=100000'],
+    ['export', use, '--format=hf', f'--output={there}/hf'],
+    ['evaluate', use],
+    ['serve', use, '--port=0'],
+    ['report', use, f'--output={there}/report.html'],
+    ['info', use],
+    ['import_rgpt', f'--input={run}/checkpoint.bin', f'--vocab={run}']
+    + [f'--workdir={there}/imported'],
+    ['export', use, '--format=rgpt', f'--output={there}/model.bin'],
+    ['prepare_data', *TRAIN[1:], f'--workdir={there}/prepared'],
+  ]
+
+
+def start(words) -> subprocess.Popen:
+  """With the re-exec for huge pages, as a user has it."""
+  env = environment()
+  del env['RGPT_HUGE_PAGES']
+  return subprocess.Popen(
+    command(*words),
+    cwd=ROOT,
+    env=env,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def leftovers(path) -> list[str]:
+  return [str(p) for p in path.rglob('*') if '.tmp-' in p.name]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_thirty_interrupts_in_the_first_three_seconds(
+  trained_workdir, tmp_path
+):
+  """Every command ends with 130, or had finished, or saved and ended with 0."""
+  run = shutil.copytree(trained_workdir, tmp_path / 'run')
+  before = snapshot(run)
+  there = tmp_path / 'there'
+  there.mkdir()
+  ended = []
+  for i in range(30):
+    words = commands(run, there)[i % 10]
+    process = start(words)
+    time.sleep(0.1 + 2.9 * random.Random(i).random())
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=200)
+    code = process.returncode
+    ended.append(code)
+    note = f'{i}: {words[0]} ended with {code}\n{out}\n{err}'
+    assert 'Traceback' not in err and 'Error' not in err, note
+    assert code in (INTERRUPTED, 0), note
+    assert code == 0 or err.endswith('\ninterrupted\n'), note
+    assert not leftovers(tmp_path), note
+  assert ended.count(INTERRUPTED) >= 20, ended
+  assert snapshot(run) == before
+  for name in ('train', 'imported'):
+    workdir = there / name
+    if (workdir / 'config.json').exists() and name == 'imported':
+      assert load_model(workdir).step
+  process = start(commands(run, there)[0])
+  _, err = process.communicate(timeout=200)
+  assert process.returncode == 0, err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_twenty_kills_lose_nothing(trained_workdir, tmp_path):
+  run = shutil.copytree(trained_workdir, tmp_path / 'run')
+  before = snapshot(run)
+  there = tmp_path / 'there'
+  there.mkdir()
+  repeatable = [
+    [*words, *(['--overwrite'] if words[0] == 'export' else [])]
+    for words in commands(run, there)
+    if words[0] in ('train', 'export', 'import_rgpt', 'report', 'prepare_data')
+  ]
+  for i in range(20):
+    process = start(repeatable[i % len(repeatable)])
+    time.sleep(1 + 5 * random.Random(i).random())
+    process.kill()
+    process.communicate()
+  assert snapshot(run) == before
+  for words in repeatable:
+    if words[0] == 'import_rgpt' and (there / 'imported').exists():
+      assert load_model(there / 'imported').step  # It was complete.
+      continue
+    process = start(words)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, (words, out, err)
+    assert 'Traceback' not in err and 'damaged' not in err
+  assert load_model(there / 'train').step == 3
+  for path in leftovers(there):  # An hour later they are removed.
+    os.utime(path, (0, 0))
