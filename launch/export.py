@@ -12,6 +12,8 @@ microgpt: a model directory of microgpt (architecture microgpt only).
 hf: a directory that transformers loads, with a model card: as a class of its
   own wherever one holds the model, else with our code (trust_remote_code).
 gguf: a file for llama.cpp, with a Modelfile for Ollama beside it.
+peft: the adapters of a LoRA run (opt.lora_rank), for the peft library; every
+  other format holds them merged into their base.
 
 An existing --output is refused; --overwrite replaces a file or an earlier
 export.
@@ -29,7 +31,7 @@ OUTPUT = flags.DEFINE_string('output', None, 'File or directory to write.')
 FORMAT = flags.DEFINE_enum(
   'format',
   'rgpt',
-  ['rgpt', 'safetensors', 'microgpt', 'hf', 'gguf'],
+  ['rgpt', 'safetensors', 'microgpt', 'hf', 'gguf', 'peft'],
   'What to write.',
 )
 DTYPE = flags.DEFINE_enum(
@@ -64,9 +66,9 @@ def main(_: list[str]) -> None:
   workdir, output, format = WORKDIR.value, OUTPUT.value, FORMAT.value
   if not workdir or not output:
     raise UserError('--workdir=DIRECTORY and --output=PATH are needed')
-  if HF_CLASS.value != 'auto' and format != 'hf':
+  if HF_CLASS.value != 'auto' and format not in ('hf', 'peft'):
     raise UserError(
-      f'--hf_class={HF_CLASS.value} is for --format=hf, not {format}'
+      f'--hf_class={HF_CLASS.value} is for --format=hf and peft, not {format}'
     )
   if format == 'rgpt' and DTYPE.value != 'f32':
     raise UserError(

@@ -12,7 +12,7 @@ import numpy as np
 from gpt import staging
 from gpt.data.sources import imported
 from gpt.errors import UserError, explained_writes
-from gpt.formats import huggingface, microgpt, model_card
+from gpt.formats import huggingface, microgpt, model_card, peft
 from gpt.formats.directories import LAYOUTS, Path, check_output
 from gpt.formats.gguf.export import export_gguf
 from gpt.formats.randygpt_run import export_rgpt, write_merged
@@ -67,8 +67,8 @@ def export(
 
   Args:
     which: 'best' or 'latest', the preferred checkpoint.
-    format: 'rgpt', 'safetensors' or 'gguf' (output is a file), 'microgpt' or
-      'hf' (a directory).
+    format: 'rgpt', 'safetensors' or 'gguf' (output is a file), 'microgpt', 'hf'
+      or 'peft' (a directory).
     dtype: 'f32', 'f16' or 'bf16', of gguf also 'q8_0'; rgpt has float32 alone.
     overwrite: whether an existing file or earlier export may be replaced.
     base_at: see load_model.
@@ -86,6 +86,8 @@ def export(
   check_output(output, format, overwrite)
   if format == 'rgpt' and not base.has_record(workdir):
     return export_rgpt(workdir, which, output)
+  if format == 'peft':
+    return peft.export_peft(workdir, which, output, dtype, hf_class)
   loaded = load_model(workdir, which, base_at)
   if format == 'gguf':
     notes = export_gguf(output, loaded, dtype, drop_softcap)

@@ -55,6 +55,11 @@ LAYOUTS = {
     mark='config.json',
     keys={'model_type': None, 'rgpt': None},
   ),
+  'peft': Layout(
+    files=('adapter_model.safetensors', 'adapter_config.json'),
+    mark='adapter_config.json',
+    keys={'peft_type': 'LORA'},
+  ),
 }
 
 

@@ -73,7 +73,7 @@ def from_hf_tensors(
     parts = np.split(x, cuts, axis=-1) if len(row.ours) > 1 else [x]
     for name, part in zip(row.ours, parts):
       if row.layout == MIRRORED:
-        part = _mirrored(part, cfg.head_dim)
+        part = mirrored(part, cfg.head_dim)
       value = np.ascontiguousarray(part, dtype)
       block, leaf = _path(row, name, i)
       tree = params.setdefault(block, {}) if block else params
@@ -96,7 +96,7 @@ def to_hf_tensors(
       block, leaf = _path(row, name, i)
       x = np.asarray(params[block][leaf] if block else params[leaf])
       if row.layout == MIRRORED:
-        x = _mirrored(x, cfg.head_dim)
+        x = mirrored(x, cfg.head_dim)
       parts.append(x.T if row.layout in (OUT_IN, MIRRORED) else x)
     bare = row.hf.replace('{i}', str(i))
     name = bare if row.outside else f'{family.prefix}.{bare}'
@@ -138,7 +138,7 @@ def _file_shape(
   return joined[::-1] if row.layout in (OUT_IN, MIRRORED) else joined
 
 
-def _mirrored(x: np.ndarray, head_dim: int) -> np.ndarray:
+def mirrored(x: np.ndarray, head_dim: int) -> np.ndarray:
   """Negates the second half of each head; x is [in, heads K]."""
   heads = x.reshape(x.shape[0], -1, head_dim)
   first, second = np.split(heads, [head_dim // 2], axis=-1)
