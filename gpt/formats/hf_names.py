@@ -1,5 +1,7 @@
-"""Names of tensors in our own PyTorch code (hf_code)."""
+"""Names of options and tensors in our own PyTorch code (hf_code)."""
 
+# transformers 5 takes `rope_scaling` for a dictionary of its own.
+OPTIONS = {'rope_scaling': 'rope_rule'}
 # Vectors of a layer that have a module of their own, and biases of matrices.
 GAINS = {'attn_q_gain': 'attn_q_norm', 'attn_k_gain': 'attn_k_norm'}
 BIASES = {

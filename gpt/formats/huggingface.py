@@ -27,7 +27,7 @@ from gpt.formats.directories import (
   check_vocab_size,
   make_directory,
 )
-from gpt.formats.hf_names import hf_tensor_name, tensor_name
+from gpt.formats.hf_names import OPTIONS, hf_tensor_name, tensor_name
 from gpt.formats.markdown import escape
 from gpt.formats.tensor_files import TensorFiles, open_model
 from gpt.formats.tensors import from_tensors, to_tensors, write_tensors
@@ -166,7 +166,7 @@ def own_entries(cfg: GPTConfig) -> dict[str, Any]:
       'AutoModelForCausalLM': 'modeling_rgpt.RgptForCausalLM',
     },
     'vocab_size': cfg.vocab_size,
-    **{name: getattr(cfg, name) for name in option_names(format='hf')},
+    **{OPTIONS.get(n, n): getattr(cfg, n) for n in option_names(format='hf')},
   }
 
 
@@ -364,15 +364,19 @@ def _read_own(
   names = option_names(format='hf')
   try:
     # Exports older than an option have its default.
-    given = {*REQUIRED, *(name for name in names if name in config)}
-    options = {name: config[name] for name in given}
+    given = {name: OPTIONS.get(name, name) for name in names}
+    options = {
+      name: config[theirs]
+      for name, theirs in given.items()
+      if theirs in config or name in REQUIRED
+    }
     cfg = GPTConfig(vocab_size=config['vocab_size'], **options)
   except KeyError as e:
     raise UserError(f'{directory / CONFIG} lacks {e}') from e
   except TypeError as e:
     raise UserError(f'{directory / CONFIG} has a wrong value: {e}') from e
   tensors = {tensor_name(k): files.read(k) for k in files.shapes}
-  params = from_tensors(tensors, cfg, directory / WEIGHTS)
+  params = from_tensors(tensors, cfg, directory / WEIGHTS, PARAM_DTYPES[dtype])
   return cfg, params
 
 

@@ -74,12 +74,17 @@ def to_tensors(params: Params) -> Tensors:
 
 
 def from_tensors(
-  tensors: Tensors, cfg: GPTConfig, source: Path
+  tensors: Tensors,
+  cfg: GPTConfig,
+  source: Path,
+  dtype: Any = np.float32,
 ) -> dict[str, Any]:
-  """The float32 parameter tree of a model.
+  """The parameter tree of a model.
 
   Args:
+    tensors: emptied on the way, so that both are never held in full.
     source: where the tensors come from, for errors.
+    dtype: of the parameters.
 
   Raises:
     UserError: tensors or shapes that do not fit the config.
@@ -106,9 +111,9 @@ def from_tensors(
       )
   ours = {leaf: name for name, leaf in LEAVES.items()}
   params: dict[str, Any] = {}
-  for name, x in tensors.items():
+  for name in wanted:
     layer, _, leaf = name.partition('.')
-    x = np.asarray(x, np.float32)
+    x = np.asarray(tensors.pop(name), dtype)
     if leaf:
       block = params.setdefault(layer.replace('layer', 'block_'), {})
       block[ours[leaf]] = np.ascontiguousarray(x.T)

@@ -55,6 +55,24 @@ MODELS = {
   'microgpt': {'arch': 'microgpt'},
   'options': OPTIONS,
   'gelu': {'mlp': 'gelu', 'embed_norm': True},
+  'layer_norm': {
+    'mlp': 'swiglu',
+    'mlp_width': 80,
+    'norm': 'layer',
+    'norm_gain': True,
+    'bias': True,
+    'embed_norm': True,
+    'final_norm': True,
+  },
+  'wide_heads': {
+    **OPTIONS,
+    'head_dim': 24,
+    'qk_gain': True,
+    'norm_gain': True,
+    'norm_eps': 1e-3,
+    'rope_base': 5e5,
+    'rope_scaling': 'llama3:8,1,4,8',
+  },
 }
 
 
@@ -76,7 +94,7 @@ def exported(libraries, tmp_path_factory, tokenizer):
       make_run(
         workdir,
         tokenizer,
-        lambda leaf, shape: rng.normal(0, 0.15, shape),
+        lambda leaf, shape: rng.normal(0, 0.15, shape) + (len(shape) == 1),
         **MODELS[name],
       )
       with pytest.MonkeyPatch.context() as patch:

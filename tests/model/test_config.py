@@ -11,6 +11,7 @@ import pytest
 from configs import default
 from gpt.errors import UserError
 from gpt.formats import hf_code, model_card, randygpt
+from gpt.formats.hf_names import OPTIONS
 from gpt.formats.huggingface import own_entries
 from gpt.model import GPT, GPTConfig, abstract_params
 from gpt.model.config import (
@@ -310,7 +311,9 @@ def test_the_exported_configuration_has_exactly_the_options_of_the_format():
   names = [arg.arg for arg in init.args.args if arg.arg != 'self']
   values = [ast.literal_eval(value) for value in init.args.defaults]
   cfg = GPTConfig(vocab_size=67)
-  expected = {n: getattr(cfg, n) for n in option_names(format='hf')}
+  expected = {
+    OPTIONS.get(n, n): getattr(cfg, n) for n in option_names(format='hf')
+  }
   assert dict(zip(names, values)) == expected | {
     'vocab_size': 67,
     'use_cache': True,
@@ -334,5 +337,5 @@ def test_the_exported_model_implements_each_option_and_each_value():
   for name in option_names(format='hf'):
     found = FIELDS[name].metadata['option']
     if name != 'arch':  # Its consequences are written out as other options.
-      assert name in used, name
+      assert OPTIONS.get(name, name) in used, name
       assert set(found.holds['hf'] or ()) <= words, name

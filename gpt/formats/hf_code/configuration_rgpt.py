@@ -16,7 +16,7 @@ class RgptConfig(PretrainedConfig):
     pos: 'learned' or 'rope'.
     arch: 'randy' or 'microgpt', informative: the other options decide.
     rope_base: RoPE's angles are position * rope_base^(-2i / head_dim).
-    rope_scaling: '', 'linear:FACTOR' or 'llama3:FACTOR,LOW,HIGH,CONTEXT'.
+    rope_rule: '', 'linear:FACTOR' or 'llama3:FACTOR,LOW,HIGH,CONTEXT'.
     norm: 'rms' or 'layer', with norm_eps; qk_norm is always RMSNorm.
     norm_gain: a gain in every norm of the residual stream (with norm='layer'
       and bias also a bias). qk_gain: one on queries and keys.
@@ -52,7 +52,7 @@ class RgptConfig(PretrainedConfig):
     head_dim=0,
     mlp_width=0,
     rope_base=10_000.0,
-    rope_scaling='',
+    rope_rule='',
     norm='rms',
     norm_gain=False,
     norm_eps=1e-5,
@@ -80,7 +80,7 @@ class RgptConfig(PretrainedConfig):
     self.head_dim = head_dim or n_embd // n_head
     self.mlp_width = mlp_width or 4 * n_embd
     self.rope_base = rope_base
-    self.rope_scaling = rope_scaling
+    self.rope_rule = rope_rule
     self.norm = norm
     self.norm_gain = norm_gain
     self.norm_eps = norm_eps

@@ -59,7 +59,7 @@ def rope_frequencies(config, device):
   half = config.head_dim // 2
   steps = torch.arange(half, dtype=torch.float32, device=device)
   freqs = config.rope_base ** (-steps / half)
-  kind, _, numbers = config.rope_scaling.partition(':')
+  kind, _, numbers = config.rope_rule.partition(':')
   if not kind:
     return freqs
   values = [float(x) for x in numbers.split(',')]
@@ -70,7 +70,7 @@ def rope_frequencies(config, device):
     turns = context * freqs / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return freqs * (kept + (1 - kept) / factor)
-  raise ValueError(f'unknown rope_scaling {config.rope_scaling!r}')
+  raise ValueError(f'unknown rope_rule {config.rope_rule!r}')
 
 
 def rope(x, positions, freqs):
