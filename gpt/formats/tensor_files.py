@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.files import parse_json, read_json
+from gpt.files import open_file, parse_json, read_json
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 PICKLED = ('pytorch_model.bin', 'pytorch_model.bin.index.json')
@@ -41,6 +41,7 @@ OTHER_SIZES = {
   'U64': 8,
   'I64': 8,
 }
+MOST_DIMS = 8
 Path = str | os.PathLike[str]
 
 
@@ -78,7 +79,7 @@ class TensorFiles:
       )
     count = math.prod(shape)
     try:
-      with open(path, 'rb') as file:
+      with open_file(path) as file:
         file.seek(start)
         x = np.fromfile(file, READABLE[dtype], count)
     except OSError as e:
@@ -130,7 +131,9 @@ def _shards(directory: pathlib.Path) -> dict[str, Entry]:
     found |= entries
   for name, file in places.items():
     if name not in found or found[name].path.name != file:
-      raise UserError(f'{directory / file} lacks {name}, which {INDEX} names')
+      raise UserError(
+        f'{directory / file} lacks {name[:200]!r}, which {INDEX} has'
+      )
   return found
 
 
@@ -143,8 +146,8 @@ def read_header(path: Path) -> dict[str, Entry]:
   """
   path = pathlib.Path(path)
   try:
-    size = path.stat().st_size
-    with open(path, 'rb') as file:
+    with open_file(path) as file:
+      size = os.fstat(file.fileno()).st_size
       length = int.from_bytes(file.read(LENGTH_BYTES), 'little')
       if not 2 <= length <= min(size - LENGTH_BYTES, LONGEST_HEADER):
         raise _damaged(path, 'its header is cut')
@@ -179,8 +182,9 @@ def _span(path: pathlib.Path, name: str, entry: Any) -> tuple[int, int]:
     dtype, shape = entry.get('dtype'), entry.get('shape')
     offsets = entry.get('data_offsets')
     sizes = OTHER_SIZES | {k: x.itemsize for k, x in READABLE.items()}
-    known = isinstance(dtype, str) and dtype in sizes
-    if known and _are_counts(shape) and _are_counts(offsets):
+    known = isinstance(dtype, str) and dtype in sizes and len(name) <= 200
+    few = _are_counts(shape) and len(shape) <= MOST_DIMS
+    if known and few and _are_counts(offsets) and offsets:
       start, *more = offsets
       if more == [start + math.prod(shape) * sizes[dtype]]:
         return start, more[0]

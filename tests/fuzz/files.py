@@ -1,6 +1,7 @@
 """Real files of every kind, small, and how each is read."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,8 +10,16 @@ from configs import smoke
 from gpt.data import conversations, record, token_cache
 from gpt.data.sources import find_sources
 from gpt.data.text_reader import TextStats, iter_pieces
-from gpt.formats import convert, huggingface, microgpt, randygpt, tensors
+from gpt.formats import (
+  architectures,
+  convert,
+  huggingface,
+  microgpt,
+  randygpt,
+  tensors,
+)
 from gpt.model import GPT, GPTConfig
+from gpt.reports.html import report
 from gpt.runs import checkpoint, config_file, info, load, metrics, samples
 from gpt.runs.checkpoint import BEST, LATEST
 from gpt.runs.checkpoint_meta import options_of
@@ -280,6 +289,40 @@ def make_our_hf(path):
     huggingface.write_hf(*args, {'config': saved, 'step': 3}, 'A card.')
 
   _foreign(path, write, 'randy', pos='rope', final_norm=True)
+
+
+def make_stock(model_type, **options):
+  """A writer of a transformers directory without a trace of ours, sharded."""
+  family = architectures.FAMILIES[model_type]
+
+  def write(path, *args):
+    saved = config_file.plain(tiny_config())
+    record = {'config': saved, 'step': 3}
+    huggingface.write_hf(path, *args, record, 'A card.', family)
+    shutil.rmtree(path / 'rgpt_tokenizer')
+    config = json.loads((path / 'config.json').read_text())
+    del config['rgpt']
+    (path / 'config.json').write_text(json.dumps(config))
+    whole = path / 'model.safetensors'
+    found, places = tensors.read_tensors(whole), {}
+    for i in (0, 1):
+      names, file = sorted(found)[i::2], f'model-{i + 1}-of-2.safetensors'
+      tensors.write_tensors(path / file, {n: found[n] for n in names}, 'f32')
+      places |= dict.fromkeys(names, file)
+    index = {'metadata': {}, 'weight_map': places}
+    (path / f'{whole.name}.index.json').write_text(json.dumps(index))
+    whole.unlink()
+
+  return lambda path: _foreign(path, write, 'randy', **options)
+
+
+def read_stock(path):
+  model = huggingface.read_hf(path)
+  return model.options, model.params, _values(model.tokenizer)
+
+
+def read_report(path):
+  return report(path)
 
 
 def read_foreign(path):

@@ -93,6 +93,29 @@ KINDS = {
   'rgpt-hf': Kind(
     files.make_our_hf, files.read_foreign, ('*.json', '*.s*'), needs=HF
   ),
+  'llama': Kind(
+    files.make_stock(
+      'llama', mlp='swiglu', pos='rope', norm_gain=True, final_norm=True
+    ),
+    files.read_stock,
+    needs=HF,
+  ),
+  'gpt2': Kind(
+    files.make_stock(
+      'gpt2',
+      mlp='gelu',
+      norm='layer',
+      norm_gain=True,
+      final_norm=True,
+      bias=True,
+      tied_embeddings=True,
+    ),
+    files.read_stock,
+    needs=HF,
+  ),
+  'report': Kind(
+    files.make_run, files.read_report, ('*.json', '*.jsonl', '*.txt')
+  ),
   'chat': Kind(files.make_chat, files.read_chat),
   'lines': Kind(files.make_text, files.read_lines),
   'text': Kind(files.make_text, files.read_text),

@@ -75,7 +75,8 @@ def missing_feature(config: Mapping[str, Any]) -> str:
     return 'an encoder (cross attention)'
   if any(config.get(k) for k in ('text_config', 'vision_config')):
     return 'input that is not text (text_config, vision_config)'
-  if config.get('no_rope_layers') and 0 in config['no_rope_layers']:
+  no_rope = config.get('no_rope_layers')
+  if isinstance(no_rope, list) and 0 in no_rope:
     return 'layers without RoPE (no_rope_layers)'
   return FOREIGN_TYPES.get(str(config.get('model_type')), '')
 

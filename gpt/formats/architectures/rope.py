@@ -44,7 +44,7 @@ def read_rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   kind = given.get('rope_type', given.get('type')) or 'default'
   if kind == 'default':
     return {'rope_base': base, 'rope_scaling': ''}
-  if kind not in SCALINGS:
+  if not isinstance(kind, str) or kind not in SCALINGS:
     raise UserError(
       f'{where}: this model scales RoPE by {quoted(kind)}, which rgpt has not; '
       f'known: default, {", ".join(SCALINGS)}'
