@@ -18,6 +18,8 @@ from gpt.formats import (
   randygpt,
   tensors,
 )
+from gpt.formats.gguf import read_gguf, write_gguf
+from gpt.formats.gguf.vocabulary import tokenizer_keys
 from gpt.model import GPT, GPTConfig
 from gpt.reports.html import report
 from gpt.runs import checkpoint, config_file, info, load, metrics, samples
@@ -314,6 +316,25 @@ def make_stock(model_type, **options):
     whole.unlink()
 
   return lambda path: _foreign(path, write, 'randy', **options)
+
+
+def make_gguf(path):
+  def write(path, cfg, params, tokenizer, dtype):
+    keys = tokenizer_keys(tokenizer)
+    write_gguf(path / 'a.gguf', cfg, params, keys, 'q8_0', 'a')
+
+  options = {'mlp': 'swiglu', 'pos': 'rope', 'norm_gain': True}
+  _foreign(path, write, 'randy', final_norm=True, **options)
+
+
+def read_gguf_file(path):
+  model = read_gguf(path / 'a.gguf')
+  return (
+    model.options,
+    model.params,
+    _values(model.tokenizer),
+    model.chat_template,
+  )
 
 
 def read_stock(path):

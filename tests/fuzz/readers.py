@@ -113,6 +113,7 @@ KINDS = {
     files.read_stock,
     needs=HF,
   ),
+  'gguf': Kind(files.make_gguf, files.read_gguf_file, needs=(*HF, 'gguf')),
   'report': Kind(
     files.make_run, files.read_report, ('*.json', '*.jsonl', '*.txt')
   ),

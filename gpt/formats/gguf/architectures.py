@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.errors import UserError
+from gpt.errors import UserError, quoted
 from gpt.formats import architectures as families
 from gpt.model import GPTConfig
 from gpt.model.rope_frequencies import parse_scaling, rope_frequencies
@@ -175,7 +175,7 @@ class Keys:
       value = float(value)
     if type(value) is not kind:
       raise self.refuse(
-        f'{name} is {value!r}, expected {kind.__name__}'
+        f'{name} is {quoted(value)}, expected {kind.__name__}'
         if name in self._metadata
         else f'{name} is missing'
       )
@@ -223,7 +223,7 @@ def read_options(
   if not isinstance(name, str) or name not in ARCHITECTURES:
     why = LACKING.get(name) if isinstance(name, str) else None
     raise UserError(
-      f'{path} holds a model of architecture {name!r}'
+      f'{path} holds a model of architecture {quoted(name)}'
       + (f' ({why})' if why else '')
       + f', which we lack; read are {", ".join(ARCHITECTURES)}'
     )
@@ -237,7 +237,7 @@ def read_options(
   for key, value in keys.unknown().items():
     raise keys.refuse(
       f'the model has {FEATURES.get(key, "a feature")} that we lack: '
-      f'{name}.{key} = {value!r}'
+      f'{name}.{key[:200]} = {quoted(value)}'
     )
   n_embd = keys.whole('embedding_length')
   n_head = keys.whole('attention.head_count')
@@ -286,7 +286,9 @@ def _read_scaling(
   old = keys.get('rope.scale_linear', float, 1.0)
   factor = keys.get('rope.scaling.factor', float, old)
   if kind not in ('none', 'linear') and factor:
-    raise keys.refuse(f'RoPE is scaled by the rule {kind!r}, which we lack')
+    raise keys.refuse(
+      f'RoPE is scaled by the rule {quoted(kind)}, which we lack'
+    )
   linear = kind == 'linear' and factor not in (0.0, 1.0)
   if freqs is None:
     return f'linear:{_short(factor):g}' if linear else ''

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gpt.errors import UserError
+from gpt.errors import UserError, quoted
+from gpt.files import open_file
 
 MAGIC = b'GGUF'
 VERSIONS = (2, 3)
@@ -97,7 +98,7 @@ class GgufFile:
     self.path = pathlib.Path(path)
     self._gguf = library()
     try:
-      with open(self.path, 'rb') as file:
+      with open_file(self.path) as file:
         header = _Header(file, self.path)
         self.metadata = header.metadata
         self.tensors = _checked_tensors(header, self._gguf)
@@ -120,7 +121,7 @@ class GgufFile:
     kind = self._gguf.GGMLQuantizationType(info.type)
     step = max(1, CHUNK_BYTES // (4 * width))
     try:
-      with open(self.path, 'rb') as file:
+      with open_file(self.path) as file:
         file.seek(info.offset)
         for start in range(0, n_rows, step):
           n = min(step, n_rows - start)
@@ -184,7 +185,7 @@ class _Header:
     for _ in range(n_entries):
       key = self._string()
       if key in self.metadata:
-        raise self._damaged(f'the metadata key {key!r} occurs twice')
+        raise self._damaged(f'the metadata key {quoted(key)} occurs twice')
       self.metadata[key] = self._value(self._number('<u4'))
     self.entries = [self._tensor_entry() for _ in range(n_tensors)]
 
@@ -245,7 +246,7 @@ class _Header:
   def _tensor_entry(self) -> tuple[str, tuple[int, ...], int, int]:
     name, n_dims = self._string(), self._number('<u4')
     if not 1 <= n_dims <= MOST_DIMS:
-      raise self._damaged(f'the tensor {name!r} has {n_dims} dimensions')
+      raise self._damaged(f'the tensor {quoted(name)} has {n_dims} dimensions')
     shape = tuple(self._number('<u8') for _ in range(n_dims))[::-1]
     return name, shape, self._number('<u4'), self._number('<u8')
 
@@ -276,28 +277,30 @@ def _checked_tensors(header: _Header, gguf: Any) -> dict[str, TensorInfo]:
       ]
     except (ValueError, KeyError) as e:
       raise UserError(
-        f'{path}: the tensor {name} has the type {kind}, which this version of '
-        'the gguf library does not know (pip install -U gguf)'
+        f'{path}: the tensor {quoted(name)} has the type {kind}, which this '
+        'version of the gguf library does not know (pip install -U gguf)'
       ) from e
     elements = math.prod(shape)
     if name in found or not elements or shape[-1] % block:
       raise damaged(
         path,
-        f'the tensor {name!r} '
+        f'the tensor {quoted(name)} '
         + ('occurs twice' if name in found else f'has the shape {shape}'),
       )
     size = elements // block * block_bytes
     if offset % alignment or start + offset + size > header.size:
       raise damaged(
         path,
-        f'the tensor {name!r} needs bytes {start + offset:,} to '
+        f'the tensor {quoted(name)} needs bytes {start + offset:,} to '
         f'{start + offset + size:,}, the file has {header.size:,}',
       )
     found[name] = TensorInfo(name, shape, kind, start + offset, size)
   in_order = sorted(found.values(), key=lambda info: info.offset)
   for a, b in zip(in_order, in_order[1:]):
     if a.offset + a.size > b.offset:
-      raise damaged(path, f'the tensors {a.name!r} and {b.name!r} overlap')
+      raise damaged(
+        path, f'the tensors {quoted(a.name)} and {quoted(b.name)} overlap'
+      )
   return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gpt.errors import UserError
+from gpt.errors import UserError, quoted
 from gpt.formats.directories import ForeignModel
 from gpt.formats.gguf import architectures, vocabulary
 from gpt.formats.gguf.file import GgufFile
@@ -126,8 +126,8 @@ def _check_tensors(
     )
   if unknown := sorted(given - shapes.keys()):
     raise UserError(
-      f'{file.path}: the tensor {unknown[0]} belongs to a feature that we lack '
-      f'(architecture {name!r})'
+      f'{file.path}: the tensor {quoted(unknown[0])} belongs to a feature that '
+      f'we lack (architecture {name!r})'
     )
   for tensor, shape in shapes.items():
     if file.tensors[tensor].shape != shape:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.errors import UserError
+from gpt.errors import UserError, quoted
 from gpt.formats import huggingface
 from gpt.formats.gguf import words
 from gpt.tokenizers import (
@@ -128,7 +128,7 @@ def read_tokenizer(
     data, always_bos = _read_sentencepiece(entries, tokens, types), True
   else:
     raise entries.wrong(
-      f'is of the model {model!r}, which we lack; read are gpt2 and llama'
+      f'is of the model {quoted(model)}, which we lack; read are gpt2 and llama'
     )
   bos, eos = (entries.id(name, len(tokens)) for name in ('bos', 'eos'))
   try:
@@ -155,8 +155,8 @@ def _read_byte_level(
   rule = words.rule(name)
   if rule is None:
     raise entries.wrong(
-      f'cuts text into words by the rule {name!r} (tokenizer.ggml.pre), which '
-      f'we lack; known are {", ".join(words.names())}'
+      f'cuts text into words by the rule {quoted(name)} (tokenizer.ggml.pre), '
+      f'which we lack; known are {", ".join(words.names())}'
     )
   known, merges = set(tokens), []
   for merge in entries.strings('ggml.merges'):
