@@ -15,6 +15,7 @@ FIGURES = {
   'sample_and_inspect': 6,
   'compare_runs': 2,
   'chat': 2,
+  'adapt_smollm2': 1,
 }
 PNG = b'\x89PNG\r\n\x1a\n'
 nbformat = pytest.importorskip('nbformat', reason='extra notebooks is needed')
@@ -44,6 +45,32 @@ def test_notebooks_are_thin(path):
   assert sum(c['cell_type'] == 'markdown' for c in cells) >= len(code) / 2
 
 
+def make_stand_in(path) -> pathlib.Path:
+  """A tiny chat model of SmolLM2's kind, in transformers' format."""
+  from gpt.formats.convert import export
+  from tests.support.serving_tools import chat_tokenizer, make_random
+
+  make_random(
+    path / 'tiny',
+    chat_tokenizer(),
+    data={'format': 'chat'},
+    block_size=256,
+    arch='randy',
+    mlp='swiglu',
+    mlp_width=48,
+    pos='rope',
+    n_kv_head=2,
+    norm_gain=True,
+    final_norm=True,
+    tied_embeddings=True,
+    embed_norm=False,
+    qk_norm=False,
+    logit_softcap=0.0,
+  )
+  export(path / 'tiny', 'best', 'hf', path / 'stand-in')
+  return path / 'stand-in'
+
+
 @pytest.mark.slow  # `make notebooks`, which .ci/run does too.
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(path, tmp_path, monkeypatch):
@@ -51,6 +78,8 @@ def test_notebooks_run(path, tmp_path, monkeypatch):
   pytest.importorskip('ipykernel', reason='extra notebooks is needed')
   pytest.importorskip('matplotlib', reason='extra notebooks is needed')
   monkeypatch.setenv('RGPT_SMOKE', '1')
+  if path.stem == 'adapt_smollm2':
+    monkeypatch.setenv('RGPT_SMOKE_MODEL', str(make_stand_in(tmp_path)))
   monkeypatch.setenv(
     'PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
   )
