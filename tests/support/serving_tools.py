@@ -49,10 +49,18 @@ class ServerProcess:
   Args:
     workdir: to serve; None: `flags` name the model. flags: more arguments.
     env: more environment. program: instead of `-m launch.serve`.
+    ready_seconds: how long its start may take.
   """
 
-  def __init__(self, workdir, *flags, env=None, program=('-m', 'launch.serve')):
-    self.log = []
+  def __init__(
+    self,
+    workdir,
+    *flags,
+    env=None,
+    program=('-m', 'launch.serve'),
+    ready_seconds=READY_SECONDS,
+  ):
+    self.log, self._ready_seconds = [], ready_seconds
     self._line = threading.Condition()
     self.process = subprocess.Popen(
       [
@@ -104,9 +112,9 @@ class ServerProcess:
       return match()
 
   def wait_ready(self):
-    self.url = self.wait_for(r'on (http://\S+)')[1]
+    self.url = self.wait_for(r'on (http://\S+)', self._ready_seconds)[1]
     self.port = int(self.url.rpartition(':')[2])
-    self.wait_for('ready:')
+    self.wait_for('ready:', self._ready_seconds)
     return self
 
   def client(self, **kwargs):
