@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gpt.model import num_params
+from gpt.runs.info import finite
 from gpt.runs.load import LoadedModel
 from serving import metrics
 from serving.engine.errors import RequestTimeout
@@ -96,7 +97,7 @@ class InfoRoutes:
         'chat': service.is_chat,
         'step': loaded.step,
         'checkpoint': loaded.which,
-        'val_loss': loaded.meta.get('best_loss'),
+        'val_loss': finite(loaded.meta.get('best_loss')),
         'backend': jax.default_backend(),
         'slots': service.options.slots,
       },

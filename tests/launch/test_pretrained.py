@@ -1,6 +1,7 @@
 """--model=WHAT and `launch.chat` without a workdir."""
 
 import io
+import math
 import os
 import sys
 
@@ -15,7 +16,7 @@ from tests.support import chat_tools
 from tests.support.chat_tools import expected, make_chatter
 from tests.support.commands import JAX, run_all
 from tests.support.fake_hub import FakeHub
-from tests.support.serving_tools import serving
+from tests.support.serving_tools import chat_tokenizer, make_random, serving
 from tests.support.workdirs import launch
 
 home = chat_tools.home  # Around every test.
@@ -249,10 +250,16 @@ def test_generate_takes_a_model(chatter, exported):
 
 
 @pytest.mark.slow
-def test_serve_takes_a_model_and_is_named_after_it(exported):
-  with serving(None, f'--model={exported}') as server:
+def test_serve_takes_a_model_and_is_named_after_it(tmp_path):
+  """Nobody has measured the loss of an imported model."""
+  tokenizer = chat_tokenizer()
+  make_random(tmp_path / 'run', tokenizer, meta={'best_loss': math.inf})
+  export(tmp_path / 'run', 'best', 'hf', tmp_path / 'small-talk')
+  with serving(None, f'--model={tmp_path}/small-talk') as server:
     with server.client() as client:
       body = {'messages': [{'role': 'user', 'content': 'hi'}], 'max_tokens': 4}
       answer = client.post('/v1/chat/completions', json=body).json()
-  assert answer['model'] == 'small-talk'
+      (card,) = client.get('/v1/models').json()['data']
+  assert answer['model'] == card['id'] == 'small-talk'
   assert answer['choices'][0]['message']['content']
+  assert card['meta']['val_loss'] is None
