@@ -9,6 +9,8 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from gpt.errors import UserError
 from gpt.tokenizers import Tokenizer
 from gpt.tokenizers.base import replace_surrogates
@@ -104,7 +106,7 @@ class ChatTemplate:
     Raises:
       UserError: the template refuses the messages or fails.
     """
-    return self._controls.encode(self._render(messages, prompt)).ids
+    return self._controls.encode(self._render(messages, prompt)).ids.tolist()
 
   def continued_ids(self, messages: Sequence[Message]) -> list[int]:
     """Ids of a conversation whose last message is left open, to be continued.
@@ -124,7 +126,7 @@ class ChatTemplate:
       )
     if not after.startswith(' '):
       before = before.rstrip()
-    return self._controls.encode(before).ids
+    return self._controls.encode(before).ids.tolist()
 
   def conversation(
     self, messages: Sequence[Message]
@@ -144,12 +146,10 @@ class ChatTemplate:
       text = self._render(messages, prompt=False)
       spans = self._spans_by_prompt(messages, text)
     encoded = self._controls.encode(text)
-    mask, i = [], 0
-    for start, end in encoded.spans:
-      while i < len(spans) and start >= spans[i][1]:
-        i += 1
-      mask.append(i < len(spans) and end > spans[i][0])
-    return encoded.ids, mask
+    mask = np.zeros(len(encoded.ids), bool)
+    for start, end in spans:
+      mask |= (encoded.starts < end) & (encoded.ends > start)
+    return encoded.ids.tolist(), mask.tolist()
 
   def _marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
     """The conversation, and the parts inside of {% generation %}."""

@@ -25,7 +25,10 @@ from gpt.tokenizers import HfTokenizer, Tokenizer
 OPEN, CLOSE = '\ue0f0', '\ue0f1'
 # Of an added token that is found in a text as it stands.
 PLAIN = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
-CACHED_SEGMENTS = 1024  # The turns of a long conversation.
+# Texts between control tokens that are kept encoded: the turns of a long
+# conversation, but no document that somebody pastes.
+CACHED_SEGMENTS = 512
+CACHED_CHARS = 4000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +36,13 @@ class Encoded:
   """Token ids, and the characters of the text each one stands for.
 
   Attributes:
-    ids: token ids.
-    spans: [start, end) of each token in the text.
+    ids: int32[n].
+    starts, ends: int32[n], of each token in the text; an end is one past it.
   """
 
-  ids: list[int]
-  spans: list[tuple[int, int]]
+  ids: np.ndarray
+  starts: np.ndarray
+  ends: np.ndarray
 
 
 class ControlTokens:
@@ -72,7 +76,7 @@ class ControlTokens:
     self.contents = {id: c for c, id in (self.marks | self.special).items()}
     # After `contents`: a token's text in its file, if it has several names.
     self._name = re.compile(f'{OPEN}{self.nonce}\\.([0-9a-f]+){CLOSE}')
-    self._segment = functools.lru_cache(CACHED_SEGMENTS)(self._encode_segment)
+    self._cached = functools.lru_cache(CACHED_SEGMENTS)(self._encode_segment)
 
   def name(self, id: int) -> str:
     """The unguessable name of a control token."""
@@ -107,48 +111,47 @@ class ControlTokens:
   def encode(self, text: str) -> Encoded:
     """Encodes text whose control tokens have unguessable names."""
     parts = self._name.split(text)
-    before = -1
-    ids: list[int] = []
-    spans: list[tuple[int, int]] = []
-    at = 0
+    before, at = -1, 0
+    found = [np.zeros((0, 3), np.int32)]  # Rows of id, start, end.
     for i in range(0, len(parts), 2):
-      last = i + 1 == len(parts)
-      after = -1 if last else int(parts[i + 1], 16)
+      after = int(parts[i + 1], 16) if i + 1 < len(parts) else -1
       if parts[i]:
-        found = self._segment(before, parts[i], after)
-        ids += found.ids
-        spans += [(at + a, at + b) for a, b in found.spans]
+        short = len(parts[i]) <= CACHED_CHARS
+        encode = self._cached if short else self._encode_segment
+        found.append(
+          encode(before, parts[i], after) + np.array([0, at, at], np.int32)
+        )
         at += len(parts[i])
-      if not last:
+      if after >= 0:
         end = at + len(self.name(after))
-        ids.append(after)
-        spans.append((at, end))
+        found.append(np.array([[after, at, end]], np.int32))
         at, before = end, after
-    return Encoded(ids, spans)
+    return Encoded(*np.concatenate(found).T)
 
-  def _encode_segment(self, before: int, text: str, after: int) -> Encoded:
-    """Encodes the text between two control tokens (-1: none)."""
-    if unknown := self._tokenizer.count_unknown(text):
-      kept = [i for i, c in enumerate(text) if c not in unknown]
-      found = self._encode_known(before, ''.join(text[i] for i in kept), after)
-      kept.append(len(text))
-      return Encoded(
-        found.ids, [(kept[a], kept[max(b, 1) - 1] + 1) for a, b in found.spans]
-      )
-    return self._encode_known(before, text, after)
+  def _encode_segment(self, before: int, text: str, after: int) -> np.ndarray:
+    """int32[n, 3]: the text between two control tokens (-1: none)."""
+    unknown = self._tokenizer.count_unknown(text)
+    if not unknown:
+      return self._encode_known(before, text, after)
+    kept = [i for i, c in enumerate(text) if c not in unknown]
+    known = ''.join(text[i] for i in kept)
+    ids, starts, ends = self._encode_known(before, known, after).T
+    start_of = np.array([*kept, len(text)], np.int32)
+    end_of = np.array([0, *(i + 1 for i in kept)], np.int32)
+    return np.column_stack([ids, start_of[starts], end_of[ends]])
 
-  def _encode_known(self, before: int, text: str, after: int) -> Encoded:
+  def _encode_known(self, before: int, text: str, after: int) -> np.ndarray:
     if self._hf is None:
       ids = self._tokenizer.encode(text).tolist()
-      return Encoded(ids, _spans(self._tokenizer, ids, text))
+      return _with_spans(self._tokenizer, ids, text)
     # The neighbours decide about a prefix space, and may strip spaces.
     head = self.name(before) if before >= 0 else ''
     tail = self.name(after) if after >= 0 else ''
     encoding = self._hf.encode(head + text + tail, add_special_tokens=False)
     inner = slice(bool(head), len(encoding.ids) - bool(tail))
-    shift = len(head)
-    spans = [(a - shift, b - shift) for a, b in encoding.offsets[inner]]
-    return Encoded(list(encoding.ids[inner]), spans)
+    spans = np.array(encoding.offsets[inner], np.int32).reshape(-1, 2)
+    ids = np.array(encoding.ids[inner], np.int32)
+    return np.column_stack([ids, spans - np.int32(len(head))])
 
 
 @functools.lru_cache(64)
@@ -205,18 +208,15 @@ def _renamed(tokenizer: HfTokenizer, names: Mapping[int, str]) -> Any:
   return renamed
 
 
-def _spans(
-  tokenizer: Tokenizer, ids: list[int], text: str
-) -> list[tuple[int, int]]:
-  """Characters of each token, from the numbers of bytes."""
+def _with_spans(tokenizer: Tokenizer, ids: list[int], text: str) -> np.ndarray:
+  """int32[n, 3]: ids and their characters, from the numbers of bytes."""
   data = text.encode()
   # Index of the character that each byte belongs to.
   starts = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
-  char = np.append(np.cumsum(starts) - 1, len(text)).tolist()
-  spans, at = [], 0
-  for id in ids:
-    end = min(at + len(tokenizer.token_bytes(id)), len(data))
-    last = char[end - 1] + 1 if end > at else char[at]
-    spans.append((char[at], last))
-    at = end
-  return spans
+  char = np.append(np.cumsum(starts) - 1, len(text))
+  ends = np.cumsum([len(tokenizer.token_bytes(id)) for id in ids], dtype=int)
+  ends = np.minimum(ends, len(data))
+  begins = np.append(0, ends)[: len(ids)]
+  last = np.where(ends > begins, char[ends - 1] + 1, char[begins])
+  rows = np.array(ids, np.int32), char[begins], last
+  return np.column_stack(rows).astype(np.int32)
