@@ -249,7 +249,7 @@ def _take_over(config: Any, saved: dict[str, Any]) -> None:
   for key, value in flatten(saved).items():
     if key == 'data.path' and isinstance(value, str):
       value = imported(value)
-    elif key == 'data.cache_dir':
+    elif key in ('data.cache_dir', 'data.chat_template'):
       continue
     if key in known and isinstance(value, type(known[key])):
       config.update_from_flattened_dict({key: value})
