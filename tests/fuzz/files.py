@@ -22,7 +22,7 @@ from gpt.formats.gguf import read_gguf, write_gguf
 from gpt.formats.gguf.vocabulary import tokenizer_keys
 from gpt.model import GPT, GPTConfig
 from gpt.reports.html import report
-from gpt.runs import checkpoint, config_file, info, load, metrics, samples
+from gpt.runs import base, checkpoint, config_file, info, load, metrics, samples
 from gpt.runs.checkpoint import BEST, LATEST
 from gpt.runs.checkpoint_meta import options_of
 from gpt.runs.checkpoint_writer import Checkpoints
@@ -33,8 +33,8 @@ from gpt.tokenizers.chat_template import ChatTemplate
 from gpt.tokenizers.huggingface import read_hf_json as hf_json
 from gpt.tokenizers.randygpt import RandyTokenizer, read_vocab_json
 from gpt.tokenizers.sentencepiece import read_sentencepiece
-from gpt.training import optimizer
-from gpt.training.state import create_state
+from gpt.training import lora, optimizer
+from gpt.training.state import TrainState, create_state
 
 TEXT = 'The king spoke;\n\nnobody heard him, or nearly nobody.\n' * 40
 PROBE = 'The body spoke, nobody heard.\n'
@@ -92,6 +92,36 @@ def make_run(path):
   config_file.save_config(path, config)
   make_logs(path)
   make_record(path)
+
+
+def make_adapters(path):
+  """A run of LoRA adapters and the run that is their base."""
+  (path / 'base').mkdir()
+  make_run(path / 'base')
+  config, run, tokenizer = tiny_config(), path / 'run', char()
+  config.opt.lora_rank = 2
+  cfg = cfg_of(config, tokenizer)
+  adapters = lora.abstract(lora.adapted(GPT(cfg), config.opt))
+  state = TrainState(
+    step=np.asarray(7, np.int32),
+    params=randomized(adapters),
+    opt_state={'m': np.zeros(1)},
+    lr_scale=np.asarray(1, np.float32),
+  )
+  whole = load.load_model(path / 'base')
+  run.mkdir()
+  base.record(
+    run, str(path / 'base'), base.fingerprint(whole.cfg, whole.params)
+  )
+  checkpoints = Checkpoints(run, 2, options_of(cfg, config.opt))
+  assert checkpoints.save(LATEST, state, {}) and checkpoints.wait()
+  checkpoints.close()
+  tokenizer.save(run / 'tokenizer')
+  config_file.save_config(run, config)
+
+
+def read_adapters(path):
+  return load.load_model(path / 'run', base_at=str(path / 'base')).params
 
 
 def make_logs(path):

@@ -64,6 +64,12 @@ KINDS = {
     True,
   ),
   'run': Kind(files.make_run, files.read_run),
+  'adapters': Kind(
+    files.make_adapters,
+    files.read_adapters,
+    ('run/*.json', '**/metadata'),
+    True,
+  ),
   'record': Kind(files.make_run, files.read_record, ('data.json',)),
   'char': Kind(files.make_char, files.read_tokenizer, exact=True),
   'spm': Kind(files.make_spm, files.read_tokenizer, exact=True),
