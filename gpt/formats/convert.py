@@ -12,6 +12,7 @@ import numpy as np
 from gpt import staging
 from gpt.data.sources import imported
 from gpt.errors import UserError, explained_writes
+from gpt.fields import Fields
 from gpt.formats import huggingface, microgpt, model_card, peft
 from gpt.formats.directories import LAYOUTS, Path, check_output
 from gpt.formats.gguf.export import export_gguf
@@ -198,7 +199,8 @@ def import_directory(
     config.update_from_flattened_dict(MICROGPT_TRAINING)
     config.data.format = 'chat' if chat else 'lines'
   else:
-    _take_over(config, record.get('config') or {})
+    saved = Fields(record, f'{directory}: rgpt')
+    _take_over(config, saved.mapping('config', {}).values)
   config.update_from_flattened_dict(overrides)
   cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
   free = {
@@ -240,7 +242,7 @@ def import_directory(
   }
 
 
-def _take_over(config: Any, saved: dict[str, Any]) -> None:
+def _take_over(config: Any, saved: Mapping[str, Any]) -> None:
   """Takes over the saved keys that exist in `config` and have its types.
 
   Paths are of another machine, and never used here.

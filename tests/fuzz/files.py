@@ -6,10 +6,11 @@ import shutil
 import jax
 import numpy as np
 
-from configs import smoke
+from configs import default, smoke
 from gpt.data import conversations, record, token_cache
 from gpt.data.sources import find_sources
 from gpt.data.text_reader import TextStats, iter_pieces
+from gpt.errors import UserError
 from gpt.formats import (
   architectures,
   convert,
@@ -380,6 +381,22 @@ def read_foreign(path):
   read = {'microgpt': microgpt.read_microgpt, 'hf': huggingface.read_hf}
   model = read[convert.detect(path)](path)
   return model.options, model.params, _values(model.tokenizer)
+
+
+def make_import(path):
+  (path / 'in').mkdir()
+  make_our_hf(path / 'in')
+
+
+def read_import(path):
+  """An import that fails leaves nothing."""
+  out = path / 'out'
+  try:
+    convert.import_directory(path / 'in', 'auto', default.get_config(), out)
+  except UserError:
+    assert not out.exists() or not list(out.iterdir())
+    raise
+  return load.load_model(out).params
 
 
 def make_chat(path):

@@ -99,6 +99,13 @@ KINDS = {
   'rgpt-hf': Kind(
     files.make_our_hf, files.read_foreign, ('*.json', '*.s*'), needs=HF
   ),
+  'import': Kind(
+    files.make_import,
+    files.read_import,
+    ('in/*.json', 'in/rgpt_tokenizer/*'),
+    writes=True,
+    needs=HF,
+  ),
   'llama': Kind(
     files.make_stock(
       'llama', mlp='swiglu', pos='rope', norm_gain=True, final_norm=True
