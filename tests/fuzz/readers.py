@@ -42,7 +42,8 @@ class Kind:
   make(path) writes a real one into a new directory. read(path) reads it and
   returns its values. damage: globs of the files to damage. exact: the content
   is protected, so that whatever is read must be the original. writes: reading
-  may change files. needs: optional libraries.
+  may change files. needs: optional libraries. quick: how many
+  the essential tests damage.
   """
 
   make: Callable[[pathlib.Path], object]
@@ -51,6 +52,7 @@ class Kind:
   exact: bool = False
   writes: bool = False
   needs: tuple[str, ...] = ()
+  quick: int = 25
 
 
 HF = ('tokenizers',)
@@ -63,12 +65,13 @@ KINDS = {
     ('checkpoints/latest/7/[pr_]*', 'checkpoints/latest/7/[pr]*/**/*'),
     True,
   ),
-  'run': Kind(files.make_run, files.read_run),
+  'run': Kind(files.make_run, files.read_run, quick=8),
   'adapters': Kind(
     files.make_adapters,
     files.read_adapters,
     ('run/*.json', '**/metadata'),
     True,
+    quick=8,
   ),
   'record': Kind(files.make_run, files.read_record, ('data.json',)),
   'char': Kind(files.make_char, files.read_tokenizer, exact=True),
@@ -105,6 +108,7 @@ KINDS = {
     ('in/*.json', 'in/rgpt_tokenizer/*'),
     writes=True,
     needs=HF,
+    quick=8,
   ),
   'llama': Kind(
     files.make_stock(
@@ -128,7 +132,10 @@ KINDS = {
   ),
   'gguf': Kind(files.make_gguf, files.read_gguf_file, needs=(*HF, 'gguf')),
   'report': Kind(
-    files.make_run, files.read_report, ('*.json', '*.jsonl', '*.txt')
+    files.make_run,
+    files.read_report,
+    ('*.json', '*.jsonl', '*.txt'),
+    quick=8,
   ),
   'chat': Kind(files.make_chat, files.read_chat),
   'lines': Kind(files.make_text, files.read_lines),
