@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 import configs
 from gpt.errors import UserError
 from gpt.model.config import option_names
-from gpt.model.options import RUNTIME
+from gpt.model.options import FUNCTION, RUNTIME, SHAPE
 from gpt.runs.config_file import flatten, plain
 from launch.suggest import closest, did_you_mean
 
@@ -86,6 +86,22 @@ def of_run(saved: dict | None, name: str = 'config') -> ConfigDict:
     ) from e
   config.update_from_flattened_dict(FLAGS[name].override_values)
   return config.lock()
+
+
+def take_over_model(config: ConfigDict, saved: dict) -> None:
+  """Sets what decides which weights fit: options of the model, the tokenizer.
+
+  What the command line sets stays.
+
+  Args:
+    saved: the configuration of a run, nested dicts.
+  """
+  names = option_names(SHAPE, FUNCTION)
+  keys = [*(f'model.{name}' for name in names), 'data.tokenizer']
+  given, known = flatten(saved), flatten(plain(config))
+  for key in keys:
+    if key in given and key in known and not is_given(key):
+      config.update_from_flattened_dict({key: given[key]})
 
 
 def chosen_keys(defaults: str, name: str = 'config') -> dict[str, object]:

@@ -2,14 +2,18 @@
 
     python -m launch.train --config=configs/model_l.py --workdir=runs/l
     python -m launch.train --config=configs/model_l.py --config.lr=1e-5 ...
+    python -m launch.train --init_from=runs/l --config.opt.lora_rank=8 \\
+      --config.data.path=mine.txt --workdir=runs/mine
 
 The same command again resumes. Without --config, a workdir that holds a run
 continues with its own configuration.
 """
 
 import os
+import pathlib
 import platform
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -17,6 +21,9 @@ from gpt import logs
 from gpt.errors import UserError
 from gpt.runs import config_file
 from launch import cli, common_flags, config_flag, signals
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 DEFAULT_CONFIG = 'configs/model_l.py'
 config_flag.define(DEFAULT_CONFIG)
@@ -59,6 +66,25 @@ def use_huge_pages() -> None:
   os.execv(sys.executable, sys.orig_argv)
 
 
+def read_config(directory: str) -> 'ConfigDict':
+  """The run's config; with --init_from, its model is that of the weights.
+
+  Without --config a run continues with its own config, and a new one begins
+  with that of the run it starts from.
+  """
+  source = pathlib.Path(INIT_FROM.value)
+  from_run = INIT_FROM.value and (source / 'checkpoints').is_dir()
+  if config_flag.is_named() and not from_run:
+    return config_flag.of_run(None)  # train_and_evaluate reads config.json.
+  saved = config_file.read_config(directory)
+  if saved is None and from_run:
+    saved = config_file.read_config(source)
+  config = config_flag.of_run(saved)
+  if from_run and saved is not None:
+    config_flag.take_over_model(config, saved)
+  return config
+
+
 def main(_: list[str]) -> None:
   directory = common_flags.need_workdir(WORKDIR, '')
   if ADDITIONAL_STEPS.value and config_flag.is_given('total_steps'):
@@ -66,10 +92,7 @@ def main(_: list[str]) -> None:
       '--additional_steps and --config.total_steps are two targets: give one '
       'of them'
     )
-  # With --config, only train_and_evaluate reads the run's config.json.
-  named = config_flag.is_named()
-  saved = None if named else config_file.read_config(directory)
-  config = config_flag.of_run(saved)
+  config = read_config(directory)
   logs.to_console('stdout', survive=True)
   from gpt.train import train_and_evaluate  # JAX, after the flags are right.
 

@@ -13,7 +13,7 @@ from gpt.errors import UserError
 from gpt.formats.convert import export
 from gpt.formats.randygpt import read_rgpt, to_params
 from gpt.runs import base as base_record
-from gpt.runs import checkpoint
+from gpt.runs import checkpoint, info
 from gpt.runs.checkpoint import LATEST
 from gpt.runs.load import load_model, params_sha256
 from gpt.train import train_and_evaluate
@@ -27,6 +27,7 @@ from tests.support.train_process import (
   train,
 )
 from tests.support.train_runs import ARGS, refused, run_here
+from tests.support.workdirs import launch
 
 LORA = {'opt.lora_rank': 2, 'lr': 1e-2}
 LORA_ARGS = [*ARGS, *(f'--config.{key}={value}' for key, value in LORA.items())]
@@ -208,6 +209,36 @@ def test_a_full_run_cannot_turn_into_adapters(base, tmp_path):
   (workdir / 'config.json').write_text(json.dumps(config))
   assert 'opt.lora_rank' in refused(workdir, LORA)
   run_here(workdir, {'total_steps': 7})
+
+
+def test_info_names_the_base(base, tuned):
+  facts = info.describe(load_model(tuned[0]), tuned[0])
+  assert facts['base']['source'] == str(base)
+  assert f'adapters of rank 2 merged into {base}' in info.page(facts)
+  assert info.describe(load_model(base), base)['base'] is None
+
+
+@pytest.mark.slow
+def test_a_recipe_takes_over_the_model_of_its_base(base, tmp_path):
+  """The launcher: options that decide what the weights are; others stay."""
+  args = (
+    '--config=model_s',
+    f'--init_from={base}',
+    f'--workdir={tmp_path / "run"}',
+    '--config.opt.lora_rank=1',
+    '--config.data.path=sample',
+    '--config.total_steps=1',
+    '--config.batch_size=2',
+    '--config.eval.full_at_end=False',
+    '--config.sample.max_tokens=2',
+  )
+  launch('train', *args)
+  config = json.loads((tmp_path / 'run/config.json').read_text())
+  assert config['model']['n_embd'] == 32 and config['model']['n_layer'] == 1
+  out, _ = launch('train', *args)  # The same command again.
+  assert 'Nothing to train' in out
+  _, err = launch('train', *args, '--config.model.n_embd=64', code=2)
+  assert 'model.n_embd: 32 -> 64' in err
 
 
 # --- exports

@@ -18,7 +18,7 @@ from gpt.fields import read_fields
 from gpt.files import write_atomic
 from gpt.model import GPTConfig
 from gpt.model.config import option_names
-from gpt.model.options import FUNCTION, SHAPE
+from gpt.model.options import FUNCTION
 from gpt.model.params import Params
 from gpt.runs.weights import load_weights
 
@@ -44,22 +44,23 @@ class Base:
 def fingerprint(cfg: GPTConfig, params: Params) -> str:
   """sha256 (hex) of a model: equal for equal weights and equal functions.
 
-  Over the options that are not at their defaults, as JSON, then over every
-  array in the order of their '/'-joined names: its name and its values as
-  float32 (little-endian, C order). bfloat16 weights therefore have the
-  fingerprint of the same values in float32.
+  Over the options that change the function and are not at their defaults, as
+  JSON, then over every array in the order of their '/'-joined names: its name,
+  shape and values as float32 (little-endian, C order). So bfloat16 weights have
+  the fingerprint of the same values in float32, and the context of a model with
+  RoPE does not matter.
   """
   usual = GPTConfig(cfg.vocab_size)
   options = {
     name: getattr(cfg, name)
-    for name in option_names(SHAPE, FUNCTION)
+    for name in option_names(FUNCTION)
     if getattr(cfg, name) != getattr(usual, name)
   }
   digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
   leaves, _ = jax.tree.flatten_with_path(params)
   named = {'/'.join(key.key for key in path): x for path, x in leaves}
   for name in sorted(named):
-    digest.update(name.encode())
+    digest.update(f'{name}{list(named[name].shape)}'.encode())
     digest.update(np.ascontiguousarray(named[name], '<f4').data)
   return digest.hexdigest()
 

@@ -9,7 +9,7 @@ import platform
 import jax
 
 from gpt.model.config import describe_options
-from gpt.runs import checkpoint_meta
+from gpt.runs import base, checkpoint_meta
 from gpt.runs.load import LoadedModel, params_sha256
 from gpt.runs.metrics import duration
 from gpt.tokenizers import chat_format
@@ -32,8 +32,9 @@ def describe(loaded: LoadedModel, workdir: str | os.PathLike) -> dict:
     workdir, name, which, checkpoint (its path), step, total_steps (the
     target), best_loss (nats/token on the validation estimate), elapsed_s (of
     training), architecture (every field of GPTConfig), parameters (how many
-    numbers), params_sha256 (see load.params_sha256), tokenizer, data (text,
-    description, text_sha256), checkpoints ({'best': [steps], 'latest':
+    numbers), params_sha256 (see load.params_sha256), base (of adapters: the
+    content of base.json; else None), tokenizer, data (text, description,
+    text_sha256), checkpoints ({'best': [steps], 'latest':
     [steps]}), versions, config (the run's, all of it).
   """
   tokenizer, meta = loaded.tokenizer, loaded.meta
@@ -49,6 +50,9 @@ def describe(loaded: LoadedModel, workdir: str | os.PathLike) -> dict:
     'architecture': dataclasses.asdict(loaded.cfg),
     'parameters': sum(x.size for x in jax.tree.leaves(loaded.params)),
     'params_sha256': params_sha256(loaded.params),
+    'base': dataclasses.asdict(base.read_record(workdir))
+    if base.has_record(workdir)
+    else None,
     'tokenizer': {
       'kind': tokenizer.kind,
       'vocab_size': tokenizer.vocab_size,
@@ -85,7 +89,7 @@ def page(facts: dict) -> str:
     'run': f'{facts["workdir"]} ({facts["name"]})',
     'checkpoint': _checkpoint_line(facts),
     'architecture': _architecture_line(facts['architecture']),
-    'parameters': f'{facts["parameters"]:,}',
+    'parameters': _parameters_line(facts),
     'tokenizer': _tokenizer_line(facts['tokenizer']),
     'data': facts['data'].get('description') or facts['data']['path'],
     'checkpoints': '; '.join(
@@ -109,6 +113,15 @@ def _checkpoint_line(facts: dict) -> str:
   if facts['elapsed_s']:
     parts.append(f'after {duration(facts["elapsed_s"])}')
   return ', '.join(parts)
+
+
+def _parameters_line(facts: dict) -> str:
+  if facts['base'] is None:
+    return f'{facts["parameters"]:,}'
+  rank, source = facts['config']['opt']['lora_rank'], facts['base']['source']
+  return (
+    f'{facts["parameters"]:,}, adapters of rank {rank} merged into {source}'
+  )
 
 
 def _architecture_line(options: dict) -> str:

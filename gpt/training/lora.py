@@ -40,15 +40,24 @@ def init(
   Returns:
     {'block_0': {'wq': {'a': float32[in, rank], 'b': float32[rank, out]}}, ...}.
   """
-  adapters = {}
-  for i, (name, block) in enumerate(sorted(_blocks(params).items())):
-    keys = jax.random.split(jax.random.fold_in(key, i), len(MATRICES))
-    adapters[name] = {}
-    for target in sorted(block.keys() & set(targets)):
-      n_in, n_out = block[target].shape
-      key_a, bound = keys[MATRICES.index(target)], n_in**-0.5
-      a = jax.random.uniform(key_a, (n_in, rank), minval=-bound, maxval=bound)
-      adapters[name][target] = {'a': a, 'b': jnp.zeros((rank, n_out))}
+  places = [
+    (name, target)
+    for name in sorted(params)
+    for target in MATRICES
+    if name.startswith('block_')
+    and target in targets
+    and target in params[name]
+  ]
+  sizes = [params[name][target].shape[0] * rank for name, target in places]
+  # One draw for all: a program of hundreds takes minutes to compile.
+  numbers = jax.random.uniform(key, (sum(sizes),), minval=-1.0, maxval=1.0)
+  adapters: dict[str, Any] = {name: {} for name, _ in places}
+  start = 0
+  for (name, target), size in zip(places, sizes):
+    n_in, n_out = params[name][target].shape
+    a = numbers[start : start + size].reshape(n_in, rank) * n_in**-0.5
+    adapters[name][target] = {'a': a, 'b': jnp.zeros((rank, n_out))}
+    start += size
   return adapters
 
 
@@ -239,7 +248,3 @@ def check(config: Any) -> None:
     raise UserError(
       f'opt.lora_targets=gate needs model.mlp=swiglu, here it is {cfg.mlp!r}'
     )
-
-
-def _blocks(params: Params) -> dict[str, Any]:
-  return {name: x for name, x in params.items() if name.startswith('block_')}
