@@ -1,11 +1,12 @@
-"""A Qwen3 of 1.6M parameters that other programs open: transformers, llama.cpp.
+"""A Qwen3 of 1.5M parameters that other programs open: transformers, llama.cpp.
 
     rgpt train --config=portable_small --workdir=runs/portable
     rgpt export --workdir=runs/portable --format=hf --output=portable-hf
+    rgpt export --workdir=runs/portable --format=gguf --output=portable.gguf
 
-shakespeare_bpe as transformers' Qwen3ForCausalLM: a gated MLP (SwiGLU), RoPE,
-QK-norm and a final norm as there, but no cap on the logits, which Qwen3 lacks,
-and byte-level BPE of 1,000 tokens.
+1.53M parameters, context 128: shakespeare_bpe as Qwen3ForCausalLM, that is with
+a gated MLP (SwiGLU), without a cap on the logits, which Qwen3 lacks, and with
+byte-level BPE of 1,000 tokens. RoPE, QK-norm and final norm are the same.
 """
 
 from configs import shakespeare_bpe

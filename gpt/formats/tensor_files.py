@@ -178,22 +178,23 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 def _span(path: pathlib.Path, name: str, entry: Any) -> tuple[int, int]:
   """data_offsets of an entry, checked against its shape and dtype."""
-  if isinstance(entry, dict):
-    dtype, shape = entry.get('dtype'), entry.get('shape')
-    offsets = entry.get('data_offsets')
-    sizes = OTHER_SIZES | {k: x.itemsize for k, x in READABLE.items()}
-    known = isinstance(dtype, str) and dtype in sizes and len(name) <= 200
-    few = _are_counts(shape) and len(shape) <= MOST_DIMS
-    if known and few and _are_counts(offsets) and offsets:
-      start, *more = offsets
-      if more == [start + math.prod(shape) * sizes[dtype]]:
-        return start, more[0]
+  fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+  dtype, shape = fields.get('dtype'), fields.get('shape')
+  offsets = fields.get('data_offsets')
+  sizes = OTHER_SIZES | {k: x.itemsize for k, x in READABLE.items()}
+  known = isinstance(dtype, str) and dtype in sizes and len(name) <= 200
+  if known and _are_counts(shape) and _are_counts(offsets):
+    start, *stop = offsets or [0]
+    if stop == [start + math.prod(shape or []) * sizes[str(dtype)]]:
+      return start, stop[0]
   raise _damaged(path, f'the entry of {name[:200]} is wrong')
 
 
 def _are_counts(values: Any) -> bool:
-  return isinstance(values, list) and all(
-    type(x) is int and 0 <= x < 1 << 63 for x in values
+  return (
+    isinstance(values, list)
+    and len(values) <= MOST_DIMS
+    and all(type(x) is int and 0 <= x < 1 << 63 for x in values)
   )
 
 
