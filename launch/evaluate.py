@@ -46,6 +46,17 @@ OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Replace an existing file at --logits_out.'
 )
 
+# What numpy raises for files that are no arrays, or that say absurd things.
+UNREADABLE = (
+  OSError,
+  ValueError,
+  EOFError,
+  AttributeError,
+  OverflowError,
+  MemoryError,
+  RecursionError,
+)
+
 
 def main(_: list[str]) -> None:
   common_flags.need_workdir(WORKDIR)
@@ -111,9 +122,11 @@ def logits() -> None:
   try:
     if not os.path.isfile(IDS.value):  # A pipe would block.
       raise OSError('it is not a file')
-    ids_BL = np.load(IDS.value, allow_pickle=False)
+    # A map is no larger than the file, whatever its header says.
+    with np.errstate(over='ignore'):
+      ids_BL = np.load(IDS.value, mmap_mode='r', allow_pickle=False)
     ids_BL.ndim  # noqa: B018  An .npz has none.
-  except (OSError, ValueError, EOFError, AttributeError) as e:
+  except UNREADABLE as e:
     raise UserError(
       f'cannot read --ids={IDS.value} as a .npy array: {e}'
     ) from e

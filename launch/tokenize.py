@@ -11,6 +11,7 @@ from absl import flags
 
 from gpt.data.prepare import describe_unknown
 from gpt.errors import UserError
+from gpt.files import parse_json
 from gpt.tokenizers import load_tokenizer
 from launch import cli
 
@@ -50,10 +51,7 @@ def main(_: list[str]) -> None:
 
 
 def _read_ids(data: bytes) -> list[int]:
-  try:
-    ids = json.loads(data)
-  except ValueError as e:
-    raise UserError(f'stdin is not JSON: {e}') from e
+  ids = parse_json(data, 'stdin')
   if not isinstance(ids, list) or any(type(i) is not int for i in ids):
     raise UserError(
       'stdin must be a JSON list of token ids, such as [5, 12, 7]'
