@@ -1,5 +1,6 @@
 """The data and the initial state of a run: fresh, resumed or imported."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -121,6 +122,8 @@ def initial_state(
         f'note: --init_from={init_from} is not used: it only starts a run, and '
         f'{run.workdir} holds one that has started'
       )
+    if state.opt_state is None:  # An import that has not been trained.
+      state = dataclasses.replace(state, opt_state=tx.init(state.params))
     return state, meta
   check_nothing_lost(run)
   if init_from and isinstance(model, GPT):

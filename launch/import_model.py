@@ -1,17 +1,20 @@
-"""Make a run from a microgpt or Hugging Face directory.
+"""Make a run from a model of another program.
 
-    python -m launch.import_model --input=chat-model --workdir=runs/chat
-    python -m launch.generate --workdir=runs/chat
-    python -m launch.train --workdir=runs/chat --config.data.path=more.jsonl
-    python -m launch.import_model --input=names --workdir=runs/names \\
-      --config.data.format=text --config.lr=1e-4
+    python -m launch.import_model --input=hf://owner/name \\
+      --workdir=runs/smollm2
+    python -m launch.import_model --input=model.gguf --workdir=runs/g \\
+      --dtype=bfloat16 --block_size=4096
+    python -m launch.chat --workdir=runs/smollm2
+    python -m launch.train --workdir=runs/smollm2 --config.data.path=more.jsonl
 
-It reads microgpt directories (weights.safetensors, meta.json, tokenizer.json;
-extra: hf) and directories that `launch.export --format=hf` wrote, on this
-machine or on the hub (hf://owner/name[@revision]; extra: hf). The optimizer
-starts afresh. The run's config has the hyperparameters the model was trained
-with, except for what --config=FILE and --config.KEY set; the model's shape does
-not change. For RandyGPT files use launch.import_rgpt.
+--input is a Hugging Face directory (GPT-2, Llama, Qwen3 and models of their
+shape; what `launch.export --format=hf` wrote; RandyGPT's own), a microgpt
+directory, a GGUF file, or hf://owner/name[@revision] (extra: hf).
+
+The run is at step 0 and its optimizer starts afresh. Its config has settings
+for fine-tuning, or those that our own exports recorded; --config=FILE and
+--config.KEY win, except over the model's shape. For RandyGPT's checkpoint files
+use launch.import_rgpt. docs/importing.md has the details.
 """
 
 from absl import flags
@@ -20,13 +23,27 @@ from gpt.errors import UserError
 from launch import cli, common_flags, config_flag
 
 INPUT = flags.DEFINE_string(
-  'input', None, 'Directory of the model, or hf://owner/name.'
+  'input', None, 'Directory or GGUF file of the model, or hf://owner/name.'
 )
 FORMAT = flags.DEFINE_enum(
   'format',
   'auto',
-  ['auto', 'microgpt', 'hf'],
-  'Format of the directory; auto: detected from its files.',
+  ['auto', 'hf', 'microgpt', 'randygpt', 'gguf'],
+  'Format of the model; auto: detected from its files.',
+)
+DTYPE = flags.DEFINE_enum(
+  'dtype',
+  'float32',
+  ['float32', 'bfloat16'],
+  'Dtype of the weights in the run. bfloat16 takes half the memory; training '
+  'all weights needs float32.',
+)
+BLOCK_SIZE = flags.DEFINE_integer(
+  'block_size',
+  0,
+  'Context of the run in tokens, at most that of the model; 0: that of the '
+  'model, but at most 2048.',
+  lower_bound=0,
 )
 CONFIG = config_flag.define('configs/default.py')
 WORKDIR = common_flags.workdir('Directory of the new run.')
@@ -34,22 +51,22 @@ WORKDIR = common_flags.workdir('Directory of the new run.')
 
 def main(_: list[str]) -> None:
   if not INPUT.value or not WORKDIR.value:
-    raise UserError('--input=DIRECTORY and --workdir=DIRECTORY are needed')
-  from gpt.formats import hub
+    raise UserError('--input=WHAT and --workdir=DIRECTORY are needed')
   from gpt.formats.convert import import_directory  # JAX, after the flags.
   from gpt.runs.metrics import count
 
-  found = INPUT.value
-  if hub.is_reference(found):
-    found = hub.download(found)
   done = import_directory(
-    found,
+    INPUT.value,
     FORMAT.value,
     CONFIG.value.copy_and_resolve_references(),
     WORKDIR.value,
     config_flag.chosen_keys('configs/default.py'),
+    dtype=DTYPE.value,
+    block_size=BLOCK_SIZE.value,
   )
   cfg, workdir = done['cfg'], WORKDIR.value
+  for note in done['notes']:
+    print(note)
   print(
     f'imported {INPUT.value} ({done["format"]}: {cfg.arch}, {cfg.n_layer} '
     f'layers x {cfg.n_embd}, {count(done["parameters"])} parameters, '

@@ -111,7 +111,9 @@ class Chosen:
         ask_before_download(found)
       found = hub.download(found)
     say(f'importing {self._source} (once; the next start is quick)')
-    import_directory(found, 'auto', get_config(), workdir)
+    import_directory(
+      found, 'auto', get_config(), workdir, context=self._given.context
+    )
 
 
 def define(what: str) -> Callable[[], Flags]:

@@ -1,7 +1,7 @@
 """Exports a run for other programs, and imports their models as new runs."""
 
 import contextlib
-import json
+import copy
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,10 +10,16 @@ import jax
 import numpy as np
 
 from gpt import staging
-from gpt.data.sources import imported
 from gpt.errors import UserError, explained_writes
 from gpt.fields import Fields
-from gpt.formats import huggingface, microgpt, model_card, peft
+from gpt.formats import (
+  foreign,
+  huggingface,
+  import_config,
+  microgpt,
+  model_card,
+  peft,
+)
 from gpt.formats.directories import LAYOUTS, Path, check_output
 from gpt.formats.gguf.export import export_gguf
 from gpt.formats.randygpt_run import export_rgpt, write_merged
@@ -22,35 +28,13 @@ from gpt.formats.tensors import (
   rounding_report,
   write_model_file,
 )
-from gpt.model import GPTConfig
-from gpt.model.config import option_names, unrepresentable
-from gpt.model.options import FORMATS, RUNTIME
+from gpt.model.config import unrepresentable
+from gpt.model.options import FORMATS
 from gpt.runs import base, create
-from gpt.runs.config_file import flatten
 from gpt.runs.info import finite
 from gpt.runs.load import load_model
 from gpt.tokenizers.chat_format import is_chat_tokenizer
-from gpt.training import optimizer
-from gpt.training.state import state_from_params
-
-# microgpt's own hyperparameters, for a run that continues from its weights.
-MICROGPT_TRAINING = {
-  'lr': 1e-3,
-  'min_lr': 0.0,
-  'batch_size': 8,
-  'total_steps': 5000,
-  'model.dropout': 0.0,
-  'opt.schedule': 'linear_warmup',
-  'opt.warmup_steps': 200,
-  'opt.b1': 0.85,
-  'opt.b2': 0.99,
-  'opt.weight_decay': 0.0,
-  'opt.clip': 'none',
-  'opt.plateau_patience': 0,
-  'sample.prompt': '',
-  'sample.temperature': 0.5,
-  'sample.top_p': 1.0,
-}
+from gpt.training.state import TrainState
 
 
 def export(
@@ -147,78 +131,67 @@ def _new_directory(output: Path, format: str) -> Iterator[pathlib.Path]:
     raise UserError(str(e).replace(str(new), str(output))) from e
 
 
-def detect(directory: Path) -> str:
-  """'microgpt' or 'hf', from the files of a directory."""
-  directory = pathlib.Path(directory)
-  if not directory.is_dir():
-    raise UserError(f'no such directory: {directory}')
-  for format, layout in LAYOUTS.items():
-    if (directory / layout.mark).is_file():
-      return format
-  raise UserError(
-    f'{directory} is neither a microgpt directory ({microgpt.META}, '
-    f'{microgpt.WEIGHTS}, {microgpt.TOKENIZER}) nor one that launch.export '
-    f'--format=hf wrote ({huggingface.CONFIG}, {huggingface.WEIGHTS})'
-  )
-
-
 def import_directory(
   directory: Path,
   format: str,
   config: Any,
   workdir: Path,
   overrides: Mapping[str, Any] | None = None,
+  *,
+  dtype: str = 'float32',
+  block_size: int = 0,
+  context: int = import_config.CONTEXT,
 ) -> dict[str, Any]:
-  """Makes a new run from a model directory; it can be trained further.
+  """Makes a new run from a model of another program; it can be trained.
 
-  The optimizer starts afresh. A microgpt directory does not record how long it
-  was trained: its run is at step 0, with microgpt's hyperparameters.
+  Its optimizer starts afresh. Only our own exports record how long they were
+  trained: other runs are at step 0, with hyperparameters for fine-tuning.
 
   Args:
-    format: 'microgpt', 'hf' or 'auto'.
+    directory: what `foreign.read_foreign` takes.
+    format: one of foreign.KINDS, or 'auto'.
     config: ConfigDict of configs/default.py; filled in and saved.
     overrides: {'data.format': 'text', ...}, which win over the model's own
       record, except for the model's shape and function.
+    dtype: of the weights in the run, 'float32' or 'bfloat16'.
+    block_size: context of the run; 0: that of the model.
+    context: the longest that a run gets without `block_size`.
 
   Returns:
     'format', 'step', 'parameters', 'tokenizer' (kind), 'chat' (bool), 'cfg'
-    (the GPTConfig).
+    (the GPTConfig), 'notes' (for the user).
 
   Raises:
-    UserError: unusable files, or a workdir in use.
+    UserError: unusable files, or a workdir in use. Nothing is left of it.
   """
-  if format == 'auto':
-    format = detect(directory)
   workdir, overrides = pathlib.Path(workdir), dict(overrides or {})
   create.check_free(workdir)
-  read = {'microgpt': microgpt.read_microgpt, 'hf': huggingface.read_hf}
-  foreign = read[format](directory)
-  record, tokenizer = foreign.record, foreign.tokenizer
-  chat = is_chat_tokenizer(tokenizer)
-  if format == 'microgpt':
-    config.update_from_flattened_dict(MICROGPT_TRAINING)
-    config.data.format = 'chat' if chat else 'lines'
-  else:
-    saved = Fields(record, f'{directory}: rgpt')
-    _take_over(config, saved.mapping('config', {}).values)
-  config.update_from_flattened_dict(overrides)
-  cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
-  free = {
-    name for name in option_names(RUNTIME) if f'model.{name}' in overrides
-  }
-  for name, value in foreign.options.items():
-    # An equal value may stay written as 'auto'.
-    if name not in free and getattr(cfg, name) != value:
-      config.model[name] = value
-  config.data.tokenizer = tokenizer.kind
-  config.data.tokenizer_path = ''
-  state: Any = state_from_params(
-    foreign.params, optimizer.create(config), ema=config.opt.ema_decay > 0
+  model = foreign.read_foreign(directory, dtype, format)
+  note = import_config.set_context(model, block_size, context)
+  chat = bool(model.chat_template) or is_chat_tokenizer(model.tokenizer)
+  defaults = dict(import_config.FINE_TUNING)
+  if model.kind == foreign.MICROGPT:
+    defaults = dict(import_config.MICROGPT)
+    defaults['data.format'] = 'chat' if chat else 'lines'
+  elif chat:
+    defaults |= {'data.format': 'chat', 'data.loss_on': 'assistant'}
+  defaults |= {f'sample.{name}': x for name, x in model.sampling.items()}
+  record = Fields(model.record, f'{directory}: rgpt')
+  if 'config' in record:  # The run's own settings.
+    defaults = {}
+  defaults['model.param_dtype'] = dtype
+  cfg = import_config.fill_in(config, model, defaults, overrides)
+  step = create.checked_step(record.values.get('step'), directory)
+  tokenizer = copy.copy(model.tokenizer)
+  tokenizer.chat_template = model.chat_template or tokenizer.chat_template
+  state = TrainState(
+    step=np.asarray(step, np.int32),
+    params=model.params,
+    opt_state=None,
+    lr_scale=np.ones((), np.float32),
   )
-  step = create.checked_step(record.get('step'), directory)
-  state = jax.device_get(state.replace(step=np.asarray(step, np.int32)))
-  data = record.get('data') or {}
-  if isinstance(data, dict) and data.get('text_sha256'):
+  data = record.mapping('data', {}).values
+  if data.get('text_sha256'):
     keys = ('kind', 'description', 'text_sha256')
     data = {key: str(data.get(key, '')) for key in keys}
   else:
@@ -228,30 +201,16 @@ def import_directory(
     config,
     tokenizer,
     state,
-    record.get('best_loss'),
+    record.values.get('best_loss'),
     source=directory,
     data=data,
   )
   return {
-    'format': format,
+    'format': model.kind,
     'step': step,
-    'tokenizer': tokenizer.kind,
+    'tokenizer': model.tokenizer.kind,
     'chat': chat,
-    'parameters': sum(x.size for x in jax.tree.leaves(foreign.params)),
-    'cfg': GPTConfig.from_config(config.model, tokenizer.vocab_size),
+    'parameters': sum(x.size for x in jax.tree.leaves(model.params)),
+    'cfg': cfg,
+    'notes': [note] if note else [],
   }
-
-
-def _take_over(config: Any, saved: Mapping[str, Any]) -> None:
-  """Takes over the saved keys that exist in `config` and have its types.
-
-  Paths are of another machine, and never used here.
-  """
-  known = flatten(json.loads(json.dumps(config.to_dict())))
-  for key, value in flatten(saved).items():
-    if key == 'data.path' and isinstance(value, str):
-      value = imported(value)
-    elif key in ('data.cache_dir', 'data.chat_template'):
-      continue
-    if key in known and isinstance(value, type(known[key])):
-      config.update_from_flattened_dict({key: value})

@@ -69,10 +69,12 @@ class ForeignModel:
 
   Attributes:
     options: the keys of `config.model` that the directory fixes.
-    params: parameter tree, float32 numpy.
+    params: parameter tree of numpy, float32 or bfloat16.
     tokenizer: its vocabulary size is that of the weights.
     record: what our own exports keep of their run ('config', 'step', ...).
     chat_template: Jinja, or ''.
+    sampling: keys of `config.sample` that the model asks for.
+    kind: of foreign.KINDS; '' until it is known.
   """
 
   options: dict[str, Any]
@@ -80,6 +82,8 @@ class ForeignModel:
   tokenizer: Tokenizer
   record: dict[str, Any] = dataclasses.field(default_factory=dict)
   chat_template: str = ''
+  sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+  kind: str = ''
 
 
 def check_output(output: Path, format: str, overwrite: bool = False) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 
 from gpt.errors import UserError
 from gpt.model.params import Params
+from gpt.runs import weights_file
 from gpt.runs.checkpoint_meta import BEST, LATEST, list_steps, read_meta
 from gpt.runs.format_version import NewerFormat
 from gpt.training.state import TrainState
@@ -67,7 +68,7 @@ def checksum(*trees: Any) -> int:
   """CRC-32 of the leaves' bytes in tree order."""
   crc = 0
   for leaf in jax.tree.leaves(trees):
-    crc = zlib.crc32(np.ascontiguousarray(leaf).data.cast('B'), crc)
+    crc = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, crc)
   return crc
 
 
@@ -103,6 +104,8 @@ def restore_state(
   Raises:
     DamagedCheckpoint: the checksum does not match. Orbax's errors otherwise.
   """
+  if (pathlib.Path(path) / weights_file.FILE).exists():
+    return _untrained(path, target)
   params, ema, rest = split_state(target)
   meta = read_meta(path)
   params = _restore_item(path, 'params', params)
@@ -117,6 +120,29 @@ def restore_state(
   return TrainState(params=params, ema=ema, **rest), meta
 
 
+def _untrained(
+  path: str | os.PathLike, target: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+  """restore_state of an import, which has no optimizer state: None."""
+  meta, params = read_meta(path), restore_params(path)
+  found, wanted = (
+    jax.tree.map(lambda x: tuple(x.shape), tree)
+    for tree in (params, target.params)
+  )
+  if found != wanted:
+    raise DamagedCheckpoint('its weights have other shapes than the config')
+  # Imported bfloat16 weights may go on as float32 (model.param_dtype).
+  params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, target.params)
+  state = TrainState(
+    step=np.asarray(meta['step'], np.int32),
+    params=params,
+    opt_state=None,
+    lr_scale=np.ones((), np.float32),
+    ema=None if target.ema is None else jax.tree.map(np.copy, params),
+  )
+  return state, meta
+
+
 def restore_params(path: str | os.PathLike) -> Params:
   """The weights to use (the EMA if there is one), as a numpy tree.
 
@@ -125,7 +151,10 @@ def restore_params(path: str | os.PathLike) -> Params:
   """
   item = 'ema' if (pathlib.Path(path) / 'ema').is_dir() else 'params'
   meta = read_meta(path)
-  params = _restore_item(path, item, None)
+  if (pathlib.Path(path) / weights_file.FILE).exists():
+    params = weights_file.read(path)
+  else:
+    params = _restore_item(path, item, None)
   if checksum(params) != meta.get('weights_checksum', checksum(params)):
     raise DamagedCheckpoint('the checksum does not match the weights')
   return params

@@ -5,17 +5,21 @@ Their layout is described in checkpoint.py.
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from gpt.errors import UserError
+from gpt.files import write_atomic
+from gpt.model.params import Params
+from gpt.runs import weights_file
 from gpt.runs.checkpoint import (
   BEST,
   DAMAGED,
@@ -41,6 +45,37 @@ logger = logging.getLogger(__name__)
 def to_host(tree: Any) -> Any:
   """Numpy copies of every leaf (copies: the originals may be donated next)."""
   return jax.tree.map(lambda x: np.array(x, copy=True), jax.device_get(tree))
+
+
+def write_weights(
+  workdir: str | os.PathLike,
+  kinds: Sequence[str],
+  params: Params,
+  step: int,
+  meta: dict,
+) -> None:
+  """Writes weights as a run's first checkpoints, with little memory.
+
+  Args:
+    kinds: LATEST, or both.
+    params: numpy arrays.
+    step, meta: as in `Checkpoints.save`.
+
+  Raises:
+    OSError: the checkpoint cannot be written.
+  """
+  meta = {**meta, 'step': step, 'weights_checksum': checksum(params)}
+  text = json.dumps(sealed(meta))
+  directory = pathlib.Path(workdir) / 'checkpoints'
+  for which in kinds:
+    path = directory / which / str(step)
+    (path / 'meta').mkdir(parents=True)
+    try:  # One file, two names.
+      first = directory / kinds[0] / str(step)
+      os.link(first / weights_file.FILE, path / weights_file.FILE)
+    except OSError:
+      weights_file.write(path, params)
+    write_atomic(path / 'meta' / 'metadata', text.encode())
 
 
 class Checkpoints:

@@ -21,8 +21,8 @@ from gpt.data import record
 from gpt.errors import UserError, explained_writes, quoted
 from gpt.model import GPTConfig
 from gpt.runs.checkpoint import BEST, LATEST
-from gpt.runs.checkpoint_meta import options_of
-from gpt.runs.checkpoint_writer import Checkpoints
+from gpt.runs.checkpoint_meta import MODEL, options_of
+from gpt.runs.checkpoint_writer import Checkpoints, write_weights
 from gpt.runs.config_file import CONFIG, save_config
 from gpt.runs.workdir import lock_workdir
 from gpt.tokenizers import Tokenizer
@@ -114,10 +114,13 @@ def create(
 ) -> None:
   """Writes a run: all of it, or nothing.
 
+  Without optimizer state only the weights are written, which takes little
+  memory; the optimizer starts with the first step.
+
   Args:
     config: ConfigDict, saved as config.json.
     state: TrainState of numpy arrays, saved as the latest checkpoint, and as
-      the best if its loss is known.
+      the best if its loss is known. Its opt_state may be None.
     best_loss: nats/token, or None.
     source: where the state comes from, for errors.
     data: 'kind', 'description' and 'text_sha256' of the training text.
@@ -146,17 +149,19 @@ def create(
   ):
     tokenizer.save(staged / 'tokenizer')
     cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
-    checkpoints = Checkpoints(
-      staged, config.checkpoint.keep, options_of(cfg, config.opt)
-    )
-    saved = all([checkpoints.save(kind, state, meta) for kind in kinds])
-    saved = checkpoints.wait() and saved
-    checkpoints.close()
-    if not saved:
-      raise UserError(
-        f'cannot write to {workdir}: {checkpoints.last_error}. Nothing was '
-        'imported'
-      )
+    model = options_of(cfg, config.opt)
+    if state.opt_state is None:
+      write_weights(staged, kinds, state.params, step, {**meta, MODEL: model})
+    else:
+      checkpoints = Checkpoints(staged, config.checkpoint.keep, model)
+      saved = all([checkpoints.save(kind, state, meta) for kind in kinds])
+      saved = checkpoints.wait() and saved
+      checkpoints.close()
+      if not saved:
+        raise UserError(
+          f'cannot write to {workdir}: {checkpoints.last_error}. Nothing was '
+          'imported'
+        )
     if data:
       record.write(staged, **data)
     save_config(staged, config)

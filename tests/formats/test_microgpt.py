@@ -326,9 +326,9 @@ def test_missing_files_are_named(by_hand, tmp_path):
   directory, _ = by_hand
   bad = tmp_path / 'bad'
   bad.mkdir()
-  with pytest.raises(UserError, match='neither a microgpt directory'):
+  with pytest.raises(UserError, match='holds no model that can be read'):
     import_directory(bad, 'auto', config(), tmp_path / 'run')
-  with pytest.raises(UserError, match='no such directory'):
+  with pytest.raises(UserError, match='there is no'):
     import_directory(tmp_path / 'none', 'auto', config(), tmp_path / 'run')
   for name in ('meta.json', 'weights.safetensors', 'tokenizer.json'):
     with pytest.raises(UserError, match=f'cannot read .*{name}'):
