@@ -336,7 +336,9 @@ def read_hf(directory: Path, dtype: str = 'float32') -> ForeignModel:
   tokenizer = _read_tokenizer(directory, record, cfg.vocab_size)
   check_vocab_size(tokenizer, cfg, directory)
   options = {name: getattr(cfg, name) for name in names}
-  return ForeignModel(options, params, tokenizer, record)
+  return ForeignModel(
+    options, params, tokenizer, record, tokenizer.chat_template
+  )
 
 
 def _read_tokenizer(

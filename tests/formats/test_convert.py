@@ -1,5 +1,6 @@
 """Exports and imports: names, shapes, numbers and ids survive both ways."""
 
+import json
 import pathlib
 import shutil
 import subprocess
@@ -102,6 +103,28 @@ def test_hf_round_trip_changes_no_bit(no_sample, tmp_path, model):
   assert one.config == two.config and one.cfg == two.cfg
   assert two.meta['best_loss'] == one.meta['best_loss'] == 1.5
   assert two.which == 'best'
+
+
+def test_exports_older_than_an_option_are_read(no_sample, tmp_path):
+  source, out, back = (tmp_path / n for n in ('run', 'out', 'back'))
+  make_run(source, CharTokenizer('abcdef \n'), random_weights())
+  export(source, 'best', 'hf', out, 'f32')
+  path = out / 'config.json'
+  entries = json.loads(path.read_text())
+  for name in (
+    'head_dim',
+    'mlp_width',
+    'norm',
+    'norm_eps',
+    'bias',
+    'rope_rule',
+  ):
+    del entries[name]
+  path.write_text(json.dumps(entries))
+  import_directory(out, 'hf', config(), back)
+  one, two = load_model(source), load_model(back)
+  assert params_sha256(one.params) == params_sha256(two.params)
+  assert one.cfg == two.cfg
 
 
 def test_a_directory_without_our_tokenizer_is_read_with_its_tokenizer_json(

@@ -130,6 +130,7 @@ def test_smollm2_is_read_as_what_it_is():
     ),
     ('qwen3', {'layer_types': ['full_attention', 'sliding_attention']}, 'slid'),
     ('llama', {'alibi': True}, 'ALiBi'),
+    ('llama', {'v_head_dim': 64}, 'heads of different sizes'),
     ('llama', {'partial_rotary_factor': 0.5}, 'partial rotary embedding'),
     (
       'llama',

@@ -39,6 +39,7 @@ EXPERTS = (
   'n_routed_experts',
   'moe_num_experts',
 )
+HEAD_SIZES = ('v_head_dim', 'qk_rope_head_dim', 'qk_nope_head_dim')
 PARALLEL = ('use_parallel_residual', 'parallel_attn')
 PARTIAL_ROTARY = ('partial_rotary_factor', 'rotary_pct', 'rope_pct')
 
@@ -57,6 +58,9 @@ def missing_feature(config: Mapping[str, Any]) -> str:
       return f'experts (MoE): {name} is {config[name]}'
   if config.get('alibi') or config.get('position_embedding_type') == 'alibi':
     return 'ALiBi'
+  for name in HEAD_SIZES:
+    if config.get(name):
+      return f'heads of different sizes ({name} is {quoted(config[name])})'
   for name in PARALLEL:
     if config.get(name):
       return f'parallel attention and MLP ({name})'
