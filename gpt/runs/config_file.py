@@ -7,7 +7,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gpt.errors import UserError
@@ -92,7 +92,7 @@ def read_config(workdir: str | os.PathLike) -> dict | None:
   top = Fields(config, path)
   groups = {'': top} | {name: top.mapping(name) for name in GROUPS}
 
-  def fields(keys: list[str]) -> Iterator[tuple[Fields, str]]:
+  def fields(keys: Iterable[str]) -> Iterator[tuple[Fields, str]]:
     for key in keys:
       group, _, name = key.rpartition('.')
       yield groups[group], name
