@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -99,6 +100,39 @@ class Chosen:
     return (
       f'{imported}{loaded.name}, {loaded.which} checkpoint, step {loaded.step}'
     )
+
+  def make(self) -> pathlib.Path:
+    """The run's workdir; what the cache lacks is imported by a process.
+
+    JAX starts there and not here: a caller may still have to choose devices.
+
+    Raises:
+      UserError: the model cannot be imported.
+    """
+    if self._cached is None:
+      return pathlib.Path(self.workdir or '')
+    return self._cached.make(self._import_apart, self._stamp)
+
+  def _import_apart(self, workdir: pathlib.Path) -> None:
+    found = self._source
+    if hub.is_reference(found):
+      if self._asks and not self._given.yes:
+        ask_before_download(found)
+      found = hub.download(found)
+    say(f'importing {self._source} (once; the next start is quick)')
+    ended = subprocess.run(
+      [
+        sys.executable,
+        *('-m', 'launch.import_model'),
+        f'--input={found}',
+        f'--workdir={workdir}',
+      ],
+      capture_output=True,
+      text=True,
+    )
+    if ended.returncode:
+      lines = ended.stderr.strip().splitlines() or ['no reason is known']
+      raise UserError(f'{self._source} cannot be imported: {lines[-1]}')
 
   def _import(self, workdir: pathlib.Path) -> None:
     """Makes the run of a model that the cache does not hold."""

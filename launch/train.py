@@ -19,8 +19,9 @@ from absl import flags
 
 from gpt import logs
 from gpt.errors import UserError
+from gpt.formats import hub
 from gpt.runs import config_file
-from launch import cli, common_flags, config_flag, signals
+from launch import cli, common_flags, config_flag, pretrained, signals
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -29,7 +30,10 @@ DEFAULT_CONFIG = 'configs/model_l.py'
 config_flag.define(DEFAULT_CONFIG)
 WORKDIR = common_flags.workdir('Directory of the run.')
 INIT_FROM = flags.DEFINE_string(
-  'init_from', '', 'Workdir or RGPT file whose weights (only) start a new run.'
+  'init_from',
+  '',
+  'Run, RGPT file or model of another program (a Hugging Face directory, a '
+  'GGUF file, hf://owner/name) whose weights (only) start a new run.',
 )
 BASE = common_flags.base()
 ADDITIONAL_STEPS = flags.DEFINE_integer(
@@ -66,14 +70,38 @@ def use_huge_pages() -> None:
   os.execv(sys.executable, sys.orig_argv)
 
 
-def read_config(directory: str) -> 'ConfigDict':
+def find_source(init_from: str, directory: str) -> str:
+  """The run or RGPT file to start from.
+
+  A model of another program becomes a run in the cache, which stays: adapters
+  need their base later.
+
+  Args:
+    init_from: as of the flag.
+    directory: of the new run; one that has begun needs no source.
+  """
+  path = pathlib.Path(init_from)
+  is_foreign = (
+    init_from == pretrained.SMOLLM2
+    or hub.is_reference(init_from)
+    or path.suffix == '.gguf'
+    or any((path / name).is_file() for name in ('config.json', 'meta.json'))
+  )
+  begun = config_file.read_config(directory) is not None
+  if begun or not is_foreign or (path / 'checkpoints').is_dir():
+    return init_from
+  given = pretrained.Flags(init_from, pretrained.CONTEXT, yes=False)
+  return str(pretrained.find(given, init_from).make())
+
+
+def read_config(directory: str, init_from: str) -> 'ConfigDict':
   """The run's config; with --init_from, its model is that of the weights.
 
   Without --config a run continues with its own config, and a new one begins
   with that of the run it starts from.
   """
-  source = pathlib.Path(INIT_FROM.value)
-  from_run = INIT_FROM.value and (source / 'checkpoints').is_dir()
+  source = pathlib.Path(init_from)
+  from_run = init_from and (source / 'checkpoints').is_dir()
   if config_flag.is_named() and not from_run:
     return config_flag.of_run(None)  # train_and_evaluate reads config.json.
   saved = config_file.read_config(directory)
@@ -92,14 +120,15 @@ def main(_: list[str]) -> None:
       '--additional_steps and --config.total_steps are two targets: give one '
       'of them'
     )
-  config = read_config(directory)
+  init_from = find_source(INIT_FROM.value, directory)
+  config = read_config(directory, init_from)
   logs.to_console('stdout', survive=True)
   from gpt.train import train_and_evaluate  # JAX, after the flags are right.
 
   train_and_evaluate(
     config,
     directory,
-    init_from=INIT_FROM.value,
+    init_from=init_from,
     base=BASE.value,
     additional_steps=ADDITIONAL_STEPS.value,
     profile=PROFILE.value,

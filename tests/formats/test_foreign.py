@@ -20,6 +20,7 @@ from gpt.runs import create
 from gpt.runs.config_file import read_config
 from gpt.runs.load import load_model, params_sha256
 from gpt.train import train_and_evaluate
+from tests.support.commands import run_all
 
 models = pytest.importorskip('tests.support.foreign_models')
 
@@ -304,3 +305,32 @@ def test_a_directory_with_other_files_keeps_them(llama, tmp_path):
   assert load_model(tmp_path).step == 0
   with pytest.raises(UserError, match='already holds config.json'):
     imported(llama, tmp_path)
+
+
+def test_training_starts_from_a_model_of_another_program(llama, tmp_path):
+  """Its tokenizer and options are taken over; the import is kept."""
+  (tmp_path / 'text.txt').write_text('To be, or not to be.\n' * 300)
+  command = [
+    'launch.train',
+    f'--init_from={llama}',
+    f'--workdir={tmp_path / "run"}',
+    f'--config.data.path={tmp_path / "text.txt"}',
+    '--config.data.format=text',
+    '--config.data.loss_on=all',
+    '--config.model.block_size=32',
+    '--config.batch_size=2',
+    '--config.total_steps=2',
+    '--config.opt.warmup_steps=0',
+    '--config.eval.windows=2',
+    '--config.eval.full_at_end=False',
+    '--config.sample.max_tokens=2',
+  ]
+  cache = str(tmp_path / 'cache')
+  (ended,) = run_all([command], XDG_CACHE_HOME=cache, RGPT_HUGE_PAGES='0')
+  assert ended.code == 0, ended.err
+  loaded = load_model(tmp_path / 'run', 'latest')
+  assert loaded.step == 2 and loaded.cfg.mlp == 'swiglu'
+  assert loaded.cfg.block_size == 32
+  assert (
+    loaded.tokenizer.special_tokens['<|im_end|>'] == loaded.tokenizer.eos_id
+  )
