@@ -12,12 +12,19 @@ from tests.support import chat_tools
 from tests.support.chat_tools import make_chatter
 from tests.support.commands import JAX, run_all
 from tests.support.fake_hub import FakeHub
+from tests.support.serving_tools import chat_tokenizer, make_random
 
 pytest.importorskip('huggingface_hub', reason='extra hf is needed')
 # huggingface_hub's uploads use an old keyword of its own HTTP client.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
 home = chat_tools.home  # Around every test.
 REPO = 'ann/chat'
+LLAMA = {
+  'data': {'format': 'chat'},
+  'mlp': 'swiglu',
+  'pos': 'rope',
+  'final_norm': True,
+}
 EXPORT = {'README.md', 'config.json', 'model.safetensors'}
 
 
@@ -162,6 +169,25 @@ def test_other_names_of_repositories_are_refused(repo):
 def test_a_license_is_an_identifier(chatter, tmp_path):
   with pytest.raises(UserError, match='write an identifier of the hub'):
     publish.prepare(chatter, 'best', tmp_path, license='mit\nx: y')
+
+
+def test_a_gguf_file_goes_up_beside_the_others(server, tmp_path):
+  workdir = tmp_path / 'talk'
+  make_random(workdir, chat_tokenizer(), **LLAMA)
+  made = publish.prepare(workdir, 'best', tmp_path / 'out', gguf='q8_0')
+  publish.send(made, REPO)
+  files = server.repos[REPO].files
+  assert files['talk-Q8_0.gguf'].startswith(b'GGUF')
+  assert b'talk-Q8_0.gguf' in files['talk-Q8_0.Modelfile']
+  assert files.keys() > EXPORT
+  path = hub.download('hf://ann/chat/talk-Q8_0.gguf')
+  assert path.read_bytes() == files['talk-Q8_0.gguf']
+  # Published again without it, it is removed.
+  publish.send(
+    publish.prepare(workdir, 'best', tmp_path / 'again'), REPO, overwrite=True
+  )
+  left = server.repos[REPO].files.keys()
+  assert left > EXPORT and not [n for n in left if n.startswith('talk-')]
 
 
 def test_a_dry_run_shows_what_would_go_up(server, chatter, home):
