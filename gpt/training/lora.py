@@ -225,6 +225,8 @@ def describe(opt: Mapping[str, Any], adapters: Params) -> str:
 def check(config: Any) -> None:
   """Raises UserError for keys of config.opt.lora_* that no run can use."""
   opt = config.opt
+  if 'lora_rank' not in opt:  # The config of a run that 0.2 began.
+    return
   if opt.lora_rank < 0 or opt.lora_alpha <= 0:
     raise UserError(
       f'opt.lora_rank {opt.lora_rank} must not be negative and opt.lora_alpha '
