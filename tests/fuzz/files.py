@@ -14,6 +14,7 @@ from gpt.errors import UserError
 from gpt.formats import (
   architectures,
   convert,
+  foreign,
   huggingface,
   microgpt,
   randygpt,
@@ -378,8 +379,7 @@ def read_report(path):
 
 
 def read_foreign(path):
-  read = {'microgpt': microgpt.read_microgpt, 'hf': huggingface.read_hf}
-  model = read[convert.detect(path)](path)
+  model = foreign.read_foreign(path)
   return model.options, model.params, _values(model.tokenizer)
 
 
