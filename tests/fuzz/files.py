@@ -350,6 +350,32 @@ def make_stock(model_type, **options):
   return lambda path: _foreign(path, write, 'randy', **options)
 
 
+def make_randygpt_hf(path):
+  """As RandyGPT publishes a model: its vocab.json is named tokenizer.json."""
+  make_randy(path)
+  (path / 'vocab.json').rename(path / 'tokenizer.json')
+  size = len(json.loads((path / 'tokenizer.json').read_text())['vocab'])
+  cfg = GPTConfig(vocab_size=size, **SIZES)
+  names = {
+    'wte': 'wte.weight',
+    'wpe': 'wpe.weight',
+    'lm_head': 'lm_head.weight',
+  }
+  leaves = {'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
+  leaves |= {x: f'attn.{x}' for x in ('wq', 'wk', 'wv', 'wo')}
+  found = {}
+  for name, x in randomized(abstract_state(cfg).params).items():
+    if name in names:
+      found[names[name]] = x
+      continue
+    layer = name.replace('block_', 'layers.')
+    found |= {f'{layer}.{leaves[k]}.weight': v.T for k, v in x.items()}
+  tensors.write_tensors(path / 'model.safetensors', found, 'f32')
+  config = {'model_type': 'randygpt', 'vocab_size': size, **SIZES}
+  config |= {'bos_token_id': 0, 'eos_token_id': 1}
+  (path / 'config.json').write_text(json.dumps(config))
+
+
 def make_gguf(path):
   def write(path, cfg, params, tokenizer, dtype):
     keys = tokenizer_keys(tokenizer)

@@ -130,6 +130,7 @@ KINDS = {
     files.read_stock,
     needs=HF,
   ),
+  'randygpt-hf': Kind(files.make_randygpt_hf, files.read_foreign),
   'gguf': Kind(files.make_gguf, files.read_gguf_file, needs=(*HF, 'gguf')),
   'report': Kind(
     files.make_run,
