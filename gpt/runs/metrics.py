@@ -84,10 +84,11 @@ class MetricsLog:
       else:
         line[name] = float(value) if math.isfinite(value) else None
     self._file.append((json.dumps(line) + '\n').encode())
+    board: Any = self._tensorboard
     try:
-      for name, value in line.items() if self._tensorboard else ():
+      for name, value in line.items() if board else ():
         if name != 'step' and isinstance(value, (int, float)):
-          self._tensorboard.add_scalar(name, value, step)
+          board.add_scalar(name, value, step)
     except OSError as e:
       self._tensorboard = _no_tensorboard(e)
 
@@ -202,7 +203,8 @@ def _is_plain(value: Any) -> bool:
 
 def is_number(value: Any) -> TypeGuard[float]:
   """Whether a value of a run's files can be drawn or added: finite."""
-  return isinstance(value, numbers.Real) and abs(value) < 1e300
+  number: Any = value
+  return isinstance(value, numbers.Real) and abs(number) < 1e300
 
 
 def read_lines(workdir: str | os.PathLike, warn: bool = True) -> list[dict]:
