@@ -101,14 +101,14 @@ def read_config(directory: str, init_from: str) -> 'ConfigDict':
   with that of the run it starts from.
   """
   source = pathlib.Path(init_from)
-  from_run = init_from and (source / 'checkpoints').is_dir()
-  if config_flag.is_named() and not from_run:
+  is_rgpt = source.is_file() and source.suffix != '.gguf'
+  if config_flag.is_named() and (not init_from or is_rgpt):
     return config_flag.of_run(None)  # train_and_evaluate reads config.json.
   saved = config_file.read_config(directory)
-  if saved is None and from_run:
+  if saved is None and (source / 'checkpoints').is_dir():
     saved = config_file.read_config(source)
   config = config_flag.of_run(saved)
-  if from_run and saved is not None:
+  if init_from and not is_rgpt and saved is not None:
     config_flag.take_over_model(config, saved)
   return config
 
