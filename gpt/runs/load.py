@@ -64,6 +64,8 @@ class LoadedModel:
     """Name of the model, such as RandyGPT's 'randygpt-6L-8H-256D'."""
     cfg = self.cfg
     family = 'randygpt' if cfg.arch == 'randy' else cfg.arch
+    if cfg.norm_gain:  # A pretrained model of another family.
+      family = 'gpt'
     return f'{family}-{cfg.n_layer}L-{cfg.n_head}H-{cfg.n_embd}D'
 
 
