@@ -65,6 +65,7 @@ def not_written(step: int, error: str) -> str:
 @contextlib.contextmanager
 def explained(config: Any, workdir: str | os.PathLike) -> Iterator[None]:
   """Turns full memory, a full disk and missing permissions into UserErrors."""
+  was_there = os.path.isdir(workdir)
   try:
     yield
   except (MemoryError, jax.errors.JaxRuntimeError) as e:
@@ -82,7 +83,7 @@ def explained(config: Any, workdir: str | os.PathLike) -> Iterator[None]:
         f'no access to {e.filename or workdir}: {e.strerror}. Change its '
         'permissions or name another --workdir'
       ) from e
-    if not os.path.isdir(workdir):
+    if was_there and not os.path.isdir(workdir):
       raise UserError(
         f'{workdir} was removed, renamed or unmounted ({e.strerror}): name a '
         '--workdir that stays'
