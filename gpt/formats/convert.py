@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from gpt import staging
 from gpt.errors import UserError, explained_writes
@@ -34,7 +33,7 @@ from gpt.runs import base, create
 from gpt.runs.info import finite
 from gpt.runs.load import load_model
 from gpt.tokenizers.chat_format import is_chat_tokenizer
-from gpt.training.state import TrainState
+from gpt.training.state import untrained_state
 
 
 def export(
@@ -184,12 +183,7 @@ def import_directory(
   step = create.checked_step(record.values.get('step'), directory)
   tokenizer = copy.copy(model.tokenizer)
   tokenizer.chat_template = model.chat_template or tokenizer.chat_template
-  state = TrainState(
-    step=np.asarray(step, np.int32),
-    params=model.params,
-    opt_state=None,
-    lr_scale=np.ones((), np.float32),
-  )
+  state = untrained_state(step, model.params)
   data = record.mapping('data', {}).values
   if data.get('text_sha256'):
     keys = ('kind', 'description', 'text_sha256')

@@ -6,6 +6,7 @@ tokenizer.json     its vocab.json under another name
 """
 
 import pathlib
+from typing import Any
 
 from gpt.fields import Fields
 from gpt.formats.directories import ForeignModel, Path, check_vocab_size
@@ -39,7 +40,9 @@ def read_randygpt(config: Fields, directory: Path) -> ForeignModel:
     UserError: missing or damaged files, or parts that do not fit together.
   """
   directory = pathlib.Path(directory)
-  shape = {name: config.integer(name, 1, LARGEST) for name in SHAPE}
+  shape: dict[str, Any] = {
+    name: config.integer(name, 1, LARGEST) for name in SHAPE
+  }
   vocab_size = config.integer('vocab_size', 1, LARGEST)
   cfg = GPTConfig(vocab_size=vocab_size, arch='randy', **shape)
   files = open_model(directory)

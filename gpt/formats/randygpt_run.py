@@ -72,6 +72,7 @@ def import_rgpt(
   state = _state_of(ckpt, config, path)
   create.check_free(workdir)
   best_loss = float(ckpt.best_loss)
+  bits: dict[str, Any] = {BEST_LOSS_BITS: int(ckpt.best_loss.view(np.uint32))}
   create.create(
     workdir,
     config,
@@ -79,7 +80,7 @@ def import_rgpt(
     state,
     best_loss if math.isfinite(best_loss) else None,
     source=path,
-    **{BEST_LOSS_BITS: int(ckpt.best_loss.view(np.uint32))},
+    **bits,
   )
   return int(state.step)
 

@@ -31,7 +31,7 @@ from gpt.model.params import Params
 from gpt.runs import weights_file
 from gpt.runs.checkpoint_meta import BEST, LATEST, list_steps, read_meta
 from gpt.runs.format_version import NewerFormat
-from gpt.training.state import TrainState
+from gpt.training.state import TrainState, untrained_state
 
 logger = logging.getLogger(__name__)
 Found = TypeVar('Found')
@@ -133,14 +133,8 @@ def _untrained(
     raise DamagedCheckpoint('its weights have other shapes than the config')
   # Imported bfloat16 weights may go on as float32 (model.param_dtype).
   params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, target.params)
-  state = TrainState(
-    step=np.asarray(meta['step'], np.int32),
-    params=params,
-    opt_state=None,
-    lr_scale=np.ones((), np.float32),
-    ema=None if target.ema is None else jax.tree.map(np.copy, params),
-  )
-  return state, meta
+  ema = None if target.ema is None else jax.tree.map(np.copy, params)
+  return untrained_state(meta['step'], params, ema), meta
 
 
 def restore_params(path: str | os.PathLike) -> Params:

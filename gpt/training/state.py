@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from gpt.model import GPT
@@ -64,6 +65,17 @@ def state_from_params(
     lr_scale=jnp.ones((), jnp.float32),
     ema=jax.tree.map(jnp.copy, params) if ema else None,
   )
+
+
+def untrained_state(
+  step: int, params: Params, ema: Params | None = None
+) -> TrainState:
+  """Weights on the host without optimizer state, which is None."""
+  values: dict[str, Any] = {
+    'step': np.asarray(step, np.int32),
+    'lr_scale': np.ones((), np.float32),
+  }
+  return TrainState(params=params, opt_state=None, ema=ema, **values)
 
 
 def eval_params(state: TrainState) -> Params:
