@@ -75,7 +75,8 @@ def options_of(cfg: GPTConfig, opt: Mapping[str, Any]) -> dict[str, Any]:
   """
   names = option_names(SHAPE, FUNCTION)
   found = {f'model.{name}': getattr(cfg, name) for name in names}
-  if opt.get('lora_rank'):
+  found['opt.lora_rank'] = opt.get('lora_rank', 0)
+  if found['opt.lora_rank']:
     found |= {f'opt.{name}': opt[name] for name in ADAPTERS}
   return found
 

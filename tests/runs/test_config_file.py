@@ -69,6 +69,7 @@ def test_metadata_that_is_no_object_is_damage(copy):
     ({'model.n_layer': 2**31}, 'n_layer is 2147483648; allowed: .* up to 4096'),
     ({'model.n_layer': 4000}, 'n_layer is 4000, but the weights in'),
     ({'model.n_head': 2}, 'model.n_head is 2, but the weights in .* with 4'),
+    ({'opt.lora_rank': 1}, 'opt.lora_rank is 1, but the weights in .* with 0'),
     ({'model.qk_norm': True}, 'model.qk_norm is True, but the weights in'),
     ({'model.qk_norm': 1}, 'model.qk_norm is 1; allowed: true or false'),
     ({'model.mlp': []}, r'model.mlp is \[\]; allowed: a string'),
