@@ -12,6 +12,7 @@ import jax
 
 from gpt.errors import UserError
 from gpt.fields import Fields, read_fields
+from gpt.files import open_file
 from gpt.formats import hub, huggingface, microgpt, randygpt_hf
 from gpt.formats.directories import ForeignModel, Path
 from gpt.formats.gguf import read_gguf
@@ -74,11 +75,8 @@ def detect(what: Path) -> str:
 
 
 def _kind_of_file(path: pathlib.Path) -> str:
-  try:
-    with open(path, 'rb') as file:
-      start = file.read(4)
-  except OSError as e:
-    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
+  with open_file(path) as file:
+    start = file.read(4)
   if start == b'GGUF' or path.suffix == '.gguf':
     return GGUF
   if start == b'RGPT':

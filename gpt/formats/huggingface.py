@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from gpt.errors import UserError, explained_writes
+from gpt.fields import Fields
 from gpt.files import read_json, write_atomic
 from gpt.formats import architectures, tokenizer_json
 from gpt.formats.architectures import Family
@@ -314,9 +315,8 @@ def read_hf(directory: Path, dtype: str = 'float32') -> ForeignModel:
     raise UserError(
       f'{directory} is a run already: name it as --workdir of other commands'
     )
-  record = config.get('rgpt')
-  record = record if isinstance(record, dict) else {}
   where = str(directory / CONFIG)
+  record = dict(Fields(config, where).mapping('rgpt', {}).values)
   names = [*option_names(SHAPE, FUNCTION), 'init_std', 'dropout']
   if config.get('model_type') == 'rgpt':
     cfg, params = _read_own(config, open_model(directory), directory, dtype)
@@ -377,6 +377,8 @@ def _read_own(
     raise UserError(f'{directory / CONFIG} lacks {e}') from e
   except TypeError as e:
     raise UserError(f'{directory / CONFIG} has a wrong value: {e}') from e
+  except UserError as e:
+    raise UserError(f'{directory / CONFIG}: {e}') from e
   tensors = {tensor_name(k): files.read(k) for k in files.shapes}
   params = from_tensors(tensors, cfg, directory / WEIGHTS, PARAM_DTYPES[dtype])
   return cfg, params

@@ -7,6 +7,7 @@ import math
 import numbers
 import os
 import pathlib
+import re
 import time
 from typing import Any, TypeGuard
 
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 FILE = 'metrics.jsonl'
 # Longer lines, and steps above the integers of a double, are damage.
 MAX_LINE_BYTES, MAX_STEP = 1 << 20, 2**53
+BLANK = b'\x00 \t\r'  # A crash may leave NULs where a write was.
 
 
 class MetricsLog:
@@ -55,6 +57,7 @@ class MetricsLog:
     except OSError:
       return  # LogFile warns.
     lines, damaged = parse(data)
+    damaged += _is_cut(data.rpartition(b'\n')[2], resume_step)
     if damaged:
       copy = log_file.unused_name(path)
       log_file.replace(copy, data)
@@ -179,9 +182,17 @@ def parse(data: bytes) -> tuple[list[dict], int]:
   return lines, damaged
 
 
+def _is_cut(last: bytes, step: int) -> bool:
+  """Whether a last line cannot be read and may be of `step` or before."""
+  if not last.strip(BLANK) or _parse_line(last) is not None:
+    return False
+  begun = re.match(rb'\x00*\{"step": (\d{1,15})', last)
+  return not begun or int(begun[1]) <= step
+
+
 def _parse_line(text: bytes) -> dict | None:
   """One line as a dict with a `step`; None if it is damaged."""
-  text = text.strip(b'\x00 \t\r')  # A crash may leave NULs where a write was.
+  text = text.strip(BLANK)
   if len(text) > MAX_LINE_BYTES:
     return None
   try:

@@ -1,6 +1,7 @@
 """Models of other programs become runs, whole or not at all."""
 
 import json
+import os
 import resource
 import shutil
 
@@ -251,6 +252,22 @@ def test_files_of_other_kinds_are_explained(tmp_path, name, start, message):
   (tmp_path / name).write_bytes(start)
   with pytest.raises(UserError, match=message):
     foreign.detect(tmp_path / name)
+
+
+def test_a_pipe_is_no_model(tmp_path):
+  os.mkfifo(tmp_path / 'model')
+  with pytest.raises(UserError, match='model: it is a pipe or a device'):
+    foreign.detect(tmp_path / 'model')
+
+
+@pytest.mark.parametrize('record', [5, [], 'x'])
+def test_a_record_of_a_run_that_is_none_is_named(tmp_path, record):
+  models.write_llama(tmp_path)
+  config = json.loads((tmp_path / 'config.json').read_text())
+  config['rgpt'] = record
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(UserError, match='config.json: rgpt is .*an object'):
+    foreign.read_foreign(tmp_path)
 
 
 def test_a_run_is_no_input(run, tmp_path):

@@ -66,10 +66,19 @@ def test_a_damaged_line_costs_that_line_alone(tmp_path, bad):
   assert (tmp_path / f'{metrics.FILE}.damaged.1').read_bytes() == damaged
 
 
-def test_the_line_that_a_kill_cut_is_no_damage(tmp_path):
+def test_a_cut_last_line_of_a_step_that_is_trained_again_is_no_damage(tmp_path):
   (tmp_path / metrics.FILE).write_bytes(b'\n'.join(lines(9))[:-5])
   assert reopened(tmp_path, 8) == ([*range(1, 10)], [])
   assert [p.name for p in tmp_path.iterdir()] == [metrics.FILE]
+
+
+def test_a_cut_last_line_of_a_step_that_is_kept_is_set_aside(tmp_path):
+  cut = b'\n'.join(lines(9))[:-5]
+  (tmp_path / metrics.FILE).write_bytes(cut)
+  steps, seen = reopened(tmp_path, 9)
+  assert steps == [*range(1, 9), 10]
+  assert len(seen) == 1 and 'left out 1 damaged line' in seen[0]
+  assert (tmp_path / f'{metrics.FILE}.damaged').read_bytes() == cut
 
 
 def test_nuls_before_a_line_do_not_cost_the_line(tmp_path):
