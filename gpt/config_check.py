@@ -66,7 +66,13 @@ def check_config(config: Any) -> None:
   optimizer.create(config)
   lora.check(config)
   # JAX has not started yet.
-  GPTConfig.from_config(config.model, vocab_size=2, backend='cpu')
+  cfg = GPTConfig.from_config(config.model, vocab_size=2, backend='cpu')
+  if cfg.param_dtype != 'float32' and not lora.rank(config):
+    raise UserError(
+      f'model.param_dtype={cfg.param_dtype} is for weights that stay as they '
+      'are: training all of them needs --config.model.param_dtype=float32, '
+      'adapters beside them --init_from=RUN and --config.opt.lora_rank=8'
+    )
 
 
 def check_data(data_config: Any) -> None:

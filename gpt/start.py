@@ -25,7 +25,7 @@ from gpt.runs.load import load_model
 from gpt.runs.weights import check_same_network, check_source, load_weights
 from gpt.runs.workdir import Run
 from gpt.tokenizers import Tokenizer, load_tokenizer
-from gpt.training.lora import Adapted
+from gpt.training import lora
 from gpt.training.state import TrainState, create_state, state_from_params
 from gpt.training.step import Frozen
 
@@ -60,9 +60,10 @@ def load_data(
   """
   with devices.process_zero_first():
     tokenizer = None
-    if not run.begun:
+    if not run.begun:  # Checked before anything is written.
+      check_base(config, init_from)
       if init_from:
-        check_source(init_from)  # Before anything is written.
+        check_source(init_from)
       if run.leader:
         shutil.rmtree(run.workdir / 'checkpoints', ignore_errors=True)
       tokenizer = tokenizer_of(init_from, config.data.tokenizer_path)
@@ -70,6 +71,23 @@ def load_data(
       config.data, run.workdir, run.begun, tokenizer
     )
   return tokenizer, prepare.create_dataset(config, corpus, tokenizer)
+
+
+def check_base(config: Any, init_from: str) -> None:
+  """Raises UserError if a new run's adapters have no base to stand beside."""
+  rank = lora.rank(config)
+  if rank and not init_from:
+    raise UserError(
+      f'opt.lora_rank={rank} trains adapters of a model: name it with '
+      '--init_from=WORKDIR, or set --config.opt.lora_rank=0 to train all '
+      'weights'
+    )
+  if rank and base.has_record(init_from):
+    raise UserError(
+      f'{init_from} holds adapters, and adapters of adapters cannot be '
+      f'trained: start from its base, {base.read_record(init_from).source}, '
+      'or train all weights (--config.opt.lora_rank=0)'
+    )
 
 
 def tokenizer_of(init_from: str, tokenizer_path: str) -> Tokenizer | None:
@@ -95,7 +113,7 @@ def tokenizer_of(init_from: str, tokenizer_path: str) -> Tokenizer | None:
 def initial_state(
   run: Run,
   config: Any,
-  model: GPT | Adapted,
+  model: GPT | lora.Adapted,
   tx: optax.GradientTransformation,
   key: jax.Array,
   checkpoints: Checkpoints,
@@ -150,7 +168,7 @@ def load_params(source: str, cfg: GPTConfig) -> Params:
 
 
 def frozen_variables(
-  run: Run, config: Any, model: GPT | Adapted, init_from: str, base_at: str
+  run: Run, config: Any, model: GPT | lora.Adapted, init_from: str, base_at: str
 ) -> Frozen:
   """What the model needs besides its params: with LoRA the base, as numpy.
 
@@ -170,18 +188,6 @@ def frozen_variables(
     return {}
   cfg = model.cfg
   if not run.begun:
-    if not init_from:
-      raise UserError(
-        f'opt.lora_rank={config.opt.lora_rank} trains adapters of a model: '
-        'name it with --init_from=WORKDIR, or set --config.opt.lora_rank=0 to '
-        'train all weights'
-      )
-    if base.has_record(init_from):
-      raise UserError(
-        f'{init_from} holds adapters, and adapters of adapters cannot be '
-        f'trained: start from its base, {base.read_record(init_from).source}, '
-        'or train all weights (--config.opt.lora_rank=0)'
-      )
     params = load_weights(init_from, cfg)
     if run.leader:
       base.record(run.workdir, init_from, base.fingerprint(cfg, params))
@@ -215,9 +221,9 @@ def check_nothing_lost(run: Run) -> None:
   logger.info('the run has no checkpoint yet: starting from the beginning')
 
 
-def rgpt_obstacles(model: GPT | Adapted) -> list[str]:
+def rgpt_obstacles(model: GPT | lora.Adapted) -> list[str]:
   """Reasons why a run leaves no RGPT files; [] if it does."""
-  if isinstance(model, Adapted):
+  if isinstance(model, lora.Adapted):
     return ['only adapters are trained; launch.export merges them']
   return randygpt.obstacles(model.cfg)
 

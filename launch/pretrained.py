@@ -132,7 +132,8 @@ class Chosen:
     )
     if ended.returncode:
       lines = ended.stderr.strip().splitlines() or ['no reason is known']
-      raise UserError(f'{self._source} cannot be imported: {lines[-1]}')
+      reason = lines[-1].removeprefix('error: ')
+      raise UserError(f'{self._source} cannot be imported: {reason}')
 
   def _import(self, workdir: pathlib.Path) -> None:
     """Makes the run of a model that the cache does not hold."""
@@ -286,7 +287,7 @@ def ask_before_download(source: str) -> None:
   size = sum(found.sizes.values()) / 1e6
   question = (
     f'download {source.rpartition("/")[2]} from the Hugging Face hub '
-    f'({size:,.0f} MB, licence {found.licence or "not stated"})'
+    f'({size:,.0f} MB, license {found.license or "not stated"})'
   )
   if not sys.stdin.isatty():
     raise UserError(f'there is no chat model here yet. To {question}: {ways}')

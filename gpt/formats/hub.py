@@ -79,14 +79,14 @@ class Listing:
 
   Attributes:
     commit: hash of the revision.
-    licence: as its model card has it, such as 'apache-2.0'; '' if it has none.
+    license: as its model card has it, such as 'apache-2.0'; '' if it has none.
     sizes: bytes of each file that the model needs.
     sha256: of those that the hub keeps apart because they are large.
     missing: bytes that are not in the cache yet.
   """
 
   commit: str
-  licence: str
+  license: str
   sizes: dict[str, int]
   sha256: dict[str, str]
   missing: int
@@ -248,10 +248,10 @@ def listing(ref: Reference) -> Listing:
     if name in sha256
   )
   card = getattr(info, 'card_data', None) or {}
-  licence = card.get('license') or ''
+  license = card.get('license') or ''
   return Listing(
     info.sha,
-    ', '.join(licence) if isinstance(licence, list) else str(licence),
+    ', '.join(license) if isinstance(license, list) else str(license),
     {name: sizes[name] for name in names},
     sha256,
     missing,

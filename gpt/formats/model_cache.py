@@ -111,6 +111,12 @@ class CachedRun:
 
   def _clear(self) -> None:
     """Removes what is damaged, and what killed processes left behind."""
+    if (self.workdir / 'metrics.jsonl').exists():
+      raise UserError(
+        f'{self.workdir} was trained after it was imported: move it out of the '
+        'cache, and the model is imported again (launch.train --init_from '
+        'starts a run of your own)'
+      )
     self.discard()
     for path in self._place.glob(f'{MAKING}*'):
       shutil.rmtree(path, ignore_errors=True)

@@ -70,7 +70,8 @@ def prepare(
   if gguf:
     name = name_of(str(pathlib.Path(workdir).resolve()))
     path = directory / f'{name}-{gguf.upper()}.gguf'
-    notes += export(workdir, which, 'gguf', path, gguf)[2]
+    found = export(workdir, which, 'gguf', path, gguf)[2]
+    notes += [x.replace(f'{directory}/', '') for x in found]
   if license:
     if not re.fullmatch(r'[a-z0-9][a-z0-9.-]*', license):
       raise UserError(

@@ -222,6 +222,11 @@ def describe(opt: Mapping[str, Any], adapters: Params) -> str:
   )
 
 
+def rank(config: Any) -> int:
+  """opt.lora_rank, which the configs of 0.2 do not have; 0: no adapters."""
+  return config.opt.get('lora_rank', 0)
+
+
 def check(config: Any) -> None:
   """Raises UserError for keys of config.opt.lora_* that no run can use."""
   opt = config.opt

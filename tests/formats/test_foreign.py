@@ -103,13 +103,41 @@ def test_the_context_is_capped_and_can_be_chosen(llama, run, tmp_path):
 
 def test_bfloat16_weights_stay_bfloat16(tmp_path):
   models.write_llama(tmp_path / 'model', dtype='bf16')
-  imported(tmp_path / 'model', tmp_path / 'run', dtype='bfloat16')
+  imported(
+    tmp_path / 'model', tmp_path / 'run', dtype='bfloat16', block_size=32
+  )
   loaded = load_model(tmp_path / 'run')
   assert loaded.cfg.param_dtype == 'bfloat16'
   kinds = {x.dtype.name for x in jax.tree.leaves(loaded.params)}
   assert kinds == {'bfloat16'}
   wanted = open_model(tmp_path / 'model').read('model.embed_tokens.weight')
   assert loaded.params['wte'].tobytes() == wanted.tobytes()
+
+
+def test_all_weights_are_trained_in_float32_only(tmp_path):
+  models.write_llama(tmp_path / 'model', template='', dtype='bf16')
+  workdir = tmp_path / 'run'
+  imported(tmp_path / 'model', workdir, dtype='bfloat16', block_size=32)
+  (tmp_path / 'text.txt').write_text('To be, or not to be.\n' * 400)
+  config = get_config()
+  config.update(ConfigDict(read_config(workdir)))
+  config.update_from_flattened_dict(
+    {
+      'data.path': str(tmp_path / 'text.txt'),
+      'batch_size': 2,
+      'total_steps': 2,
+      'eval.windows': 2,
+      'eval.full_at_end': False,
+      'sample.max_tokens': 2,
+    }
+  )
+  with pytest.raises(UserError, match='needs --config.model.param_dtype=float'):
+    train_and_evaluate(config, workdir)
+  config.model.param_dtype = 'float32'
+  assert train_and_evaluate(config, workdir).step == 2
+  loaded = load_model(workdir, 'latest')
+  kinds = {x.dtype.name for x in jax.tree.leaves(loaded.params)}
+  assert kinds == {'float32'}
 
 
 def test_an_imported_run_trains_on_and_resumes_exactly(llama, tmp_path):

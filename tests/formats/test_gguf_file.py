@@ -1,4 +1,4 @@
-"""Damaged GGUF files, and features that we lack: one clear line each."""
+"""Damaged GGUF files, and features that rgpt lacks: one clear line each."""
 
 import struct
 import tracemalloc

@@ -329,9 +329,9 @@ def test_without_huggingface_hub_the_extra_is_named(monkeypatch):
     hub.download('hf://ann/tiny')
 
 
-def test_a_listing_names_size_and_licence(server):
+def test_a_listing_names_size_and_license(server):
   found = hub.listing(hub.parse('hf://ann/tiny'))
-  assert found.licence == 'apache-2.0'
+  assert found.license == 'apache-2.0'
   assert set(found.sizes) == NEEDED
   assert found.missing == len(WEIGHTS)
   hub.download('hf://ann/tiny')

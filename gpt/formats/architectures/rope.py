@@ -24,7 +24,7 @@ def read_rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   """The options rope_base and rope_scaling of a config.json.
 
   Raises:
-    UserError: a scaling we lack, or values of the wrong type.
+    UserError: a scaling that rgpt lacks, or values of the wrong type.
   """
   given: dict[str, Any] = {}
   for name in ('rope_parameters', 'rope_scaling'):
@@ -37,7 +37,7 @@ def read_rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   if any(isinstance(value, dict) for value in given.values()):
     raise UserError(
       f'{where}: RoPE differs between layers (rope_parameters), which rgpt '
-      'has not'
+      'lacks'
     )
   theta = given.get('rope_theta', config.get('rope_theta'))
   base = BASE if theta is None else _number(theta, 'rope_theta', where)
@@ -46,8 +46,8 @@ def read_rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {'rope_base': base, 'rope_scaling': ''}
   if not isinstance(kind, str) or kind not in SCALINGS:
     raise UserError(
-      f'{where}: this model scales RoPE by {quoted(kind)}, which rgpt has not; '
-      f'known: default, {", ".join(SCALINGS)}'
+      f'{where}: this model scales RoPE by {quoted(kind)}, which rgpt does not '
+      f'support; known: default, {", ".join(SCALINGS)}'
     )
   given.setdefault(
     CONTEXT, config.get(CONTEXT, config.get('max_position_embeddings'))

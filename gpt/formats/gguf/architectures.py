@@ -169,7 +169,7 @@ class Keys:
     value = self._metadata.get(name, default)
     if isinstance(value, np.ndarray) and value.size:
       if (value != value[0]).any():
-        raise self.refuse(f'{key} differs between layers, which we lack')
+        raise self.refuse(f'{key} differs between layers, which rgpt lacks')
       value = value[0].item()
     if kind is float and isinstance(value, int) and type(value) is not bool:
       value = float(value)
@@ -217,7 +217,7 @@ def read_options(
     freqs: the tensor ROPE_FREQS, float32[K / 2], if there is one.
 
   Raises:
-    UserError: an architecture or feature that we lack, or wrong values.
+    UserError: an architecture or feature that rgpt lacks, or wrong values.
   """
   name = metadata.get('general.architecture')
   if not isinstance(name, str) or name not in ARCHITECTURES:
@@ -225,7 +225,7 @@ def read_options(
     raise UserError(
       f'{path} holds a model of architecture {quoted(name)}'
       + (f' ({why})' if why else '')
-      + f', which we lack; read are {", ".join(ARCHITECTURES)}'
+      + f', which rgpt lacks; read are {", ".join(ARCHITECTURES)}'
     )
   parts = metadata.get('split.count', 0)
   if isinstance(parts, int) and parts > 1:
@@ -236,7 +236,7 @@ def read_options(
   keys, found = Keys(path, metadata, name), ARCHITECTURES[name]
   for key, value in keys.unknown().items():
     raise keys.refuse(
-      f'the model has {FEATURES.get(key, "a feature")} that we lack: '
+      f'the model has {FEATURES.get(key, "a feature")} that rgpt lacks: '
       f'{name}.{key[:200]} = {quoted(value)}'
     )
   n_embd = keys.whole('embedding_length')
@@ -258,7 +258,7 @@ def read_options(
   for key in ('attention.value_length', 'rope.dimension_count'):
     if keys.whole(key, head_dim) != head_dim:
       raise keys.refuse(
-        f'{key} is not the width of a head, {head_dim}, which we lack'
+        f'{key} is not the width of a head, {head_dim}, which rgpt lacks'
       )
   if options['pos'] == 'rope':
     options['rope_base'] = _short(keys.get('rope.freq_base', float, 1e4))
@@ -269,7 +269,7 @@ def read_options(
     # Our models have all biases or none.
     options['bias'] = 'blk.0.attn_output.bias' in names
     if not options['bias'] and 'blk.0.attn_q.bias' in names:
-      raise keys.refuse('biases of q, k and v alone, which we lack')
+      raise keys.refuse('biases of q, k and v alone, which rgpt lacks')
   return name, options
 
 
@@ -287,7 +287,7 @@ def _read_scaling(
   factor = keys.get('rope.scaling.factor', float, old)
   if kind not in ('none', 'linear') and factor:
     raise keys.refuse(
-      f'RoPE is scaled by the rule {quoted(kind)}, which we lack'
+      f'RoPE is scaled by the rule {quoted(kind)}, which rgpt lacks'
     )
   linear = kind == 'linear' and factor not in (0.0, 1.0)
   if freqs is None:

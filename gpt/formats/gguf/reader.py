@@ -34,7 +34,7 @@ def read_gguf(
 
   Raises:
     UserError: the `gguf` library is missing; a damaged file; an architecture,
-      feature, quantization or tokenizer that we lack, by its name.
+      feature, quantization or tokenizer that rgpt lacks, by its name.
   """
   file = GgufFile(path)
   freqs = None
@@ -127,7 +127,7 @@ def _check_tensors(
   if unknown := sorted(given - shapes.keys()):
     raise UserError(
       f'{file.path}: the tensor {quoted(unknown[0])} belongs to a feature that '
-      f'we lack (architecture {name!r})'
+      f'rgpt lacks (architecture {name!r})'
     )
   for tensor, shape in shapes.items():
     if file.tensors[tensor].shape != shape:

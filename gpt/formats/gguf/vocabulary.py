@@ -106,7 +106,7 @@ def read_tokenizer(
   """The tokenizer of a GGUF file; its size is that of the token list.
 
   Raises:
-    UserError: a model or rule that we lack, by its name; inconsistent lists.
+    UserError: a model or rule that rgpt lacks, by its name; inconsistent lists.
   """
   entries = Metadata(path, metadata)
   model = entries.get('ggml.model', str, '')
@@ -128,7 +128,8 @@ def read_tokenizer(
     data, always_bos = _read_sentencepiece(entries, tokens, types), True
   else:
     raise entries.wrong(
-      f'is of the model {quoted(model)}, which we lack; read are gpt2 and llama'
+      f'is of the model {quoted(model)}, which rgpt lacks; known are gpt2 '
+      'and llama'
     )
   bos, eos = (entries.id(name, len(tokens)) for name in ('bos', 'eos'))
   try:
@@ -156,7 +157,7 @@ def _read_byte_level(
   if rule is None:
     raise entries.wrong(
       f'cuts text into words by the rule {quoted(name)} (tokenizer.ggml.pre), '
-      f'which we lack; known are {", ".join(words.names())}'
+      f'which rgpt lacks; known are {", ".join(words.names())}'
     )
   known, merges = set(tokens), []
   for merge in entries.strings('ggml.merges'):
