@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from gpt import train
+from gpt import files, train
 from gpt.data import sources
 from gpt.trainer import Due, what_is_due
 from tests.support.data_tools import TEXT
@@ -42,16 +42,16 @@ def test_a_start_reads_config_and_text_once(tmp_path, monkeypatch):
   changes = {'data.path': str(text), 'total_steps': 2, 'eval.every': 2}
   reads = []
 
-  def count(self, *args, **kwargs):
-    reads.append(self.name)
-    return read_text(self, *args, **kwargs)
+  def count(path):
+    reads.append(pathlib.Path(path).name)
+    return open_file(path)
 
   def count_hash(self):
     reads.append('hash')
     return hashed.func(self)
 
-  read_text, hashed = pathlib.Path.read_text, sources.Sources._hashed
-  monkeypatch.setattr(pathlib.Path, 'read_text', count)
+  open_file, hashed = files.open_file, sources.Sources._hashed
+  monkeypatch.setattr(files, 'open_file', count)
   patched = type(hashed)(count_hash)
   patched.__set_name__(sources.Sources, '_hashed')
   monkeypatch.setattr(sources.Sources, '_hashed', patched)
