@@ -21,7 +21,7 @@ from gpt.runs import failures, metrics, samples
 from gpt.runs.checkpoint import BEST, LATEST
 from gpt.runs.checkpoint_meta import options_of
 from gpt.runs.checkpoint_writer import Checkpoints
-from gpt.runs.config_file import save_config
+from gpt.runs.config_file import CONFIG, save_config
 from gpt.runs.console import Console
 from gpt.runs.result import Result
 from gpt.runs.workdir import Run
@@ -224,7 +224,7 @@ class Trainer:
     if run.leader:
       samples.keep(run.workdir, first)
     self.checkpoints.tidy()
-    run.presence.watch(self.checkpoints.directory)
+    run.presence.watch(self.checkpoints.directory, run.workdir / CONFIG)
 
   def check_presence(self, step: int) -> None:
     """Raises UserError if the workdir or its checkpoints are gone."""

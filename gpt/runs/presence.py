@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import stat
 import time
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,11 @@ if TYPE_CHECKING:  # It imports JAX.
   from gpt.runs.checkpoint_writer import Checkpoints
 
 
+FILE = (0, 0)
+
+
 class Gone(UserError):
-  """A directory of the run was removed, renamed or unmounted."""
+  """A part of the run was removed, renamed or unmounted."""
 
 
 class Presence:
@@ -27,18 +31,27 @@ class Presence:
     self._gone: pathlib.Path | None = None
     self._writing: set[int] = set()
 
-  def watch(self, *directories: pathlib.Path) -> None:
-    """Remembers directories, outer ones first."""
-    for directory in directories:
-      if found := _identity(directory):
-        self._known[directory.absolute()] = found
+  def watch(self, *paths: pathlib.Path) -> None:
+    """Remembers directories, outer ones first, and files.
+
+    `rm -r` leaves a directory in which a checkpoint appears meanwhile; its
+    files are gone.
+    """
+    for path in paths:
+      if found := _identity(path):
+        self._known[path.absolute()] = found
 
   def check(self, step: int, checkpoints: 'Checkpoints') -> None:
-    """Raises Gone if a directory is not the one it was; `step` is completed."""
-    for directory, known in self._known.items():
-      if _identity(directory) != known:
-        self._gone, self._writing = directory, checkpoints.writing
-        raise Gone(_message(directory, step, checkpoints.newest))
+    """Raises Gone if a directory is not the one it was, or a file is missing.
+
+    Args:
+      step: completed.
+    """
+    for path, known in self._known.items():
+      if _identity(path) != known:
+        self._gone = path.parent if known == FILE else path
+        self._writing = checkpoints.writing
+        raise Gone(_message(path, step, checkpoints.newest))
 
   def remove_remains(self) -> None:
     """Removes what the checkpoints being written have made anew.
@@ -72,24 +85,25 @@ class Presence:
     return step.isdecimal() and int(step) in self._writing
 
 
-def _identity(directory: pathlib.Path) -> tuple[int, int] | None:
-  """Device and inode; None if there is no such directory."""
+def _identity(path: pathlib.Path) -> tuple[int, int] | None:
+  """Device and inode, FILE for a file, which may be replaced; None: nothing."""
   try:
-    stat = os.stat(directory)
+    found = os.stat(path)
   except OSError:
     return None
-  return stat.st_dev, stat.st_ino
+  is_directory = stat.S_ISDIR(found.st_mode)
+  return (found.st_dev, found.st_ino) if is_directory else FILE
 
 
-def _message(directory: pathlib.Path, step: int, saved: int | None) -> str:
+def _message(gone: pathlib.Path, step: int, saved: int | None) -> str:
   lost = f'its {step} steps were not saved yet and are lost'
   if saved is not None:
     lost = f'the newest checkpoint there, if it still exists, has step {saved}'
-  if directory.name == 'checkpoints':
+  if gone.name in ('checkpoints', 'config.json'):
     change = 'Put it back and run the same command again'
   else:
     change = 'If it was moved, name its new place as --workdir'
   return (
-    f'{directory} was removed, renamed or unmounted: the run ends at step '
+    f'{gone} was removed, renamed or unmounted: the run ends at step '
     f'{step}; {lost}. {change}'
   )

@@ -72,6 +72,21 @@ def test_only_what_a_checkpoint_made_is_removed(tmp_path, remains, stay, early):
   assert (tmp_path / 'elsewhere').exists()
 
 
+def test_a_directory_that_rm_could_not_remove_is_noticed(tmp_path):
+  """A checkpoint appeared in it after its files were removed."""
+  workdir = tmp_path / 'run'
+  (workdir / 'checkpoints/latest/9').mkdir(parents=True)
+  (workdir / 'config.json').touch()
+  presence = Presence()
+  presence.watch(workdir, workdir / 'config.json')
+  presence.check(9, checkpoints(6, {9}))
+  (workdir / 'config.json').unlink()
+  with pytest.raises(Gone, match='config.json was removed'):
+    presence.check(10, checkpoints(6, {9}))
+  presence.remove_remains()
+  assert not workdir.exists()
+
+
 @pytest.mark.parametrize('what', ['workdir', 'checkpoints'])
 @pytest.mark.parametrize('how', ['renamed', 'removed'])
 def test_a_run_whose_directory_disappears_ends_with_one_line(
