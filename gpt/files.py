@@ -139,6 +139,24 @@ def open_file(path: Path) -> BinaryIO:
   raise UserError(f'cannot read {path}: it is a pipe or a device, not a file')
 
 
+def read_stream(path: Path, max_bytes: int) -> bytes:
+  """The content of a file, or of a pipe that somebody writes to.
+
+  Raises:
+    UserError: as `read_bytes`; a pipe without a writer.
+  """
+  if not stat.S_ISFIFO(os.stat(path).st_mode):
+    return read_bytes(path, max_bytes)
+  with open(path, 'rb', opener=_without_waiting) as pipe:
+    os.set_blocking(pipe.fileno(), True)
+    data = pipe.read(max_bytes + 1)
+  if not data:
+    raise UserError(f'cannot read {path}: nobody writes to this pipe')
+  if len(data) > max_bytes:
+    raise UserError(f'{path} sent more than the {max_bytes:,} bytes allowed')
+  return data
+
+
 def _without_waiting(path: str, flags: int) -> int:
   """Opens a pipe at once, even if nobody writes to it."""
   return os.open(path, flags | os.O_NONBLOCK)

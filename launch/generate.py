@@ -15,7 +15,6 @@ Completions go to stdout, everything else to stderr.
 
 import dataclasses
 import os
-import pathlib
 import stat
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from gpt.errors import UserError
+from gpt.files import read_stream
 from gpt.model.params import Params
 from launch import cli, common_flags, pretrained, program
 
@@ -51,6 +51,7 @@ PROMPT_FILE = flags.DEFINE_string(
 SHOW_PROMPT = flags.DEFINE_bool(
   'show_prompt', False, 'Print the prompt before its completion.'
 )
+MAX_PROMPT_BYTES = 1 << 26
 MAX_TOKENS = common_flags.max_tokens(
   200,
   'Maximum length of a completion, in tokens. For documents the default is the '
@@ -240,7 +241,7 @@ def read_prompts() -> list[str]:
       data = (
         sys.stdin.buffer.read()
         if name == '-'
-        else pathlib.Path(name).read_bytes()
+        else read_stream(name, MAX_PROMPT_BYTES)
       )
     except OSError as e:
       raise UserError(f'cannot read --prompt_file={name}: {e.strerror}') from e

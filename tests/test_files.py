@@ -199,3 +199,16 @@ def test_a_file_of_fields_must_hold_an_object(tmp_path):
   path = tmp_path / 'a.json'
   path.write_text('{"n": 1}')
   assert read_fields(path).integer('n', 0, 1) == 1
+
+
+def test_a_pipe_is_read_if_somebody_writes_to_it(tmp_path):
+  pipe = tmp_path / 'pipe'
+  os.mkfifo(pipe)
+  with pytest.raises(UserError, match='nobody writes to this pipe'):
+    files.read_stream(pipe, 10)
+  reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+  writer = os.open(pipe, os.O_WRONLY)
+  os.write(writer, b'hello')
+  os.close(writer)
+  assert files.read_stream(pipe, 10) == b'hello'
+  os.close(reader)
