@@ -104,7 +104,7 @@ class Fields:
       name,
       default,
       lambda x: isinstance(x, str) and len(x) <= most and '\0' not in x,
-      f'a string of at most {most} characters',
+      f'a string of at most {most} characters without NUL',
     )
 
   def choice(

@@ -151,7 +151,7 @@ def test_an_impossible_value_is_rejected_before_anything_starts(
 
 
 def test_a_start_that_cannot_work_fails_at_once_and_makes_nothing(tmp_path):
-  saved = {'total_steps': 'many', 'model': {}}
+  saved = {**load('default').get_config().to_dict(), 'total_steps': 'many'}
   (tmp_path / 'damaged').mkdir()
   (tmp_path / 'damaged' / 'config.json').write_text(json.dumps(saved))
   workdir = tmp_path / 'run'
@@ -163,7 +163,7 @@ def test_a_start_that_cannot_work_fails_at_once_and_makes_nothing(tmp_path):
       *train,
       '--config.total_steps=many',
     ],
-    'the config.json of the run has a value of the wrong type': [
+    "config.json: total_steps is 'many'; allowed: ": [
       'launch.train',
       f'--workdir={tmp_path / "damaged"}',
     ],

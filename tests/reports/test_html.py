@@ -25,7 +25,7 @@ def workdir(tmp_path):
   """The files of a run, written by hand: 40 steps, an eval every 10."""
   config = smoke.get_config()
   config.total_steps = 40
-  config.data.path = f'dir/{HOSTILE}'
+  config.data.path = f'dir/{HOSTILE}'.replace('\x00', '')  # No path has one.
   save_config(tmp_path, config)
   CharTokenizer('abc').save(tmp_path / 'tokenizer')
   lines = [
@@ -64,7 +64,8 @@ def workdir(tmp_path):
     f'--- step 20\nearly text\n--- step 40\n{HOSTILE}\nlate text\n',
     newline='',
   )
-  record = {'kind': 'files', 'description': HOSTILE, 'text_sha256': 'ab12'}
+  description = HOSTILE.replace('\x00', '')
+  record = {'kind': 'files', 'description': description, 'text_sha256': 'ab12'}
   (tmp_path / 'data.json').write_text(json.dumps(record))
   return tmp_path
 
@@ -118,9 +119,10 @@ def test_the_end_of_a_run_that_trained_on_is_not_in_the_tiles(workdir):
 def test_text_from_outside_is_escaped(workdir):
   page = Page(report.report(workdir))
   words = ''.join(page.words)
-  shown = HOSTILE.replace('\x00', '\ufffd').replace('\x1b', '\ufffd')
+  shown = HOSTILE.replace('\x1b', '\ufffd')
   # As a sample, as the data's description, in the configuration as JSON.
-  assert words.count(shown) >= 2
+  assert shown.replace('\x00', '\ufffd') in words
+  assert shown.replace('\x00', '') in words
   assert '</pre>' in words and 'script' not in page.tags
 
 
@@ -209,7 +211,7 @@ def test_no_field_of_a_run_can_carry_a_script(workdir, file, monkeypatch):
     try:
       page = report.report(workdir)
     except UserError as e:
-      assert re.search('is damaged|has format_version', str(e))
+      assert re.search('is damaged|has format_version|; allowed: ', str(e))
       refused += 1
       continue
     assert '<script' not in page.lower(), case

@@ -197,7 +197,7 @@ def test_a_changed_text_is_noticed(tmp_path):
     f'note: the text this run was trained on is unknown; evaluating on {file}'
   ]
   (tmp_path / 'run' / 'data.json').write_text(
-    '{"description": "what it was", "text_sha256": "0"}'
+    '{"kind": "files", "description": "what it was", "text_sha256": "0"}'
   )
   with log_lines() as lines:
     evaluate(tmp_path / 'run')
