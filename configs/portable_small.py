@@ -6,7 +6,9 @@
 
 1.53M parameters, context 128: shakespeare_bpe as Qwen3ForCausalLM, that is with
 a gated MLP (SwiGLU), without a cap on the logits, which Qwen3 lacks, and with
-byte-level BPE of 1,000 tokens. RoPE, QK-norm and final norm are the same.
+byte-level BPE of 1,000 tokens. RoPE, QK-norm and final norm are the same. 2
+cores of an AMD EPYC while other work was running: 12 minutes, 5.1M tokens,
+2.0622 bits/byte (full pass, seed 1); shakespeare_bpe reaches 2.0531.
 """
 
 from configs import shakespeare_bpe

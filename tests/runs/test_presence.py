@@ -87,6 +87,8 @@ def test_a_directory_that_rm_could_not_remove_is_noticed(tmp_path):
   assert not workdir.exists()
 
 
+# Slow: real processes, and checkpoints in the making can win the race.
+@pytest.mark.slow
 @pytest.mark.parametrize('what', ['workdir', 'checkpoints'])
 @pytest.mark.parametrize('how', ['renamed', 'removed'])
 def test_a_run_whose_directory_disappears_ends_with_one_line(
@@ -113,6 +115,7 @@ def test_a_run_whose_directory_disappears_ends_with_one_line(
     assert result.outcome in ('finished', 'nothing')
 
 
+@pytest.mark.slow
 def test_a_checkpoint_folder_put_back_resumes(tmp_path):
   process = Training(tmp_path / 'run', *LONG)
   process.wait_for('step 8/')
