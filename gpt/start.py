@@ -170,7 +170,7 @@ def load_params(source: str, cfg: GPTConfig) -> Params:
 def frozen_variables(
   run: Run, config: Any, model: GPT | lora.Adapted, init_from: str, base_at: str
 ) -> Frozen:
-  """What the model needs besides its params: with LoRA the base, as numpy.
+  """The model's variables besides its params: with LoRA the base, as numpy.
 
   A new run records its base (base.json); one that resumes reads it again.
 

@@ -131,7 +131,7 @@ def check_output(output: Path, format: str, overwrite: bool = False) -> None:
 
 
 def modelfile_path(gguf: Path) -> pathlib.Path:
-  """Where Ollama's Modelfile for a GGUF file is: books.Modelfile."""
+  """The path of Ollama's Modelfile beside a GGUF file: books.Modelfile."""
   return pathlib.Path(gguf).with_suffix('.Modelfile')
 
 

@@ -32,7 +32,7 @@ ALLOWED = (
 
 
 def local_path(what: Path) -> pathlib.Path:
-  """Where WHAT is on this machine; hf://... is downloaded first."""
+  """The local path of a model; hf://... is downloaded first."""
   if hub.is_reference(os.fspath(what)):
     return hub.download(os.fspath(what))
   return pathlib.Path(what)

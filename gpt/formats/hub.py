@@ -56,7 +56,7 @@ CHUNK = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-  """What an hf:// address names.
+  """The parts of an hf:// address.
 
   Attributes:
     repo: 'owner/name'.
@@ -259,7 +259,7 @@ def listing(ref: Reference) -> Listing:
 
 
 def _blobs(hub: Any, ref: Reference) -> pathlib.Path:
-  """Where the cache keeps the contents of a repository's files."""
+  """The cache directory of a repository's file contents."""
   folder = f'models--{ref.repo.replace("/", "--")}'
   return pathlib.Path(hub.constants.HF_HUB_CACHE).resolve() / folder / 'blobs'
 

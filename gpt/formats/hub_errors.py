@@ -1,4 +1,4 @@
-"""What can go wrong between rgpt and the Hugging Face hub, in one line each.
+"""Errors of the Hugging Face hub, explained in one line each.
 
 This module imports no JAX, and huggingface_hub (extra `hf`) only on demand.
 """

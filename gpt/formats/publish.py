@@ -19,7 +19,7 @@ ATTRIBUTES = '.gitattributes'
 
 @dataclasses.dataclass(frozen=True)
 class Upload:
-  """What `send` puts into a repository.
+  """The files that `send` puts into a repository.
 
   Attributes:
     files: {name in the repository: local file}.

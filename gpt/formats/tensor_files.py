@@ -27,7 +27,7 @@ READABLE = {
   'BF16': np.dtype(ml_dtypes.bfloat16),
   'F64': np.dtype('<f8'),
 }
-# Bytes of the other dtypes, which files may hold but weights may not have.
+# Bytes of dtypes that files may hold but weights may not.
 OTHER_SIZES = {
   'BOOL': 1,
   'U8': 1,
@@ -46,7 +46,7 @@ Path = str | os.PathLike[str]
 
 
 class Entry(NamedTuple):
-  """Where a tensor is, and what it is."""
+  """The place, dtype and shape of a tensor."""
 
   path: pathlib.Path
   dtype: str

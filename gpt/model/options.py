@@ -1,4 +1,4 @@
-"""What an option of the model is to other code: its kind and its formats.
+"""Metadata of the model's options: their kinds and the formats that hold them.
 
 This module imports no JAX.
 """

@@ -27,7 +27,7 @@ FILE = 'base.json'
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """Where the base of a run is, and how to recognise it.
+  """The place and the fingerprint of a run's base.
 
   Attributes:
     source: what --init_from was, a local path made absolute.
@@ -125,7 +125,7 @@ def stored_as(cfg: GPTConfig, params: Params) -> Params:
 
 
 def _places(workdir: str | os.PathLike, base: Base) -> list[str]:
-  """Where the base may be: as recorded, or still beside the run."""
+  """The places where the base may be: as recorded, or beside the run."""
   places = [base.source]
   if base.beside:
     beside = os.path.abspath(os.path.join(workdir, base.beside))

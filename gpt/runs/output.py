@@ -1,4 +1,4 @@
-"""Where a command may write: never over a run, or over another's file unasked.
+"""Checks of output paths: no run and no other file is overwritten unasked.
 
 Imports no JAX: launchers check their --output first.
 """

@@ -40,7 +40,7 @@ def is_chat_tokenizer(tokenizer: Tokenizer) -> bool:
 
 
 def describe(tokenizer: Tokenizer) -> str:
-  """How conversations are encoded, in a few words; '' if they cannot be."""
+  """A few words on how conversations are encoded; '' if they cannot be."""
   if tokenizer.chat_template:
     return f'Jinja template of {len(tokenizer.chat_template):,} characters'
   return 'own format (<|user|>)' if has_chat_tokens(tokenizer) else ''

@@ -175,7 +175,7 @@ class ChatTemplate:
   def _spans_by_prompt(
     self, messages: Sequence[Message], text: str
   ) -> list[Span]:
-    """What follows the prompt of each assistant's turn, up to its end."""
+    """The text after the prompt of each assistant's turn, up to its end."""
     spans: list[Span] = []
     for i, message in enumerate(messages):
       if message['role'] == 'assistant':
@@ -184,7 +184,7 @@ class ChatTemplate:
     return spans
 
   def _start_of(self, messages: Sequence[Message], i: int, text: str) -> int:
-    """Where the assistant begins to write message i of the rendered `text`.
+    """The index in `text` at which the assistant's message i begins.
 
     That is the end of the prompt for it. Some templates write early turns
     otherwise than a prompt: then it is where the content stands, or, if the
@@ -218,7 +218,7 @@ class ChatTemplate:
   def _place_of(
     self, messages: Sequence[Message], i: int, text: str, prompt: bool
   ) -> int:
-    """Where the content of message i begins in the rendered `text`; or -1."""
+    """The index in `text` at which the content of message i begins; or -1."""
     content = messages[i]['content']
     space = len(content) - len(content.lstrip())
     signed = content[:space] + self._cut + content[space:]
@@ -232,7 +232,7 @@ class ChatTemplate:
   def _end_of(
     self, messages: Sequence[Message], i: int, text: str, start: int
   ) -> int:
-    """Where the assistant's turn that begins at `start` ends in `text`."""
+    """The index in `text` at which the turn that begins at `start` ends."""
     if self._turn_end >= 0:
       _, end = self._controls.find(text, {self._turn_end}, start)
       if end >= 0:
@@ -266,7 +266,7 @@ class ChatTemplate:
     return controls.with_names(text, controls.marks).replace(self._break, '')
 
   def _checked(self, message: Message) -> dict[str, str]:
-    """What a template may see of a message."""
+    """The part of a message that a template may see."""
     fields = {
       name: replace_surrogates(str(message[name]))
       for name in FIELDS

@@ -36,7 +36,7 @@ class Exhausted(Exception):
 
 
 class Budget:
-  """What one rendering may still use."""
+  """The rest of one rendering's budget."""
 
   def __init__(self) -> None:
     self._steps = self._chars = 0

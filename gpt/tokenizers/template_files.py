@@ -1,4 +1,4 @@
-"""Where chat templates come from: by name, a file, a model's directory."""
+"""Sources of chat templates: a name, a file, a model's directory."""
 
 import os
 import pathlib

@@ -62,7 +62,7 @@ FUSED = {
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-  """What an architecture fixes.
+  """The options and keys that an architecture fixes.
 
   Attributes:
     options: our options that it implies.

@@ -63,7 +63,7 @@ def library() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-  """Where a tensor is in the file.
+  """The entry of a tensor in the file's header.
 
   Attributes:
     shape: as numpy has it, the outermost axis first.

@@ -149,7 +149,7 @@ def read_tokenizer(
 def _read_byte_level(
   entries: Metadata, tokens: list[str], types: list[int]
 ) -> tuple[bytes, bool]:
-  """(tokenizer.json, whether llama.cpp puts BOS first if nothing is said)."""
+  """(tokenizer.json, llama.cpp's default of add_bos_token)."""
   name = entries.get('ggml.pre', str, '')
   if not name and entries.architecture == 'gpt2':
     name = 'gpt-2'  # Files older than the key.

@@ -93,7 +93,7 @@ def name_of(spec: Spec) -> str | None:
 def _essence(
   pre_tokenizer: Spec | None, normalizer: Spec | None, ignore_merges: bool
 ) -> tuple[Any, ...]:
-  """What decides the words: equal for equal rules."""
+  """The key of the word rule; equal rules have equal keys."""
   steps = []
   for step in hf_parts.steps(pre_tokenizer, 'pretokenizers'):
     match step['type']:
