@@ -179,6 +179,16 @@ def test_using_a_model_does_not_import_what_training_needs(module):
   assert not imported_at_start(module) & slow
 
 
+@pytest.mark.parametrize(
+  'command',
+  'train generate chat serve evaluate export info import_model publish'.split(),
+)
+def test_a_command_checks_its_flags_before_slow_imports(command):
+  """Wrong flags and --help are answered at once."""
+  slow = {'numpy', 'jax', 'flax', 'optax', 'jinja2', 'tokenizers', 'pydantic'}
+  assert not imported_at_start(f'launch.{command}') & slow
+
+
 def test_the_engine_knows_nothing_of_http():
   """Service and generation neither: serving/http alone translates errors."""
   wrong = [

@@ -2,15 +2,18 @@
 
 `config.model.rope_scaling` is '' (none), 'linear:FACTOR' (Chen et al. 2023,
 arXiv:2306.15595) or 'llama3:FACTOR,LOW,HIGH,CONTEXT', the rule of Llama 3.1.
-This module imports no JAX: launchers check options before they choose devices.
+This module imports neither JAX nor numpy when it is loaded: launchers check
+options first.
 """
 
 import math
 from collections.abc import Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from gpt.errors import UserError
+
+if TYPE_CHECKING:
+  import numpy as np
 
 # Kind -> its parameters, all positive numbers.
 SCALINGS = {
@@ -21,13 +24,15 @@ SCALINGS = {
 
 def rope_frequencies(
   head_dim: int, base: float, scaling: str = ''
-) -> np.ndarray:
+) -> 'np.ndarray':
   """float32[K / 2]: radians per position of each pair, base^(-2i / K).
 
   'linear' divides all of them by FACTOR. 'llama3' divides those whose
   wavelength exceeds CONTEXT / LOW, keeps those below CONTEXT / HIGH, and
   interpolates between.
   """
+  import numpy as np  # Not for launchers that only check options.
+
   half = head_dim // 2
   freqs = base ** (-np.arange(half, dtype=np.float32) / half)
   kind, values = parse_scaling(scaling)
