@@ -113,42 +113,34 @@ class Chosen:
       return pathlib.Path(self.workdir or '')
     return self._cached.make(self._import_apart, self._stamp)
 
-  def _import_apart(self, workdir: pathlib.Path) -> None:
-    found = self._source
-    if hub.is_reference(found):
-      if self._asks and not self._given.yes:
-        ask_before_download(found)
-      found = hub.download(found)
-    say(f'importing {self._source} (once; the next start is quick)')
-    ended = subprocess.run(
-      [
-        sys.executable,
-        *('-m', 'launch.import_model'),
-        f'--input={found}',
-        f'--workdir={workdir}',
-      ],
-      capture_output=True,
-      text=True,
-    )
-    if ended.returncode:
-      lines = ended.stderr.strip().splitlines() or ['no reason is known']
-      reason = lines[-1].removeprefix('error: ')
-      raise UserError(f'{self._source} cannot be imported: {reason}')
-
   def _import(self, workdir: pathlib.Path) -> None:
     """Makes the run of a model that the cache does not hold."""
     from configs.default import get_config
     from gpt.formats.convert import import_directory
 
+    import_directory(
+      self._fetch(), 'auto', get_config(), workdir, context=self._given.context
+    )
+
+  def _import_apart(self, workdir: pathlib.Path) -> None:
+    """As `_import`, in a process of its own and with the default context."""
+    command = [sys.executable, '-m', 'launch.import_model']
+    command += [f'--input={self._fetch()}', f'--workdir={workdir}']
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+      lines = ended.stderr.strip().splitlines() or ['no reason is known']
+      reason = lines[-1].removeprefix('error: ')
+      raise UserError(f'{self._source} cannot be imported: {reason}')
+
+  def _fetch(self) -> str | pathlib.Path:
+    """The source on this machine; one of the hub is downloaded."""
     found = self._source
     if hub.is_reference(found):
       if self._asks and not self._given.yes:
         ask_before_download(found)
       found = hub.download(found)
     say(f'importing {self._source} (once; the next start is quick)')
-    import_directory(
-      found, 'auto', get_config(), workdir, context=self._given.context
-    )
+    return found
 
 
 def define(what: str) -> Callable[[], Flags]:

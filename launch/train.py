@@ -42,8 +42,6 @@ ADDITIONAL_STEPS = flags.DEFINE_integer(
   'Train this many more steps than are done.',
   lower_bound=0,
 )
-
-
 PROFILE = flags.DEFINE_bool(
   'profile', False, 'Write a trace of a few steps to WORKDIR/profile.'
 )
