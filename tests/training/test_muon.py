@@ -70,9 +70,6 @@ def test_only_block_matrices_get_muon():
   assert set(state.momentum) == {'block_0'}
 
 
-@pytest.mark.skipif(
-  not hasattr(optax.contrib, 'muon'), reason='optax without muon'
-)
 def test_gains_and_biases_of_a_block_get_the_rest():
   params = {
     'wte': jnp.ones((3, 4)),
@@ -86,6 +83,9 @@ def test_gains_and_biases_of_a_block_get_the_rest():
   np.testing.assert_array_equal(updates['block_0']['bq'], 7.0)
 
 
+@pytest.mark.skipif(
+  not hasattr(optax.contrib, 'muon'), reason='optax without muon'
+)
 def test_directions_equal_those_of_optax_without_momentum():
   """optax bias-corrects its momentum, so only momentum 0 is comparable."""
   params = {'block_0': matrices((16, 16), (8, 32), (32, 8))}
