@@ -250,7 +250,7 @@ class GPTConfig:
       fields['attention'],
       backend,
       matmul_dtype(fields['dtype']),
-      fields.get('head_dim') or fields['n_embd'] // max(fields['n_head'], 1),
+      resolved(fields)['head_dim'],
     )
     return cls(vocab_size=vocab_size, **fields)
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gpt.errors import UserError
+from gpt.errors import UserError, quoted
 
 if TYPE_CHECKING:
   import numpy as np
@@ -68,7 +68,7 @@ def parse_scaling(text: str) -> tuple[str, Sequence[float]]:
       repr(f'{name}:{",".join(values)}') for name, values in SCALINGS.items()
     )
     raise UserError(
-      f"model.rope_scaling {text[:200]!r} is not known; allowed: '', "
+      f"model.rope_scaling {quoted(text)} is not known; allowed: '', "
       f'{allowed}, with positive numbers and LOW < HIGH'
     )
   return kind, values
