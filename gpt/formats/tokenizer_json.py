@@ -31,6 +31,7 @@ from gpt.tokenizers import (
   Tokenizer,
 )
 from gpt.tokenizers.base import BOS
+from gpt.tokenizers.hf_parts import added_token
 
 ISOLATED = {'type': 'Split', 'behavior': 'Isolated', 'invert': False}
 FUSE = {'type': 'Fuse'}
@@ -104,15 +105,7 @@ def to_json(
     'truncation': None,
     'padding': None,
     'added_tokens': [
-      {
-        'id': new,
-        'content': text[old],
-        'single_word': False,
-        'lstrip': False,
-        'rstrip': False,
-        'normalized': False,
-        'special': True,
-      }
+      added_token(new, text[old])
       for new, old in enumerate(order)
       if old in found.control
     ],

@@ -11,11 +11,11 @@ never imitate a control token. If a <|system|> token exists, a system turn comes
 first; otherwise the system text opens the first user turn.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from gpt.errors import UserError
 from gpt.tokenizers import Tokenizer, chat_window
-from gpt.tokenizers.chat_template import template_of
+from gpt.tokenizers.chat_template import Message, template_of
 
 USER = '<|user|>'
 ASSISTANT = '<|assistant|>'
@@ -25,8 +25,6 @@ CHAT_TOKENS = (USER, ASSISTANT, END_TURN)
 ROLES = ('system', 'user', 'assistant')
 AFTER_SYSTEM = '\n\n'  # Between a system text and the user's, in one turn.
 REPLY_SHARE = 4  # 1 / the part of the window that prompts leave for a reply.
-
-Message = Mapping[str, str]  # 'role' (system, user, assistant) and 'content'.
 
 
 def has_chat_tokens(tokenizer: Tokenizer) -> bool:

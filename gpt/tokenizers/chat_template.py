@@ -16,8 +16,8 @@ from gpt.tokenizers import Tokenizer
 from gpt.tokenizers.base import replace_surrogates
 from gpt.tokenizers.control_tokens import ControlTokens, broken
 
-Message = Mapping[str, str]
-# What templates read of a message; its other keys are ignored.
+Message = Mapping[str, str]  # 'role' (system, user, assistant) and 'content'.
+# The keys of a message that templates see; others are ignored.
 FIELDS = ('role', 'content', 'reasoning_content')
 PROBE = (
   {'role': 'user', 'content': 'question'},
@@ -267,12 +267,11 @@ class ChatTemplate:
 
   def _checked(self, message: Message) -> dict[str, str]:
     """The part of a message that a template may see."""
-    fields = {
+    return {
       name: replace_surrogates(str(message[name]))
       for name in FIELDS
       if isinstance(message.get(name), str)
     }
-    return fields
 
   def _without_marks(self, message: dict[str, str]) -> dict[str, str]:
     """A message in which only the assistant's text may hold marks."""

@@ -1,13 +1,11 @@
 """Conversations that a chat template renders, fitted into a context."""
 
 import bisect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from gpt.errors import UserError
 from gpt.tokenizers import Tokenizer
-from gpt.tokenizers.chat_template import ChatTemplate
-
-Message = Mapping[str, str]
+from gpt.tokenizers.chat_template import ChatTemplate, Message
 
 
 def fit(

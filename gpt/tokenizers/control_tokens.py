@@ -20,11 +20,10 @@ import numpy as np
 
 from gpt.errors import UserError
 from gpt.tokenizers import HfTokenizer, Tokenizer
+from gpt.tokenizers.hf_parts import added_token
 
 # Private-use characters: no normalizer changes them.
 OPEN, CLOSE = '\ue0f0', '\ue0f1'
-# Of an added token that is found in a text as it stands.
-PLAIN = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
 # Texts between control tokens that are kept encoded: the turns of a long
 # conversation, but no document that somebody pastes.
 CACHED_SEGMENTS = 512
@@ -192,9 +191,7 @@ def _renamed(tokenizer: HfTokenizer, names: Mapping[int, str]) -> Any:
       token['content'] = names[token['id']]
   known = {token['id'] for token in spec['added_tokens']}
   spec['added_tokens'] += [
-    {'id': id, 'content': name, 'special': True, **PLAIN}
-    for id, name in names.items()
-    if id not in known
+    added_token(id, name) for id, name in names.items() if id not in known
   ]
   spec['added_tokens'].sort(key=lambda token: token['id'])
   spec['truncation'] = spec['padding'] = None

@@ -15,10 +15,10 @@ from gpt.files import parse_json, read_bytes
 from gpt.tokenizers import sentencepiece_json
 from gpt.tokenizers.base import MAX_FILE_BYTES
 from gpt.tokenizers.huggingface import HfTokenizer, is_hf_json
-from gpt.tokenizers.template_files import template_in
+from gpt.tokenizers.template_files import CONFIG, template_in
 
 TOKENIZER, MODEL = 'tokenizer.json', 'tokenizer.model'
-NAMES = ('tokenizer_config.json', 'special_tokens_map.json')
+NAMES = (CONFIG, 'special_tokens_map.json')
 IDS = ('generation_config.json', 'config.json')
 Path = str | os.PathLike[str]
 
@@ -60,7 +60,7 @@ def read_tokenizer(directory: Path, vocab_size: int = 0) -> HfTokenizer:
   if not (bos or eos):
     raise UserError(
       f'{directory}: nothing names the token that ends a text: add '
-      f'"eos_token" to {NAMES[0]}'
+      f'"eos_token" to {CONFIG}'
     )
   try:
     tokenizer = HfTokenizer(
@@ -102,7 +102,7 @@ def _adds_bos(directory: pathlib.Path, default: bool) -> bool | None:
   Args:
     default: of a tokenizer.model, which cannot say it: Llama's begin with BOS.
   """
-  added = _entries(directory / NAMES[0]).flag('add_bos_token', None)
+  added = _entries(directory / CONFIG).flag('add_bos_token', None)
   return True if added is None and default else added
 
 

@@ -1,7 +1,7 @@
 """The parts of a tokenizer.json: what they do to text, and which are readable.
 
-All functions take the file's JSON as the `tokenizers` library writes it, which
-has the fields that older files lack.
+A `spec` is the file's JSON as the `tokenizers` library writes it, which has the
+fields that older files lack.
 """
 
 import copy
@@ -13,8 +13,8 @@ from typing import Any
 from gpt.errors import UserError
 from gpt.fields import Fields
 from gpt.files import parse_json
+from gpt.tokenizers.sentencepiece import SPACE
 
-SPACE = '\u2581'  # How SentencePiece writes a space.
 Spec = dict[str, Any]
 SPARE_IDS = 1 << 16  # Ids without a token that a vocabulary may have.
 
@@ -191,6 +191,19 @@ def _byte_level(token: str) -> bytes:
   if all(c in alphabet for c in token):
     return bytes(alphabet[c] for c in token)
   return token.encode()
+
+
+def added_token(id: int, content: str, special: bool = True) -> Spec:
+  """An entry of added_tokens: the content, wherever a text holds it."""
+  return {
+    'id': id,
+    'content': content,
+    'single_word': False,
+    'lstrip': False,
+    'rstrip': False,
+    'normalized': False,
+    'special': special,
+  }
 
 
 def added_in_text(spec: Spec) -> list[Spec]:

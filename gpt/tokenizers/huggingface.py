@@ -201,15 +201,13 @@ class HfTokenizer(BaseTokenizer):
       )
     to_bytes = hf_parts.token_reader(spec)
     added = {t['id']: t for t in spec['added_tokens']}
-    silent = {control[name] for name in control} - {
-      id for id, token in added.items() if not token['special']
-    }
+    marks = {id for id, token in added.items() if not token['special']}
+    silent = set(control.values()) - marks
     table = [b''] * max(size, rows)
     for token, id in vocab.items():
       if id not in silent:
-        is_added = id in added
         table[id] = (
-          added[id]['content'].encode() if is_added else to_bytes(token)
+          added[id]['content'].encode() if id in added else to_bytes(token)
         )
     return table
 

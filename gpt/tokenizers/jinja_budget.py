@@ -91,7 +91,7 @@ BUDGET: contextvars.ContextVar[Budget] = contextvars.ContextVar('budget')
 
 
 def budget() -> Budget:
-  """That of the rendering in progress; a new one while compiling."""
+  """The budget of the rendering in progress; a new one while compiling."""
   return BUDGET.get(None) or Budget()
 
 

@@ -11,7 +11,8 @@ import json
 from typing import Any
 
 from gpt.errors import UserError
-from gpt.tokenizers.hf_parts import SPACE
+from gpt.tokenizers.hf_parts import added_token
+from gpt.tokenizers.sentencepiece import SPACE
 
 # SentencePiece's types of pieces.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -121,15 +122,7 @@ def to_tokenizer_json(pieces: Pieces) -> bytes:
     'truncation': None,
     'padding': None,
     'added_tokens': [
-      {
-        'id': id,
-        'content': pieces.texts[id],
-        'single_word': False,
-        'lstrip': False,
-        'rstrip': False,
-        'normalized': False,
-        'special': kind in special,
-      }
+      added_token(id, pieces.texts[id], kind in special)
       for id, kind in enumerate(pieces.types)
       if kind in (*special, USER_DEFINED)
     ],

@@ -36,7 +36,7 @@ def http(runs):
       yield client
 
 
-def expected(workdir, overflow='slide') -> str:
+def expected(workdir) -> str:
   """The likeliest text of a run, by full forward passes."""
   loaded = load_model(workdir)
   ids, _ = Reference(loaded.cfg, loaded.params).run(

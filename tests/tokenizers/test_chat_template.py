@@ -53,7 +53,7 @@ def control_ids(name, ids):
 
 
 def written(name, talk):
-  """What the mask says the assistant writes, one text for each turn."""
+  """The texts that the mask gives to the assistant, one for each turn."""
   ids, mask = template_of(tokenizer_of(name)).conversation(talk)
   library = tokenizers.Tokenizer.from_str(tokenizer_json(name))
   texts, run = [], []

@@ -62,7 +62,7 @@ def read(tmp_path_factory):
 @given(text=TEXT)
 def test_ids_equal_the_librarys_for_any_text(read, kind, text):
   ours, theirs = read(kind)
-  if kind != 'qwen3' or not any(m in text for m in ('<think>',)):
+  if kind != 'qwen3' or '<think>' not in text:
     ids = theirs.encode(text, add_special_tokens=False).ids
     assert ours.encode(text).tolist() == ids
   ids = ours.encode(text).tolist()

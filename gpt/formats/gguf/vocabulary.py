@@ -31,6 +31,7 @@ from gpt.tokenizers.chat_format import (
   stop_ids,
 )
 from gpt.tokenizers.hf_parts import byte_alphabet
+from gpt.tokenizers.sentencepiece import SPACE
 from gpt.tokenizers.sentencepiece_json import (
   BYTE,
   CONTROL,
@@ -167,15 +168,7 @@ def _read_byte_level(
     if known.issuperset((left, right, left + right)):
       merges.append([left, right])
   added = [
-    {
-      'id': id,
-      'content': tokens[id],
-      'single_word': False,
-      'lstrip': False,
-      'rstrip': False,
-      'normalized': False,
-      'special': type != USER_DEFINED,
-    }
+    hf_parts.added_token(id, tokens[id], type != USER_DEFINED)
     for id, type in enumerate(types)
     if type in (CONTROL, UNKNOWN, USER_DEFINED)
   ]
@@ -346,7 +339,7 @@ def _hf(tokenizer: HfTokenizer) -> dict[str, Any]:
         + json.dumps(spec.get('pre_tokenizer'))[:200]
       )
     return _bpe_keys(name, tokens, types, [f'{a} {b}' for a, b in merges])
-  if spec.get('pre_tokenizer') or hf_parts.SPACE not in ''.join(tokens):
+  if spec.get('pre_tokenizer') or SPACE not in ''.join(tokens):
     raise _impossible("its tokenizer.json is not SentencePiece's")
   # Earlier merges have better scores; what no merge gives has the worst.
   scores = dict.fromkeys(tokens, -float(len(merges)))
