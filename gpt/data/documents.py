@@ -5,6 +5,7 @@ and is held out as a whole. document_dataset.py makes batches of them.
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -239,7 +240,12 @@ def open_documents(
     what = 'conversation with an assistant turn' if chat else 'document'
     raise UserError(f'no {what} in {sources.description}')
   ends = np.append(starts[1:], len(tokens))
-  documents = Documents(
+  make = Documents
+  if by_template:
+    make = functools.partial(
+      TemplatedDocuments, vocab_size=tokenizer.vocab_size
+    )
+  documents = make(
     tokens,
     starts,
     ends,
@@ -251,12 +257,7 @@ def open_documents(
     info,
     sources.kind,
   )
-  if by_template:
-    fields = {
-      field.name: getattr(documents, field.name)
-      for field in dataclasses.fields(documents)
-    }
-    documents = TemplatedDocuments(**fields, vocab_size=tokenizer.vocab_size)
+  if isinstance(documents, TemplatedDocuments):
     keys = [_hash(documents.question(i)) for i in range(len(documents))]
   elif chat:
     documents.is_assistant = conversations.AssistantTokens(tokenizer)
