@@ -246,7 +246,8 @@ class Engine:
       job = seq.job
       lane.take(seq)
       if job.weights is None:
-        job.weights = self.adapters.get(job.adapter, self.weights)
+        name = job.adapter
+        job.weights = self.adapters[name] if name else self.weights
         waited = (job.started or job.created) - job.created
         self._metrics.queue_time.observe(waited)
         self._metrics.prompt_tokens.inc(job.prompt_tokens)
