@@ -12,6 +12,7 @@ other options the same module is a GPT-2, a Llama or a Qwen3: see
 gpt/formats/architectures.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -327,9 +328,14 @@ def lm_logits(
 
 def abstract_params(cfg: GPTConfig) -> dict[str, Any]:
   """The parameter tree as ShapeDtypeStructs: no memory, no device."""
+  # All blocks are alike: tracing one takes the same time for any depth.
+  model = GPT(dataclasses.replace(cfg, n_layer=1))
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return jax.eval_shape(GPT(cfg).init, key, tokens)['params']
+  tree = jax.eval_shape(model.init, key, tokens)['params']
+  block = tree.pop('block_0')
+  tree |= {f'block_{i}': dict(block) for i in range(cfg.n_layer)}
+  return dict(sorted(tree.items()))  # In JAX's order.
 
 
 def num_params(cfg: GPTConfig) -> int:

@@ -56,12 +56,7 @@ def conform(
       params['lm_head'] = table
     gain, bias = (params.pop(f'embed_norm{x}', None) for x in ('', '_bias'))
     params['wte'] = _normed(table, cfg, gain, bias)
-  wanted = abstract_params(dataclasses.replace(near, n_layer=1))
-  block = wanted.pop('block_0')
-  params = _filled(params, wanted)
-  for i in range(near.n_layer):
-    params[f'block_{i}'] = _filled(params[f'block_{i}'], block)
-  return near, params
+  return near, _filled(params, abstract_params(near))
 
 
 def simplify(
@@ -79,7 +74,7 @@ def simplify(
     if wanted.get(name) is not False or not getattr(cfg, name):
       continue
     without = dataclasses.replace(cfg, **{name: False})
-    shapes = abstract_params(dataclasses.replace(without, n_layer=1))
+    shapes = abstract_params(without)
     blocks = [params[f'block_{i}'] for i in range(cfg.n_layer)]
     extra = [
       (params, x) for x in params if x.endswith(NORM_NAMES) and x not in shapes
@@ -94,12 +89,13 @@ def simplify(
 
 def _filled(tree: Params, wanted: Params) -> dict[str, Any]:
   """Adds gains of 1 and biases of 0 that a tree lacks."""
-  made = {
-    name: np.full(x.shape, float(name in GAINS), x.dtype)
-    for name, x in wanted.items()
-    if name not in tree
-  }
-  return dict(tree) | made
+  filled = dict(tree)
+  for name, x in wanted.items():
+    if isinstance(x, dict):
+      filled[name] = _filled(tree[name], x)
+    elif name not in tree:
+      filled[name] = np.full(x.shape, float(name in GAINS), x.dtype)
+  return filled
 
 
 def _normed(table: np.ndarray, cfg: GPTConfig, gain: Any, bias: Any) -> Any:

@@ -1,6 +1,5 @@
 """Tensors of a family's files <-> our parameters, one tensor at a time."""
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -120,13 +119,12 @@ def _path(row: Row, name: str, layer: int) -> tuple[str, str]:
 
 def _leaf_shapes(cfg: GPTConfig) -> dict[tuple[str, str], tuple[int, ...]]:
   """{(block, leaf): shape} of all parameters."""
-  # All blocks are alike: tracing one takes the same time for any depth.
-  tree = abstract_params(dataclasses.replace(cfg, n_layer=1))
-  found = {('', name): x.shape for name, x in tree.items() if name != 'block_0'}
-  for i in range(cfg.n_layer):
-    found |= {
-      (f'block_{i}', name): x.shape for name, x in tree['block_0'].items()
-    }
+  found = {}
+  for top, value in abstract_params(cfg).items():
+    if isinstance(value, dict):
+      found |= {(top, name): x.shape for name, x in value.items()}
+    else:
+      found['', top] = value.shape
   return found
 
 

@@ -1,6 +1,5 @@
 """A GGUF file as a model of ours: weights dequantized tensor by tensor."""
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
@@ -70,7 +69,7 @@ def _read_params(
   file: GgufFile, name: str, cfg: GPTConfig, dtype: np.dtype
 ) -> dict[str, Any]:
   """The parameter tree; UserError for missing, unknown or misshapen tensors."""
-  wanted = _shapes(cfg)
+  wanted = abstract_params(cfg)
   _check_tensors(file, name, wanted)
   params: dict[str, Any] = {}
   for top, value in wanted.items():
@@ -97,13 +96,6 @@ def _read_params(
             part = architectures.deinterleave(part, cfg.kv_heads)
         block[leaf] = np.ascontiguousarray(part.T, dtype)
   return params
-
-
-def _shapes(cfg: GPTConfig) -> dict[str, Any]:
-  """The parameter tree of shapes, without tracing every layer."""
-  wanted = dict(abstract_params(dataclasses.replace(cfg, n_layer=1)))
-  block = wanted.pop('block_0')
-  return {f'block_{i}': block for i in range(cfg.n_layer)} | wanted
 
 
 def _check_tensors(
