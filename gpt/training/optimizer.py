@@ -88,6 +88,7 @@ def adamw(opt: Any) -> optax.GradientTransformation:
     )
   return optax.chain(
     optax.scale_by_adam(b1=opt.b1, b2=opt.b2, eps=opt.eps),
+    # A mask of optax would add a level to the state, which checkpoints hold.
     optax.stateless(functools.partial(_decayed, opt.weight_decay))
     if opt.weight_decay
     else optax.identity(),
