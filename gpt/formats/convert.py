@@ -71,7 +71,8 @@ def export(
   if format == 'rgpt' and not base.has_record(workdir):
     return export_rgpt(workdir, which, output)
   if format == 'peft':
-    return peft.export_peft(workdir, which, output, dtype, hf_class)
+    with _new_directory(output, format) as new:
+      return peft.export_peft(workdir, which, new, dtype, hf_class)
   loaded = load_model(workdir, which, base_at)
   if format == 'gguf':
     notes = export_gguf(output, loaded, dtype, drop_softcap)

@@ -90,7 +90,7 @@ def check_output(output: Path, format: str, overwrite: bool = False) -> None:
   """Checks that an export may be written to `output`.
 
   Args:
-    format: 'rgpt', 'safetensors' or 'gguf' (files), 'microgpt' or 'hf'
+    format: 'rgpt', 'safetensors' or 'gguf' (files), 'microgpt', 'hf' or 'peft'
       (directories).
     overwrite: whether an existing file or an earlier export may be replaced.
 
@@ -131,7 +131,7 @@ def check_output(output: Path, format: str, overwrite: bool = False) -> None:
 
 
 def modelfile_path(gguf: Path) -> pathlib.Path:
-  """The path of Ollama's Modelfile beside a GGUF file: books.Modelfile."""
+  """'books.gguf' -> 'books.Modelfile', Ollama's file beside it."""
   return pathlib.Path(gguf).with_suffix('.Modelfile')
 
 

@@ -136,7 +136,8 @@ def adapter_config(
   """The content of adapter_config.json.
 
   Args:
-    ranks: of each adapted module. source: of the base.
+    ranks: of each adapted module.
+    source: of the base.
   """
   # The scale of a module is its alpha over its rank.
   wide = {name: rank for name, rank in ranks.items() if rank != model.rank}

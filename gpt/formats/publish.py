@@ -65,6 +65,11 @@ def prepare(
   Raises:
     UserError: no such run; a model or a directory that cannot be written.
   """
+  if license and not re.fullmatch(r'[a-z0-9][a-z0-9.-]*', license):
+    raise UserError(
+      f'--license={license}: write an identifier of the hub, such as mit or '
+      'apache-2.0'
+    )
   directory = pathlib.Path(directory)
   _, step, notes = export(workdir, which, 'hf', directory, dtype)
   if gguf:
@@ -73,11 +78,6 @@ def prepare(
     found = export(workdir, which, 'gguf', path, gguf)[2]
     notes += [x.replace(f'{directory}/', '') for x in found]
   if license:
-    if not re.fullmatch(r'[a-z0-9][a-z0-9.-]*', license):
-      raise UserError(
-        f'--license={license}: write an identifier of the hub, such as mit or '
-        'apache-2.0'
-      )
     card = directory / 'README.md'
     text = card.read_text(encoding='utf-8')
     text = text.replace('---\n', f'---\nlicense: {license}\n', 1)

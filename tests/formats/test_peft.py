@@ -89,6 +89,18 @@ def test_what_peft_cannot_hold_is_refused(tmp_path, bpe):  # noqa: F811
   export(tuned, 'best', 'peft', tmp_path / 'out', overwrite=True)
 
 
+def test_an_export_that_fails_leaves_nothing(tmp_path, bpe, monkeypatch):  # noqa: F811
+  def full(*args):
+    raise OSError(28, 'No space left on device')
+
+  _, tuned = make(tmp_path, bpe, 'llama')
+  before = sorted(tmp_path.iterdir())
+  monkeypatch.setattr('os.fsync', full)
+  with pytest.raises(UserError, match='No space left'):
+    export(tuned, 'best', 'peft', tmp_path / 'new' / 'out')
+  assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings('default')
 @pytest.mark.parametrize(
