@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gpt.decoding import blocks
 from gpt.errors import UserError
 from gpt.tokenizers import Tokenizer, chat_format
 from serving.engine.engine import FAILED
@@ -27,7 +28,8 @@ from serving.engine.errors import (
   Unavailable,
 )
 from serving.engine.events import Closed, Event, Failed
-from serving.engine.jobs import Job
+from serving.engine.jobs import Job, stride
+from serving.engine.notices import Notice, cut_prompt, unknown_characters
 from serving.engine.sampling import Sampling
 from serving.metrics import ABORTS
 from serving.service import Service
@@ -39,8 +41,20 @@ MAX_LOGPROBS = 200_000
 # How long a reader that was given up has to read the end of its stream.
 LAST_SECONDS = 5.0
 
-# (int32[n] ids of each prompt, tokens that did not fit into the context)
-Tokenized = tuple[list[np.ndarray], int]
+
+@dataclasses.dataclass(frozen=True)
+class Tokenized:
+  """Prompts as ids.
+
+  Attributes:
+    prompts: int32[n], one for each prompt.
+    dropped: how many tokens do not fit into the context.
+    notices: what else was lost.
+  """
+
+  prompts: list[np.ndarray]
+  dropped: int
+  notices: list[Notice]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +87,15 @@ def complete(
     ends: ids that end a choice, sampleable here; () for the model's EOS alone.
   """
 
+  window, param = service.cfg.block_size, 'prompt'
+
   def tokenize() -> Tokenized:
-    return [encode(service.tokenizer, p) for p in prompts], 0
+    ids = [encode(service.tokenizer, p) for p in prompts]
+    dropped = outside(ids, window, sampling)
+    texts = (p for p in prompts if isinstance(p, str))
+    notices = unknown_characters(service.tokenizer, texts, param)
+    notices += cut_prompt(dropped, window, param)
+    return Tokenized(ids, dropped, notices)
 
   return Generation(
     service,
@@ -84,7 +105,7 @@ def complete(
     stop_ids=ends or (service.tokenizer.eos_id,),
     allowed=ends,
     streamed=streamed,
-    param='prompt',
+    param=param,
   )
 
 
@@ -102,7 +123,7 @@ def chat(
   Args:
     prefill: a last message of the assistant is the beginning of its reply.
   """
-  window = service.cfg.block_size
+  window, param = service.cfg.block_size, 'messages'
 
   def tokenize() -> Tokenized:
     ids, dropped = chat_prompt(
@@ -110,8 +131,10 @@ def chat(
     )
     if dropped and sampling.overflow == 'error':
       given = f'your messages have {len(ids) + dropped}'
-      raise ContextTooLong(window, given, 'messages')
-    return [ids], dropped
+      raise ContextTooLong(window, given, param)
+    texts = (message['content'] for message in messages)
+    notices = unknown_characters(service.tokenizer, texts, param)
+    return Tokenized([ids], dropped, notices)
 
   ends = service.chat_ends
   return Generation(
@@ -122,7 +145,7 @@ def chat(
     stop_ids=ends,
     allowed=ends,
     streamed=streamed,
-    param='messages',
+    param=param,
   )
 
 
@@ -132,6 +155,16 @@ def encode(tokenizer: Tokenizer, prompt: Any) -> np.ndarray:
   if isinstance(prompt, str):
     ids = [*tokenizer.prefix_ids, *tokenizer.encode(prompt).tolist()]
   return np.array(ids if len(ids) else [tokenizer.bos_id], np.int32)
+
+
+def outside(
+  prompts: Sequence[np.ndarray], window: int, sampling: Sampling
+) -> int:
+  """Tokens of prompts that the first sampled token does not depend on."""
+  if not sampling.max_tokens or sampling.overflow in ('stop', 'error'):
+    return 0
+  step = stride(sampling.overflow, window)
+  return sum(blocks.window_start(len(ids), window, step) for ids in prompts)
 
 
 def chat_prompt(
@@ -275,9 +308,16 @@ class Generation:
       bias_V[id] += value
     if sampling.ignore_eos:
       bias_V[list(self._stop_ids)] = -np.inf
-    prompts, dropped = self._tokenize()
+    found = self._tokenize()
     stop_ids = {*self._stop_ids, *sampling.stop_token_ids}
-    self.job.fill(prompts, bias_V, stop_ids, service.tokenizer, dropped)
+    self.job.fill(
+      found.prompts,
+      bias_V,
+      stop_ids,
+      service.tokenizer,
+      found.dropped,
+      found.notices,
+    )
 
   def _check_size(self) -> None:
     """Raises RequestFailed if the window or the memory is too small."""

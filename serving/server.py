@@ -15,7 +15,7 @@ import uvicorn
 from gpt.errors import UserError
 from gpt.runs.load import LoadedModel
 from serving.http.app import create_app
-from serving.http.protocol import Protocol
+from serving.http.protocol import HEAD_BYTES, Protocol
 from serving.options import Options
 from serving.service import Service
 
@@ -24,7 +24,6 @@ log = logging.getLogger('rgpt.serve')
 FAILED_EXIT, FORCED_EXIT = 1, 1
 SEND_BUFFER = 128 << 10
 STALLED_SECONDS = 120  # unacknowledged data after which a connection ends
-HEAD_BYTES = 64 << 10
 
 
 def bind(host: str, port: int) -> socket.socket:

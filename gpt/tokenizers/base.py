@@ -5,6 +5,7 @@ UTF-8. `StreamDecoder` does this one id at a time, so streamed text always
 equals text decoded at once.
 """
 
+import collections
 import hashlib
 import json
 import os
@@ -42,6 +43,15 @@ def replace_surrogates(text: str) -> str:
     return text
   return text.encode('utf-16-le', 'surrogatepass').decode(
     'utf-16-le', 'replace'
+  )
+
+
+def count_of(text: str, chars: set[str]) -> dict[str, int]:
+  """How often each of `chars` occurs in a text; one pass, sorted."""
+  if not chars:
+    return {}
+  return dict(
+    sorted(collections.Counter(c for c in text if c in chars).items())
   )
 
 

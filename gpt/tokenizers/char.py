@@ -6,7 +6,13 @@ from typing import Any
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.tokenizers.base import BOS, EOS, BaseTokenizer, check_special_tokens
+from gpt.tokenizers.base import (
+  BOS,
+  EOS,
+  BaseTokenizer,
+  check_special_tokens,
+  count_of,
+)
 
 
 class CharTokenizer(BaseTokenizer):
@@ -58,8 +64,7 @@ class CharTokenizer(BaseTokenizer):
 
   def count_unknown(self, text: str) -> dict[str, int]:
     """Characters of `text` outside the vocabulary, with their counts."""
-    unknown = sorted(set(text) - self._known)
-    return {c: text.count(c) for c in unknown}
+    return count_of(text, set(text) - self._known)
 
   def _meta(self) -> dict[str, Any]:
     names = list(self.special_tokens)[2:]

@@ -31,6 +31,7 @@ from gpt.tokenizers.base import (
   MAX_FILE_BYTES,
   BaseTokenizer,
   check_special_tokens,
+  count_of,
   replace_surrogates,
 )
 from gpt.tokenizers.hf_parts import byte_alphabet
@@ -289,8 +290,7 @@ class HfTokenizer(BaseTokenizer):
   def count_unknown(self, text: str) -> dict[str, int]:
     """Characters of `text` without tokens, with their counts."""
     text = replace_surrogates(text)
-    unknown = sorted(c for c in set(text) if self._is_unknown(c))
-    return {c: text.count(c) for c in unknown}
+    return count_of(text, {c for c in set(text) if self._is_unknown(c)})
 
   def _files(self) -> dict[str, bytes]:
     return {HF_FILE: self.data}

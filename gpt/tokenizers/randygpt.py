@@ -21,6 +21,7 @@ from gpt.tokenizers.base import (
   MAX_VOCAB,
   BaseTokenizer,
   check_special_tokens,
+  count_of,
 )
 
 VOCAB_FILE = 'vocab.json'
@@ -169,8 +170,7 @@ class RandyTokenizer(BaseTokenizer):
 
   def count_unknown(self, text: str) -> dict[str, int]:
     """Characters of `text` outside the vocabulary, with their counts."""
-    unknown = sorted(c for c in set(text) if c not in self._char_ids)
-    return {c: text.count(c) for c in unknown}
+    return count_of(text, set(text) - self._char_ids.keys())
 
   def vocab_json(self) -> bytes:
     """The bytes of a vocab.json as RandyGPT writes it (compact, UTF-8)."""

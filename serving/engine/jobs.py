@@ -14,6 +14,7 @@ import numpy as np
 from gpt.decoding import blocks
 from gpt.tokenizers import Tokenizer
 from serving.engine.events import Delta, Mailbox, Token
+from serving.engine.notices import Notice
 from serving.engine.sampling import Sampling
 from serving.engine.scores import PromptScores
 from serving.engine.text import Stop, TextStream
@@ -29,7 +30,8 @@ class Job:
 
   Attributes:
     prompts: int32[n] arrays, none of them empty.
-    tokens_dropped: tokens of a chat that did not fit into the context.
+    tokens_dropped: tokens of the prompts that do not fit into the context.
+    notices: what else its sender should know.
     bias_V: float32[V], added to the logits.
     stop_ids: ids that end a choice. stops: strings that do.
     sequences: all choices, prompt by prompt.
@@ -47,6 +49,7 @@ class Job:
     self.mailbox = Mailbox()
     self.prompts: list[np.ndarray] = []
     self.tokens_dropped = 0
+    self.notices: tuple[Notice, ...] = ()
     self.sequences: list[Sequence] = []
     self.pending: collections.deque[Sequence] = collections.deque()
     self.scores: dict[int, PromptScores] = {}
@@ -69,10 +72,12 @@ class Job:
     stop_ids: Iterable[int],
     tokenizer: Tokenizer,
     tokens_dropped: int = 0,
+    notices: Iterable[Notice] = (),
   ) -> None:
     """Adds what is known once the prompts are tokenized."""
     self.prompts = prompts
     self.tokens_dropped = tokens_dropped
+    self.notices = tuple(notices)
     self.bias_V = bias_V
     self.stop_ids = frozenset(stop_ids)
     n = self.sampling.n

@@ -85,14 +85,16 @@ def allowed_hosts(names: Iterable[str], loopback: bool) -> tuple[str, ...]:
   return (*hosts, 'localhost')
 
 
-def is_cross_site(headers: Mapping[str, str]) -> bool:
-  """Whether a browser sends this request for a page of another site.
+def is_cross_origin(headers: Mapping[str, str]) -> bool:
+  """Whether a browser sends this request for a page of another origin.
 
-  Browsers send Sec-Fetch-Site, but not over plain http to an address that is
-  not loopback. There Origin, which they always send, must match the Host.
+  That includes pages on another port of the same host, which browsers count as
+  the same site: any program on this machine can serve one. Browsers send
+  Sec-Fetch-Site, but not over plain http to an address that is not loopback.
+  There Origin, which they always send, must match the Host.
   """
   if 'sec-fetch-site' in headers:
-    return headers['sec-fetch-site'] == 'cross-site'
+    return headers['sec-fetch-site'] not in ('same-origin', 'none')
   if 'origin' not in headers:
     return False
   host = headers['origin'].rpartition('//')[2]

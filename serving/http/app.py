@@ -61,7 +61,7 @@ def operations(service: Service) -> list[Operation]:
       text.randy,
       responses.RandyCompletion,
       schemas.RandyRequest,
-      errors=GENERATING,
+      errors=(*GENERATING, 404),
     ),
     *(dataclasses.replace(op, path=f'/v1{op.path}') for op in openai),
     *openai,
@@ -71,7 +71,7 @@ def operations(service: Service) -> list[Operation]:
       text.micro_generate,
       responses.Samples,
       schemas.MicroGenerateRequest,
-      errors=GENERATING,
+      errors=(*GENERATING, 404),
     ),
     Operation(
       'POST',
@@ -79,7 +79,7 @@ def operations(service: Service) -> list[Operation]:
       text.micro_chat,
       responses.MicroChatAnswer,
       schemas.MicroChatRequest,
-      errors=GENERATING,
+      errors=(*GENERATING, 404),
     ),
     Operation(
       'POST',

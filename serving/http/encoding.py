@@ -1,12 +1,13 @@
 """JSON in and out."""
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
 
-from serving.http.errors import bad_request
+from serving.http.errors import ApiError, bad_request
 
 JSON_TYPES = {
   bool: 'a boolean',
@@ -23,18 +24,30 @@ def parse_object(body: bytes) -> dict[str, Any]:
   """The JSON object in a request body. Raises ApiError (400)."""
 
   def refuse(name: str):
-    raise ValueError(f'{name} is not JSON')
+    raise invalid_json(f'{name} is not JSON')
 
   try:
     value = json.loads(body, parse_constant=refuse)
-  except (ValueError, RecursionError) as e:
-    text = str(e) or type(e).__name__
-    raise bad_request(f'The body is not valid JSON: {text[:200]}') from e
+  except json.JSONDecodeError as e:
+    raise invalid_json(str(e)) from e
+  except UnicodeDecodeError as e:
+    raise invalid_json('it is not UTF-8') from e
+  except RecursionError as e:
+    raise invalid_json('it is nested too deeply') from e
+  except ValueError as e:  # Python's own limit, with advice for programmers.
+    digits = sys.get_int_max_str_digits()
+    raise invalid_json(
+      f'a number has more than {digits} digits, the most allowed'
+    ) from e
   if not isinstance(value, dict):
     raise bad_request(
       f'The body must be a JSON object, not {json_type(value)}.'
     )
   return value
+
+
+def invalid_json(problem: str) -> ApiError:
+  return bad_request(f'The body is not valid JSON: {problem[:200]}.')
 
 
 def json_type(value: Any) -> str:

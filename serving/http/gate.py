@@ -21,7 +21,7 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for the log; nobody receives it
 
 
 class Gate:
-  """ASGI middleware: Host, cross-site requests, keys, limits, errors."""
+  """ASGI middleware: Host, origins of pages, keys, limits, errors."""
 
   def __init__(self, app: ASGIApp, options: Options, metrics: Metrics) -> None:
     self._app = app
@@ -71,12 +71,12 @@ class Gate:
     origins = ('*', headers.get('origin', ''))
     if (
       method not in ('GET', 'HEAD', 'OPTIONS')
-      and access.is_cross_site(headers)
+      and access.is_cross_origin(headers)
       and not any(origin in options.cors_origins for origin in origins)
     ):
       raise ApiError(
         403,
-        'Pages of other sites may not use this server; --cors_origins '
+        'Pages of other origins may not use this server; --cors_origins '
         'allows some.',
         'permission_error',
         code='cross_site',

@@ -1,6 +1,6 @@
 """The routes that generate text: OpenAI's, RandyGPT's and microgpt's."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,7 +13,7 @@ from serving.http.answers import StreamedAnswer, WholeAnswer
 from serving.http.body import client_gone
 from serving.http.encoding import json_response, parse_object
 from serving.http.errors import ApiError, bad_request, not_found
-from serving.http.replies import ChatReply, CompletionReply, Reply
+from serving.http.replies import ChatReply, CompletionReply, Reply, warnings_of
 from serving.http.schemas import (
   Body,
   ChatRequest,
@@ -39,7 +39,7 @@ class GenerateRoutes:
   async def completions(self, request: Request) -> ASGIApp:
     """Continues prompts, as OpenAI's API does."""
     asked = await self._read(CompletionRequest, request)
-    self._check_model(asked.model)
+    adapter = self._adapter(asked.model)
     run = generation.complete(
       self._service,
       client_of(request),
@@ -47,12 +47,13 @@ class GenerateRoutes:
       asked.sampling(self._options.context_overflow),
       streamed=asked.stream,
     )
+    run.job.adapter = adapter
     return self._openai(request, asked, run, CompletionReply)
 
   async def chat(self, request: Request) -> ASGIApp:
     """Answers a conversation, as OpenAI's API does."""
     asked = await self._read(ChatRequest, request)
-    self._check_model(asked.model)
+    adapter = self._adapter(asked.model)
     self._check_chat()
     run = generation.chat(
       self._service,
@@ -62,32 +63,37 @@ class GenerateRoutes:
       streamed=asked.stream,
       prefill=True,
     )
+    run.job.adapter = adapter
     return self._openai(request, asked, run, ChatReply)
 
   async def randy(self, request: Request) -> Response:
     """Continues a prompt, as RandyGPT's server does."""
     asked = await self._read(RandyRequest, request)
+    adapter = self._adapter(asked.model)
     run = generation.complete(
       self._service,
       client_of(request),
       [asked.prompt],
       asked.sampling(self._options.context_overflow),
     )
+    run.job.adapter = adapter
     (text,) = await texts_of(run, request)
-    return json_response(
-      {
-        'text': text,
-        'model': self._service.loaded.name,
-        'usage': {
-          'prompt_tokens': run.job.prompt_tokens,
-          'completion_tokens': run.job.completion_tokens,
-        },
-      }
-    )
+    answer: dict[str, Any] = {
+      'text': text,
+      'model': adapter or self._service.loaded.name,
+      'usage': {
+        'prompt_tokens': run.job.prompt_tokens,
+        'completion_tokens': run.job.completion_tokens,
+      },
+    }
+    if run.job.tokens_dropped:
+      answer['tokens_dropped'] = run.job.tokens_dropped
+    return json_response(answer | warnings_of(run.job.notices))
 
   async def micro_generate(self, request: Request) -> Response:
     """Samples documents, as microgpt does."""
     asked = await self._read(MicroGenerateRequest, request)
+    adapter = self._adapter(asked.model)
     tokenizer = self._service.tokenizer
     run = generation.complete(
       self._service,
@@ -96,11 +102,13 @@ class GenerateRoutes:
       asked.sampling(asked.num_samples),
       ends=(tokenizer.bos_id, tokenizer.eos_id),
     )
+    run.job.adapter = adapter
     return json_response({'samples': await texts_of(run, request)})
 
   async def micro_chat(self, request: Request) -> Response:
     """Answers a conversation, as microgpt does."""
     asked = await self._read(MicroChatRequest, request)
+    adapter = self._adapter(asked.model)
     self._check_chat()
     run = generation.chat(
       self._service,
@@ -108,12 +116,14 @@ class GenerateRoutes:
       [message.as_turn() for message in asked.messages],
       asked.sampling(),
     )
+    run.job.adapter = adapter
     (text,) = await texts_of(run, request)
     return json_response(
       {
         'role': 'assistant',
         'content': text,
         'tokens_dropped': run.job.tokens_dropped,
+        **warnings_of(run.job.notices),
       }
     )
 
@@ -123,11 +133,19 @@ class GenerateRoutes:
     body = parse_object(await request.body())
     return read(model, body, self._service.cfg.vocab_size)
 
-  def _check_model(self, name: str | None) -> None:
+  def _adapter(self, name: str | None) -> str:
+    """The adapter that a request's `model` names, or ''. Raises ApiError (404).
+
+    Clients send all sorts of names to a server of one model. Among adapters a
+    misspelt name would get the text of another model.
+    """
+    adapters = self._service.adapters
+    if name in adapters:
+      return name
     known = (None, self._options.model_name, self._service.loaded.name)
-    known += tuple(self._service.adapters)
-    if self._options.strict_model and name not in known:
+    if name not in known and (self._options.strict_model or adapters):
       raise no_such_model(str(name))
+    return ''
 
   def _check_chat(self) -> None:
     if not self._service.is_chat:
@@ -150,8 +168,6 @@ class GenerateRoutes:
     kind: type[Reply],
   ) -> ASGIApp:
     request.scope['rgpt'].job = run.job
-    if asked.model in self._service.adapters:
-      run.job.adapter = asked.model
     reply = kind(
       run.job,
       run.job.adapter or self._options.model_name,

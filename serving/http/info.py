@@ -14,6 +14,7 @@ from gpt.runs.info import finite
 from gpt.runs.load import LoadedModel
 from serving import metrics
 from serving.engine.errors import RequestTimeout
+from serving.engine.notices import unknown_characters
 from serving.http import errors
 from serving.http.encoding import (
   dumps,
@@ -23,6 +24,7 @@ from serving.http.encoding import (
 )
 from serving.http.generate import no_such_model
 from serving.http.page import read_page
+from serving.http.replies import warnings_of
 from serving.http.responses import Model
 from serving.http.schemas import DetokenizeRequest, TokenizeRequest
 from serving.http.validation import read
@@ -43,8 +45,16 @@ class InfoRoutes:
     asked = read(
       TokenizeRequest, parse_object(await request.body()), vocab_size
     )
-    encode = self._service.tokenizer.encode
-    return await self._write(lambda: {'tokens': encode(asked.content).tolist()})
+    tokenizer = self._service.tokenizer
+
+    def make() -> dict[str, Any]:
+      lost = unknown_characters(tokenizer, [asked.content], 'content')
+      return {
+        'tokens': tokenizer.encode(asked.content).tolist(),
+        **warnings_of(lost),
+      }
+
+    return await self._write(make)
 
   async def detokenize(self, request: Request) -> Response:
     """Token ids -> text."""

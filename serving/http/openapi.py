@@ -159,7 +159,7 @@ def ref(kind: type) -> dict[str, str]:
 REASONS = {
   400: 'A field is wrong, missing or not supported',
   401: 'The API key is missing or unknown',
-  403: 'A page of another site sent the request',
+  403: 'A page of another origin sent the request',
   404: 'There is no such model',
   408: 'The body did not arrive in time',
   413: 'The body is too large',

@@ -8,15 +8,56 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from serving.http.errors import bad_request
+from serving.http.body import DRAIN_BYTES, DRAIN_SECONDS
+from serving.http.errors import ApiError, bad_request
 
+HEAD_BYTES = 64 << 10
 INVALID = bad_request('The request is not valid HTTP.')
+TWO_LENGTHS = bad_request(
+  'Content-Length and Transfer-Encoding must not come together: they may '
+  'disagree on where the request ends.'
+)
+LARGE_HEAD = ApiError(
+  431,
+  f'The head of the request is larger than {HEAD_BYTES} bytes, the most '
+  'allowed.',
+  code='headers_too_large',
+)
 # The request is complete, the answer is not: uvicorn stops reading when more
 # arrives.
 ANSWERING = (
   h11.DONE,
   h11.MIGHT_SWITCH_PROTOCOL,  # pyright: ignore[reportPrivateImportUsage]
 )
+
+
+class Connection(h11.Connection):
+  """h11's parser, which also refuses a body with two lengths.
+
+  h11 would go by Transfer-Encoding, a proxy in front of the server perhaps by
+  Content-Length: what one takes for a body is a request to the other (RFC 9112,
+  6.1).
+
+  Attributes:
+    problem: the answer to the last violation.
+  """
+
+  problem = INVALID
+
+  def next_event(self) -> Any:
+    try:
+      event = super().next_event()
+    except h11.RemoteProtocolError as e:
+      # A chunk's header may be too large as well, after the answer has begun.
+      large = e.error_status_hint == 431 and self.our_state is h11.IDLE
+      self.problem = LARGE_HEAD if large else INVALID
+      raise
+    if isinstance(event, h11.Request):
+      names = {name for name, _ in event.headers}
+      if {b'content-length', b'transfer-encoding'} <= names:
+        self.problem = TWO_LENGTHS
+        raise h11.RemoteProtocolError(str(self.problem))
+    return event
 
 
 class Protocol(H11Protocol):
@@ -32,9 +73,11 @@ class Protocol(H11Protocol):
 
   def __init__(self, head_timeout: float, ahead: int, **kwargs: Any) -> None:
     super().__init__(**kwargs)
+    self.conn: Any = Connection(h11.SERVER, HEAD_BYTES)
     self._head_timeout = head_timeout
     self._ahead = ahead
     self._head_timer: asyncio.TimerHandle | None = None
+    self._discard: int | None = None  # bytes, once the answer is an error
 
   def connection_made(self, transport: Any) -> None:
     super().connection_made(transport)
@@ -46,7 +89,14 @@ class Protocol(H11Protocol):
     super().connection_lost(exc)
 
   def data_received(self, data: bytes) -> None:
+    if self._discard is not None:
+      self._discard -= len(data)
+      if self._discard < 0:
+        self.transport.abort()
+      return
     super().data_received(data)
+    if self._discard is not None:
+      return
     if self.cycle is None or self.cycle.response_complete:
       self._await_head()
     else:
@@ -54,7 +104,7 @@ class Protocol(H11Protocol):
       self._read_on()
 
   def send_400_response(self, msg: str) -> None:
-    """uvicorn's answer to invalid HTTP, in our shape.
+    """The answer to invalid HTTP, in our shape; then the connection ends.
 
     If a request is under way already, its scope['state']['refused'] becomes
     true.
@@ -65,20 +115,34 @@ class Protocol(H11Protocol):
       state['refused'] = cycle.disconnected = True
       cycle.message_event.set()
     if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+      problem: ApiError = self.conn.problem
+      body = json.dumps(problem.body()).encode()
       headers = [
         ('content-type', 'application/json'),
+        ('content-length', str(len(body))),
         ('connection', 'close'),
         ('x-request-id', secrets.token_hex(8)),
         ('x-content-type-options', 'nosniff'),
       ]
-      body = json.dumps(INVALID.body()).encode()
       for event in (
-        h11.Response(status_code=INVALID.status, headers=headers),
+        h11.Response(status_code=problem.status, headers=headers),
         h11.Data(data=body),
         h11.EndOfMessage(),
       ):
         self.transport.write(self.conn.send(event))
-    self.transport.close()
+    self._linger()
+
+  def _linger(self) -> None:
+    """Closes the connection once its client has had time to read the answer.
+
+    Closing at once, with something unread, would reset it.
+    """
+    self._stop_timer()
+    self._discard = DRAIN_BYTES
+    if self.transport.can_write_eof():
+      self.transport.write_eof()
+    self.flow.resume_reading()
+    self.loop.call_later(DRAIN_SECONDS, self.transport.close)
 
   def _should_upgrade(self) -> bool:
     return False  # Silently: such requests are answered as plain HTTP.

@@ -8,6 +8,7 @@ from typing import Any
 from gpt.tokenizers import Tokenizer
 from serving.engine.events import Delta, Event, Finished, Scored, Token
 from serving.engine.jobs import Job
+from serving.engine.notices import Notice
 from serving.http.responses import (
   ChatLogprobs,
   CompletionChoice,
@@ -63,7 +64,9 @@ class Reply:
   def head(self) -> dict[str, Any]:
     weights = self.job.weights
     fingerprint = weights.fingerprint if weights else None
-    return {**self._head, 'system_fingerprint': fingerprint}
+    head = {**self._head, 'system_fingerprint': fingerprint}
+    dropped = self.job.tokens_dropped
+    return {**head, 'tokens_dropped': dropped} if dropped else head
 
   def whole(self, events: Iterable[Event]) -> dict[str, Any]:
     """The answer to a request without streaming."""
@@ -72,12 +75,13 @@ class Reply:
       self.whole_choice(index, *self._opening(index, *deltas[index]), reason)
       for index, reason in sorted(reasons.items())
     ]
-    return {**self.head(), 'choices': choices, 'usage': self.usage()}
+    answer = {**self.head(), 'choices': choices, 'usage': self.usage()}
+    return answer | warnings_of(self.job.notices)
 
   def chunks(self, events: Iterable[Event]) -> list[dict[str, Any]]:
     """Chunks to stream for a batch of events; a choice's text is joined."""
     deltas, reasons = self._merge(events)
-    out = []
+    out, opening = [], not self._opened
     for index in sorted(deltas.keys() | reasons.keys()):
       text, tokens = deltas.get(index, ('', []))
       first = index not in self._opened
@@ -89,7 +93,10 @@ class Reply:
         out.append(self.chunk_choice(index, text, tokens))
       if index in reasons:
         out.append(self.last_choice(index, reasons[index]))
-    return [self._chunk([choice]) for choice in out]
+    chunks = [self._chunk([choice]) for choice in out]
+    if chunks and opening:
+      chunks[0] |= warnings_of(self.job.notices)
+    return chunks
 
   def last_chunks(self) -> list[dict[str, Any]]:
     if not self._include_usage:
@@ -229,10 +236,6 @@ class ChatReply(Reply):
   whole_object = 'chat.completion'
   chunk_object = 'chat.completion.chunk'
 
-  def head(self) -> dict[str, Any]:
-    head, dropped = super().head(), self.job.tokens_dropped
-    return {**head, 'tokens_dropped': dropped} if dropped else head
-
   def whole_choice(
     self, index: int, text: str, tokens: list[Token], reason: str
   ) -> dict[str, Any]:
@@ -289,6 +292,12 @@ class ChatReply(Reply):
       'logprob': finite(logprob),
       'bytes': list(self.tokenizer.token_bytes(id)),
     }
+
+
+def warnings_of(notices: Iterable[Notice]) -> dict[str, list[dict[str, str]]]:
+  """The entry `warnings` of an answer; absent if there are none."""
+  found = [notice.as_json() for notice in notices]
+  return {'warnings': found} if found else {}
 
 
 def finite(logprob: float | None) -> float | None:

@@ -20,6 +20,14 @@ class Usage(TypedDict):
   total_tokens: int
 
 
+class Notice(TypedDict):
+  """What a request lost: characters_dropped or prompt_truncated."""
+
+  code: str
+  message: str
+  param: str
+
+
 class CompletionLogprobs(TypedDict):
   """Parallel lists over the tokens of a text; offsets count characters."""
 
@@ -37,14 +45,20 @@ class CompletionChoice(TypedDict):
 
 
 class Completion(TypedDict):
-  """A whole answer, or a chunk of a stream; usage is null in most chunks."""
+  """A whole answer, or a chunk of a stream; usage is null in most chunks.
+
+  `tokens_dropped`: of the beginnings of prompts that do not fit. `warnings`: in
+  the first chunk.
+  """
 
   id: str
   object: Literal['text_completion']
   created: int
   model: str
   seed: int
+  tokens_dropped: NotRequired[int]
   system_fingerprint: str | None
+  warnings: NotRequired[list[Notice]]
   choices: list[CompletionChoice]
   usage: NotRequired[Usage | None]
 
@@ -87,6 +101,7 @@ class ChatCompletion(TypedDict):
   seed: int
   tokens_dropped: NotRequired[int]
   system_fingerprint: str | None
+  warnings: NotRequired[list[Notice]]
   choices: list[ChatChoice]
   usage: Usage
 
@@ -111,6 +126,7 @@ class ChatCompletionChunk(TypedDict):
   seed: int
   tokens_dropped: NotRequired[int]
   system_fingerprint: str | None
+  warnings: NotRequired[list[Notice]]
   choices: list[ChatChunkChoice]
   usage: NotRequired[Usage | None]
 
@@ -126,6 +142,8 @@ class RandyCompletion(TypedDict):
   text: str
   model: str
   usage: RandyUsage
+  tokens_dropped: NotRequired[int]
+  warnings: NotRequired[list[Notice]]
 
 
 class Samples(TypedDict):
@@ -136,10 +154,12 @@ class MicroChatAnswer(TypedDict):
   role: Literal['assistant']
   content: str
   tokens_dropped: int
+  warnings: NotRequired[list[Notice]]
 
 
 class Tokens(TypedDict):
   tokens: list[int]
+  warnings: NotRequired[list[Notice]]
 
 
 class Content(TypedDict):

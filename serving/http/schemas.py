@@ -7,11 +7,20 @@ serving/http/validation.py turns pydantic's errors into ours.
 """
 
 import secrets
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+  BaseModel,
+  ConfigDict,
+  Field,
+  GetJsonSchemaHandler,
+  model_validator,
+)
+from pydantic_core import CoreSchema
 
 from serving.engine.sampling import MAX_TOP_LOGPROBS, Overflow, Sampling
+from serving.http import unsupported
 from serving.http.fields import (
   MAX_INT32,
   MAX_TOKENS,
@@ -28,7 +37,7 @@ from serving.http.fields import (
   TextFormat,
   TokenIds,
 )
-from serving.http.validation import Wanted, refused
+from serving.http.validation import Wanted, not_supported, refused
 
 MAX_CHOICES = 8
 MAX_SAMPLES = 50
@@ -53,6 +62,43 @@ class Body(BaseModel):
       for name, v in body.items()
       if v is not None
     }
+
+
+class Generating(Body):
+  """A body that asks for text.
+
+  Attributes:
+    foreign: fields of other APIs -> the values that ask for nothing; others
+      are refused.
+  """
+
+  foreign: ClassVar[Mapping[str, tuple[Any, ...]]] = unsupported.NEUTRAL
+
+  model: Annotated[
+    Text | None,
+    Field(
+      description='The name of an adapter or of the model. Any name is the '
+      "model's, unless the server has adapters or runs with --strict_model."
+    ),
+  ] = None
+
+  @model_validator(mode='before')
+  @classmethod
+  def refuse_foreign(cls, body: Any) -> Any:
+    found = isinstance(body, dict) and unsupported.find(body, cls.foreign)
+    if found:
+      name, text = found
+      raise not_supported(text, name)
+    return body
+
+  @classmethod
+  def __get_pydantic_json_schema__(
+    cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+  ) -> dict[str, Any]:
+    described = handler(schema)
+    inside = handler.resolve_ref_schema(described)
+    inside['properties'] |= unsupported.properties(cls.foreign)
+    return described
 
 
 class Message(Body):
@@ -80,13 +126,9 @@ class StreamOptions(Body):
   ] = False
 
 
-class OpenAIRequest(Body):
+class OpenAIRequest(Generating):
   """The fields that both OpenAI routes share."""
 
-  model: Annotated[
-    Text | None,
-    Field(description='Any name, unless the server runs with --strict_model.'),
-  ] = None
   max_completion_tokens: Annotated[
     MaxTokens | None, Field(description='Wins over max_tokens.')
   ] = None
@@ -222,8 +264,36 @@ class ChatRequest(OpenAIRequest):
     return {'logprobs': (self.top_logprobs or 0) if self.logprobs else None}
 
 
-class RandyRequest(Body):
+# What OpenAI's routes know beyond those of RandyGPT and microgpt.
+BEYOND: Mapping[str, tuple[Any, ...]] = {
+  **unsupported.NEUTRAL,
+  'context_overflow': (),
+  'echo': unsupported.OFF,
+  'frequency_penalty': (0,),
+  'functions': unsupported.OFF,
+  'ignore_eos': (False,),
+  'logit_bias': ({},),
+  'logprobs': (False,),
+  'max_completion_tokens': (),
+  'min_p': (0,),
+  'n': (1,),
+  'presence_penalty': (0,),
+  'repetition_penalty': (1,),
+  'response_format': ({'type': 'text'},),
+  'stop': ('', []),
+  'stop_token_ids': ([],),
+  'stream': (False,),
+  'suffix': ('',),
+  'tools': ([],),
+  'top_k': (0, -1),
+  'top_logprobs': (0,),
+}
+
+
+class RandyRequest(Generating):
   """POST /, as RandyGPT has it."""
+
+  foreign = {**BEYOND, 'best_of': (1,), 'top_p': (0.9,)}
 
   prompt: Text
   max_tokens: MaxTokens = DEFAULT_TOKENS
@@ -239,8 +309,10 @@ class RandyRequest(Body):
     )
 
 
-class MicroRequest(Body):
+class MicroRequest(Generating):
   """Fields of both of microgpt's routes: no filters, a fixed seed."""
+
+  foreign = {**BEYOND, 'best_of': (1,), 'top_p': (1,)}
 
   max_tokens: MaxTokens = MAX_TOKENS
   temperature: Temperature = 0.8

@@ -36,9 +36,10 @@ def refused(text: str, param: str = '') -> PydanticCustomError:
   return PydanticCustomError('refused', 'refused', {'text': text, 'at': param})
 
 
-def not_supported(text: str) -> PydanticCustomError:
+def not_supported(text: str, param: str = '') -> PydanticCustomError:
   """As `refused`, for values that this server has no support for."""
-  return PydanticCustomError(UNSUPPORTED, 'refused', {'text': text})
+  context = {'text': text, 'at': param}
+  return PydanticCustomError(UNSUPPORTED, 'refused', context)
 
 
 def read(model: type[M], body: Mapping[str, Any], vocab_size: int) -> M:
@@ -84,9 +85,9 @@ def describe(error: ErrorDetails) -> str:
   if kind == 'literal_error':
     text = isinstance(value, str)
     return shorten(repr(value)) if text else json_type(value)
-  # An integer too large for a float fails as float_type.
-  huge = kind == 'float_type' and type(value) is int
-  if huge or not kind.endswith('_type'):
+  # Integers too large for a float fail as float_type, fractions as int_type.
+  number = kind in ('float_type', 'int_type') and type(value) in (int, float)
+  if number or not kind.endswith('_type'):
     return shorten(value)
   return json_type(value)
 

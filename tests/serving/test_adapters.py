@@ -31,7 +31,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope='module')
 def http(runs):
   flags = [f'--adapter={name}={runs / name}' for name in ('one', 'two')]
-  with serving(runs / 'base', '--strict_model', *flags) as server:
+  with serving(runs / 'base', *flags) as server:
     with server.client() as client:
       yield client
 
@@ -67,6 +67,23 @@ def test_a_request_gets_the_text_of_the_adapter_it_names(http, runs):
     texts = pool.map(lambda name: complete(http, name), names)
     for name, answer in zip(names, texts):
       assert answer['choices'][0]['text'] == wanted[name], name
+
+
+def test_every_route_knows_the_adapters_and_no_other_name(http, runs):
+  body = {'max_tokens': LENGTH, 'temperature': 0}
+  for path, fields, text in (
+    ('/', {'prompt': PROMPT}, lambda answer: answer['text']),
+    ('/microgpt/v1/generate', {}, lambda answer: answer['samples'][0]),
+  ):
+    texts = {}
+    for name in ('base', 'one', None):
+      ask = {**body, **fields, 'model': name}
+      texts[name] = text(http.post(path, json=ask).json())
+    assert texts['base'] == texts[None]
+    if path == '/':
+      assert texts['one'] == expected(runs / 'one') != texts['base']
+    unknown = http.post(path, json={**body, **fields, 'model': 'three'})
+    assert unknown.status_code == 404 and 'three' in unknown.json()['error']
 
 
 def test_models_lists_the_adapters(http):

@@ -6,6 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serving.http import unsupported
+from serving.http.schemas import MicroRequest, OpenAIRequest, RandyRequest
+
 COMPLETIONS, CHAT = '/v1/completions', '/v1/chat/completions'
 MESSAGES = [{'role': 'user', 'content': 'a'}]
 GOOD = {
@@ -145,6 +148,129 @@ def test_every_field_is_checked(http, path, field):
     assert field in message, (value, message)
     if isinstance(error, dict):
       assert error['param'].partition('[')[0] == field, error
+
+
+GENERATING = [COMPLETIONS, CHAT, '/', '/microgpt/v1/generate']
+# Values that ask for something, of some fields of other servers' APIs.
+ASKING = {
+  'allowed_token_ids': [3],
+  'bad_words': ['a'],
+  'continue_final_message': True,
+  'grammar': 'root ::= "a"',
+  'guided_choice': ['a', 'b'],
+  'guided_json': {},
+  'guided_regex': '[0-9]+',
+  'length_penalty': 1.5,
+  'mirostat': 2,
+  'modalities': ['text', 'audio'],
+  'n_predict': 5,
+  'prompt_logprobs': 0,
+  'repeat_penalty': 1.1,
+  'skip_special_tokens': False,
+  'structured_outputs': {'regex': 'a'},
+  'tool_choice': 'required',
+  'typical_p': 0.9,
+  'use_beam_search': True,
+}
+
+
+@pytest.mark.parametrize('path', GENERATING)
+def test_fields_of_other_apis_are_refused_by_name_if_they_matter(http, path):
+  for name in unsupported.NEUTRAL:
+    values = [ASKING[name]] if name in ASKING else []
+    for value in [*values, {'an': 'odd value'}]:
+      response = http.post(path, json={**GOOD[path], name: value})
+      assert response.status_code == 400, (name, value)
+      error = check_error(response, path)
+      message = error if isinstance(error, str) else error['message']
+      assert message.startswith(f'{name} is not supported'), message
+      if isinstance(error, dict):
+        assert (error['param'], error['code']) == (
+          name,
+          'unsupported_parameter',
+        )
+  quiet = {n: v for n, values in unsupported.NEUTRAL.items() for v in values}
+  quiet |= dict.fromkeys(set(unsupported.NEUTRAL) - quiet.keys())
+  assert http.post(path, json={**GOOD[path], **quiet}).status_code == 200
+
+
+def test_a_field_under_another_name_is_refused_with_ours(http):
+  body = {**GOOD[COMPLETIONS], 'repeat_penalty': 1.1}
+  assert http.post(COMPLETIONS, json=body).json()['error']['message'] == (
+    'repeat_penalty is not supported; use repetition_penalty.'
+  )
+
+
+def test_randygpts_and_microgpts_routes_refuse_what_only_openais_know(http):
+  known = {*OpenAIRequest.model_fields, 'echo', 'top_logprobs'}
+  for path, model in (('/', RandyRequest), (GENERATING[-1], MicroRequest)):
+    beyond = known - {*model.model_fields, 'model', 'stream_options'}
+    assert beyond <= {*model.foreign}
+    for name in beyond:
+      body = {**GOOD[path], name: [3, 'odd']}
+      response = http.post(path, json=body)
+      assert response.status_code == 400, name
+      assert f'{name} is not supported' in response.json()['error']
+
+
+def test_characters_without_a_token_are_warned_about(http):
+  text, warning = 'aéb漢é', 'dropped 3 characters that are not in the'
+  turns = [{'role': 'user', 'content': text}]
+  for path, body, param in (
+    (COMPLETIONS, {'prompt': ['x', text]}, 'prompt'),
+    (COMPLETIONS, {'prompt': text, 'echo': True}, 'prompt'),
+    (CHAT, {'messages': turns}, 'messages'),
+    ('/', {'prompt': text}, 'prompt'),
+    ('/microgpt/v1/chat', {'messages': turns}, 'messages'),
+    ('/tokenize', {'content': text}, 'content'),
+  ):
+    body = body if path == '/tokenize' else {**body, 'max_tokens': 2}
+    (found,) = http.post(path, json=body).json()['warnings']
+    assert found['message'].startswith(warning), path
+    assert "'é' x2, '漢' x1" in found['message']
+    assert (found['code'], found['param']) == ('characters_dropped', param)
+    if path in (COMPLETIONS, CHAT):
+      stream = http.post(path, json={**body, 'stream': True, 'n': 2}).text
+      first, *others = stream.split('\n\n')
+      assert json.loads(first[6:])['warnings'] == [found]
+      assert 'warnings' not in ''.join(others)
+  for path, body in GOOD.items():
+    assert 'warnings' not in http.post(path, json=body).json()
+
+
+def test_counting_many_unknown_characters_takes_one_pass(http):
+  """Once for each of them, a megabyte held a worker for minutes."""
+  text = ''.join(map(chr, range(0x100, 0xD800))) * 6
+  response = http.post('/tokenize', json={'content': text}, timeout=20)
+  assert f'dropped {len(text):,} characters' in response.text
+
+
+def test_a_prompt_that_is_cut_to_the_window_says_so(http):
+  body = {'prompt': 'a' * 40, 'max_tokens': 1}  # The context holds 32.
+  for path in (COMPLETIONS, '/'):
+    answer = http.post(path, json=body).json()
+    assert answer['tokens_dropped'] == 16
+    (warning,) = answer['warnings']
+    assert warning == {
+      'code': 'prompt_truncated',
+      'message': 'dropped the first 16 tokens: the context holds 32',
+      'param': 'prompt',
+    }
+  many = {**body, 'prompt': ['a' * 33, 'a' * 32, 'a' * 70]}
+  for fields, dropped in (
+    ({}, 16 + 48),
+    ({'context_overflow': 'exact'}, 1 + 38),
+  ):
+    answer = http.post(COMPLETIONS, json={**many, **fields}).json()
+    assert answer['tokens_dropped'] == dropped
+  # Nothing is sampled, or nothing is cut.
+  for fields in (
+    {'max_tokens': 0, 'echo': True},
+    {'context_overflow': 'stop'},
+    {'prompt': 'a' * 32},
+  ):
+    answer = http.post(COMPLETIONS, json={**body, **fields}).json()
+    assert 'tokens_dropped' not in answer
 
 
 @pytest.mark.parametrize('path', GOOD)
