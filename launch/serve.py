@@ -68,6 +68,13 @@ CONTEXT_OVERFLOW = flags.DEFINE_enum(
   'At the end of the context: move the window by half or by one token (as '
   'RandyGPT does), end the text, or refuse the request. Requests may choose.',
 )
+PREFIX_CACHE_MB = flags.DEFINE_integer(
+  'prefix_cache_mb',
+  256,
+  'Memory for keys and values of earlier prompts: one that begins alike, such '
+  'as the next turn of a conversation, starts sooner. 0: off.',
+  lower_bound=0,
+)
 API_KEY = flags.DEFINE_string(
   'api_key',
   '',
@@ -212,6 +219,7 @@ def main(_: list[str]) -> None:
     max_queue=MAX_QUEUE.value,
     max_per_client=MAX_PER_CLIENT.value,
     context_overflow=CONTEXT_OVERFLOW.value,
+    prefix_cache=PREFIX_CACHE_MB.value << 20,
     request_timeout=REQUEST_TIMEOUT.value,
     queue_timeout=QUEUE_TIMEOUT.value,
     body_limit=BODY_LIMIT.value,

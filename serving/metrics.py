@@ -136,6 +136,15 @@ class Metrics:
     self.generation_tokens = counter(
       'generation_tokens_total', 'Sampled tokens, as usage counts them.'
     )
+    self.prefix_queries = counter(
+      'prefix_cache_queries_total', 'Prompt tokens looked up for reuse.'
+    )
+    self.prefix_hits = counter(
+      'prefix_cache_hits_total', 'Prompt tokens that needed no prefill.'
+    )
+    self.prefix_bytes = gauge(
+      'prefix_cache_bytes', 'Keys and values kept for reuse.'
+    )
     self.success = counter(
       'request_success_total',
       'Requests whose choices have all ended.',

@@ -16,6 +16,8 @@ class Options:
     max_queue: requests that may wait for a slot.
     max_per_client: requests a client may have in flight; 0: no limit.
     context_overflow: for requests that do not choose; see Sampling.
+    prefix_cache: bytes of keys and values kept for prompts that begin alike;
+      0: none.
     request_timeout: from arrival to the last byte of the answer.
     queue_timeout: from arrival to a slot.
     body_limit: largest request body.
@@ -33,6 +35,7 @@ class Options:
   max_queue: int = 64
   max_per_client: int = 0
   context_overflow: str = 'slide'
+  prefix_cache: int = 256 << 20
   request_timeout: float = 600.0
   queue_timeout: float = 60.0
   body_limit: int = 1 << 20

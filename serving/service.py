@@ -105,6 +105,7 @@ class Service:
       lambda outbox: self._from_engine(self._deliver, outbox),
       lambda error: self._from_engine(self._on_death, error),
       adapters=adapted,
+      prefix_bytes=options.prefix_cache,
     )
 
   def start(self) -> None:

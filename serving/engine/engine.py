@@ -27,6 +27,7 @@ from serving.engine.events import (
 )
 from serving.engine.jobs import Job, Sequence, stride
 from serving.engine.lanes import Lane, lane_count
+from serving.engine.prefixes import PrefixCache
 from serving.engine.programs import Programs
 from serving.engine.scheduler import Scheduler
 from serving.engine.scores import PromptScores, choice_logprobs
@@ -55,6 +56,7 @@ class Engine:
     shapes: see Programs.
     adapters: weights by name for jobs that ask for one (Job.adapter); of the
       same shapes and dtypes as `weights`.
+    prefix_bytes: memory for the columns of earlier prompts; see PrefixCache.
   """
 
   def __init__(
@@ -69,6 +71,7 @@ class Engine:
     lanes: int | None = None,
     shapes: list[tuple[int, int, int]] | None = None,
     adapters: Mapping[str, Weights] | None = None,
+    prefix_bytes: int = 0,
   ) -> None:
     self.block_size = model.cfg.block_size
     lanes = lanes or lane_count(slots, weights.params)
@@ -79,6 +82,7 @@ class Engine:
       for index, first in enumerate(range(0, slots, in_lane))
     ]
     self.scheduler = Scheduler(slots, max_queue)
+    self.prefixes = PrefixCache(prefix_bytes)
     self.state = LOADING
     self._lock = threading.Lock()  # of the state
     self.weights = weights
@@ -170,14 +174,29 @@ class Engine:
     return [seq for lane in self.lanes for seq in lane.active]
 
   def _turn(self) -> None:
+    self.prefixes.keep([self.weights, *self.adapters.values()])
     self._drop_cancelled()
+    self._enter_columns()  # Before others take their slots.
     self._admit()
     self._score()
     self._decode()
     self._flush()
+    self._enter_columns()
     if not self._active and not self.scheduler.waiting_jobs():
       self._wake.wait()
     self._wake.clear()
+
+  def _enter_columns(self) -> None:
+    """Keeps the columns of new prompts and texts while their slots have them.
+
+    After the flush: no client waits for it.
+    """
+    for lane in self.lanes:
+      try:
+        lane.enter_columns(self.prefixes)
+      except Exception as e:
+        self._recover(lane, e)
+    self._metrics.prefix_bytes.set(self.prefixes.size)
 
   def _flush(self) -> None:
     if self._outbox:
@@ -252,8 +271,20 @@ class Engine:
         self._metrics.queue_time.observe(waited)
         self._metrics.prompt_tokens.inc(job.prompt_tokens)
         self._outbox.append((job, Started()))
+      self._find_columns(seq)
       if job.wants_scores:
         seq.scores = self._scores_of(seq)
+
+  def _find_columns(self, seq: Sequence) -> None:
+    """Begins a sequence with what is known of its prompt."""
+    job = seq.job
+    if not self.prefixes.limit or len(seq) > self.block_size:
+      return
+    assert job.weights is not None
+    seq.columns = self.prefixes.find(job.weights, seq.window(0))
+    seq.cached = sum(piece.shape[2] for piece in seq.columns)
+    self._metrics.prefix_queries.inc(len(seq))
+    self._metrics.prefix_hits.inc(seq.cached)
 
   def _scores_of(self, seq: Sequence) -> PromptScores:
     """The scores of a sequence's prompt, shared by all its choices."""

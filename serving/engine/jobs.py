@@ -94,6 +94,12 @@ class Job:
     return sum(map(len, self.prompts))
 
   @property
+  def cached_tokens(self) -> int:
+    """Tokens of the prompts that needed no prefill."""
+    firsts = self.sequences[:: self.sampling.n]
+    return sum(seq.cached for seq in firsts)
+
+  @property
   def completion_tokens(self) -> int:
     return sum(seq.counted for seq in self.sequences)
 
@@ -122,6 +128,9 @@ class Sequence:
   Attributes:
     sampled: ids sampled so far. counted: how many of them usage counts.
     start: first token of the window in the cache; -1: the cache is empty.
+    columns: keys and values to begin the cache with, in pieces; see
+      Programs.write_columns.
+    cached: tokens of its prompt that needed no prefill.
     lane: index of its lane. slot: within the lane. Both -1 until admitted.
     finish: None, 'stop' or 'length'.
     scores: PromptScores that must be complete before decoding, or None.
@@ -146,6 +155,8 @@ class Sequence:
     self.sampled: list[int] = []
     self.counted = 0
     self.start = -1
+    self.columns: list[np.ndarray] = []
+    self.cached = 0
     self.lane = -1
     self.slot = -1
     self.finish: str | None = None

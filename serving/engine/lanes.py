@@ -6,6 +6,7 @@ each from its own thread. An accelerator has one lane. The text of a sequence
 does not depend on its lane.
 """
 
+import functools
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from gpt.devices import num_cores
 from gpt.model.params import Params
 from serving.engine import jobs
 from serving.engine.jobs import Sequence
+from serving.engine.prefixes import PrefixCache
 from serving.engine.programs import MANY_ROWS, Programs
 
 # Longer blocks make streams jerky and new requests wait.
@@ -59,11 +61,17 @@ class Lane:
     self._sampling = sampling.settings(programs.slots)
     # Number of rows -> running average of the seconds a decode step takes.
     self._step_seconds: dict[int, float] = {}
+    # Sequences whose columns others may want, with their slots.
+    self._news: list[tuple[Sequence, int]] = []
+    # In bfloat16 a decode step rounds otherwise than a prefill does: reusing
+    # its columns could change a text.
+    self._only_prompts = self._cfg.dtype != 'float32'
     self._state: Any = None
 
   def reset(self) -> None:
     """Clears the device state; no sequence may be active."""
     self._state = self._programs.new_state()
+    self._news.clear()
 
   def warm_up(self, params: Params) -> None:
     """Runs every program once: first runs are slow."""
@@ -94,6 +102,22 @@ class Lane:
     """Takes the slot from a sequence that has ended or was cancelled."""
     self.active.remove(seq)
     self._free.append(seq.slot)
+    self._news.append((seq, seq.slot))
+
+  def enter_columns(self, prefixes: PrefixCache) -> None:
+    """Offers the columns of new prompts and of completed texts for reuse."""
+    for seq, slot in self._news:
+      if seq.start or seq.job.weights is None:  # It has slid, or never began.
+        continue
+      tokens = seq.window(0)
+      if self._only_prompts:
+        tokens = tokens[: len(seq.prompt) - 1]
+      prefixes.enter(
+        seq.job.weights,
+        tokens,
+        functools.partial(self._programs.read_columns, self._state, slot),
+      )
+    self._news.clear()
 
   def step(
     self,
@@ -111,34 +135,44 @@ class Lane:
         continue
       stride = jobs.stride(seq.job.sampling.overflow, window)
       slid = blocks.window_start(len(seq), window, stride) != seq.start
+      moved = slid and seq.start >= 0
       if slid:
-        self._prefill(seq, stride)
+        self._fill(seq, stride)
       # Jobs that began before a reload keep their weights.
       group = groups.setdefault(seq.job.weights, [])
-      group.append((seq, slid and bool(seq.sampled)))
+      group.append((seq, moved))
     fresh = any(not seq.sampled for g in groups.values() for seq, _ in g)
     for weights, group in groups.items():
       out += self._decode(weights.params, group, fresh)
     return out
 
-  def _prefill(self, seq: Sequence, stride: int) -> None:
+  def _fill(self, seq: Sequence, stride: int) -> None:
     """Fills the slot's cache from the current start of the window."""
     job, vocab = seq.job, self._cfg.vocab_size
     assert job.weights is not None
     seq.start = blocks.window_start(len(seq), self._cfg.block_size, stride)
+    tokens, first = seq.window(seq.start), 0
     in_prompt_V = np.zeros(vocab, bool)
     in_prompt_V[seq.prompt] = True
     if seq.uniforms is None:  # Drawn while the prompt is prefilled.
       seq.uniforms = self._programs.uniforms(seq.seed, 0)
-    self._state = self._programs.admit(
+    if seq.columns:
+      first = sum(piece.shape[2] for piece in seq.columns)
+      self._state = self._programs.write_columns(
+        self._state, seq.slot, seq.columns
+      )
+      seq.columns = []
+    self._state = self._programs.fill(
       job.weights.params,
       self._state,
       seq.slot,
-      seq.window(seq.start),
+      tokens[first:],
+      first,
       in_prompt_V,
       seq.counts(vocab),
       job.bias_V,
     )
+    self._news.append((seq, seq.slot))
 
   def _decode(
     self, params: Params, group: list[tuple[Sequence, bool]], fresh: bool

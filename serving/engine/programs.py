@@ -7,7 +7,6 @@ through jit's tracing cache.
 """
 
 import concurrent.futures
-import dataclasses
 import functools
 import logging
 import threading
@@ -23,7 +22,7 @@ from gpt.decoding import blocks, sampling
 from gpt.devices import num_cores
 from gpt.model import GPT
 from gpt.model.params import Params
-from serving.engine.sampling import MAX_TOP_LOGPROBS
+from serving.engine.slots import admit, extend, read, score, seat, write
 
 log = logging.getLogger('rgpt.serve')
 
@@ -31,6 +30,8 @@ ROW_COUNTS = (1, 4)  # and all slots; divided among the lanes
 MANY_ROWS = 8
 STEPS = (1, 4, 16)  # per block; each costs seconds of start-up
 UNIFORMS = 256  # random numbers drawn at once for a sequence
+FILL_LENGTHS = (32, 128)  # tokens that continue a prefix, at once
+COLUMNS = 128  # read or written at once
 PROGRESS_SECONDS = 5.0  # between two log lines while compiling
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
 
@@ -53,55 +54,6 @@ class CompileCount:
 def compile_count() -> CompileCount:
   """The only counter of the process: JAX never drops a listener."""
   return CompileCount()
-
-
-def admit(
-  model: GPT,
-  params: Params,
-  state: blocks.DecodeState,
-  slot: Any,
-  tokens_1L: Any,
-  in_prompt_V: Any,
-  counts_V: Any,
-  bias_V: Any,
-) -> blocks.DecodeState:
-  """Prefills a slot when a request starts and after each slide.
-
-  Args:
-    slot: int32 scalar.
-    tokens_1L: int32[1, L], right-padded to a bucket.
-    in_prompt_V, counts_V, bias_V: bool, int32, float32[V], for the penalties.
-
-  Returns:
-    The new DecodeState.
-  """
-  row = blocks.prefill(model, params, tokens_1L)
-  state = blocks.insert(state, slot, row, in_prompt_V, bias_V)
-  counts = jax.lax.dynamic_update_slice(state.counts, counts_V[None], (slot, 0))
-  return dataclasses.replace(state, counts=counts)
-
-
-def score(
-  model: GPT, params: Params, tokens_1L: Any, targets_L: Any
-) -> tuple[Any, Any, Any]:
-  """Log-probabilities of the given next tokens and of the most probable ones.
-
-  Args:
-    tokens_1L: int32[1, L] inputs. targets_L: int32[L].
-
-  Returns:
-    (float32[L] of the targets, float32[L, C] the largest, int32[L, C] their
-    ids), with C = MAX_TOP_LOGPROBS or V, whichever is smaller.
-  """
-  logits_1LV: Any = model.apply({'params': params}, tokens_1L)
-  logits_LV = logits_1LV[0]
-  logp_LV = jax.nn.log_softmax(logits_LV)
-  vocab = jnp.arange(logits_LV.shape[-1], dtype=jnp.int32)[None]
-  hit_LV = vocab == targets_L[:, None]
-  target_L = jnp.sum(jnp.where(hit_LV, logp_LV, 0.0), axis=-1)
-  top = min(MAX_TOP_LOGPROBS, logits_LV.shape[-1])
-  best_LC, ids_LC = jax.lax.top_k(logp_LV, top)
-  return target_L, best_LC, ids_LC.astype(jnp.int32)
 
 
 def block_shapes(
@@ -146,6 +98,11 @@ class Programs:
     self._shapes = shapes or block_shapes(slots, lanes, self.block_size)
     self._blocks: dict[tuple[int, int, int], Callable] = {}
     self._admit: dict[int, Callable] = {}
+    self._extend: dict[int, Callable] = {}
+    self._columns = min(COLUMNS, self.block_size)
+    self._seat: Any = None
+    self._read: Any = None
+    self._write: Any = None
     self._score: Any = None
     self._uniforms: Any = None
     self._new_state: Any = None
@@ -219,6 +176,30 @@ class Programs:
         array(vocab, jnp.float32),
       ).compile()
 
+    def extending(length: int) -> None:
+      program = jax.jit(extend, static_argnums=0, donate_argnums=2)
+      self._extend[length] = program.lower(
+        model, params, state, *[array((), int32)] * 2, array((1, length), int32)
+      ).compile()
+
+    def seating() -> None:
+      program = jax.jit(seat, donate_argnums=0)
+      self._seat = program.lower(
+        state,
+        array((), int32),
+        array(vocab, bool),
+        array(vocab, int32),
+        array(vocab, jnp.float32),
+      ).compile()
+
+    def copying() -> None:
+      at = [array((), int32)] * 2
+      reading = functools.partial(read, n=self._columns)
+      columns = jax.eval_shape(reading, state, *at)
+      self._read = jax.jit(reading).lower(state, *at).compile()
+      program = jax.jit(write, donate_argnums=0)
+      self._write = program.lower(state, *at, columns).compile()
+
     def scoring() -> None:
       length = self.block_size
       self._score = (
@@ -247,7 +228,11 @@ class Programs:
     jobs += [
       functools.partial(prefill, n) for n in blocks.buckets(self.block_size)
     ]
-    return [*jobs, scoring, uniforms, new_state]
+    jobs += [functools.partial(extending, n) for n in self._fill_lengths()]
+    return [*jobs, seating, copying, scoring, uniforms, new_state]
+
+  def _fill_lengths(self) -> list[int]:
+    return sorted({min(n, self.block_size) for n in FILL_LENGTHS})
 
   def new_state(self) -> blocks.DecodeState:
     """An empty DecodeState."""
@@ -258,16 +243,14 @@ class Programs:
   ) -> blocks.DecodeState:
     """Runs every program once on an idle state; returns the state."""
     vocab, zeros = self.model.cfg.vocab_size, np.zeros
+    rows = zeros(vocab, bool), zeros(vocab, np.int32), zeros(vocab, np.float32)
     for length in self._admit:
-      state = self.admit(
-        params,
-        state,
-        0,
-        zeros(length, np.int32),
-        zeros(vocab, bool),
-        zeros(vocab, np.int32),
-        zeros(vocab, np.float32),
-      )
+      state = self.fill(params, state, 0, zeros(length, np.int32), 0, *rows)
+    for length in self._extend:
+      tokens = zeros(length, np.int32)
+      state = self.fill(params, state, 0, tokens, 1, *rows)
+    columns = self.read_columns(state, 0, 0, 1)
+    state = self.write_columns(state, 0, [columns])
     for b, k, bucket in self._shapes:
       slots_b, zeros_b = np.arange(b, dtype=np.int32), zeros(b, np.int32)
       length_b = np.full(b, bucket - 1, np.int32)
@@ -285,23 +268,65 @@ class Programs:
     self.score(params, zeros(1, np.int32), zeros(1, np.int32))
     return jax.block_until_ready(state)
 
-  def admit(
+  def fill(
     self,
     params: Params,
     state: blocks.DecodeState,
     slot: int,
     tokens: np.ndarray,
+    first: int,
     in_prompt_V: np.ndarray,
     counts_V: np.ndarray,
     bias_V: np.ndarray | None,
   ) -> blocks.DecodeState:
-    """As `admit`; `tokens` is int32[n] with n <= block_size."""
-    length = blocks.bucket_for(max(1, len(tokens)), self.block_size)
-    padded = np.zeros((1, length), np.int32)
-    padded[0, : len(tokens)] = tokens
-    return self._admit[length](
-      params, state, np.int32(slot), padded, in_prompt_V, counts_V, bias_V
-    )
+    """Prefills a slot when a request starts and after each slide.
+
+    Args:
+      tokens: int32[n] of columns first .. first + n - 1; n may be 0.
+      first: columns that are filled already.
+      in_prompt_V, counts_V, bias_V: bool, int32, float32[V].
+    """
+    at, longest = np.int32(slot), self._fill_lengths()[-1]
+    if len(tokens) and not first:
+      length = blocks.bucket_for(len(tokens), self.block_size)
+      padded = pad(tokens, length)
+      return self._admit[length](
+        params, state, at, padded, in_prompt_V, counts_V, bias_V
+      )
+    state = self._seat(state, at, in_prompt_V, counts_V, bias_V)
+    for i in range(0, len(tokens), longest):
+      piece = tokens[i : i + longest]
+      length = next(n for n in self._fill_lengths() if n >= len(piece))
+      state = self._extend[length](
+        params, state, at, np.int32(first + i), pad(piece, length)
+      )
+    return state
+
+  def read_columns(
+    self, state: blocks.DecodeState, slot: int, first: int, n: int
+  ) -> np.ndarray:
+    """float[2N, G, n, K]: a copy of n columns of a slot, from `first` on."""
+    size, pieces = self._columns, []
+    for i in range(first, first + n, size):
+      at = min(i, state.cache.capacity - size)
+      piece = np.asarray(self._read(state, np.int32(slot), np.int32(at)))
+      end = min(i + size, first + n)
+      pieces.append(piece[:, :, i - at : end - at])
+    return np.concatenate(pieces, axis=2)
+
+  def write_columns(
+    self, state: blocks.DecodeState, slot: int, pieces: list[np.ndarray]
+  ) -> blocks.DecodeState:
+    """Puts columns, float[2N, G, n, K] each, into a slot from column 0 on."""
+    columns = np.concatenate(pieces, axis=2)
+    size, n = self._columns, columns.shape[2]
+    for i in range(0, n, size):
+      at = max(0, min(i, n - size))
+      piece = columns[:, :, at : at + size]
+      missing = size - piece.shape[2]
+      piece = np.pad(piece, ((0, 0), (0, 0), (0, missing), (0, 0)))
+      state = self._write(state, np.int32(slot), np.int32(at), piece)
+    return state
 
   def rows(self, n: int) -> int:
     """Rows of the smallest program that decodes n sequences."""
@@ -366,6 +391,13 @@ def log_progress(done: int, total: int, seconds: float) -> None:
   log.info(
     'compiling: %d of %d programs after %.0f s%s', done, total, seconds, later
   )
+
+
+def pad(tokens: np.ndarray, length: int) -> np.ndarray:
+  """int32[1, length]: tokens, then zeros."""
+  padded = np.zeros((1, length), np.int32)
+  padded[0, : len(tokens)] = tokens
+  return padded
 
 
 def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -59,6 +59,7 @@ class Reply:
       'prompt_tokens': prompt,
       'completion_tokens': completion,
       'total_tokens': prompt + completion,
+      'prompt_tokens_details': {'cached_tokens': self.job.cached_tokens},
     }
 
   def head(self) -> dict[str, Any]:

@@ -12,12 +12,19 @@ from typing_extensions import TypedDict
 FinishReason = Literal['stop', 'length']
 
 
+class PromptTokensDetails(TypedDict):
+  """Prompt tokens that an earlier request had left computed."""
+
+  cached_tokens: int
+
+
 class Usage(TypedDict):
   """The prompt counts once, EOS does not count."""
 
   prompt_tokens: int
   completion_tokens: int
   total_tokens: int
+  prompt_tokens_details: PromptTokensDetails
 
 
 class Notice(TypedDict):

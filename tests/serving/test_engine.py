@@ -362,7 +362,7 @@ def test_gaps_between_tokens_and_tokens_of_usage_are_counted(single):
   assert grown() == [3 * 9, 30]
 
 
-@pytest.mark.parametrize('broken', ['uniforms', 'admit', 'block'])
+@pytest.mark.parametrize('broken', ['uniforms', 'fill', 'block'])
 def test_a_failed_step_fails_its_requests_and_the_next_is_served(
   single, monkeypatch, broken
 ):

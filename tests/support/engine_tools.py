@@ -35,7 +35,15 @@ def random_params(cfg, seed=0):
 class Harness:
   """An Engine in this process that collects the events of its jobs."""
 
-  def __init__(self, cfg, slots=4, params=None, lanes=2, shapes=None):
+  def __init__(
+    self,
+    cfg,
+    slots=4,
+    params=None,
+    lanes=2,
+    shapes=None,
+    prefix_bytes=1 << 20,
+  ):
     self.cfg = cfg
     self.params = random_params(cfg) if params is None else params
     self.died = []
@@ -52,6 +60,7 @@ class Harness:
       self.died.append,
       lanes,
       shapes,
+      prefix_bytes=prefix_bytes,
     )
     self.engine.start()
 
