@@ -17,6 +17,7 @@ from gpt.formats import hub, huggingface, microgpt, randygpt_hf
 from gpt.formats.directories import ForeignModel, Path
 from gpt.formats.gguf import read_gguf
 from gpt.formats.tensor_files import INDEX, PICKLED, SINGLE
+from gpt.formats.tensors import PARAM_DTYPES
 from gpt.tokenizers.chat_format import is_chat_tokenizer
 from gpt.tokenizers.template_files import template_in
 
@@ -154,7 +155,7 @@ def read_foreign(
 def _stored(model: ForeignModel, dtype: str) -> ForeignModel:
   """Rounds the parameters of a model that was read as float32."""
   if dtype != 'float32':
-    wanted = huggingface.PARAM_DTYPES[dtype]
+    wanted = PARAM_DTYPES[dtype]
     model.params = jax.tree.map(lambda x: x.astype(wanted), model.params)
   return model
 

@@ -14,9 +14,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
 from gpt.errors import UserError, explained_writes
 from gpt.fields import Fields
 from gpt.files import read_json, write_atomic
@@ -31,7 +28,12 @@ from gpt.formats.directories import (
 from gpt.formats.hf_names import OPTIONS, hf_tensor_name, tensor_name
 from gpt.formats.markdown import escape
 from gpt.formats.tensor_files import TensorFiles, open_model
-from gpt.formats.tensors import from_tensors, to_tensors, write_tensors
+from gpt.formats.tensors import (
+  PARAM_DTYPES,
+  from_tensors,
+  to_tensors,
+  write_tensors,
+)
 from gpt.model import GPTConfig
 from gpt.model.config import option_names, unrepresentable
 from gpt.model.options import FUNCTION, SHAPE
@@ -54,11 +56,6 @@ WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 OUR_TOKENIZER = 'rgpt_tokenizer'
 REQUIRED = ('arch', 'n_embd', 'n_head', 'n_layer', 'block_size')
 AUTO, OWN = 'auto', 'own'
-# Of parameters, as numpy has them.
-PARAM_DTYPES = {
-  'float32': np.dtype(np.float32),
-  'bfloat16': np.dtype(ml_dtypes.bfloat16),
-}
 TORCH_DTYPES = {'f32': 'float32', 'f16': 'float16', 'bf16': 'bfloat16'}
 
 

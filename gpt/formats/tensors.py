@@ -53,6 +53,12 @@ DTYPES = {
 # The same, by their names in a file's header.
 NAMES = {'f32': 'F32', 'f16': 'F16', 'bf16': 'BF16'}
 
+# Dtypes of parameters in memory, by their names in config.model.param_dtype.
+PARAM_DTYPES = {
+  'float32': np.dtype(np.float32),
+  'bfloat16': np.dtype(ml_dtypes.bfloat16),
+}
+
 Tensors = dict[str, np.ndarray]
 Path = str | os.PathLike[str]
 
@@ -146,7 +152,7 @@ def round_to(tensors: Tensors, dtype: str) -> Tensors:
   for name, x in tensors.items():
     x = np.asarray(x, np.float32)
     with np.errstate(over='ignore'):
-      rounded[name] = x.astype(DTYPES[dtype])
+      rounded[name] = x.astype(DTYPES[dtype], copy=False)
     if not np.isfinite(rounded[name]).all() and np.isfinite(x).all():
       raise UserError(
         f'{name} holds {np.abs(x).max():.3g}, too large for {dtype}; use '

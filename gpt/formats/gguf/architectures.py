@@ -400,6 +400,12 @@ def model_keys(cfg: GPTConfig, name: str) -> dict[str, Any]:
 # --- order of the rows of q and k
 
 
+def interleaved_heads(name: str, cfg: GPTConfig, leaf: str) -> int:
+  """The heads whose rows a tensor has as rotated pairs; 0: none."""
+  heads = {'q': cfg.n_head, 'k': cfg.kv_heads}.get(leaf[1:], 0)  # wq, bq, ...
+  return heads if ARCHITECTURES[name].interleaved else 0
+
+
 def interleave(x: np.ndarray, n_heads: int) -> np.ndarray:
   """Rows (i, i + K/2) of each head side by side; x is [heads K, ...]."""
   half = x.shape[0] // n_heads // 2

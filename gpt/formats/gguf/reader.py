@@ -5,19 +5,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from gpt.errors import UserError, quoted
 from gpt.formats.directories import ForeignModel
 from gpt.formats.gguf import architectures, vocabulary
 from gpt.formats.gguf.file import GgufFile
+from gpt.formats.tensors import PARAM_DTYPES
 from gpt.model import GPTConfig, abstract_params
-
-DTYPES = {
-  'float32': np.dtype(np.float32),
-  'bfloat16': np.dtype(ml_dtypes.bfloat16),
-}
 
 
 def read_gguf(
@@ -56,7 +51,7 @@ def read_gguf(
     cfg = GPTConfig(vocab_size=tokenizer.vocab_size, **options)
   except UserError as e:
     raise UserError(f'{file.path}: {e}') from e
-  params = _read_params(file, name, cfg, DTYPES[dtype])
+  params = _read_params(file, name, cfg, PARAM_DTYPES[dtype])
   return ForeignModel(
     options,
     params,
@@ -89,11 +84,8 @@ def _read_params(
       found = file.tensor(prefix + suffix)
       cuts = np.cumsum([value[leaf].shape[-1] for leaf in leaves])[:-1]
       for leaf, part in zip(leaves, np.split(found, cuts)):
-        if architectures.ARCHITECTURES[name].interleaved:
-          if leaf in ('wq', 'bq'):
-            part = architectures.deinterleave(part, cfg.n_head)
-          elif leaf in ('wk', 'bk'):
-            part = architectures.deinterleave(part, cfg.kv_heads)
+        if heads := architectures.interleaved_heads(name, cfg, leaf):
+          part = architectures.deinterleave(part, heads)
         block[leaf] = np.ascontiguousarray(part.T, dtype)
   return params
 

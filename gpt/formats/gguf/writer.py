@@ -5,13 +5,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-from gpt.errors import UserError, explained_writes
+from gpt.errors import explained_writes
 from gpt.files import replacing
 from gpt.formats import architectures as families
 from gpt.formats.gguf import architectures, file
+from gpt.formats.tensors import round_to
 from gpt.model import GPTConfig
 from gpt.model.params import Params
 
@@ -36,11 +36,6 @@ TYPES = {
   'f16': Type(1, 1, 1, 2),
   'bf16': Type(30, 32, 1, 2),
   'q8_0': Type(8, 7, 32, 34),
-}
-NUMPY = {
-  'f32': np.dtype(np.float32),
-  'f16': np.dtype(np.float16),
-  'bf16': np.dtype(ml_dtypes.bfloat16),
 }
 # llama.cpp adds rows of this table to float32 activations.
 ALWAYS_F32 = (architectures.TABLES['wpe'], architectures.ROPE_FREQS)
@@ -151,12 +146,8 @@ def _plan(
 def _rows(architecture: str, cfg: GPTConfig, leaf: str, x: Any) -> np.ndarray:
   """A parameter as [out, in] with its heads in the order of the file."""
   x = np.asarray(x).T
-  if architectures.ARCHITECTURES[architecture].interleaved:
-    if leaf in ('wq', 'bq'):
-      return architectures.interleave(x, cfg.n_head)
-    if leaf in ('wk', 'bk'):
-      return architectures.interleave(x, cfg.kv_heads)
-  return x
+  heads = architectures.interleaved_heads(architecture, cfg, leaf)
+  return architectures.interleave(x, heads) if heads else x
 
 
 def _encoded(tensor: Planned) -> np.ndarray:
@@ -164,13 +155,7 @@ def _encoded(tensor: Planned) -> np.ndarray:
   x = np.ascontiguousarray(tensor.make(), np.float32)
   if tensor.dtype == 'q8_0':
     return _quantized(x.reshape(-1))
-  with np.errstate(over='ignore'):
-    rounded = x.astype(NUMPY[tensor.dtype], copy=False)
-  if not np.isfinite(rounded).all() and np.isfinite(x).all():
-    raise UserError(
-      f'{tensor.name} holds {np.abs(x).max():.3g}, too large for '
-      f'{tensor.dtype}; use --dtype=bf16 or --dtype=f32'
-    )
+  rounded = round_to({tensor.name: x}, tensor.dtype)[tensor.name]
   return rounded.reshape(-1).view(np.uint8)
 
 
