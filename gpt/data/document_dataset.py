@@ -289,7 +289,7 @@ class DocumentDataset:
     shape = len(rows), length + 1
     tokens = np.full(shape, self._pad, np.int32)
     segments, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    written = np.zeros(shape, bool)
+    places = []
     for r, docs in enumerate(rows):
       at = 0
       for number, i in enumerate(docs, 1):
@@ -297,12 +297,11 @@ class DocumentDataset:
         span = slice(at, at + len(ids))
         tokens[r, span], segments[r, span] = ids, number
         positions[r, span] = np.arange(len(ids))
-        if self._assistant_only:
-          written[r, span] = self.corpus.assistant(i)[: len(ids)]
+        places.append((i, r, span))
         at += len(ids)
     counts = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
     if self._assistant_only:
-      counts &= written[:, 1:]
+      counts &= self.corpus.assistant_in(tokens, places)[:, 1:]
     return {
       'tokens': tokens,
       'weights': counts.astype(np.float32),

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from gpt.tokenizers.chat_format import END_TURN, USER
 LINES_NAME = 'format=lines'  # Part of the token cache's fingerprint.
 # Random stream; text_dataset.py uses 0 and 1.
 SPLIT_STREAM = 2
+# A document in a batch: its number, its row and its columns.
+Place = tuple[int, int, slice]
 
 
 @dataclasses.dataclass
@@ -88,6 +90,19 @@ class Documents:
     assert self.is_assistant is not None
     return self.is_assistant(self.read(i)[None])[0]
 
+  def assistant_in(
+    self, tokens_BL: np.ndarray, places: Sequence[Place]
+  ) -> np.ndarray:
+    """bool[B, L]: the tokens of a batch that the assistant writes.
+
+    Args:
+      tokens_BL: int[B, L].
+      places: of the documents in it, which are cut if they are longer.
+    """
+    del places  # The control tokens show it, for a whole batch at once.
+    assert self.is_assistant is not None
+    return self.is_assistant(tokens_BL)
+
   def chosen(self, split: str) -> np.ndarray:
     """int64[n], indices of the documents in 'train', 'val' or 'all'."""
     if split not in SPLITS:
@@ -127,6 +142,16 @@ class TemplatedDocuments(Documents):
   def assistant(self, i: int) -> np.ndarray:
     """bool[n]: the tokens of `read(i)` that the assistant writes."""
     return self._values(i) >= self.vocab_size
+
+  def assistant_in(
+    self, tokens_BL: np.ndarray, places: Sequence[Place]
+  ) -> np.ndarray:
+    """As Documents.assistant_in."""
+    written_BL = np.zeros(tokens_BL.shape, bool)
+    for i, row, columns in places:
+      length = columns.stop - columns.start
+      written_BL[row, columns] = self.assistant(i)[:length]
+    return written_BL
 
   def question(self, i: int) -> np.ndarray:
     """int32[n]: what stands before the first token of the assistant."""
