@@ -105,6 +105,7 @@ class Checkpoints:
       self._saved[which][step] = loss_of(path)
     self._pending = {}
     self._failed = {}
+    self._lost = False  # See are_lost.
 
   @functools.cached_property
   def _writers(self) -> dict[str, Any]:
@@ -195,6 +196,21 @@ class Checkpoints:
       (step for of in self._saved.values() for step in of), default=None
     )
 
+  def are_lost(self) -> bool:
+    """Whether all that were saved of a kind are gone, or were when last asked.
+
+    `rm -r` may leave the directory if a checkpoint is being written there. With
+    several processes always False: process 0 may have deleted a checkpoint
+    before this process knows of the one that supersedes it.
+    """
+    if jax.process_count() == 1:
+      self._lost |= any(
+        steps
+        and not any((self.directory / which / str(x)).is_dir() for x in steps)
+        for which, steps in self._saved.items()
+      )
+    return self._lost
+
   @property
   def writing(self) -> set[int]:
     """The steps of the checkpoints that are being written."""
@@ -224,6 +240,7 @@ class Checkpoints:
       self._failed[which] = reason(e)
       return
     self._failed.pop(which, None)
+    self.are_lost()  # Before the new one counts.
     self._saved[which][step] = loss
     self._delete_superseded(which)
 
@@ -332,11 +349,17 @@ class Checkpoints:
 def _move(
   directory: pathlib.Path, which: str, step: int, folder: str
 ) -> pathlib.Path:
-  """Renames a checkpoint into another folder, under an unused name."""
+  """Renames a checkpoint into another folder, under an unused name.
+
+  Raises:
+    FileNotFoundError: there is no such checkpoint; nothing was made.
+  """
+  source = directory / which / str(step)
+  source.stat()
   target = directory / folder
   target.mkdir(exist_ok=True)
   name, n = f'{which}-{step}', 0
   while (target / name).exists():
     n += 1
     name = f'{which}-{step}.{n}'
-  return (directory / which / str(step)).rename(target / name)
+  return source.rename(target / name)

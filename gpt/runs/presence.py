@@ -1,5 +1,6 @@
-"""Whether the directories of a run are still those it was started in."""
+"""Notices that the directories of a run are not those it was started in."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -8,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gpt.errors import UserError
+from gpt.runs import samples
 
 if TYPE_CHECKING:  # It imports JAX.
   from gpt.runs.checkpoint_writer import Checkpoints
@@ -28,6 +30,7 @@ class Presence:
 
   def __init__(self) -> None:
     self._known: dict[pathlib.Path, tuple[int, int]] = {}
+    self._held: list[int] = []  # Descriptors.
     self._gone: pathlib.Path | None = None
     self._writing: set[int] = set()
 
@@ -40,9 +43,17 @@ class Presence:
     for path in paths:
       if found := _identity(path):
         self._known[path.absolute()] = found
+        if found != FILE:  # While it is open, no other gets its inode.
+          with contextlib.suppress(OSError):  # Windows opens no directory.
+            self._held.append(os.open(path, os.O_RDONLY))
+
+  def close(self) -> None:
+    """Closes the directories."""
+    while self._held:
+      os.close(self._held.pop())
 
   def check(self, step: int, checkpoints: 'Checkpoints') -> None:
-    """Raises Gone if a directory is not the one it was, or a file is missing.
+    """Raises Gone if a directory is another one, or files are missing.
 
     Args:
       step: completed.
@@ -50,15 +61,20 @@ class Presence:
     for path, known in self._known.items():
       if _identity(path) != known:
         self._gone = path.parent if known == FILE else path
-        self._writing = checkpoints.writing
-        raise Gone(_message(path, step, checkpoints.newest))
+        break
+    else:
+      if not checkpoints.are_lost():
+        return
+      path = self._gone = checkpoints.directory
+    self._writing = checkpoints.writing
+    raise Gone(_message(path, step, checkpoints.newest))
 
   def remove_remains(self) -> None:
     """Removes what the checkpoints being written have made anew.
 
-    A directory with anything else in it is somebody's: it stays. The threads of
-    a writer that has failed may go on for a moment, and nobody can wait for
-    them.
+    And the sample that was written there meanwhile. A directory with anything
+    else in it is somebody's: it stays. The threads of a writer that has failed
+    may write for another moment, and nothing can wait for them.
     """
     quiet = 0
     while self._gone and quiet < 5:
@@ -71,7 +87,9 @@ class Presence:
       found = [path.relative_to(gone) for path in gone.rglob('*')]
     except OSError:
       return True  # Something moves there.
-    if not found or not all(map(self._is_remains, found)):
+    sample = pathlib.PurePath(samples.FILE)
+    made = [path for path in found if path != sample]
+    if not made or not all(map(self._is_remains, made)):
       return False
     shutil.rmtree(gone, ignore_errors=True)
     return not gone.exists()

@@ -119,6 +119,7 @@ def open_run(workdir: str | os.PathLike, config: Any) -> Iterator[Run]:
     interrupt = Interrupt()
     stack.callback(interrupt.give_back)
     presence = Presence()
+    stack.callback(presence.close)
     presence.watch(workdir)
     yield Run(
       workdir, leader, saved, changed, interrupt, presence, stack.callback

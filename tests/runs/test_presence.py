@@ -1,13 +1,18 @@
 """A workdir that disappears ends the run, and is not made anew."""
 
+import re
 import shutil
 import signal
 import types
 
+import numpy as np
 import pytest
 
 from gpt.errors import UserError
+from gpt.runs.checkpoint import LATEST
+from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.runs.presence import Gone, Presence
+from gpt.training.state import TrainState
 from tests.support.train_process import Training
 from tests.support.train_runs import ARGS, run_here
 
@@ -17,7 +22,9 @@ LONG = [x for x in ARGS if 'total_steps' not in x] + [
 
 
 def checkpoints(newest, writing=frozenset()):
-  return types.SimpleNamespace(newest=newest, writing=writing)
+  return types.SimpleNamespace(
+    newest=newest, writing=writing, are_lost=lambda: False
+  )
 
 
 def test_another_directory_of_the_same_name_is_noticed(tmp_path):
@@ -37,11 +44,46 @@ def test_another_directory_of_the_same_name_is_noticed(tmp_path):
   assert (workdir / 'mine').exists()
 
 
+def test_a_directory_made_anew_is_noticed_where_inodes_are_reused(tmp_path):
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  presence = Presence()
+  presence.watch(workdir)
+  workdir.rmdir()
+  workdir.mkdir()
+  with pytest.raises(Gone):
+    presence.check(4, checkpoints(3))
+  presence.close()
+
+
+def make_state(step):
+  return TrainState(np.asarray(step), {'x': np.ones(2)}, {}, np.ones(()))
+
+
+def test_checkpoints_that_rm_removed_around_one_in_the_making(tmp_path):
+  saved = Checkpoints(tmp_path)
+  presence = Presence()
+  for step in (3, 6):
+    assert saved.save(LATEST, make_state(step), {}) and saved.wait()
+  presence.watch(saved.directory)
+  shutil.rmtree(saved.directory / LATEST / '3')
+  presence.check(7, saved)
+  assert saved.save(LATEST, make_state(9), {})
+  shutil.rmtree(saved.directory / LATEST / '6')
+  assert saved.wait() and saved.newest == 9
+  with pytest.raises(Gone, match=f'{saved.directory} was removed'):
+    presence.check(9, saved)
+  presence.close()
+  saved.close()
+
+
 @pytest.mark.parametrize(
   'remains, stay',
   [
     (['checkpoints/latest/9.orbax-checkpoint-tmp/params/d/x'], False),
     (['checkpoints/best/9/x'], False),
+    (['checkpoints/best/9/x', 'samples.txt'], False),
+    (['samples.txt'], True),
     (['checkpoints/best/9/x', 'notes.txt'], True),
     (['checkpoints/best/9/x', 'checkpoints/latest/6/x'], True),
     (['checkpoints/mine'], True),
@@ -90,7 +132,7 @@ def test_a_directory_that_rm_could_not_remove_is_noticed(tmp_path):
 # Slow: real processes, and checkpoints in the making can win the race.
 @pytest.mark.slow
 @pytest.mark.parametrize('what', ['workdir', 'checkpoints'])
-@pytest.mark.parametrize('how', ['renamed', 'removed'])
+@pytest.mark.parametrize('how', ['renamed', 'removed', 'removed in place'])
 def test_a_run_whose_directory_disappears_ends_with_one_line(
   tmp_path, what, how
 ):
@@ -100,6 +142,8 @@ def test_a_run_whose_directory_disappears_ends_with_one_line(
   process.wait_for('step 8/')
   if how == 'renamed':
     gone.rename(elsewhere)
+  elif how == 'removed in place':  # As by `rm -r`, which may fail at the end.
+    shutil.rmtree(gone, ignore_errors=True)
   else:
     gone.rename(elsewhere)  # At once, as the process keeps writing.
     shutil.rmtree(elsewhere)
@@ -107,9 +151,11 @@ def test_a_run_whose_directory_disappears_ends_with_one_line(
   assert code == 2, err
   error = err[err.index('error: ') :]
   assert error.count('\n') == 1 and 'Traceback' not in err
-  assert f'{gone} was removed, renamed or unmounted' in error
+  named = f'({gone}|{workdir}/config.json) was removed, renamed or unmounted'
+  assert re.search(named, error), error
   assert 'the newest checkpoint there, if it still exists, has step' in error
-  assert not gone.exists(), list(gone.rglob('*'))
+  if how != 'removed in place':
+    assert not gone.exists(), list(gone.rglob('*'))
   if how == 'renamed' and what == 'workdir':
     result, _ = run_here(elsewhere, {'total_steps': 8})
     assert result.outcome in ('finished', 'nothing')
