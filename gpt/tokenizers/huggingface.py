@@ -9,7 +9,7 @@ Tokenizers of other programs (GPT-2, Llama, SmolLM2, Qwen3, ...) give the ids
 that the library gives, with two exceptions: text never becomes a control token,
 and characters that Unicode's form NFC spells otherwise (Qwen3) are decoded in
 that form. One space is put before a text and removed again in decoding where
-SentencePiece does so (Llama 2).
+SentencePiece does so (Llama 2). text_pieces.py cuts long texts.
 """
 
 import functools
@@ -24,7 +24,7 @@ import numpy as np
 
 from gpt.errors import MOST_QUOTED, UserError, quoted
 from gpt.files import read_bytes
-from gpt.tokenizers import hf_parts
+from gpt.tokenizers import hf_parts, text_pieces
 from gpt.tokenizers.base import (
   BOS,
   EOS,
@@ -274,8 +274,12 @@ class HfTokenizer(BaseTokenizer):
       known = {c: not self._is_unknown(c) for c in set(text)}
       if not all(known.values()):
         text = ''.join(c for c in text if known[c])
-    encoding = tokenizer.encode(text, add_special_tokens=False)
-    return np.array(encoding.ids, np.int32)
+    found = []
+    for piece in text_pieces.cut(text):
+      encoding = tokenizer.encode(piece, add_special_tokens=False)
+      found.append(np.array(encoding.ids, np.int32))
+      tokenizer = self._continuing
+    return np.concatenate(found)
 
   @functools.cached_property
   def _continuing(self) -> Any:
