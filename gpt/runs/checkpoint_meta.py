@@ -9,7 +9,9 @@
     checksum, weights_checksum      CRC-32 of the arrays
     meta_checksum                   CRC-32 of all entries above
 
-Before 0.3 there was no `model` and no `meta_checksum`.
+Before 0.3 there was no `model` and no `meta_checksum`. The entry
+`sealed_checkpoints` of a run's config.json says that all of them have both, so
+that no edit makes one look older than it is.
 """
 
 import json
@@ -23,15 +25,18 @@ from typing import Any
 
 from gpt.errors import UserError, quoted
 from gpt.fields import Fields, read_fields
+from gpt.files import read_json
 from gpt.model.config import GPTConfig, option_names
 from gpt.model.options import FUNCTION, SHAPE
 from gpt.runs.format_version import FORMAT_KEY, FORMAT_VERSION, check_version
 
+CONFIG = 'config.json'
 LATEST, BEST = 'latest', 'best'
 MAX_STEP = 2**31 - 1  # The step is an int32.
 MAX_BYTES = 1 << 20
 ADAPTERS = ('lora_rank', 'lora_alpha', 'lora_targets')
 CHECKSUM, MODEL = 'meta_checksum', 'model'
+SEALED = 'sealed_checkpoints'
 
 
 def list_steps(directory: str | os.PathLike) -> list[tuple[str, int]]:
@@ -67,6 +72,32 @@ def _checksum(meta: Mapping[str, Any]) -> int:
   return zlib.crc32(json.dumps(covered, sort_keys=True).encode())
 
 
+def are_sealed(workdir: str | os.PathLike) -> bool:
+  """Whether config.json says that every checkpoint has a checksum."""
+  try:
+    config = read_json(pathlib.Path(workdir) / CONFIG, infinite=True)
+  except UserError:
+    return False
+  return bool(config.get(SEALED))
+
+
+def may_be_sealed(workdir: str | os.PathLike) -> bool:
+  """Whether every checkpoint that a run has now has a checksum, or none is."""
+  directory = pathlib.Path(workdir) / 'checkpoints'
+  try:
+    return all(
+      CHECKSUM in _fields(directory / which / str(step)).values
+      for which, step in list_steps(directory)
+    )
+  except UserError:
+    return False
+
+
+def _fields(path: str | os.PathLike) -> Fields:
+  file = pathlib.Path(path) / 'meta' / 'metadata'
+  return read_fields(file, max_bytes=MAX_BYTES, infinite=True)
+
+
 def options_of(cfg: GPTConfig, opt: Mapping[str, Any]) -> dict[str, Any]:
   """{'model.n_embd': 256, ...}: the keys that decide what the weights are.
 
@@ -88,14 +119,13 @@ def read_meta(path: str | os.PathLike) -> dict[str, Any]:
     NewerFormat: a newer version of rgpt wrote it.
     UserError: a file that is missing or damaged.
   """
-  file = pathlib.Path(path) / 'meta' / 'metadata'
-  fields = read_fields(file, max_bytes=MAX_BYTES, infinite=True)
-  meta = dict(fields.values)
+  fields = _fields(path)
+  meta, workdir = dict(fields.values), pathlib.Path(path).parents[2]
   check_version(meta.get(FORMAT_KEY, 1), path)
-  if CHECKSUM in meta or MODEL in meta:
+  if CHECKSUM in meta or MODEL in meta or are_sealed(workdir):
     if meta.get(CHECKSUM) != _checksum(meta):
       raise UserError(
-        f'{file} has changed since it was written: its {CHECKSUM} is '
+        f'{fields.where} has changed since it was written: its {CHECKSUM} is '
         f'{quoted(meta.get(CHECKSUM))}, its content has {_checksum(meta)}'
       )
   fields.integer('step', 0, MAX_STEP)

@@ -15,10 +15,15 @@ from gpt.fields import Fields
 from gpt.files import read_json, write_atomic
 from gpt.model.config import GPTConfig, option_names
 from gpt.model.options import RUNTIME
-from gpt.runs.checkpoint_meta import check_model
+from gpt.runs.checkpoint_meta import (
+  CONFIG,
+  SEALED,
+  are_sealed,
+  check_model,
+  may_be_sealed,
+)
 from gpt.runs.format_version import FORMAT_KEY, FORMAT_VERSION, check_version
 
-CONFIG = 'config.json'
 # The keys that every run since 0.1 has, by type; gpt/config_check.py knows what
 # else a run needs of them, and GPTConfig checks `model`.
 GROUPS = ('opt', 'data', 'eval', 'checkpoint', 'sample', 'parallel')
@@ -66,6 +71,8 @@ def plain(config: Any) -> dict:
 def save_config(workdir: str | os.PathLike, config: Any) -> None:
   """Writes config.json atomically."""
   tree = {**plain(config), FORMAT_KEY: FORMAT_VERSION}
+  if are_sealed(workdir) or may_be_sealed(workdir):
+    tree[SEALED] = True
   text = json.dumps(tree, indent=2) + '\n'
   write_atomic(pathlib.Path(workdir) / CONFIG, text.encode())
 
@@ -84,6 +91,7 @@ def read_config(workdir: str | os.PathLike) -> dict | None:
       return None
     raise
   check_version(config.pop(FORMAT_KEY, 1), path)
+  config.pop(SEALED, None)
   if not isinstance(config.get('model'), dict) or 'total_steps' not in config:
     raise UserError(
       f'{path} was not written by this program and will not be overwritten. '

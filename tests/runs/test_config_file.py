@@ -4,11 +4,13 @@ import json
 import shutil
 
 import pytest
+from ml_collections import ConfigDict
 
 from gpt.errors import UserError
 from gpt.runs import checkpoint
+from gpt.runs.checkpoint_meta import are_sealed
 from gpt.runs.checkpoint_writer import Checkpoints
-from gpt.runs.config_file import CONFIG, read_config
+from gpt.runs.config_file import CONFIG, read_config, save_config
 from gpt.runs.format_version import FORMAT_KEY, FORMAT_VERSION, NewerFormat
 from gpt.runs.load import load_model
 
@@ -109,3 +111,34 @@ def test_changed_metadata_is_noticed(copy, change):
   with pytest.raises(UserError, match='has changed since it was written'):
     checkpoint.read_meta(checkpoint.find(copy))
   assert load_model(copy).which == 'latest'  # A damaged best is passed over.
+
+
+def strip(workdir):
+  """Makes every checkpoint look as 0.2 wrote it."""
+  for path in workdir.glob('checkpoints/*/*/meta/metadata'):
+    meta = json.loads(path.read_text())
+    del meta['meta_checksum'], meta['model']
+    path.write_text(json.dumps(meta))
+
+
+def test_metadata_without_checksums_is_not_taken_for_an_older_run(copy):
+  strip(copy)
+  with pytest.raises(UserError, match='its meta_checksum is None'):
+    load_model(copy)
+  config = read_config(copy)
+  save_config(copy, ConfigDict(config))  # A resume does not forget it.
+  with pytest.raises(UserError, match='its meta_checksum is None'):
+    load_model(copy)
+
+
+def test_a_run_of_an_older_version_stays_one_until_its_checkpoints_are_gone(
+  copy,
+):
+  strip(copy)
+  edit(copy / CONFIG, sealed_checkpoints=None)
+  save_config(copy, ConfigDict(read_config(copy)))
+  assert not are_sealed(copy)
+  load_model(copy)
+  shutil.rmtree(copy / 'checkpoints')
+  save_config(copy, ConfigDict(read_config(copy)))
+  assert are_sealed(copy)
