@@ -18,6 +18,7 @@ from absl import flags
 from gpt.errors import UserError
 from launch import cli, common_flags, pretrained
 
+NAME = re.compile(r'\w[\w.:-]*(/\w[\w.:-]*)*')  # Of a model; no path.
 WORKDIR = common_flags.workdir('Directory of the run to serve.')
 MODEL = pretrained.define('to serve')
 WHICH = common_flags.which()
@@ -152,10 +153,10 @@ def read_adapters(model_name: str) -> tuple[tuple[str, str], ...]:
   found: dict[str, str] = {}
   for text in ADAPTER.value:
     name, _, directory = text.partition('=')
-    if not re.fullmatch(r'[\w.:/-]{1,80}', name) or not directory:
+    if not NAME.fullmatch(name) or len(name) > 80 or not directory:
       raise UserError(
-        f'--adapter={text}: give a name and a directory, such as '
-        '--adapter=poems=runs/poems'
+        f'--adapter={text}: give a name of letters, digits and _ . : - (parts '
+        'between / too) and a directory, such as --adapter=poems=runs/poems'
       )
     if name in found or name == model_name:
       raise UserError(

@@ -71,7 +71,9 @@ def read_run(workdir: str | os.PathLike) -> RunRecord:
   path = workdir / metrics.FILE
   if not path.exists():
     raise UserError(
-      f'{workdir} has no {metrics.FILE}: nothing has been trained there yet'
+      f'{workdir} has no {metrics.FILE}: nothing has been trained there yet, '
+      'and an import brings no curves. `python -m launch.info '
+      f'--workdir={workdir}` describes the model'
     )
   parameters = vocab_size = None
   if (workdir / 'tokenizer').is_dir():

@@ -1,6 +1,7 @@
 """A server with several adapters of its model: --adapter NAME=DIRECTORY."""
 
 import concurrent.futures
+import types
 
 import pytest
 
@@ -137,3 +138,17 @@ def test_adapters_of_another_base_are_refused(runs, tmp_path):
     load_adapter(runs / 'one', whole, fingerprint)
   with pytest.raises(UserError, match='holds no adapters'):
     load_adapter(runs / 'base', whole, fingerprint)
+
+
+@pytest.mark.parametrize(
+  'name', ['..', '../x', 'a/../b', '/etc', 'a//b', 'a/', '.', '-x', '', 'a b']
+)
+def test_a_name_that_could_be_a_path_is_refused(monkeypatch, name):
+  from launch import serve
+
+  given = types.SimpleNamespace(value=['ok/a-1.0:x=DIR', f'{name}=DIR'])
+  monkeypatch.setattr(serve, 'ADAPTER', given)
+  with pytest.raises(UserError, match='a name of letters, digits and'):
+    serve.read_adapters('base')
+  given.value.pop()
+  assert serve.read_adapters('base') == (('ok/a-1.0:x', 'DIR'),)
