@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.support.browser import BROWSER, DRIVER, Browser
 from tests.support.serving_tools import keyed_serving
 
 # Little of everything, and guarded.
@@ -23,3 +24,13 @@ def guarded_server(tmp_path_factory):
   """A server with keys, narrow limits, allowed hosts and origins."""
   with keyed_serving(tmp_path_factory.mktemp('guarded'), *FLAGS) as server:
     yield server
+
+
+@pytest.fixture(scope='session')
+def browser():
+  """A headless Chromium."""
+  if not (DRIVER and BROWSER):
+    pytest.skip('needs chromium and chromedriver on the PATH')
+  browser = Browser()
+  yield browser
+  browser.close()

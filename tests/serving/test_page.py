@@ -1,19 +1,18 @@
-"""The page in a real browser: Chromium, driven over WebDriver's HTTP.
+"""The page in a real browser.
 
 Skipped, with the reason, where there is no Chromium to drive.
 """
 
-import base64
 import json
 import re
 import shutil
-import socket
 import subprocess
 
 import httpx
 import pytest
 
 from gpt.tokenizers import build_tokenizer
+from tests.support.browser import open_page, set_fields
 from tests.support.serving_tools import (
   chat_tokenizer,
   make_random,
@@ -22,132 +21,7 @@ from tests.support.serving_tools import (
 )
 from tests.support.workdirs import make_parrot
 
-DRIVER = shutil.which('chromedriver')
-BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
-
-pytestmark = pytest.mark.skipif(
-  not (DRIVER and BROWSER),
-  reason='needs chromium and chromedriver on the PATH',
-)
-ELEMENT = 'element-6066-11e4-a52e-4f735466cecf'
 MARKUP = '<img src=x onerror=alert(1)><script>alert(2)</script>&lt;b&gt;'
-
-
-class Browser:
-  """One session of a headless Chromium."""
-
-  def __init__(self):
-    with socket.socket() as s:
-      s.bind(('127.0.0.1', 0))
-      port = s.getsockname()[1]
-    self._driver = subprocess.Popen(
-      [DRIVER, f'--port={port}'],
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
-    )
-    self._http = httpx.Client(
-      base_url=f'http://127.0.0.1:{port}', timeout=60, trust_env=False
-    )
-    wait_until(self._listens)
-    arguments = [
-      '--headless=new',
-      '--no-sandbox',
-      '--disable-dev-shm-usage',
-      '--disable-gpu',
-      '--window-size=1200,800',
-    ]
-    options = {'binary': BROWSER, 'args': arguments}
-    wanted = {
-      'goog:chromeOptions': options,
-      'goog:loggingPrefs': {'browser': 'ALL'},
-    }
-    value = self._call(
-      'POST', '/session', {'capabilities': {'alwaysMatch': wanted}}
-    )
-    self._session = f'/session/{value["sessionId"]}'
-
-  def _listens(self):
-    try:
-      return self._http.get('/status').json()['value']['ready']
-    except httpx.TransportError:
-      return False
-
-  def _call(self, method, path, body=None):
-    response = self._http.request(
-      method, path, json={} if body is None and method == 'POST' else body
-    )
-    value = response.json()['value']
-    assert response.status_code == 200, value
-    return value
-
-  def open(self, url):
-    self._call('POST', f'{self._session}/url', {'url': url})
-
-  def run(self, script, *args):
-    return self._call(
-      'POST', f'{self._session}/execute/sync', {'script': script, 'args': args}
-    )
-
-  def _element(self, id):
-    value = self._call(
-      'POST',
-      f'{self._session}/element',
-      {'using': 'css selector', 'value': f'#{id}'},
-    )
-    return f'{self._session}/element/{value[ELEMENT]}'
-
-  def click(self, id):
-    self._call('POST', f'{self._element(id)}/click')
-
-  def type(self, id, text):
-    self._call('POST', f'{self._element(id)}/value', {'text': text})
-
-  def clear(self, id):
-    self._call('POST', f'{self._element(id)}/clear')
-
-  def text(self, id):
-    return self.run(
-      'const e = document.getElementById(arguments[0]);'
-      'return e.value === undefined ? e.textContent : e.value',
-      id,
-    )
-
-  def idle(self):
-    return self.run("return document.getElementById('stop').disabled")
-
-  def messages(self):
-    """What the browser's console complains about."""
-    return self._call('POST', f'{self._session}/se/log', {'type': 'browser'})
-
-  def screenshot(self):
-    return base64.b64decode(self._call('GET', f'{self._session}/screenshot'))
-
-  def close(self):
-    try:
-      self._call('DELETE', self._session)
-    finally:
-      self._http.close()
-      self._driver.terminate()
-      self._driver.wait(10)
-
-
-@pytest.fixture(scope='module')
-def browser():
-  browser = Browser()
-  yield browser
-  browser.close()
-
-
-def open_page(browser, server):
-  browser.open(server.url)
-  wait_until(lambda: browser.text('state') == 'ready')
-  wait_until(lambda: browser.text('card') != '')
-
-
-def set_fields(browser, **fields):
-  for id, value in fields.items():
-    browser.clear(id)
-    browser.type(id, str(value))
 
 
 def test_a_prompt_is_continued_in_place(browser, server):
