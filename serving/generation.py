@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpt.decoding import blocks
+from gpt.decoding.grammars import Source
 from gpt.errors import UserError
 from gpt.tokenizers import Tokenizer, chat_format
 from serving.engine.engine import FAILED
@@ -80,6 +81,7 @@ def complete(
   *,
   ends: tuple[int, ...] = (),
   streamed: bool = False,
+  structure: Source | None = None,
 ) -> 'Generation':
   """A Generation that continues prompts (str or ids).
 
@@ -105,6 +107,7 @@ def complete(
     stop_ids=ends or (service.tokenizer.eos_id,),
     allowed=ends,
     streamed=streamed,
+    structure=structure,
     param=param,
   )
 
@@ -117,6 +120,7 @@ def chat(
   *,
   streamed: bool = False,
   prefill: bool = False,
+  structure: Source | None = None,
 ) -> 'Generation':
   """A Generation of the next turn; messages have 'role' and 'content'.
 
@@ -145,6 +149,7 @@ def chat(
     stop_ids=ends,
     allowed=ends,
     streamed=streamed,
+    structure=structure,
     param=param,
   )
 
@@ -195,6 +200,7 @@ class Generation:
     stop_ids: ids that end a choice.
     allowed: banned ids that may be sampled all the same.
     streamed: events are passed on as they come.
+    structure: what each choice must look like, or None.
     param: the request field the prompts come from, for errors.
 
   Raises:
@@ -211,6 +217,7 @@ class Generation:
     stop_ids: tuple[int, ...],
     allowed: tuple[int, ...],
     streamed: bool,
+    structure: Source | None,
     param: str,
   ) -> None:
     self._service = service
@@ -219,6 +226,7 @@ class Generation:
     self._stop_ids = stop_ids
     self._allowed = allowed
     self._streamed = streamed
+    self._structure = structure
     self._param = param
     self._timers: list[asyncio.TimerHandle] = []
     self._watch: asyncio.Task | None = None
@@ -308,6 +316,7 @@ class Generation:
       bias_V[id] += value
     if sampling.ignore_eos:
       bias_V[list(self._stop_ids)] = -np.inf
+    grammar = service.grammars.of(self._structure) if self._structure else None
     found = self._tokenize()
     stop_ids = {*self._stop_ids, *sampling.stop_token_ids}
     self.job.fill(
@@ -317,6 +326,7 @@ class Generation:
       service.tokenizer,
       found.dropped,
       found.notices,
+      grammar,
     )
 
   def _check_size(self) -> None:

@@ -18,6 +18,7 @@ from gpt.tokenizers import chat_format
 from serving.engine.engine import Engine
 from serving.engine.errors import Interrupted, RequestFailed
 from serving.engine.events import Event
+from serving.engine.grammars import Grammars
 from serving.engine.jobs import Job
 from serving.engine.programs import compile_count
 from serving.engine.weights import Weights, to_device
@@ -58,6 +59,7 @@ class Service:
     chat_ends: ids that end the assistant's turn.
     chat_problem: why its chat template cannot be used, or ''.
     generations: the requests in progress, by their jobs.
+    grammars: compiled ones, for requests that ask for structured text.
   """
 
   def __init__(
@@ -84,6 +86,7 @@ class Service:
         log.warning('chat is off: %s', e)
     self.bans_V = ban_bias(self.tokenizer)
     self.generations: dict[Job, Running] = {}
+    self.grammars = Grammars(self.tokenizer)
     compilations = compile_count()
     self.metrics = Metrics(lambda: compilations.value)
     self.metrics.slots_total.set(options.slots)

@@ -72,6 +72,7 @@ CALLED_BY_LIBRARIES = {
   'emit',  # logging
   'handle_exit',  # uvicorn
   'preflight_response',  # starlette
+  'read_structure',  # pydantic
   'refuse_foreign',  # pydantic
   'send_400_response',  # uvicorn
   'usage_needs_a_stream',  # pydantic

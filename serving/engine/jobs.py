@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from gpt.decoding import blocks
+from gpt.decoding.grammars import Constraint, Grammar
 from gpt.tokenizers import Tokenizer
 from serving.engine.events import Delta, Mailbox, Token
 from serving.engine.notices import Notice
@@ -34,6 +35,7 @@ class Job:
     notices: what else its sender should know.
     bias_V: float32[V], added to the logits.
     stop_ids: ids that end a choice. stops: strings that do.
+    grammar: what each choice must look like, or None.
     sequences: all choices, prompt by prompt.
     scores: prompt number -> PromptScores, where logprobs of prompts are due.
     adapter: name of the adapter that was asked for; '': the model itself.
@@ -56,6 +58,7 @@ class Job:
     self.bias_V: np.ndarray | None = None
     self.stop_ids: frozenset[int] = frozenset()
     self.stops: list[Stop] = []
+    self.grammar: Grammar | None = None
     self.adapter = ''
     self.weights: Weights | None = None
     self.cancelled = ''
@@ -73,8 +76,10 @@ class Job:
     tokenizer: Tokenizer,
     tokens_dropped: int = 0,
     notices: Iterable[Notice] = (),
+    grammar: Grammar | None = None,
   ) -> None:
     """Adds what is known once the prompts are tokenized."""
+    self.grammar = grammar
     self.prompts = prompts
     self.tokens_dropped = tokens_dropped
     self.notices = tuple(notices)
@@ -137,6 +142,9 @@ class Sequence:
     last_time: arrival of its newest tokens, or start of the block that yields
       the first; time.perf_counter().
     uniforms: float32 random numbers of the steps from `drawn` on, or None.
+    constraint: where its text stands in the job's grammar, or None.
+    bias_V: float32[V], the job's bias; with a constraint, -inf for tokens that
+      may not come next.
   """
 
   def __init__(
@@ -164,6 +172,11 @@ class Sequence:
     self.last_time: float | None = None
     self.uniforms: np.ndarray | jax.Array | None = None
     self.drawn = 0
+    self.constraint: Constraint | None = None
+    self.bias_V = job.bias_V
+    if job.grammar is not None:
+      self.constraint = job.grammar.start(int(prompt[-1]))
+      self._constrain()
     self._text = TextStream(tokenizer, job.stops, int(prompt[-1]))
     self._pending: list[Token] = []
     self._counts_V: np.ndarray | None = None
@@ -205,6 +218,8 @@ class Sequence:
     )
     if s.overflow in ('stop', 'error') and len(self) > block_size:
       return 0
+    if self.constraint is not None:
+      return min(1, s.max_tokens - len(self.sampled), self._choices)
     return min(slide, s.max_tokens - len(self.sampled))
 
   def accept(
@@ -222,6 +237,7 @@ class Sequence:
     """
     job = self.job
     plain = logprobs is None and not job.sampling.stop
+    plain = plain and self.constraint is None
     if plain and job.stop_ids.isdisjoint(ids):  # Nearly always: all at once.
       self.sampled += ids
       self.counted += len(ids)
@@ -239,7 +255,23 @@ class Sequence:
       if ended or self._text.stopped:
         self.finish = 'stop'
         break
+      if self.constraint is not None:
+        self.constraint.accept(id)
+        self._constrain()
     return self._delta(pieces)
+
+  def _constrain(self) -> None:
+    """Bans what its grammar does not allow next; ends a text that is whole."""
+    found, bias_V = self.constraint, self.job.bias_V
+    assert found is not None and bias_V is not None
+    ends = list(self.job.stop_ids)
+    allowed_V = found.allowed_V.copy()
+    allowed_V[ends] = False
+    if not allowed_V.any() and self.sampled:
+      self.finish = 'stop' if found.complete else 'length'
+    allowed_V[ends] = found.complete
+    self.bias_V = np.where(allowed_V, bias_V, np.float32(-np.inf))
+    self._choices = int(np.isfinite(self.bias_V).sum())
 
   def end(self, reason: str) -> Delta | None:
     """Ends the choice without another token."""

@@ -30,6 +30,7 @@ FIRST_STEPS = 4
 # Larger weights are limited by memory bandwidth, not by a core's caches: one
 # lane then reads them once for all rows.
 LANE_BYTES = 64 << 20
+NOTHING = np.zeros(0, np.int32)
 
 
 def lane_count(slots: int, params: Params) -> int:
@@ -139,21 +140,20 @@ class Lane:
       if slid:
         self._fill(seq, stride)
       # Jobs that began before a reload keep their weights.
-      group = groups.setdefault(seq.job.weights, [])
-      group.append((seq, moved))
+      # Constrained ones need a new bias at every step.
+      kind = seq.job.weights, seq.constraint is not None
+      groups.setdefault(kind, []).append((seq, moved))
     fresh = any(not seq.sampled for g in groups.values() for seq, _ in g)
-    for weights, group in groups.items():
+    for (weights, _), group in groups.items():
       out += self._decode(weights.params, group, fresh)
     return out
 
   def _fill(self, seq: Sequence, stride: int) -> None:
     """Fills the slot's cache from the current start of the window."""
-    job, vocab = seq.job, self._cfg.vocab_size
+    job = seq.job
     assert job.weights is not None
     seq.start = blocks.window_start(len(seq), self._cfg.block_size, stride)
     tokens, first = seq.window(seq.start), 0
-    in_prompt_V = np.zeros(vocab, bool)
-    in_prompt_V[seq.prompt] = True
     if seq.uniforms is None:  # Drawn while the prompt is prefilled.
       seq.uniforms = self._programs.uniforms(seq.seed, 0)
     if seq.columns:
@@ -168,11 +168,17 @@ class Lane:
       seq.slot,
       tokens[first:],
       first,
-      in_prompt_V,
-      seq.counts(vocab),
-      job.bias_V,
+      *self._rows_of(seq),
     )
     self._news.append((seq, seq.slot))
+
+  def _rows_of(
+    self, seq: Sequence
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """bool, int32, float32[V]: in the prompt, counts, bias of a slot."""
+    in_prompt_V = np.zeros(self._cfg.vocab_size, bool)
+    in_prompt_V[seq.prompt] = True
+    return in_prompt_V, seq.counts(self._cfg.vocab_size), seq.bias_V
 
   def _decode(
     self, params: Params, group: list[tuple[Sequence, bool]], fresh: bool
@@ -184,6 +190,11 @@ class Lane:
       fresh: some sequence of the lane has no token yet.
     """
     window = self._cfg.block_size
+    for seq, _ in group:
+      if seq.constraint is not None:  # Its bias has changed, nothing else.
+        self._state = self._programs.fill(
+          params, self._state, seq.slot, NOTHING, 0, *self._rows_of(seq)
+        )
     rooms = [seq.room(window) for seq, _ in group]
     b = self._programs.rows(len(group))
     room = max(rooms)

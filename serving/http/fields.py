@@ -123,12 +123,6 @@ def refuse_any(value: Any) -> Any:
   return value
 
 
-def refuse_format(value: Any) -> Any:
-  if value != {'type': 'text'}:
-    raise not_supported("must be {'type': 'text'}; no other is supported.")
-  return value
-
-
 def refuse_best_of(value: int) -> int:
   if value > 1:
     raise not_supported('above 1 is not supported.')
@@ -232,12 +226,6 @@ Nothing = Annotated[
     {'type': ['array', 'string', 'null'], 'maxItems': 0, 'maxLength': 0}
   ),
   Field(description='Not supported.'),
-]
-TextFormat = Annotated[
-  Any,
-  PlainValidator(refuse_format),
-  JsonSchema({'enum': [{'type': 'text'}, None]}),
-  Field(description='No other format is supported.'),
 ]
 BestOf = Annotated[
   int,

@@ -46,6 +46,7 @@ class GenerateRoutes:
       asked.prompt,
       asked.sampling(self._options.context_overflow),
       streamed=asked.stream,
+      structure=asked.structure,
     )
     run.job.adapter = adapter
     return self._openai(request, asked, run, CompletionReply)
@@ -62,6 +63,7 @@ class GenerateRoutes:
       asked.sampling(self._options.context_overflow),
       streamed=asked.stream,
       prefill=True,
+      structure=asked.structure,
     )
     run.job.adapter = adapter
     return self._openai(request, asked, run, ChatReply)

@@ -34,9 +34,9 @@ from serving.http.fields import (
   Stop,
   Temperature,
   Text,
-  TextFormat,
   TokenIds,
 )
+from serving.http.structured import StructuredFields
 from serving.http.validation import Wanted, not_supported, refused
 
 MAX_CHOICES = 8
@@ -126,7 +126,7 @@ class StreamOptions(Body):
   ] = False
 
 
-class OpenAIRequest(Generating):
+class OpenAIRequest(Generating, StructuredFields):
   """The fields that both OpenAI routes share."""
 
   max_completion_tokens: Annotated[
@@ -169,7 +169,6 @@ class OpenAIRequest(Generating):
   tools: Nothing = None
   functions: Nothing = None
   suffix: Nothing = None
-  response_format: TextFormat = None
   best_of: BestOf = 1
 
   @model_validator(mode='after')
@@ -267,6 +266,7 @@ class ChatRequest(OpenAIRequest):
 # What OpenAI's routes know beyond those of RandyGPT and microgpt.
 BEYOND: Mapping[str, tuple[Any, ...]] = {
   **unsupported.NEUTRAL,
+  **unsupported.STRUCTURED,
   'context_overflow': (),
   'echo': unsupported.OFF,
   'frequency_penalty': (0,),
@@ -279,7 +279,6 @@ BEYOND: Mapping[str, tuple[Any, ...]] = {
   'n': (1,),
   'presence_penalty': (0,),
   'repetition_penalty': (1,),
-  'response_format': ({'type': 'text'},),
   'stop': ('', []),
   'stop_token_ids': ([],),
   'stream': (False,),

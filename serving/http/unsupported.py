@@ -22,6 +22,12 @@ CONSTRAINTS = {
   'allowed_token_ids': OFF,
   'bad_words': OFF,
   'function_call': ('none', *OFF),
+  'logits_processors': OFF,
+  'structural_tag': OFF,
+  'tool_choice': ('none', 'auto', *OFF),
+}
+# Those that OpenAI's routes support (structured.py): {} is a schema.
+STRUCTURED = {
   'grammar': OFF,
   'guided_choice': OFF,
   'guided_grammar': OFF,
@@ -29,10 +35,9 @@ CONSTRAINTS = {
   'guided_json_object': OFF,
   'guided_regex': OFF,
   'json_schema': (False, 0, '', []),
-  'logits_processors': OFF,
-  'structural_tag': OFF,
+  'regex': OFF,
+  'response_format': ({'type': 'text'},),
   'structured_outputs': OFF,
-  'tool_choice': ('none', 'auto', *OFF),
 }
 # vLLM's API: docs.vllm.ai, "OpenAI-compatible server", extra parameters.
 VLLM = {

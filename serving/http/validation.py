@@ -56,7 +56,7 @@ def read(model: type[M], body: Mapping[str, Any], vocab_size: int) -> M:
 def explain(error: ErrorDetails, model: type[BaseModel]) -> ApiError:
   """Our error for one of pydantic's."""
   context = error.get('ctx', {})
-  loc = error['loc'] or (context['at'],)
+  loc = error['loc'] or tuple(context['at'].split('.'))
   path, kind = path_of(loc), error['type']
   param = path if '[' in path else str(loc[0])
   if 'text' in context:

@@ -12,6 +12,10 @@ from tests.support.serving_tools import sse
 # What only the server can know: its vocabulary, and rules over two fields.
 UNDOCUMENTED = {
   'logit_bias': [{'9999': 1}],
+  'guided_json': [{'type': 'odd'}],
+  'guided_regex': ['(a'],
+  'guided_grammar': ['start: b'],
+  'json_schema': ['x'],
   'stop_token_ids': [[10**6]],
   'tokens': [[10**9]],
   'prompt': [[10**6], ['a', 3], [['a'], 'b']],

@@ -1,0 +1,243 @@
+"""Text that follows a JSON Schema, a regular expression or a grammar.
+
+The library llguidance (extra: structured) says which tokens may come next; a
+sampler bans all others. It works on the bytes of tokens, so any tokenizer will
+do. Where a grammar leaves only one way to go on, it asks for the tokens that
+the tokenizer itself would choose.
+
+https://github.com/guidance-ai/llguidance
+"""
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.tokenizers import Tokenizer
+
+MAX_SOURCE = 1 << 16  # Characters of a schema, an expression or a grammar.
+KINDS = ('json_schema', 'regex', 'grammar', 'choice')
+# One space, or a line break with an indentation: a model cannot idle in it.
+WHITESPACE = r'( |\n {0,20})?'
+JSON_OPTIONS = {'whitespace_pattern': WHITESPACE}
+# Far above what real grammars need; the library's own would let one request
+# take half a gigabyte.
+LIMITS = {'max_lexer_states': 20_000, 'verbose_errors': False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """What a text must look like.
+
+  Attributes:
+    kind: one of KINDS. 'grammar' is Lark or GBNF, as llguidance reads them.
+    text: JSON of a schema, or of a list of choices; else as it is.
+    field: where it came from, for messages.
+  """
+
+  kind: str
+  text: str
+  field: str
+
+
+class Grammar:
+  """A compiled Source for the tokens of one tokenizer; `start` begins a text.
+
+  Raises:
+    UserError: llguidance is missing; the source is too large, wrong, or no
+      text of this tokenizer satisfies it.
+  """
+
+  def __init__(self, source: Source, tokenizer: Tokenizer) -> None:
+    self.source = source
+    self._tokenizer = tokenizer
+    self._library = library()
+    self._vocabulary = vocabulary(tokenizer)
+    self._text = self._read()
+    self._plain = self._matcher(self._text)
+    if not Constraint(self._plain.deep_copy(), self._tokenizer).possible:
+      raise UserError(
+        f"{source.field} cannot be satisfied: no token of this model's "
+        'vocabulary can begin it'
+      )
+
+  def _read(self) -> str:
+    """The source in llguidance's own notation."""
+    kind, text, field = dataclasses.astuple(self.source)
+    if len(text) > MAX_SOURCE:
+      raise UserError(
+        f'{field} has {len(text)} characters; at most {MAX_SOURCE} are allowed'
+      )
+    matcher = self._library.LLMatcher
+    if kind == 'json_schema':
+      return matcher.grammar_from_json_schema(
+        text, JSON_OPTIONS, {'lenient': False}
+      )
+    if kind == 'regex':
+      return matcher.grammar_from_regex(text)
+    if kind == 'choice':
+      literals = ' | '.join(map(literal, json.loads(text)))
+      return matcher.grammar_from_lark(f'start: CHOICE\nCHOICE: {literals}')
+    try:
+      return self._library.grammar_from('grammar', text)
+    except (ValueError, RecursionError) as e:
+      raise UserError(f'{field} is not a grammar: {e}') from e
+
+  def _matcher(self, text: str) -> Any:
+    matcher = self._library.LLMatcher(
+      self._vocabulary,
+      text,
+      log_level=0,
+      limits=self._library.LLParserLimits(**LIMITS),
+    )
+    if matcher.is_error():
+      raise UserError(
+        f'{self.source.field} cannot be used: {matcher.get_error()}'
+      )
+    return matcher
+
+  @functools.cached_property
+  def _spaced(self) -> Any:
+    """As `_plain` after one space, which decoding will drop."""
+    inner = self._text
+    if not inner.startswith('{'):
+      inner = json.dumps({'grammars': [{'lark_grammar': inner}]})
+    first, *others = json.loads(inner)['grammars']
+    outer = {'name': 'spaced', 'lark_grammar': 'start: " " @inner'}
+    grammars = [outer, {**first, 'name': 'inner'}, *others]
+    return self._matcher(json.dumps({'grammars': grammars}))
+
+  def start(self, after: int | None = None) -> 'Constraint':
+    """The constraint of a text that follows the token `after`."""
+    tokenizer = self._tokenizer
+    continues = after is not None and tokenizer.token_bytes(after)
+    spaced = tokenizer.strips_space and not continues
+    matcher = self._spaced if spaced else self._plain
+    return Constraint(matcher.deep_copy(), tokenizer)
+
+
+class Constraint:
+  """Where one text stands in its grammar.
+
+  Attributes:
+    allowed_V: bool[V], the tokens that may come next; never one that ends it.
+    complete: the text so far satisfies the grammar.
+  """
+
+  def __init__(self, matcher: Any, tokenizer: Tokenizer) -> None:
+    self._matcher = matcher
+    self._tokenizer = tokenizer
+    self._eos_id = tokenizer.eos_id
+    self._size = tokenizer.vocab_size
+    self._partial = not spells_everything(tokenizer)
+    self._look()
+
+  def _look(self) -> None:
+    bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+    allowed_V = np.unpackbits(bits, bitorder='little')[: self._size] > 0
+    allowed_V[self._eos_id] = False
+    if self._partial:
+      self._keep_forced(allowed_V)
+    self.allowed_V = allowed_V
+    self.complete: bool = self._matcher.is_accepting()
+
+  def _keep_forced(self, allowed_V: np.ndarray) -> None:
+    """Bans what contradicts bytes that must come next.
+
+    The library overlooks them where the vocabulary has no tokens for them.
+    """
+    forced = self._matcher.compute_ff_bytes()
+    for id in np.flatnonzero(allowed_V) if forced else ():
+      data = self._tokenizer.token_bytes(int(id))
+      if not (data.startswith(forced) or forced.startswith(data)):
+        allowed_V[id] = False
+
+  @property
+  def possible(self) -> bool:
+    """Whether the text is complete or can go on."""
+    return self.complete or bool(self.allowed_V.any())
+
+  def accept(self, id: int) -> None:
+    """Appends a token, one of those allowed."""
+    self._matcher.consume_token(id)
+    self._look()
+
+
+class _Vocabulary:
+  """A tokenizer as llguidance takes it: tokens by their bytes.
+
+  A first byte of 0xff, which no text has, marks control tokens.
+  """
+
+  is_tokenizer_wrapper = True
+  bos_token_id = None
+
+  def __init__(self, tokenizer: Tokenizer) -> None:
+    self._tokenizer = tokenizer
+    self.eos_token_id = tokenizer.eos_id
+    table = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+    names = {id: name for name, id in tokenizer.special_tokens.items()}
+    self.special_token_ids = [i for i, x in enumerate(table) if not x]
+    self._ids: dict[bytes, int] = {}
+    for id in sorted(set(range(len(table))) - {*tokenizer.unsampleable_ids}):
+      if table[id]:
+        self._ids.setdefault(table[id], id)
+    self._longest = max(map(len, self._ids), default=1)
+    self.tokens = [
+      x or b'\xff' + names.get(i, f'[{i}]').encode()
+      for i, x in enumerate(table)
+    ]
+
+  def __call__(self, text: str) -> list[int]:
+    """Ids whose bytes are the text, or as much of it as there are tokens."""
+    ids = self._tokenizer.encode_more(text).tolist()
+    data = text.encode()
+    if b''.join(map(self._tokenizer.token_bytes, ids)) == data:
+      return ids
+    ids = []
+    while data:
+      ends = range(min(self._longest, len(data)), 0, -1)
+      end = next((n for n in ends if data[:n] in self._ids), 0)
+      if not end:
+        break
+      ids.append(self._ids[data[:end]])
+      data = data[end:]
+    return ids
+
+
+def library() -> Any:
+  """The module llguidance. Raises UserError if it is not installed."""
+  try:
+    import llguidance
+  except ImportError as e:
+    raise UserError(
+      'JSON Schemas and grammars need the library llguidance: '
+      "pip install 'rgpt[structured]' (or: pip install llguidance)"
+    ) from e
+  return llguidance
+
+
+@functools.lru_cache(4)
+def vocabulary(tokenizer: Tokenizer) -> Any:
+  """The LLTokenizer of a tokenizer."""
+  tokens = _Vocabulary(tokenizer)
+  return library().LLTokenizer(
+    tokens, n_vocab=tokenizer.vocab_size, eos_token=tokens.eos_token_id
+  )
+
+
+@functools.lru_cache(4)
+def spells_everything(tokenizer: Tokenizer) -> bool:
+  """Whether every UTF-8 text has tokens, one a byte if need be."""
+  ids = set(range(tokenizer.vocab_size)) - {*tokenizer.unsampleable_ids}
+  table = {tokenizer.token_bytes(id) for id in ids}
+  used = set(range(0xF5)) - {0xC0, 0xC1}
+  return all(bytes([b]) in table for b in used)
+
+
+def literal(text: str) -> str:
+  """A string of the Lark notation."""
+  return json.dumps(text, ensure_ascii=False)
