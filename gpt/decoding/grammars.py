@@ -8,10 +8,14 @@ the tokenizer itself would choose.
 https://github.com/guidance-ai/llguidance
 """
 
+import concurrent.futures
 import dataclasses
+import decimal
 import functools
 import json
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,12 +24,18 @@ from gpt.tokenizers import Tokenizer
 
 MAX_SOURCE = 1 << 16  # Characters of a schema, an expression or a grammar.
 KINDS = ('json_schema', 'regex', 'grammar', 'choice')
+MAX_MULTIPLE = 10_000  # Compiles in 0.2 s; ten times as much takes seconds.
+STACK_BYTES = 64 << 20
 # One space, or a line break with an indentation: a model cannot idle in it.
 WHITESPACE = r'( |\n {0,20})?'
 JSON_OPTIONS = {'whitespace_pattern': WHITESPACE}
 # Far above what real grammars need; the library's own would let one request
 # take half a gigabyte.
 LIMITS = {'max_lexer_states': 20_000, 'verbose_errors': False}
+
+
+T = TypeVar('T')
+_compiling = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +66,13 @@ class Grammar:
     self._tokenizer = tokenizer
     self._library = library()
     self._vocabulary = vocabulary(tokenizer)
-    self._text = self._read()
-    self._plain = self._matcher(self._text)
+    try:
+      self._text = self._read()
+    except UserError:
+      raise
+    except (ValueError, RecursionError) as e:
+      raise UserError(f'{source.field} cannot be read: {e}') from e
+    self._plain = with_deep_stack(lambda: self._matcher(self._text))
     if not Constraint(self._plain.deep_copy(), self._tokenizer).possible:
       raise UserError(
         f"{source.field} cannot be satisfied: no token of this model's "
@@ -73,6 +88,7 @@ class Grammar:
       )
     matcher = self._library.LLMatcher
     if kind == 'json_schema':
+      check_multiples(json.loads(text), field)
       return matcher.grammar_from_json_schema(
         text, JSON_OPTIONS, {'lenient': False}
       )
@@ -81,10 +97,7 @@ class Grammar:
     if kind == 'choice':
       literals = ' | '.join(map(literal, json.loads(text)))
       return matcher.grammar_from_lark(f'start: CHOICE\nCHOICE: {literals}')
-    try:
-      return self._library.grammar_from('grammar', text)
-    except (ValueError, RecursionError) as e:
-      raise UserError(f'{field} is not a grammar: {e}') from e
+    return self._library.grammar_from('grammar', text)
 
   def _matcher(self, text: str) -> Any:
     matcher = self._library.LLMatcher(
@@ -108,7 +121,8 @@ class Grammar:
     first, *others = json.loads(inner)['grammars']
     outer = {'name': 'spaced', 'lark_grammar': 'start: " " @inner'}
     grammars = [outer, {**first, 'name': 'inner'}, *others]
-    return self._matcher(json.dumps({'grammars': grammars}))
+    text = json.dumps({'grammars': grammars})
+    return with_deep_stack(lambda: self._matcher(text))
 
   def start(self, after: int | None = None) -> 'Constraint':
     """The constraint of a text that follows the token `after`."""
@@ -206,6 +220,49 @@ class _Vocabulary:
       ids.append(self._ids[data[:end]])
       data = data[end:]
     return ids
+
+
+def with_deep_stack(fn: Callable[[], T]) -> T:
+  """fn() on a thread with a large stack, one at a time.
+
+  The library recurses once for each rule of a chain: a grammar of 64 KiB would
+  overflow a usual stack, which ends the process.
+  """
+  future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+  def run() -> None:
+    try:
+      future.set_result(fn())
+    except BaseException as e:
+      future.set_exception(e)
+
+  with _compiling:
+    usual = threading.stack_size(STACK_BYTES)
+    try:
+      thread = threading.Thread(target=run, name='rgpt-grammar', daemon=True)
+      thread.start()
+    finally:
+      threading.stack_size(usual)
+    return future.result()
+
+
+def check_multiples(schema: Any, field: str) -> None:
+  """Refuses large values of multipleOf, each of which is an automaton."""
+  product, found = 1.0, [schema]
+  while found:
+    value = found.pop()
+    if isinstance(value, dict):
+      of = value.get('multipleOf')
+      if isinstance(of, int | float) and of > 0:
+        digits = decimal.Decimal(repr(of)).as_tuple().digits
+        product *= int(''.join(map(str, digits)).rstrip('0') or '1')
+    found += value.values() if isinstance(value, dict) else ()
+    found += value if isinstance(value, list) else ()
+  if product > MAX_MULTIPLE:
+    raise UserError(
+      f'{field}: the values of multipleOf are too large; their product must '
+      f'be at most {MAX_MULTIPLE}, without zeros at the end'
+    )
 
 
 def library() -> Any:

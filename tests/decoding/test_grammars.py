@@ -1,5 +1,6 @@
 """Tokens that a grammar allows: every walk through them is a valid text."""
 
+import functools
 import json
 import re
 
@@ -108,18 +109,36 @@ def test_walks_of_other_sources_match_them(kind, source, pattern):
     (schema({'type': 'foo'}), 'foo'),
     (schema({'type': 'array', 'uniqueItems': True}), 'uniqueItems'),
     (schema({'enum': []}), 'Unsatisfiable'),
+    (schema({'items': {'multipleOf': 999983}}), 'multipleOf'),
+    (schema(functools.reduce(lambda s, _: [s], range(300), [])), 'schema'),
     (Source('regex', '(a', 'regex'), 'regex cannot be used: .*unclosed'),
     (
       Source('grammar', 'start: foo', 'grammar'),
       'grammar cannot be used: .*foo',
     ),
-    (Source('grammar', 'root ::= (', 'grammar'), 'grammar is not a grammar'),
+    (Source('grammar', 'root ::= (', 'grammar'), 'grammar cannot be read'),
     (Source('regex', 'a' * 70_000, 'regex'), '70000 characters; at most 65536'),
   ],
 )
 def test_what_cannot_be_used_is_named(source, message):
   with pytest.raises(UserError, match=f'(?s){message}'):
     Grammar(source, tokenizer_of('char'))
+
+
+def test_the_deepest_grammars_that_fit_do_not_end_the_process():
+  n = 9_000
+  rules = ''.join(f'a{i:x}:a{i + 1:x}\n' for i in range(4_500))
+  chain = f'start:a0\n{rules}a{4_500:x}:"x"\n'
+  nested = '(' * n + '"x"' + ')' * n
+  char = tokenizer_of('char')
+  for text in (chain, f'start: {nested}', f'root ::= {nested}'):
+    assert len(text) <= grammars.MAX_SOURCE
+    try:
+      grammar = Grammar(Source('grammar', text, 'grammar'), char)
+      ids, _ = walk(grammar, np.random.default_rng(0))
+      assert text_of(char, ids) == 'x'
+    except UserError as e:
+      assert 'nested' in str(e) or 'recursion' in str(e)
 
 
 def test_a_vocabulary_without_braces_has_no_json():
