@@ -2,7 +2,7 @@
 
 A file is complete or absent: data goes to a temporary file in the same
 directory, is fsynced and renamed over the target. A killed process leaves a
-temporary file named `.NAME.tmp-*`.
+temporary file named `.NAME.tmp-*`, until somebody writes that target again.
 
 What is read may be damaged or hostile. read_bytes and read_json bound size,
 memory and nesting before they read or build anything, and every fault is a

@@ -1,30 +1,72 @@
 """Files and directories of this process that are still being written.
 
 They have names of their own beside their target, and are renamed at the end.
-Whoever ends the process early removes them first.
+Whoever ends the process early removes them first. What a killed process left is
+removed when its target is written again.
 """
 
 import contextlib
+import functools
 import os
 import pathlib
+import re
 import secrets
 import shutil
+import socket
 import tempfile
+import zlib
 from collections.abc import Iterator
 
 _names: set[str] = set()
+_cleared: set[str] = set()  # Targets.
 
 
 def name_beside(path: pathlib.Path) -> pathlib.Path:
   """An unused name in the directory of `path`, remembered until `forget`.
 
-  It is `.NAME.tmp-*`, where NAME is that of `path`, shortened if it is long.
+  It is `.NAME.tmp-PID-HOST-*`, where NAME is that of `path`, shortened if it is
+  long. Those of processes that have ended are removed.
   """
   name = path.name.encode('utf-8', 'surrogateescape')[:150]
-  text = name.decode('utf-8', 'ignore')
-  found = path.parent / f'.{text}.tmp-{os.getpid()}-{secrets.token_hex(4)}'
+  start = f'.{name.decode("utf-8", "ignore")}.tmp-'
+  if str(path) not in _cleared:
+    _cleared.add(str(path))
+    _remove_abandoned(path.parent, start)
+  unique = f'{os.getpid()}-{_host()}-{secrets.token_hex(4)}'
+  found = path.parent / f'{start}{unique}'
   _names.add(str(found))
   return found
+
+
+@functools.cache
+def _host() -> str:
+  """Names the processes among which a PID is unique: machine and container."""
+  try:
+    space = os.readlink('/proc/self/ns/pid')
+  except OSError:
+    space = ''
+  return f'{zlib.crc32(f"{socket.gethostname()} {space}".encode()):08x}'
+
+
+def _remove_abandoned(directory: pathlib.Path, start: str) -> None:
+  if os.name != 'posix':  # Elsewhere os.kill(pid, 0) may end a process.
+    return
+  try:
+    names = os.listdir(directory)
+  except OSError:
+    return
+  for name in names:
+    parts = name[len(start) :].split('-')
+    if not name.startswith(start) or len(parts) != 3 or parts[1] != _host():
+      continue
+    if not re.fullmatch('[1-9][0-9]{0,9}', parts[0]):
+      continue
+    try:
+      os.kill(int(parts[0]), 0)
+    except ProcessLookupError:
+      remove(directory / name)
+    except (OSError, OverflowError):
+      pass  # Somebody else's.
 
 
 @contextlib.contextmanager

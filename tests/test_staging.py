@@ -117,3 +117,40 @@ def test_finished_names_are_forgotten(tmp_path):
   with staging.directory(tmp_path / 'd') as staged:
     fill(staged)
   assert not unfinished._names
+
+
+KILLED = """
+import os, signal
+from gpt import files, staging
+
+with staging.directory('target') as staged, files.replacing('file') as file:
+  (staged / 'a').write_text('half')
+  print(os.listdir('.'), flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-c', KILLED],
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.stdout.count('.tmp-') == 2
+  left = sorted(os.listdir(tmp_path))
+  file, target = left
+  others = [
+    target.replace('target', 'other'),  # Of another target,
+    target.replace('.tmp-', '.tmp-x'),  # of no process,
+    target.replace(f'-{unfinished._host()}-', '-00000000-'),  # host,
+    f'.target.tmp-{os.getpid()}-{unfinished._host()}-0',  # and of a live one.
+  ]
+  for name in others:
+    (tmp_path / name).touch()
+  with staging.directory(tmp_path / 'target') as staged:
+    fill(staged)
+  assert sorted(os.listdir(tmp_path)) == sorted([*others, file, 'target'])
+  files.write_atomic(tmp_path / 'file', b'')
+  assert sorted(os.listdir(tmp_path)) == sorted([*others, 'file', 'target'])

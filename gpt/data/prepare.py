@@ -4,6 +4,7 @@
 workdir already has, and logs or rejects differences.
 """
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -236,7 +237,8 @@ def prepare(
 
   Raises:
     UserError: the text is not found, unreadable or empty; the tokenizer
-      differs from what data_config asks for.
+      differs from what data_config asks for. A run that has not begun leaves
+      no record and no tokenizer then.
   """
   workdir = pathlib.Path(workdir)
   check_format(data_config.format)
@@ -250,19 +252,24 @@ def prepare(
     recorded = _drop_leftovers(
       data_config, workdir, recorded, sources, tokenizer
     )
-  if not (recorded or begun):
-    # Recorded first, so that an interrupted start can be cleaned up.
-    record.write(workdir, sources.kind, sources.description, '')
-  tokenizer = prepare_tokenizer(
-    data_config, workdir / 'tokenizer', sources, tokenizer
-  )
-  corpus = open_data(
-    data_config,
-    sources,
-    tokenizer,
-    data_config.cache_dir or workdir / 'cache',
-    tidy=not data_config.cache_dir,
-  )
+  with contextlib.ExitStack() as undo:
+    if not (recorded or begun):
+      # Recorded first, so that an interrupted start can be cleaned up.
+      record.write(workdir, sources.kind, sources.description, '')
+      undo.callback(record.drop, workdir)
+      if not (workdir / 'tokenizer').exists():
+        undo.callback(shutil.rmtree, workdir / 'tokenizer', ignore_errors=True)
+    tokenizer = prepare_tokenizer(
+      data_config, workdir / 'tokenizer', sources, tokenizer
+    )
+    corpus = open_data(
+      data_config,
+      sources,
+      tokenizer,
+      data_config.cache_dir or workdir / 'cache',
+      tidy=not data_config.cache_dir,
+    )
+    undo.pop_all()
   sha256 = corpus.info.text_sha256
   if recorded.get('text_sha256', sha256) not in (sha256, ''):
     logger.info(

@@ -108,3 +108,13 @@ def test_an_empty_text_is_rejected(tmp_path):
 def test_a_val_fraction_out_of_range_is_rejected(fraction, tmp_path):
   with pytest.raises(UserError, match='between 0 and 1'):
     prepare.prepare(data_config(val_fraction=fraction), tmp_path / 'run')
+
+
+@pytest.mark.parametrize('tokenizer', ['char', 'hf'])
+def test_text_that_cannot_be_used_leaves_nothing(tmp_path, tokenizer):
+  pytest.importorskip('tokenizers')
+  path = write(tmp_path / 'a.txt', 'short\n' * 400 + 'x' * 5_000_000)
+  args = {'tokenizer': tokenizer, 'format': 'lines', 'vocab_size': 300}
+  with pytest.raises(UserError, match='line 401 has more than'):
+    prepare.prepare(data_config(path, **args), tmp_path / 'run')
+  assert not [p for p in (tmp_path / 'run').rglob('*') if p.is_file()]

@@ -1,6 +1,8 @@
 """GGUF files: exports, and what is read back."""
 
 import dataclasses
+import errno
+import os
 
 import jax
 import numpy as np
@@ -200,6 +202,24 @@ def test_export_writes_a_model_and_a_modelfile(tmp_path, chat_run, bpe):
   np.testing.assert_array_equal(found.tokenizer.encode(TEXT), bpe.encode(TEXT))
   assert found.chat_template == ''  # Our own format needs none.
   assert found.options['n_embd'] == loaded.cfg.n_embd
+
+
+@pytest.mark.parametrize('failing', [1, 2])
+def test_an_export_that_fails_leaves_neither_file(
+  chat_run, tmp_path, monkeypatch, failing
+):
+  left, sync = [failing], os.fsync
+
+  def full(file):
+    left[0] -= 1
+    if not left[0]:
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    sync(file)
+
+  monkeypatch.setattr('os.fsync', full)
+  with pytest.raises(UserError, match='No space left'):
+    export(chat_run, 'best', 'gguf', tmp_path / 'm.gguf')
+  assert not list(tmp_path.iterdir())
 
 
 def test_export_refuses_to_overwrite_and_wrong_names(tmp_path, chat_run):

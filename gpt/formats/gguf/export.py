@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt.errors import explained_writes
-from gpt.files import write_atomic
+from gpt.files import replacing
 from gpt.formats.directories import modelfile_path
 from gpt.formats.gguf.modelfile import PLAIN, go_template, modelfile
 from gpt.formats.gguf.reader import read_gguf
@@ -26,7 +26,7 @@ def export_gguf(
   dtype: str = 'f32',
   drop_softcap: bool = False,
 ) -> list[str]:
-  """Writes the model file, then the Modelfile.
+  """Writes the model file and the Modelfile, or neither.
 
   Args:
     dtype: a key of writer.TYPES.
@@ -46,7 +46,6 @@ def export_gguf(
     plain = dataclasses.replace(loaded.cfg, logit_softcap=0.0)
     written = plain, loaded.params
   keys = tokenizer_keys(loaded.tokenizer)
-  architecture = write_gguf(path, *written, keys, dtype, loaded.name)
   text, notes = modelfile_text(
     path.name,
     keys,
@@ -55,8 +54,11 @@ def export_gguf(
     loaded.config['sample'],
   )
   beside = modelfile_path(path)
-  with explained_writes(beside):
-    write_atomic(beside, text.encode())
+  with explained_writes(beside), replacing(beside) as file:
+    file.write(text.encode())
+    file.flush()
+    os.fsync(file.fileno())  # A full disk is noticed before the model is there.
+    architecture = write_gguf(path, *written, keys, dtype, loaded.name)
   notes.insert(
     0,
     f'llama.cpp runs it as architecture {architecture}; for Ollama: '
