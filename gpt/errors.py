@@ -26,6 +26,15 @@ def quoted(value: Any) -> str:
 
 
 @contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Puts the name of a file before the message of a UserError."""
+  try:
+    yield
+  except UserError as e:
+    raise UserError(f'{path}: {e}') from e
+
+
+@contextlib.contextmanager
 def explained_writes(path: str | os.PathLike) -> Iterator[None]:
   """Turns an OSError into a UserError that names the path."""
   try:

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from gpt.errors import UserError, explained_writes
+from gpt.errors import UserError, explained_writes, naming
 from gpt.fields import Fields
 from gpt.files import read_json, write_atomic
 from gpt.formats import architectures, tokenizer_json
@@ -319,7 +319,8 @@ def read_hf(directory: Path, dtype: str = 'float32') -> ForeignModel:
     cfg, params = _read_own(config, open_model(directory), directory, dtype)
   else:
     family, options = architectures.from_hf_config(config, where)
-    cfg = GPTConfig(**options)
+    with naming(where):
+      cfg = GPTConfig(**options)
     params = architectures.from_hf_tensors(
       family,
       cfg,

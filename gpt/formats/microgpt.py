@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.errors import UserError, explained_writes, quoted
+from gpt.errors import UserError, explained_writes, naming, quoted
 from gpt.fields import read_fields
 from gpt.files import write_atomic
 from gpt.formats import tokenizer_json
@@ -154,7 +154,8 @@ def read_microgpt(directory: Path) -> ForeignModel:
     name: meta.integer(name, 1, LARGEST[name]) for name in META_SHAPE
   }
   vocab_size = meta.integer('vocab_size', 1, LARGEST['vocab_size'])
-  cfg = GPTConfig(vocab_size=vocab_size, arch='microgpt', **options)
+  with naming(directory / META):
+    cfg = GPTConfig(vocab_size=vocab_size, arch='microgpt', **options)
   params = from_tensors(
     read_tensors(directory / WEIGHTS), cfg, directory / WEIGHTS
   )

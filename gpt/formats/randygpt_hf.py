@@ -8,6 +8,7 @@ tokenizer.json     its vocab.json under another name
 import pathlib
 from typing import Any
 
+from gpt.errors import naming
 from gpt.fields import Fields
 from gpt.formats.directories import ForeignModel, Path, check_vocab_size
 from gpt.formats.tensor_files import open_model
@@ -44,7 +45,8 @@ def read_randygpt(config: Fields, directory: Path) -> ForeignModel:
     name: config.integer(name, 1, LARGEST) for name in SHAPE
   }
   vocab_size = config.integer('vocab_size', 1, LARGEST)
-  cfg = GPTConfig(vocab_size=vocab_size, arch='randy', **shape)
+  with naming(config.where):
+    cfg = GPTConfig(vocab_size=vocab_size, arch='randy', **shape)
   files = open_model(directory)
   tensors = {our_name(name): files.read(name) for name in files.shapes}
   params = from_tensors(tensors, cfg, directory)

@@ -14,6 +14,7 @@ leaves complete checkpoints only. checkpoint_writer.py writes them.
 
 import functools
 import logging
+import math
 import os
 import pathlib
 import re
@@ -36,6 +37,7 @@ from gpt.training.state import TrainState, untrained_state
 logger = logging.getLogger(__name__)
 Found = TypeVar('Found')
 
+BYTES_ALLOWED = 200 << 20  # Beside 10 times the size of the files.
 DAMAGED, DELETED, REPLACED = 'damaged', 'deleted', 'replaced'
 
 
@@ -167,10 +169,38 @@ def _restore_item(path: str | os.PathLike, item: str, target: Any) -> Any:
   handler = ocp.StandardCheckpointHandler(**options)
   path = pathlib.Path(path).absolute() / item
   with ocp.Checkpointer(handler, **options) as checkpointer:
+    _check_size(checkpointer.metadata(path), path, target)
     if target is None:
       return checkpointer.restore(path)
     target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
     return checkpointer.restore(path, args=ocp.args.StandardRestore(target))
+
+
+def _check_size(metadata: Any, path: pathlib.Path, target: Any) -> None:
+  """Raises DamagedCheckpoint for larger arrays than expected, before any is.
+
+  Args:
+    metadata: of Orbax, whose versions nest it differently.
+    target: the arrays expected; None: about as large as their files.
+  """
+  metadata = getattr(metadata, 'item_metadata', metadata)
+  found = _bytes_of(getattr(metadata, 'tree', metadata))
+  if target is None:
+    sizes = (x.stat().st_size for x in path.rglob('*') if x.is_file())
+    allowed = BYTES_ALLOWED + 10 * sum(sizes)
+  else:
+    allowed = _bytes_of(target)
+  if found > allowed:
+    raise DamagedCheckpoint(
+      f'its {path.name} have {found:,} bytes; allowed: {allowed:,}'
+    )
+
+
+def _bytes_of(tree: Any) -> int:
+  return sum(
+    math.prod(x.shape) * np.dtype(x.dtype).itemsize
+    for x in jax.tree.leaves(tree)
+  )
 
 
 def candidates(

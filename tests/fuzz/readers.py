@@ -42,8 +42,8 @@ class Kind:
   make(path) writes a real one into a new directory. read(path) reads it and
   returns its values. damage: globs of the files to damage. exact: the content
   is protected, so that whatever is read must be the original. writes: reading
-  may change files. needs: optional libraries. quick: how many
-  the essential tests damage.
+  may change files. needs: optional libraries. named: errors name the file or
+  its directory. quick: how many the essential tests damage.
   """
 
   make: Callable[[pathlib.Path], object]
@@ -52,6 +52,7 @@ class Kind:
   exact: bool = False
   writes: bool = False
   needs: tuple[str, ...] = ()
+  named: bool = True
   quick: int = 25
 
 
@@ -83,6 +84,7 @@ KINDS = {
     files.read_template,
     ('*.jinja',),
     needs=(*HF, 'jinja2'),
+    named=False,  # Clients of a server see these errors.
   ),
   'vocab.json': Kind(files.make_vocab, files.read_vocab),
   'spm.model': Kind(files.make_model, files.read_model),
@@ -238,6 +240,8 @@ def _outcome(entry: Kind, path: pathlib.Path, wanted: Any) -> str:
     except UserError as e:
       if len(str(e)) > 1500 + 2 * len(str(path)):
         return f'a message of {len(str(e))} characters'
+      if entry.named and str(path) not in str(e):
+        return f'a message that names no file: {e}'
       return 'refused'
   return 'same' if same(found, wanted) else 'other'
 

@@ -350,3 +350,20 @@ def test_metadata_without_a_checksum_is_checked_field_by_field(
   file.write_text(json.dumps(meta | change))
   with pytest.raises((UserError, DamagedCheckpoint), match=message):
     checkpoint.restore_state(path, make_state())
+
+
+def test_arrays_much_larger_than_their_files_are_not_read(
+  tmp_path, monkeypatch
+):
+  """Zeros take next to no space on disk."""
+  checkpoints = Checkpoints(tmp_path)
+  big = make_state(3).replace(params={'x': np.zeros(10**6, np.float32)})
+  assert checkpoints.save(LATEST, big, {}) and checkpoints.wait()
+  checkpoints.close()
+  path = tmp_path / 'checkpoints' / LATEST / '3'
+  assert checkpoint.restore_params(path)['x'].shape == (10**6,)
+  with pytest.raises(DamagedCheckpoint, match='its params have 4,000,000 byt'):
+    checkpoint.restore_state(path, make_state())
+  monkeypatch.setattr(checkpoint, 'BYTES_ALLOWED', 0)
+  with pytest.raises(DamagedCheckpoint, match='its params have 4,000,000 byt'):
+    checkpoint.restore_params(path)
