@@ -94,6 +94,18 @@ QUEUE_TIMEOUT = flags.DEFINE_float(
   'Seconds a request may wait for a slot.',
   lower_bound=0.001,
 )
+READ_TIMEOUT = flags.DEFINE_float(
+  'read_timeout',
+  5.0,
+  'Seconds a client may leave a stream unread.',
+  lower_bound=0.001,
+)
+MAX_TOKENS_LIMIT = flags.DEFINE_integer(
+  'max_tokens_limit',
+  0,
+  'Largest max_tokens of a request; more get a 400. 0: no limit.',
+  lower_bound=0,
+)
 BODY_LIMIT = flags.DEFINE_integer(
   'body_limit', 1 << 20, 'Largest request body in bytes.', lower_bound=1
 )
@@ -223,6 +235,8 @@ def main(_: list[str]) -> None:
     prefix_cache=PREFIX_CACHE_MB.value << 20,
     request_timeout=REQUEST_TIMEOUT.value,
     queue_timeout=QUEUE_TIMEOUT.value,
+    read_timeout=READ_TIMEOUT.value,
+    max_tokens_limit=MAX_TOKENS_LIMIT.value,
     body_limit=BODY_LIMIT.value,
     body_timeout=BODY_TIMEOUT.value,
     drain_timeout=DRAIN_TIMEOUT.value,

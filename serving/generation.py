@@ -28,7 +28,7 @@ from serving.engine.errors import (
   StepFailed,
   Unavailable,
 )
-from serving.engine.events import Closed, Event, Failed
+from serving.engine.events import Closed, Event, Failed, size_of
 from serving.engine.jobs import Job, stride
 from serving.engine.notices import Notice, cut_prompt, unknown_characters
 from serving.engine.sampling import Sampling
@@ -40,7 +40,8 @@ T = TypeVar('T')
 # take the event loop's time.
 MAX_LOGPROBS = 200_000
 # How long a reader that was given up has to read the end of its stream.
-LAST_SECONDS = 5.0
+LAST_SECONDS = 2.0
+READER_CHECKS = 0.5  # seconds between two looks at whether a reader reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +67,13 @@ class Client:
     began: arrival of the request, time.perf_counter().
     gone: returns once the client has disconnected.
     abort: closes the connection, whatever is still to be written.
+    unsent: bytes that still have to be written.
   """
 
   began: float
   gone: Callable[[], Awaitable[None]]
   abort: Callable[[], None]
+  unsent: Callable[[], int]
 
 
 def complete(
@@ -203,6 +206,9 @@ class Generation:
     structure: what each choice must look like, or None.
     param: the request field the prompts come from, for errors.
 
+  Attributes:
+    sent: bytes of a stream given to the connection so far; set by the caller.
+
   Raises:
     RequestFailed: (entering, or from `events`) any of its subclasses.
   """
@@ -229,8 +235,13 @@ class Generation:
     self._structure = structure
     self._param = param
     self._timers: list[asyncio.TimerHandle] = []
-    self._watch: asyncio.Task | None = None
+    self._watches: list[asyncio.Task] = []
     self._submitted = False
+    self.sent = 0
+    limit = service.options.max_tokens_limit
+    if limit:  # A default; what a request names has been checked.
+      most = min(sampling.max_tokens, limit)
+      sampling = dataclasses.replace(sampling, max_tokens=most)
     self.job = Job(sampling, client.began)
 
   async def __aenter__(self) -> 'Generation':
@@ -240,7 +251,9 @@ class Generation:
     service.generations[job] = self
     try:
       self._start_timers()
-      self._watch = asyncio.create_task(self._watch_client())
+      self._watches.append(asyncio.create_task(self._watch_client()))
+      if self._streamed:
+        self._watches.append(asyncio.create_task(self._watch_reader()))
       await self.in_thread(self._fill)
       self._check_size()
       if service.engine.state == FAILED:  # It would never answer.
@@ -265,14 +278,14 @@ class Generation:
       service.engine.cancel(self.job, 'disconnect')
     for timer in self._timers:
       timer.cancel()
-    if self._watch is not None:
-      self._watch.cancel()
+    for watch in self._watches:
+      watch.cancel()
     service.generations.pop(self.job, None)
 
   async def events(self) -> AsyncIterator[list[Event]]:
     """Batches of Started, Scored, Delta and Finished, until all has ended."""
     while True:
-      batch = []
+      batch: list[Event] = []
       for event in await self.job.mailbox.take():
         if isinstance(event, Failed):
           raise event.error
@@ -284,7 +297,9 @@ class Generation:
           return
         batch.append(event)
       if batch:
-        yield batch
+        yield batch  # Returns once it has been sent.
+        self.job.taken += sum(map(size_of, batch))
+        self._service.engine.wake()
 
   async def in_thread(self, fn: Callable[[], T]) -> T:
     """fn() on a worker; raises at once if the request fails meanwhile."""
@@ -358,7 +373,8 @@ class Generation:
 
     def queue_timeout() -> None:
       if self.job.started is None:
-        self.fail(QueueTimeout(options.queue_timeout), 'queue_timeout')
+        wait = self._service.engine.scheduler.wait_seconds()
+        self.fail(QueueTimeout(options.queue_timeout, wait), 'queue_timeout')
 
     def request_timeout() -> None:
       self.fail(RequestTimeout(options.request_timeout), 'timeout')
@@ -377,13 +393,28 @@ class Generation:
     await self._client.gone()
     self.fail(ClientGone(), 'disconnect')
 
+  async def _watch_reader(self) -> None:
+    """Ends the request of a reader that takes nothing for some time."""
+    most, idle = 0, 0.0
+    while idle < self._service.options.read_timeout:
+      await asyncio.sleep(READER_CHECKS)
+      unsent = self._client.unsent()
+      taken = self.sent - unsent
+      idle = 0.0 if not unsent or taken > most else idle + READER_CHECKS
+      most = max(most, taken)
+    self._give_up()
+
   def fail(self, error: RequestFailed, cause: str) -> None:
     """Ends it from outside: the coroutine gets `error`, slots are freed."""
     self._service.engine.cancel(self.job, cause)
     self.job.mailbox.put(Failed(error))
 
-  def give_up(self) -> None:
+  def _give_up(self) -> None:
     """Ends it because its events are not read."""
     self._service.engine.cancel(self.job, 'slow_reader')
     loop = asyncio.get_running_loop()
-    self._timers.append(loop.call_later(LAST_SECONDS, self._client.abort))
+    self._timers.append(loop.call_later(LAST_SECONDS, self.abort))
+
+  def abort(self) -> None:
+    """Closes the connection, whatever is still to be written."""
+    self._client.abort()

@@ -121,7 +121,7 @@ class Metrics:
       return Histogram(name, help, self.registry)
 
     self.running = gauge('num_requests_running', 'Requests with a slot.')
-    self.waiting = gauge('num_requests_waiting', 'Requests waiting for a slot.')
+    self.waiting = gauge('num_requests_waiting', 'Requests without a slot.')
     self.slots_total = gauge('slots_total', 'Sequences decoded at once.')
     self.slots_busy = gauge('slots_busy', 'Slots in use.')
     Reading(
@@ -144,6 +144,9 @@ class Metrics:
     )
     self.prefix_bytes = gauge(
       'prefix_cache_bytes', 'Keys and values kept for reuse.'
+    )
+    self.preemptions = counter(
+      'preemptions_total', 'Slots taken for a while, because others waited.'
     )
     self.success = counter(
       'request_success_total',

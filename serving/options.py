@@ -18,8 +18,10 @@ class Options:
     context_overflow: for requests that do not choose; see Sampling.
     prefix_cache: bytes of keys and values kept for prompts that begin alike;
       0: none.
+    max_tokens_limit: largest max_tokens of a request; 0: no limit.
     request_timeout: from arrival to the last byte of the answer.
     queue_timeout: from arrival to a slot.
+    read_timeout: for a stream whose client reads nothing.
     body_limit: largest request body.
     body_timeout: for a request's head, and again for its body.
     drain_timeout: for running requests at shutdown.
@@ -36,8 +38,10 @@ class Options:
   max_per_client: int = 0
   context_overflow: str = 'slide'
   prefix_cache: int = 256 << 20
+  max_tokens_limit: int = 0
   request_timeout: float = 600.0
   queue_timeout: float = 60.0
+  read_timeout: float = 5.0
   body_limit: int = 1 << 20
   body_timeout: float = 30.0
   drain_timeout: float = 10.0

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from typing import Any
 
 import uvicorn
@@ -22,7 +23,8 @@ from serving.service import Service
 log = logging.getLogger('rgpt.serve')
 
 FAILED_EXIT, FORCED_EXIT = 1, 1
-SEND_BUFFER = 128 << 10
+SEND_BUFFER = 64 << 10
+LEAVE_SECONDS = 1.5  # for all that follows drain_timeout
 STALLED_SECONDS = 120  # unacknowledged data after which a connection ends
 
 
@@ -98,6 +100,18 @@ class Server(uvicorn.Server):
     log.info('%s: finishing running requests', name)
     self._drain_task = loop.create_task(self._drain())
 
+    # Whatever hangs: a service manager would kill the process a little later.
+    seconds = self._service.options.drain_timeout + LEAVE_SECONDS
+    watchdog = threading.Timer(seconds, self._leave)
+    watchdog.daemon = True
+    watchdog.start()
+
+  def _leave(self) -> None:
+    log.warning('something hangs: the process ends all the same')
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(self.code)
+
   async def _drain(self) -> None:
     await self._service.drain()
     self.should_exit = True
@@ -147,7 +161,7 @@ def serve(
   servers.append(server)
   asyncio.run(server.serve([sock]))
   service.engine.stop()
-  if not (service.engine.join(2.0) and service.close(0.5)):
+  if not (service.engine.join(1.0) and service.close(0.5)):
     # A compilation or a tokenizer is still running and cannot be stopped.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -28,8 +28,7 @@ from serving.options import Options
 log = logging.getLogger('rgpt.serve')
 
 T = TypeVar('T')
-# Unread events of a stream after which its request is ended.
-MAX_UNREAD = 4096
+LAST_WORDS = 0.5  # seconds a stream has to read why it ends at shutdown
 
 
 class ReloadFailed(Exception):
@@ -41,7 +40,7 @@ class Running(Protocol):
 
   def fail(self, error: RequestFailed, cause: str) -> None: ...
 
-  def give_up(self) -> None: ...
+  def abort(self) -> None: ...
 
 
 class Service:
@@ -143,9 +142,6 @@ class Service:
   def _deliver(self, outbox: list[tuple[Job, Event]]) -> None:
     for job, event in outbox:
       job.mailbox.put(event)
-      generation = self.generations.get(job)
-      if len(job.mailbox) > MAX_UNREAD and generation and not job.cancelled:
-        generation.give_up()
 
   async def reload(self) -> tuple[bool, str]:
     """Loads the newest weights of the workdir; running requests keep theirs.
@@ -241,5 +237,7 @@ class Service:
       await asyncio.sleep(0.02)
     for generation in list(self.generations.values()):
       generation.fail(Interrupted(), 'shutdown')
-    while self.generations and loop.time() < deadline + 1:
+    while self.generations and loop.time() < deadline + LAST_WORDS:
       await asyncio.sleep(0.02)
+    for generation in list(self.generations.values()):
+      generation.abort()  # It does not read its error.

@@ -24,13 +24,14 @@ from serving.engine.events import (
   Finished,
   Scored,
   Started,
+  size_of,
 )
-from serving.engine.jobs import Job, Sequence, stride
+from serving.engine.jobs import Job, Sequence, hold_back
 from serving.engine.lanes import Lane, lane_count
 from serving.engine.prefixes import PrefixCache
 from serving.engine.programs import Programs
 from serving.engine.scheduler import Scheduler
-from serving.engine.scores import PromptScores, choice_logprobs
+from serving.engine.scores import choice_logprobs
 from serving.engine.weights import Weights
 from serving.metrics import ABORTS, Metrics
 
@@ -38,6 +39,8 @@ log = logging.getLogger('rgpt.serve')
 
 # Prompts a lane prefills between two blocks; more would stall its streams.
 ADMIT_AT_ONCE = 4
+# A slice lasts this many times as long as a change of the sequence takes.
+SLICE_TO_SWAP = 10
 # Consecutive failed steps after which the engine gives up.
 MAX_FAILURES = 3
 LOADING, READY, DRAINING, FAILED = 'loading', 'ready', 'draining', 'failed'
@@ -94,6 +97,7 @@ class Engine:
     self._stopping = False
     self._outbox: list[tuple[Job, Event]] = []
     self._failures = 0
+    self._swap_seconds = 0.0
     self._workers = concurrent.futures.ThreadPoolExecutor(
       len(self.lanes), thread_name_prefix='rgpt-lane'
     )
@@ -128,6 +132,10 @@ class Engine:
     if not job.cancelled:
       job.cancelled = cause
       self._wake.set()
+
+  def wake(self) -> None:
+    """Has the thread look again: a reader has caught up."""
+    self._wake.set()
 
   def swap(
     self, weights: Weights, adapters: Mapping[str, Weights] | None = None
@@ -173,16 +181,23 @@ class Engine:
     """Sequences that hold a slot."""
     return [seq for lane in self.lanes for seq in lane.active]
 
+  @property
+  def _jobs(self) -> set[Job]:
+    """Requests that hold a slot or wait for one."""
+    running = {seq.job for seq in self._active}
+    return running.union(self.scheduler.waiting_jobs())
+
   def _turn(self) -> None:
     self.prefixes.keep([self.weights, *self.adapters.values()])
     self._drop_cancelled()
     self._enter_columns()  # Before others take their slots.
+    hold_back(self._jobs)
     self._admit()
     self._score()
     self._decode()
     self._flush()
     self._enter_columns()
-    if not self._active and not self.scheduler.waiting_jobs():
+    if all(job.behind for job in self._jobs):
       self._wake.wait()
     self._wake.clear()
 
@@ -197,6 +212,10 @@ class Engine:
       except Exception as e:
         self._recover(lane, e)
     self._metrics.prefix_bytes.set(self.prefixes.size)
+
+  def _send(self, job: Job, event: Event) -> None:
+    job.posted += size_of(event)
+    self._outbox.append((job, event))
 
   def _flush(self) -> None:
     if self._outbox:
@@ -224,7 +243,7 @@ class Engine:
   def _fail(self, job: Job, error: RequestFailed, cause: str) -> None:
     if not job.cancelled:
       job.cancelled = cause
-      self._outbox.append((job, Failed(error)))
+      self._send(job, Failed(error))
     if self.scheduler.drop(job):
       self._close(job)
     for seq in self._active:
@@ -232,8 +251,7 @@ class Engine:
         self._release(seq)
 
   def _fail_everything(self, error: RequestFailed) -> None:
-    running = {seq.job for seq in self._active}
-    for job in running.union(self.scheduler.waiting_jobs()):
+    for job in self._jobs:
       self._fail(job, error, 'error')
     self._flush()
 
@@ -245,35 +263,64 @@ class Engine:
 
   def _close(self, job: Job) -> None:
     job.ended = time.perf_counter()
+    for seq in job.sequences:
+      self._take_columns_back(seq)
     if job.cancelled in ABORTS:  # A queue timeout is a rejection instead.
       self._metrics.aborted.labels(job.cancelled).inc()
     elif not job.cancelled:
       self._metrics.success.labels(str(job.sequences[-1].finish)).inc()
       self._metrics.e2e.observe(job.ended - job.created)
-    self._outbox.append((job, Closed()))
+    self._send(job, Closed())
 
   def _admit(self) -> None:
-    """Gives free slots to waiting sequences, a few between two blocks."""
+    """Gives slots to waiting sequences, a few between two blocks."""
     limit = sum(lane.free for lane in self.lanes)
     if self._active:
-      limit = min(limit, ADMIT_AT_ONCE * len(self.lanes))
+      limit = ADMIT_AT_ONCE * len(self.lanes)
     for _ in range(limit):
       lane = max(self.lanes, key=lambda lane: lane.free)
-      seq = self.scheduler.next()
-      if seq is None:
+      if not lane.free:
+        lane = self._preempt()
+      seq = self.scheduler.next() if lane else None
+      if seq is None or lane is None:
         return
       job = seq.job
       lane.take(seq)
+      self._take_columns_back(seq)
       if job.weights is None:
         name = job.adapter
         job.weights = self.adapters[name] if name else self.weights
         waited = (job.started or job.created) - job.created
         self._metrics.queue_time.observe(waited)
         self._metrics.prompt_tokens.inc(job.prompt_tokens)
-        self._outbox.append((job, Started()))
-      self._find_columns(seq)
-      if job.wants_scores:
-        seq.scores = self._scores_of(seq)
+        self._send(job, Started())
+      if not seq.columns:
+        self._find_columns(seq)
+      if job.wants_scores and seq.scores is None:
+        self._begin_scores(seq)
+
+  def _preempt(self) -> Lane | None:
+    """Makes room for a waiting sequence; the lane with the slot, or None."""
+    slowest = SLICE_TO_SWAP * self._swap_seconds
+    seq = self.scheduler.victim(self._active, slowest)
+    if seq is None:
+      return None
+    lane, began = self.lanes[seq.lane], time.perf_counter()
+    try:
+      lane.preempt(seq, self.prefixes.reserve)
+    except Exception as e:
+      self._recover(lane, e)
+      return lane
+    # It is read now and written later.
+    self._swap_seconds = 2 * (time.perf_counter() - began)
+    self.scheduler.put_back(seq)
+    self._metrics.preemptions.inc()
+    return lane
+
+  def _take_columns_back(self, seq: Sequence) -> None:
+    """The columns of a preempted sequence no longer count as kept."""
+    self.prefixes.unreserve(seq.reserved)
+    seq.reserved = 0
 
   def _find_columns(self, seq: Sequence) -> None:
     """Begins a sequence with what is known of its prompt."""
@@ -282,24 +329,15 @@ class Engine:
       return
     assert job.weights is not None
     seq.columns = self.prefixes.find(job.weights, seq.window(0))
-    seq.cached = sum(piece.shape[2] for piece in seq.columns)
-    self._metrics.prefix_queries.inc(len(seq))
-    self._metrics.prefix_hits.inc(seq.cached)
+    if not seq.sampled:
+      seq.cached = sum(piece.shape[2] for piece in seq.columns)
+      self._metrics.prefix_queries.inc(len(seq))
+      self._metrics.prefix_hits.inc(seq.cached)
 
-  def _scores_of(self, seq: Sequence) -> PromptScores:
-    """The scores of a sequence's prompt, shared by all its choices."""
-    job, number = seq.job, seq.index // seq.job.sampling.n
-    if number not in job.scores:
-      job.scores[number] = PromptScores(
-        seq.prompt,
-        seq.tokenizer,
-        job.sampling.logprobs or 0,
-        self.block_size,
-        stride(job.sampling.overflow, self.block_size),
-      )
-      if job.scores[number].done:  # A single token needs no pass.
-        self._post_scores(job, number)
-    return job.scores[number]
+  def _begin_scores(self, seq: Sequence) -> None:
+    seq.scores, new = seq.job.scores_of(seq, self.block_size)
+    if new and seq.scores.done:  # A single token needs no pass.
+      self._post_scores(seq)
 
   def _score(self) -> None:
     """Runs one pass over one prompt whose scores are incomplete."""
@@ -313,12 +351,13 @@ class Engine:
         self._recover(self.lanes[seq.lane], e)
         return
       if seq.scored:
-        self._post_scores(seq.job, seq.index // seq.job.sampling.n)
+        self._post_scores(seq)
       return
 
-  def _post_scores(self, job: Job, number: int) -> None:
-    event = Scored(number, job.scores[number].tokens)
-    self._outbox.append((job, event))
+  def _post_scores(self, seq: Sequence) -> None:
+    assert seq.scores is not None
+    number = seq.index // seq.job.sampling.n
+    self._send(seq.job, Scored(number, seq.scores.tokens))
 
   def _decode(self) -> None:
     """Decodes one block in every lane, all lanes at the same time."""
@@ -362,25 +401,13 @@ class Engine:
     delta = seq.accept(ids, logprobs)
     self._metrics.slides.inc(slid)
     self._metrics.generation_tokens.inc(seq.counted - counted)
-    self._observe(seq, len(seq.sampled) - before, now)
+    seq.observe(len(seq.sampled) - before, now, self._metrics)
     self._progress(seq, delta)
-
-  def _observe(self, seq: Sequence, tokens: int, now: float) -> None:
-    """Records the latencies of newly sampled tokens."""
-    job = seq.job
-    if job.first is None:
-      job.first = now
-      self._metrics.ttft.observe(now - job.created)
-    # The first token of a sequence ends no gap.
-    gaps = tokens - (len(seq.sampled) == tokens)
-    if gaps and seq.last_time is not None:
-      self._metrics.inter_token.observe((now - seq.last_time) / tokens, gaps)
-    seq.last_time = now
 
   def _progress(self, seq: Sequence, delta: Delta | None) -> None:
     """Posts new text and frees the slot of a sequence that has ended."""
     if delta is not None:
-      self._outbox.append((seq.job, delta))
+      self._send(seq.job, delta)
     if seq.finish:
-      self._outbox.append((seq.job, Finished(seq.index, seq.finish)))
+      self._send(seq.job, Finished(seq.index, seq.finish))
       self._release(seq)

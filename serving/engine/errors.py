@@ -16,16 +16,28 @@ class Unavailable(RequestFailed):
     self.state = state
 
 
-class QueueFull(RequestFailed):
-  def __init__(self, waiting: int) -> None:
+class Overloaded(RequestFailed):
+  """Too much to do; it may be worth trying again.
+
+  Attributes:
+    wait: estimated seconds until what waits now has been served.
+  """
+
+  wait = 0.0
+
+
+class QueueFull(Overloaded):
+  def __init__(self, waiting: int, wait: float) -> None:
     super().__init__(
       f'The server is busy: {waiting} requests are waiting already.'
     )
+    self.wait = wait
 
 
-class QueueTimeout(RequestFailed):
-  def __init__(self, seconds: float) -> None:
+class QueueTimeout(Overloaded):
+  def __init__(self, seconds: float, wait: float) -> None:
     super().__init__(f'No slot was free within {seconds:g} s.')
+    self.wait = wait
 
 
 class RequestTimeout(RequestFailed):
@@ -65,7 +77,7 @@ class Interrupted(RequestFailed):
 
 
 class NotRead(RequestFailed):
-  """The client left so many events unread that its request was ended."""
+  """The client read nothing for so long that its request was ended."""
 
   def __init__(self) -> None:
     super().__init__('The stream was not read.')

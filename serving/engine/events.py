@@ -68,6 +68,20 @@ class Closed:
 
 Event = Started | Scored | Delta | Finished | Failed | Closed
 
+# Bytes of memory, as measured: of an event with its text, of a token with its
+# log-probability, and of each alternative.
+EVENT_BYTES, TOKEN_BYTES, TOP_BYTES = 300, 160, 110
+
+
+def size_of(event: Event) -> int:
+  """About the bytes that an event keeps until its reader has taken it."""
+  if not isinstance(event, Delta | Scored):
+    return 0
+  text = len(event.text) if isinstance(event, Delta) else 0
+  tops = sum(len(token.top) for token in event.tokens)
+  tokens = TOKEN_BYTES * len(event.tokens) + TOP_BYTES * tops
+  return EVENT_BYTES + text + tokens
+
 
 class Mailbox:
   """A queue of events; every method runs on the event loop."""

@@ -4,9 +4,10 @@ The event loop creates a Job, the engine thread works on it. Results travel
 back as events, in order, through the job's mailbox.
 """
 
+import array
 import collections
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import jax
 import numpy as np
@@ -20,6 +21,11 @@ from serving.engine.sampling import Sampling
 from serving.engine.scores import PromptScores
 from serving.engine.text import Stop, TextStream
 from serving.engine.weights import Weights
+from serving.metrics import Metrics
+
+# Bytes of events that a reader may be behind with before its request pauses,
+# and those of all requests.
+UNREAD, ALL_UNREAD = 256 << 10, 64 << 20
 
 
 class Job:
@@ -42,6 +48,10 @@ class Job:
     weights: used by all choices; None until the first slot is held.
     cancelled: the cause, once nobody wants the answer; else ''.
     pending: sequences without a slot. busy: number of sequences with one.
+    queued: since when it has been waiting, while no sequence has a slot.
+    served: seconds that its sequences have held slots, those running aside.
+    posted, taken: bytes of events, written by the engine's thread and by the
+      event loop alone. behind: its reader is so far behind that it pauses.
     created, started, first, ended: seconds of time.perf_counter(): arrival,
       first slot, first token, end.
   """
@@ -67,6 +77,11 @@ class Job:
     self.first: float | None = None
     self.ended: float | None = None
     self.busy = 0
+    self.queued = self.created
+    self.served = 0.0
+    self.posted = 0
+    self.taken = 0
+    self.behind = False
 
   def fill(
     self,
@@ -112,6 +127,22 @@ class Job:
   def wants_scores(self) -> bool:
     return self.sampling.echo and self.sampling.logprobs is not None
 
+  def scores_of(
+    self, seq: 'Sequence', block_size: int
+  ) -> tuple[PromptScores, bool]:
+    """(the scores of a prompt, shared by its choices; whether they are new)."""
+    number, new = seq.index // self.sampling.n, False
+    if number not in self.scores:
+      new = True
+      self.scores[number] = PromptScores(
+        seq.prompt,
+        seq.tokenizer,
+        self.sampling.logprobs or 0,
+        block_size,
+        stride(self.sampling.overflow, block_size),
+      )
+    return self.scores[number], new
+
   @property
   def outcome(self) -> str:
     """For the log: why it was cancelled, or its finish reasons, or '-'."""
@@ -136,6 +167,8 @@ class Sequence:
     columns: keys and values to begin the cache with, in pieces; see
       Programs.write_columns.
     cached: tokens of its prompt that needed no prefill.
+    reserved: bytes of `columns` that the prefix cache counts.
+    since: when it got its slot, time.perf_counter().
     lane: index of its lane. slot: within the lane. Both -1 until admitted.
     finish: None, 'stop' or 'length'.
     scores: PromptScores that must be complete before decoding, or None.
@@ -160,11 +193,13 @@ class Sequence:
     self.prompt = prompt
     self.tokenizer = tokenizer
     self.seed = seed & 0xFFFFFFFF
-    self.sampled: list[int] = []
+    self.sampled = array.array('i')  # A list takes nine times the memory.
     self.counted = 0
     self.start = -1
     self.columns: list[np.ndarray] = []
     self.cached = 0
+    self.reserved = 0
+    self.since = 0.0
     self.lane = -1
     self.slot = -1
     self.finish: str | None = None
@@ -222,6 +257,18 @@ class Sequence:
       return min(1, s.max_tokens - len(self.sampled), self._choices)
     return min(slide, s.max_tokens - len(self.sampled))
 
+  def observe(self, tokens: int, now: float, metrics: Metrics) -> None:
+    """Records the latencies of newly sampled tokens."""
+    job = self.job
+    if job.first is None:
+      job.first = now
+      metrics.ttft.observe(now - job.created)
+    # The first token of a sequence ends no gap.
+    gaps = tokens - (len(self.sampled) == tokens)
+    if gaps and self.last_time is not None:
+      metrics.inter_token.observe((now - self.last_time) / tokens, gaps)
+    self.last_time = now
+
   def accept(
     self,
     ids: list[int],
@@ -239,7 +286,7 @@ class Sequence:
     plain = logprobs is None and not job.sampling.stop
     plain = plain and self.constraint is None
     if plain and job.stop_ids.isdisjoint(ids):  # Nearly always: all at once.
-      self.sampled += ids
+      self.sampled.extend(ids)
       self.counted += len(ids)
       return self._delta([self._text.feed(*ids)])
     pieces = []
@@ -300,3 +347,10 @@ def stride(overflow: str, block_size: int) -> int:
   """Tokens the window moves at once, for a value of context_overflow."""
   mode = 'stop' if overflow == 'error' else overflow
   return blocks.stride_for(mode, block_size)
+
+
+def hold_back(jobs: Collection[Job]) -> None:
+  """Pauses requests whose readers are far behind, and resumes others."""
+  limit = min(UNREAD, ALL_UNREAD // max(1, len(jobs)))
+  for job in jobs:
+    job.behind = job.posted - job.taken > limit

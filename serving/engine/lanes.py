@@ -8,6 +8,7 @@ does not depend on its lane.
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -105,6 +106,24 @@ class Lane:
     self._free.append(seq.slot)
     self._news.append((seq, seq.slot))
 
+  def preempt(self, seq: Sequence, reserve: Callable[[int], bool]) -> None:
+    """Takes the slot from a sequence that continues later.
+
+    Args:
+      reserve: takes memory for its columns; if there is none, they are
+        computed again.
+    """
+    n, window = len(seq) - 1 - seq.start, self._cfg.block_size
+    stride = jobs.stride(seq.job.sampling.overflow, window)
+    filled = seq.start == blocks.window_start(len(seq), window, stride)
+    size = n * self._programs.column_bytes
+    if filled and n and reserve(size):
+      columns = self._programs.read_columns(self._state, seq.slot, 0, n)
+      seq.columns, seq.reserved = [columns], size
+    seq.start = -1
+    self.active.remove(seq)
+    self._free.append(seq.slot)
+
   def enter_columns(self, prefixes: PrefixCache) -> None:
     """Offers the columns of new prompts and of completed texts for reuse."""
     for seq, slot in self._news:
@@ -127,12 +146,13 @@ class Lane:
 
     Returns:
       [(sequence, new ids, raw logits float32[n, V] or None, slid)]. Sequences
-      without room, or whose prompt still waits for its scores, are left out.
+      without room, whose prompt still waits for its scores, or whose reader is
+      behind are left out.
     """
     window, out = self._cfg.block_size, []
     groups: dict[Any, list[tuple[Sequence, bool]]] = {}
     for seq in self.active:
-      if seq.room(window) <= 0 or not seq.scored:
+      if seq.room(window) <= 0 or not seq.scored or seq.job.behind:
         continue
       stride = jobs.stride(seq.job.sampling.overflow, window)
       slid = blocks.window_start(len(seq), window, stride) != seq.start

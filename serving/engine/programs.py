@@ -328,6 +328,13 @@ class Programs:
       state = self._write(state, np.int32(slot), np.int32(at), piece)
     return state
 
+  @property
+  def column_bytes(self) -> int:
+    """Size of the keys and values of one token."""
+    cfg = self.model.cfg
+    values = 2 * cfg.n_layer * cfg.kv_heads * cfg.head_dim
+    return values * jnp.dtype(cfg.activation_dtype).itemsize
+
   def rows(self, n: int) -> int:
     """Rows of the smallest program that decodes n sequences."""
     return min(b for b, _, _ in self._shapes if b >= n)

@@ -62,7 +62,7 @@ class StreamedAnswer:
           await self._write(first, events, scope, send)
       except TimeoutError:
         log.warning('id=%s the stream is not read', scope['rgpt'].id)
-        scope['state']['abort']()
+        self._generation.abort()
         # Returns once the connection has closed.
         await send({'type': 'http.response.body'})
 
@@ -106,6 +106,7 @@ class StreamedAnswer:
     echo = generation.job.sampling.echo
     data = await generation.in_thread(encoded) if echo else encoded()
     if data:
+      generation.sent += len(data)
       await send(
         {'type': 'http.response.body', 'body': data, 'more_body': True}
       )

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 
 from serving.engine import errors
 from serving.engine.errors import RequestFailed
@@ -13,6 +14,8 @@ STATES = {
   'draining': 'The server is shutting down.',
   'failed': 'The server has failed and is about to stop.',
 }
+
+MOST_RETRY = 60  # seconds to wait at most before another try
 
 
 @dataclasses.dataclass(eq=False)
@@ -77,9 +80,9 @@ def translate(error: RequestFailed) -> ApiError:
     case errors.Interrupted():  # After it was let in, so not a rejection.
       return dataclasses.replace(unavailable('draining'), reason=None)
     case errors.QueueFull():
-      return overloaded(text, 'queue_full')
+      return overloaded(text, 'queue_full', error.wait)
     case errors.QueueTimeout():
-      return overloaded(text, 'queue_timeout')
+      return overloaded(text, 'queue_timeout', error.wait)
     case errors.RequestTimeout():
       return ApiError(504, text, 'timeout_error', code='timeout')
     case errors.ContextTooLong():
@@ -109,13 +112,14 @@ def not_found(
   return ApiError(404, message, param=param, code=code)
 
 
-def overloaded(message: str, reason: str) -> ApiError:
+def overloaded(message: str, reason: str, wait: float) -> ApiError:
+  """For a queue that will need `wait` seconds for what it holds."""
   return ApiError(
     503,
     message,
     'overloaded_error',
     code='overloaded',
-    retry_after=1,
+    retry_after=min(max(1, math.ceil(wait)), MOST_RETRY),
     reason=reason,
   )
 

@@ -133,7 +133,19 @@ class GenerateRoutes:
     """The request's body; 503 first if the engine takes no requests."""
     self._service.engine.check_open()
     body = parse_object(await request.body())
-    return read(model, body, self._service.cfg.vocab_size)
+    asked = read(model, body, self._service.cfg.vocab_size)
+    limit = self._options.max_tokens_limit
+    for name in {
+      'max_tokens',
+      'max_completion_tokens',
+    } & asked.model_fields_set:
+      if limit and getattr(asked, name) > limit:
+        raise bad_request(
+          f'{name} must be at most {limit} on this server, not '
+          f'{getattr(asked, name)}.',
+          name,
+        )
+    return asked
 
   def _adapter(self, name: str | None) -> str:
     """The adapter that a request's `model` names, or ''. Raises ApiError (404).
@@ -186,6 +198,7 @@ def client_of(request: Request) -> Client:
     request.scope['rgpt'].began,
     lambda: client_gone(request.receive),
     request.scope['state']['abort'],
+    request.scope['state']['unsent'],
   )
 
 

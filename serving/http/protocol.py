@@ -81,7 +81,11 @@ class Protocol(H11Protocol):
 
   def connection_made(self, transport: Any) -> None:
     super().connection_made(transport)
-    self.app_state = {**self.app_state, 'abort': transport.abort}
+    self.app_state = {
+      **self.app_state,
+      'abort': transport.abort,
+      'unsent': transport.get_write_buffer_size,
+    }
     self._await_head()
 
   def connection_lost(self, exc: Exception | None) -> None:

@@ -8,7 +8,7 @@ from tests.support.serving_tools import keyed_serving
 # Little of everything, and guarded.
 FLAGS = (
   '--slots=1',
-  '--max_queue=1',
+  '--max_queue=0',
   '--max_per_client=4',
   '--body_limit=4096',
   '--context_overflow=error',

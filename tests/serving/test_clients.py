@@ -80,38 +80,6 @@ def test_clients_that_leave_while_queued(server):
     sock.close()
 
 
-def test_a_stalled_reader_delays_nobody(server):
-  alone = ask(server, max_tokens=200, temperature=1.5)
-  with connect(server, 4096) as slow:
-    slow.sendall(
-      request_bytes(
-        {**FOREVER, 'stream': True, 'max_tokens': 4000, 'logprobs': 5}
-      )
-    )
-    assert receive(slow, 1)
-    assert ask(server, max_tokens=200, temperature=1.5) == alone
-    # Its text is generated and kept; the slot is free before it is read.
-    wait_until(server.is_idle)
-    data = b''
-    while b'[DONE]' not in data[-100:]:
-      data += receive(slow)
-  assert data.count(b'"finish_reason":"length"') == 1
-
-
-def test_a_reader_that_never_reads_is_disconnected(server):
-  before = server.metrics()['rgpt_aborted_total{cause="slow_reader"}']
-  with connect(server, 4096) as slow:
-    slow.sendall(request_bytes({**FOREVER, 'stream': True, 'n': 4}))
-    wait_until(
-      lambda: (
-        server.metrics()['rgpt_aborted_total{cause="slow_reader"}'] > before
-      ),
-      2 * PATIENCE,
-    )
-    wait_until(server.is_idle)
-    wait_until(lambda: not server.has_connection(slow))
-
-
 @pytest.mark.parametrize('rest', [b'GET /livez HTTP/1.1\r\n', b'x' * 70_000])
 @pytest.mark.parametrize('stream', [False, True])
 def test_a_disconnect_is_noticed_behind_unread_data(server, stream, rest):

@@ -62,19 +62,6 @@ def refused_so_far(http) -> float:
   return parse_metrics(text)['rgpt_rejected_total{reason="queue_full"}']
 
 
-def queue_up(client):
-  """Starts a request that waits; returns (thread, list for its answer)."""
-  answers = []
-  thread = threading.Thread(
-    target=lambda: answers.append(
-      client.post('/v1/completions', json={'prompt': 'a', 'max_tokens': 2})
-    )
-  )
-  thread.start()
-  wait_until(lambda: 'requests_waiting 1.0' in client.get('/metrics').text)
-  return thread, answers
-
-
 def test_the_operators_choice_of_overflow_is_the_default(http):
   body = {'prompt': 'a' * 20, 'max_tokens': 20}
   response = http.post('/v1/completions', json=body)
@@ -150,7 +137,6 @@ def test_a_lying_content_length_is_refused_at_once(server):
 def test_a_full_queue_is_a_503_with_retry_after(server, http, other):
   before = refused_so_far(http)
   with running(server, http):
-    thread, answers = queue_up(http)
     for path, body in (
       ('/v1/completions', {'prompt': 'a', 'stream': True}),
       ('/', {'prompt': 'a'}),
@@ -162,8 +148,6 @@ def test_a_full_queue_is_a_503_with_retry_after(server, http, other):
       assert response.headers['content-type'] == 'application/json'
     assert other.get('/health').status_code == 200
     assert other.post('/tokenize', json={'content': 'a'}).status_code == 200
-  thread.join()
-  assert answers[0].status_code == 200
   assert refused_so_far(http) == before + 3
 
 
@@ -173,7 +157,6 @@ def test_the_openai_package_retries_after_a_503(server, http):
     base_url=f'{server.url}/v1', api_key=OTHER_KEY, max_retries=20
   ) as client:
     with running(server, http):
-      queued, _ = queue_up(http)
       with pytest.raises(openai.InternalServerError) as e:
         client.with_options(max_retries=0).completions.create(
           model='tiny', prompt='a'
@@ -188,7 +171,6 @@ def test_the_openai_package_retries_after_a_503(server, http):
       thread.start()
       wait_until(lambda: refused_so_far(http) >= before + 2)
     thread.join()
-    queued.join()
   assert answers[0].object == 'text_completion'
 
 

@@ -20,6 +20,7 @@ CFG = GPTConfig(
   n_layer=2,
   block_size=160,
 )
+SHAPES = [(2, 1, 160), (2, 8, 160)]
 NO_EOS = {TOKENIZER.eos_id: -100.0}
 SETTINGS = [
   {},
@@ -32,16 +33,16 @@ SETTINGS = [
 
 @pytest.fixture(scope='module')
 def cached():
-  harness = Harness(CFG, prefix_bytes=64 << 10)  # Some 8 conversations.
+  harness = Harness(CFG, shapes=SHAPES, prefix_bytes=32 << 10)
   yield harness
   assert harness.engine.state == 'ready' and not harness.died
-  assert harness.engine.prefixes.size <= 64 << 10
+  assert harness.engine.prefixes.size <= 32 << 10
   harness.close()
 
 
 @pytest.fixture(scope='module')
 def plain():
-  harness = Harness(CFG, prefix_bytes=0)
+  harness = Harness(CFG, shapes=SHAPES, prefix_bytes=0)
   yield harness
   harness.close()
 
@@ -50,10 +51,10 @@ def run(harness, prompt, **fields):
   """(sampled ids, cached tokens) of one choice."""
   job = harness.submit(prompt, logit_bias=NO_EOS, **fields)
   harness.wait(job)
-  return job.sequences[0].sampled, job.cached_tokens
+  return job.sequences[0].sampled.tolist(), job.cached_tokens
 
 
-def conversation(harness, seed, turns=4):
+def conversation(harness, seed, turns=3):
   """The texts of a conversation whose prompts grow, and its cached tokens."""
   rng = np.random.default_rng(seed)
   system = np.random.default_rng(seed % 3).integers(3, 60, 40).tolist()
@@ -73,12 +74,12 @@ def conversation(harness, seed, turns=4):
 def test_conversations_side_by_side_have_the_texts_they_have_without_reuse(
   cached, plain
 ):
-  seeds = range(40)
+  seeds = range(15)
   with concurrent.futures.ThreadPoolExecutor(6) as pool:
     found = list(pool.map(lambda seed: conversation(cached, seed), seeds))
     wanted = list(pool.map(lambda seed: conversation(plain, seed), seeds))
   assert [texts for texts, _ in found] == [texts for texts, _ in wanted]
-  assert sum(map(sum, (known for _, known in found))) > 1000
+  assert sum(map(sum, (known for _, known in found))) > 500
   assert not any(map(any, (known for _, known in wanted)))
 
 
@@ -225,6 +226,6 @@ def test_other_models_have_the_texts_they_have_without_reuse(options):
     )
   )
   assert any(map(any, (known for _, known in found)))
-  assert same == 120
+  assert same == 90
   for harness in both:
     harness.close()

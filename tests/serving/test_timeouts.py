@@ -22,6 +22,15 @@ HASTY = (
   '--queue_timeout=1',
   '--request_timeout=5',
 )
+# A server whose requests keep their slots, so that others wait for long.
+STUBBORN = """
+import sys
+from launch import cli, serve
+from serving.engine import scheduler
+scheduler.FIRST_SLICE = 1e9
+sys.argv[0] = 'serve'
+cli.run(serve.main)
+"""
 FOREVER = {
   'prompt': 'a',
   'max_tokens': 10**6,
@@ -33,7 +42,7 @@ FOREVER = {
 @pytest.fixture(scope='module')
 def server(tmp_path_factory):
   path = tmp_path_factory.mktemp('timeouts')
-  with keyed_serving(path, *HASTY) as server:
+  with keyed_serving(path, *HASTY, program=('-c', STUBBORN)) as server:
     yield server
 
 
@@ -94,6 +103,7 @@ def test_waiting_too_long_for_a_slot_is_a_503(http, server):
     response = http.post('/', json={'prompt': 'a', 'max_tokens': 2})
   assert response.status_code == 503
   assert 'No slot was free' in response.json()['error']
+  assert 1 <= int(response.headers['retry-after']) <= 60
 
 
 def test_a_request_times_out(http):

@@ -33,7 +33,11 @@ def random_params(cfg, seed=0):
 
 
 class Harness:
-  """An Engine in this process that collects the events of its jobs."""
+  """An Engine in this process that collects the events of its jobs.
+
+  Attributes:
+    unread: jobs whose events nobody takes.
+  """
 
   def __init__(
     self,
@@ -47,6 +51,7 @@ class Harness:
     self.cfg = cfg
     self.params = random_params(cfg) if params is None else params
     self.died = []
+    self.unread = set()
     compile_count()  # Starts counting.
     self.metrics = Metrics(lambda: 0)
     self._closed = threading.Condition()
@@ -68,10 +73,21 @@ class Harness:
     with self._closed:
       for job, event in outbox:
         job.mailbox.put(event)
+        if job not in self.unread:
+          job.taken += events.size_of(event)
       self._closed.notify_all()
 
-  def submit(self, *prompts, **fields):
+  def read(self, job):
+    """Takes all events of a job that was unread."""
+    with self._closed:
+      self.unread.discard(job)
+      job.taken += sum(map(events.size_of, job.mailbox))
+    self.engine.wake()
+
+  def submit(self, *prompts, unread=False, **fields):
     job = jobs.Job(Sampling(**fields))
+    if unread:
+      self.unread.add(job)
     bias_V = generation.ban_bias(TOKENIZER)
     for id, value in job.sampling.logit_bias.items():
       bias_V[id] += value
@@ -98,7 +114,7 @@ class Harness:
     """Sampled ids of each choice."""
     job = self.submit(*prompts, **fields)
     self.wait(job)
-    return [seq.sampled for seq in job.sequences]
+    return [seq.sampled.tolist() for seq in job.sequences]
 
   def close(self):
     self.engine.stop()

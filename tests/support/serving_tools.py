@@ -194,8 +194,12 @@ def is_idle(http) -> bool:
   return not any(metrics[f'rgpt_{name}'] for name in names)
 
 
-def keyed_serving(path, *flags):
-  """Serves a small chat model; keys: KEY, OTHER_KEY and 'schlüssel'."""
+def keyed_serving(path, *flags, **kwargs):
+  """Serves a small chat model; keys: KEY, OTHER_KEY and 'schlüssel'.
+
+  Args:
+    kwargs: of ServerProcess.
+  """
   make_random(path / 'run', chat_tokenizer())
   # As a Windows editor writes it.
   (path / 'keys').write_text(f'\ufeff{OTHER_KEY}\r\n', encoding='utf-8')
@@ -204,6 +208,7 @@ def keyed_serving(path, *flags):
     *flags,
     f'--api_key_file={path}/keys',
     env={'RGPT_API_KEY': f'{KEY}, schlüssel'},
+    **kwargs,
   )
 
 
