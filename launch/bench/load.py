@@ -59,6 +59,16 @@ class Result:
     return [(at, n * share) for at, n in texts]
 
 
+def request_bytes(body: dict, path: str = PATH) -> bytes:
+  """A whole request."""
+  data = json.dumps(body).encode()
+  head = (
+    f'POST {path} HTTP/1.1\r\nHost: localhost\r\n'
+    f'Content-Length: {len(data)}\r\n\r\n'
+  )
+  return head.encode() + data
+
+
 class Client:
   """One connection, kept between requests."""
 
@@ -78,13 +88,9 @@ class Client:
       self._reader, self._writer = await asyncio.open_connection(
         '127.0.0.1', self._port, limit=1 << 20
       )
-    data = json.dumps(body).encode()
+    data = request_bytes(body, path)
     result = Result(time.perf_counter())
-    self._writer.write(
-      f'POST {path} HTTP/1.1\r\nHost: localhost\r\n'
-      f'Content-Length: {len(data)}\r\n\r\n'.encode()
-      + data
-    )
+    self._writer.write(data)
     try:
       async with asyncio.timeout(abort_after):
         await self._read(result)
