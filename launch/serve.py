@@ -251,7 +251,7 @@ def main(_: list[str]) -> None:
     f'http://{host}:{port}',
     flush=True,
   )
-  return serve(loaded, workdir, WHICH.value, options, sock)
+  serve(loaded, workdir, WHICH.value, options, sock)
 
 
 if __name__ == '__main__':

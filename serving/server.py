@@ -1,6 +1,7 @@
 """The server process: socket, signals, uvicorn, exit code."""
 
 import asyncio
+import contextlib
 import errno
 import functools
 import logging
@@ -9,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 
@@ -108,9 +109,7 @@ class Server(uvicorn.Server):
 
   def _leave(self) -> None:
     log.warning('something hangs: the process ends all the same')
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(self.code)
+    leave(self.code)
 
   async def _drain(self) -> None:
     await self._service.drain()
@@ -136,8 +135,8 @@ def serve(
   which: str,
   options: Options,
   sock: socket.socket,
-) -> int:
-  """Serves until a signal or a failure ends it; returns the exit code."""
+) -> NoReturn:
+  """Serves until a signal or a failure ends it, then ends the process."""
   servers: list[Server] = []
   service = Service(
     loaded, workdir, which, options, lambda error: servers[0].die(error)
@@ -161,9 +160,15 @@ def serve(
   servers.append(server)
   asyncio.run(server.serve([sock]))
   service.engine.stop()
-  if not (service.engine.join(1.0) and service.close(0.5)):
-    # A compilation or a tokenizer is still running and cannot be stopped.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(server.code)
-  return server.code
+  service.engine.join(1.0)
+  # At once: the interpreter and JAX need a second or two to take themselves
+  # down, and a compilation or a tokenizer that still runs cannot be stopped.
+  leave(server.code)
+
+
+def leave(code: int) -> NoReturn:
+  """Ends the process without further ado."""
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError):  # Nobody may read them any more.
+      stream.flush()
+  os._exit(code)

@@ -4,7 +4,6 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -216,17 +215,6 @@ class Service:
     if new.tokenizer.chat_template != self.tokenizer.chat_template:
       raise ReloadFailed('the chat template has changed: restart the server')
     return new
-
-  def close(self, timeout: float) -> bool:
-    """Ends the workers; False if one is still busy."""
-    ending = threading.Thread(
-      target=self._workers.shutdown,
-      kwargs={'cancel_futures': True},
-      daemon=True,
-    )
-    ending.start()
-    ending.join(timeout)
-    return not ending.is_alive()
 
   async def drain(self) -> None:
     """Refuses new requests and waits for running ones, then ends them."""

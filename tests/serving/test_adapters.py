@@ -127,7 +127,6 @@ def test_an_adapter_costs_the_memory_of_its_matrices_alone(runs):
   for name in ('wte', 'wpe', 'lm_head'):
     assert params[name] is shared[name]
   assert params['block_0']['wq'] is not shared['block_0']['wq']
-  service.close(1.0)
 
 
 def test_adapters_of_another_base_are_refused(runs, tmp_path):
