@@ -24,7 +24,7 @@ GROUPS = {
   'Exchange with other programs': ('export', 'import_model', 'import_rgpt')
   + ('publish',),
   'Measure': ('bench.train', 'bench.decode', 'bench.serve', 'bench.recipes')
-  + ('bench.profile',),
+  + ('bench.hostile', 'bench.turns', 'bench.profile'),
 }
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 USAGE = """\
