@@ -23,8 +23,8 @@ GROUPS = {
   'Use': ('generate', 'chat', 'serve', 'tokenize'),
   'Exchange with other programs': ('export', 'import_model', 'import_rgpt')
   + ('publish',),
-  'Measure': ('bench.train', 'bench.decode', 'bench.serve', 'bench.recipes')
-  + ('bench.hostile', 'bench.turns', 'bench.profile'),
+  'Measure': ('bench.train', 'bench.decode', 'bench.serve', 'bench.turns')
+  + ('bench.hostile', 'bench.recipes', 'bench.profile'),
 }
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 USAGE = """\

@@ -1,4 +1,4 @@
-"""Measure what honest clients get while others try to jam the server.
+"""Measure what honest clients get beside hostile ones.
 
     python -m launch.bench.hostile --duration=600
     python -m launch.bench.hostile --preset=s --slots=4 --duration=20
