@@ -12,10 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gpt.decoding import blocks
 from gpt.decoding.grammars import Source
-from gpt.errors import UserError
-from gpt.tokenizers import Tokenizer, chat_format
 from serving.engine.engine import FAILED
 from serving.engine.errors import (
   ClientGone,
@@ -29,10 +26,10 @@ from serving.engine.errors import (
   Unavailable,
 )
 from serving.engine.events import Closed, Event, Failed, size_of
-from serving.engine.jobs import Job, stride
-from serving.engine.notices import Notice, cut_prompt, unknown_characters
+from serving.engine.jobs import Job
 from serving.engine.sampling import Sampling
 from serving.metrics import ABORTS
+from serving.prompts import Tokenized, encode_chat, encode_prompts
 from serving.service import Service
 
 T = TypeVar('T')
@@ -42,21 +39,6 @@ MAX_LOGPROBS = 200_000
 # How long a reader that was given up has to read the end of its stream.
 LAST_SECONDS = 2.0
 READER_CHECKS = 0.5  # seconds between two looks at whether a reader reads
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokenized:
-  """Prompts as ids.
-
-  Attributes:
-    prompts: int32[n], one for each prompt.
-    dropped: how many tokens do not fit into the context.
-    notices: what else was lost.
-  """
-
-  prompts: list[np.ndarray]
-  dropped: int
-  notices: list[Notice]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,28 +61,22 @@ class Client:
 def complete(
   service: Service,
   client: Client,
-  prompts: Sequence[Any],
+  given: Sequence[Any],
   sampling: Sampling,
   *,
   ends: tuple[int, ...] = (),
   streamed: bool = False,
   structure: Source | None = None,
 ) -> 'Generation':
-  """A Generation that continues prompts (str or ids).
+  """A Generation that continues the given prompts (str or ids).
 
   Args:
     ends: ids that end a choice, sampleable here; () for the model's EOS alone.
   """
 
-  window, param = service.cfg.block_size, 'prompt'
-
   def tokenize() -> Tokenized:
-    ids = [encode(service.tokenizer, p) for p in prompts]
-    dropped = outside(ids, window, sampling)
-    texts = (p for p in prompts if isinstance(p, str))
-    notices = unknown_characters(service.tokenizer, texts, param)
-    notices += cut_prompt(dropped, window, param)
-    return Tokenized(ids, dropped, notices)
+    window = service.cfg.block_size
+    return encode_prompts(service.tokenizer, given, window, sampling)
 
   return Generation(
     service,
@@ -111,7 +87,7 @@ def complete(
     allowed=ends,
     streamed=streamed,
     structure=structure,
-    param=param,
+    param='prompt',
   )
 
 
@@ -130,18 +106,10 @@ def chat(
   Args:
     prefill: a last message of the assistant is the beginning of its reply.
   """
-  window, param = service.cfg.block_size, 'messages'
 
   def tokenize() -> Tokenized:
-    ids, dropped = chat_prompt(
-      service.tokenizer, messages, window, sampling.max_tokens, prefill
-    )
-    if dropped and sampling.overflow == 'error':
-      given = f'your messages have {len(ids) + dropped}'
-      raise ContextTooLong(window, given, param)
-    texts = (message['content'] for message in messages)
-    notices = unknown_characters(service.tokenizer, texts, param)
-    return Tokenized([ids], dropped, notices)
+    window = service.cfg.block_size
+    return encode_chat(service.tokenizer, messages, window, sampling, prefill)
 
   ends = service.chat_ends
   return Generation(
@@ -153,42 +121,19 @@ def chat(
     allowed=ends,
     streamed=streamed,
     structure=structure,
-    param=param,
+    param='messages',
   )
 
 
-def encode(tokenizer: Tokenizer, prompt: Any) -> np.ndarray:
-  """int32[n] of a prompt (str or ids); BOS stands in for an empty one."""
-  ids = prompt
-  if isinstance(prompt, str):
-    ids = [*tokenizer.prefix_ids, *tokenizer.encode(prompt).tolist()]
-  return np.array(ids if len(ids) else [tokenizer.bos_id], np.int32)
-
-
-def outside(
-  prompts: Sequence[np.ndarray], window: int, sampling: Sampling
-) -> int:
-  """Tokens of prompts that the first sampled token does not depend on."""
-  if not sampling.max_tokens or sampling.overflow in ('stop', 'error'):
-    return 0
-  step = stride(sampling.overflow, window)
-  return sum(blocks.window_start(len(ids), window, step) for ids in prompts)
-
-
-def chat_prompt(
-  tokenizer: Tokenizer,
-  messages: list[dict[str, str]],
-  window: int,
-  max_tokens: int,
-  prefill: bool = False,
-) -> tuple[np.ndarray, int]:
-  """(int32[n], tokens dropped) of a conversation. Raises InvalidRequest."""
-  room = chat_format.prompt_room(window, max_tokens)
-  try:
-    ids, dropped = chat_format.build_prompt(messages, tokenizer, room, prefill)
-  except UserError as e:
-    raise InvalidRequest(f'messages: {e}', 'messages') from e
-  return np.array(ids, np.int32), dropped
+def check_count(field: str, tokens: int, alternatives: int) -> None:
+  """Raises InvalidRequest for too many log-probabilities at once."""
+  values = tokens * (alternatives + 1)
+  if values > MAX_LOGPROBS:
+    raise InvalidRequest(
+      f'{field} would be up to {values} values for {tokens} tokens; at most '
+      f'{MAX_LOGPROBS} are allowed: lower max_tokens, n or {field}.',
+      field,
+    )
 
 
 class Generation:
@@ -329,6 +274,10 @@ class Generation:
     bias_V[list(self._allowed)] = 0.0
     for id, value in sampling.logit_bias.items():
       bias_V[id] += value
+    if sampling.allowed_token_ids:
+      banned_V = np.ones(len(bias_V), bool)
+      banned_V[list(sampling.allowed_token_ids)] = False
+      bias_V[banned_V] = -np.inf
     if sampling.ignore_eos:
       bias_V[list(self._stop_ids)] = -np.inf
     grammar = service.grammars.of(self._structure) if self._structure else None
@@ -356,17 +305,15 @@ class Generation:
         self._param,
       )
     if s.logprobs is not None:
+      most = min(s.max_tokens, window) if s.overflow == 'stop' else s.max_tokens
       # A stream is written piece by piece, but an echo is one piece.
-      tokens = 0 if self._streamed else s.max_tokens * len(job.sequences)
+      tokens = 0 if self._streamed else most * len(job.sequences)
       if s.echo:
         tokens += job.prompt_tokens * s.n
-      values = tokens * (s.logprobs + 1)
-      if values > MAX_LOGPROBS:
-        raise InvalidRequest(
-          f'logprobs would be up to {values} values for {tokens} tokens; at '
-          f'most {MAX_LOGPROBS} are allowed: lower max_tokens, n or logprobs.',
-          'logprobs',
-        )
+      check_count('logprobs', tokens, s.logprobs)
+    if s.prompt_logprobs is not None:
+      tokens = job.prompt_tokens * s.n
+      check_count('prompt_logprobs', tokens, s.prompt_logprobs)
 
   def _start_timers(self) -> None:
     options, loop = self._service.options, asyncio.get_running_loop()

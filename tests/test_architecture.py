@@ -56,8 +56,9 @@ EXCEPTIONS = {
 SERVING_MAY_IMPORT = {
   'engine': {'metrics'},
   'service': {'engine', 'metrics', 'options'},
-  'generation': {'engine', 'metrics', 'service'},
-  'http': {'engine', 'generation', 'metrics', 'options', 'service'},
+  'prompts': {'engine'},
+  'generation': {'engine', 'metrics', 'prompts', 'service'},
+  'http': {'engine', 'generation', 'metrics', 'options', 'prompts', 'service'},
 }
 # Files that run in another program's process, with its packages.
 ELSEWHERE = ROOT / 'gpt' / 'formats' / 'hf_code'
@@ -70,6 +71,8 @@ CALLED_BY_LIBRARIES = {
   'as_json',  # pydantic
   'collect',  # prometheus_client
   'emit',  # logging
+  'few_choices',  # pydantic
+  'fields_agree',  # pydantic
   'handle_exit',  # uvicorn
   'preflight_response',  # starlette
   'read_structure',  # pydantic

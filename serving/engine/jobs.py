@@ -125,7 +125,8 @@ class Job:
 
   @property
   def wants_scores(self) -> bool:
-    return self.sampling.echo and self.sampling.logprobs is not None
+    s = self.sampling
+    return (s.echo and s.logprobs is not None) or s.prompt_logprobs is not None
 
   def scores_of(
     self, seq: 'Sequence', block_size: int
@@ -137,7 +138,7 @@ class Job:
       self.scores[number] = PromptScores(
         seq.prompt,
         seq.tokenizer,
-        self.sampling.logprobs or 0,
+        max(self.sampling.logprobs or 0, self.sampling.prompt_logprobs or 0),
         block_size,
         stride(self.sampling.overflow, block_size),
       )
@@ -177,7 +178,7 @@ class Sequence:
     uniforms: float32 random numbers of the steps from `drawn` on, or None.
     constraint: where its text stands in the job's grammar, or None.
     bias_V: float32[V], the job's bias; with a constraint, -inf for tokens that
-      may not come next.
+      may not come next, and before min_tokens for what would end the text.
   """
 
   def __init__(
@@ -209,10 +210,19 @@ class Sequence:
     self.drawn = 0
     self.constraint: Constraint | None = None
     self.bias_V = job.bias_V
+    least = job.sampling.min_tokens
     if job.grammar is not None:
       self.constraint = job.grammar.start(int(prompt[-1]))
       self._constrain()
-    self._text = TextStream(tokenizer, job.stops, int(prompt[-1]))
+    elif least and job.bias_V is not None:
+      self.bias_V = job.bias_V.copy()
+      self.bias_V[list(job.stop_ids)] = -np.inf
+    self._text = TextStream(
+      tokenizer,
+      () if least else job.stops,
+      int(prompt[-1]),
+      job.sampling.include_stop,
+    )
     self._pending: list[Token] = []
     self._counts_V: np.ndarray | None = None
     self._tallied = 0
@@ -255,6 +265,8 @@ class Sequence:
       return 0
     if self.constraint is not None:
       return min(1, s.max_tokens - len(self.sampled), self._choices)
+    if len(self.sampled) < s.min_tokens:  # Then its ends are allowed.
+      slide = min(slide, s.min_tokens - len(self.sampled))
     return min(slide, s.max_tokens - len(self.sampled))
 
   def observe(self, tokens: int, now: float, metrics: Metrics) -> None:
@@ -294,7 +306,7 @@ class Sequence:
       self.sampled.append(id)
       before = self._text.length
       ended = id in job.stop_ids
-      if not ended:
+      if not ended or job.sampling.include_stop:
         self.counted += 1
         pieces.append(self._text.feed(id))
       if logprobs is not None:
@@ -325,7 +337,15 @@ class Sequence:
     self.finish = reason
     return self._delta([])
 
+  def _allow_ends(self) -> None:
+    """Lets the text end from here on; the slot is filled with the new bias."""
+    self.bias_V = self.job.bias_V
+    self.start = -1
+    self._text.watch(self.job.stops)
+
   def _delta(self, pieces: list[str]) -> Delta | None:
+    if len(self.sampled) == self.job.sampling.min_tokens > 0:
+      self._allow_ends()
     if not self.finish and len(self.sampled) >= self.job.sampling.max_tokens:
       self.finish = 'length'
     if self.finish:

@@ -19,7 +19,12 @@ class Sampling:
     top_k: 0 turns it off.
     logit_bias: token id -> value added to its logit.
     stop: strings that end a choice. stop_token_ids: ids that do.
+    include_stop: the text of a choice ends with the stop string or token.
     ignore_eos: never sample the model's own end tokens.
+    min_tokens: sampled before a choice may end.
+    allowed_token_ids: nothing else is sampled; (): no such limit.
+    truncate_prompt: most tokens of a prompt; -1: of the context; None: any.
+    prompt_logprobs: alternatives per token of the prompts; None: no scores.
     n: choices per prompt.
     seed: of choice 0; choice i uses seed + i.
     logprobs: alternatives per token; None: no log-probabilities at all.
@@ -38,7 +43,12 @@ class Sampling:
   logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
   stop: tuple[str, ...] = ()
   stop_token_ids: tuple[int, ...] = ()
+  include_stop: bool = False
   ignore_eos: bool = False
+  min_tokens: int = 0
+  allowed_token_ids: tuple[int, ...] = ()
+  truncate_prompt: int | None = None
+  prompt_logprobs: int | None = None
   n: int = 1
   seed: int = 0
   logprobs: int | None = None

@@ -54,6 +54,7 @@ class TextStream:
 
   Args:
     after: the id before the first, see StreamDecoder.
+    include: the stop string that is found is shown, too.
 
   Attributes:
     length: characters decoded so far, shown or not.
@@ -66,13 +67,19 @@ class TextStream:
     tokenizer: Tokenizer,
     stops: Iterable[Stop] = (),
     after: int | None = None,
+    include: bool = False,
   ) -> None:
     self._decoder = StreamDecoder(tokenizer, after)
-    self._matchers = [StopMatcher(stop) for stop in stops]
+    self._include = include
     self._held = ''
+    self.watch(stops)
     self.length = 0
     self.shown = 0
     self.stopped = False
+
+  def watch(self, stops: Iterable[Stop]) -> None:
+    """Ends the text at the first of `stops` that begins from here on."""
+    self._matchers = [StopMatcher(stop) for stop in stops]
 
   def feed(self, *ids: int) -> str:
     """The text that these tokens make showable."""
@@ -101,7 +108,8 @@ class TextStream:
       if ends:
         self.stopped = True
         # Of stop strings that end together, the longest began first.
-        return self._show(before + i + 1 - max(ends), keep=False)
+        hidden = 0 if self._include else max(ends)
+        return self._show(before + i + 1 - hidden, keep=False)
     hold = max(m.matched for m in self._matchers)
     return self._show(len(self._held) - hold, keep=True)
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.http import responses, schemas
+from serving.http import plain_schemas, responses, schemas
 from serving.http.cors import Cors
 from serving.http.encoding import dumps, encoded_response
 from serving.http.errors import ApiError, not_found
@@ -60,7 +60,7 @@ def operations(service: Service) -> list[Operation]:
       '/',
       text.randy,
       responses.RandyCompletion,
-      schemas.RandyRequest,
+      plain_schemas.RandyRequest,
       errors=(*GENERATING, 404),
     ),
     *(dataclasses.replace(op, path=f'/v1{op.path}') for op in openai),
@@ -70,7 +70,7 @@ def operations(service: Service) -> list[Operation]:
       '/microgpt/v1/generate',
       text.micro_generate,
       responses.Samples,
-      schemas.MicroGenerateRequest,
+      plain_schemas.MicroGenerateRequest,
       errors=(*GENERATING, 404),
     ),
     Operation(
@@ -78,7 +78,7 @@ def operations(service: Service) -> list[Operation]:
       '/microgpt/v1/chat',
       text.micro_chat,
       responses.MicroChatAnswer,
-      schemas.MicroChatRequest,
+      plain_schemas.MicroChatRequest,
       errors=(*GENERATING, 404),
     ),
     Operation(

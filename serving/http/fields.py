@@ -18,7 +18,7 @@ from serving.http.validation import (
   wrong,
 )
 
-MAX_PROMPTS = 64
+MAX_PROMPTS = 512  # and choices of all prompts together
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000
 MAX_TOKENS = 1_000_000
@@ -51,17 +51,17 @@ def read_prompts(value: Any, info: ValidationInfo) -> tuple[Any, ...]:
     return (value,)
   if not isinstance(value, list) or not value:
     raise wrong('empty' if value == [] else json_type(value))
-  if not isinstance(value[0], str | list):
+  if not any(isinstance(p, str | list) for p in value):
     return (read_token_ids(value, info),)
   if len(value) > MAX_PROMPTS:
     raise refused(
       f'has {len(value)} entries; at most {MAX_PROMPTS} are allowed.'
     )
-  if not all(isinstance(p, type(value[0])) for p in value):
-    raise wrong('a mixture')
-  if isinstance(value[0], str):
-    return tuple(value)
-  return tuple(read_token_ids(p, info) for p in value)
+  if not all(isinstance(p, str | list) for p in value):
+    raise wrong('a mixture with single token ids')
+  return tuple(
+    p if isinstance(p, str) else read_token_ids(p, info) for p in value
+  )
 
 
 def read_stop(value: Any) -> tuple[str, ...]:
@@ -123,16 +123,22 @@ def refuse_any(value: Any) -> Any:
   return value
 
 
-def refuse_best_of(value: int) -> int:
-  if value > 1:
-    raise not_supported('above 1 is not supported.')
+def refuse_zero(value: int) -> int:
+  if not value:
+    raise wrong('0')
   return value
+
+
+def max_tokens_of(value: int) -> int:
+  """The tokens that a max_tokens allows; the context ends those of -1."""
+  return MAX_TOKENS if value < 0 else value
 
 
 STRING = {'type': 'string'}
 SOME = {'type': 'array', 'minItems': 1}
 TOKEN = {'type': 'integer', 'minimum': 0}
 TOKENS = {'type': 'array', 'items': TOKEN}
+EITHER = {'anyOf': [STRING, TOKENS]}
 
 Text = Annotated[str, PlainValidator(read_text), JsonSchema(STRING)]
 TokenIds = Annotated[
@@ -148,13 +154,12 @@ Prompts = Annotated[
     {
       'anyOf': [
         STRING,
-        {**SOME, 'items': STRING, 'maxItems': MAX_PROMPTS},
         {**SOME, 'items': TOKEN},
-        {**SOME, 'items': TOKENS, 'maxItems': MAX_PROMPTS},
+        {**SOME, 'items': EITHER, 'maxItems': MAX_PROMPTS},
       ]
     }
   ),
-  Wanted('a string, an array of strings, token ids, or arrays of token ids'),
+  Wanted('a string, token ids, or an array of strings and arrays of token ids'),
 ]
 Stop = Annotated[
   tuple[str, ...],
@@ -209,7 +214,20 @@ Content = Annotated[
   ),
   Wanted('a string or an array of {type: "text", text}'),
 ]
-MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+MaxTokens = Annotated[
+  int,
+  Field(ge=-1, le=MAX_TOKENS),
+  AfterValidator(refuse_zero),
+  JsonSchema(
+    {
+      'anyOf': [
+        {'type': 'integer', 'minimum': 1, 'maximum': MAX_TOKENS},
+        {'const': -1},
+      ]
+    }
+  ),
+  Wanted(f'an integer from 1 to {MAX_TOKENS}, or -1 for all that fit'),
+]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Seed = Annotated[
   int,
@@ -226,10 +244,4 @@ Nothing = Annotated[
     {'type': ['array', 'string', 'null'], 'maxItems': 0, 'maxLength': 0}
   ),
   Field(description='Not supported.'),
-]
-BestOf = Annotated[
-  int,
-  Field(ge=1, le=20, description='Above 1: not supported.'),
-  AfterValidator(refuse_best_of),
-  JsonSchema({'const': 1}),
 ]

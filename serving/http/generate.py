@@ -13,15 +13,17 @@ from serving.http.answers import StreamedAnswer, WholeAnswer
 from serving.http.body import client_gone
 from serving.http.encoding import json_response, parse_object
 from serving.http.errors import ApiError, bad_request, not_found
+from serving.http.plain_schemas import (
+  MicroChatRequest,
+  MicroGenerateRequest,
+  RandyRequest,
+)
 from serving.http.replies import ChatReply, CompletionReply, Reply, warnings_of
 from serving.http.schemas import (
   Body,
   ChatRequest,
   CompletionRequest,
-  MicroChatRequest,
-  MicroGenerateRequest,
   OpenAIRequest,
-  RandyRequest,
 )
 from serving.http.validation import read
 from serving.service import Service
@@ -187,6 +189,8 @@ class GenerateRoutes:
       run.job.adapter or self._options.model_name,
       self._service.tokenizer,
       asked.include_usage,
+      progress=asked.return_progress,
+      timed=asked.timings_per_token,
     )
     answer = StreamedAnswer if asked.stream else WholeAnswer
     return answer(run, reply)

@@ -1,5 +1,6 @@
 """Events -> OpenAI's JSON, whole or in chunks."""
 
+import dataclasses
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from serving.http.responses import (
   TokenLogprob,
   Usage,
 )
+from serving.http.timings import prompt_progress, timings
 
 MIN_LOGPROB = -9999.0  # JSON has no minus infinity
 
@@ -27,6 +29,8 @@ class Reply:
     job: read while it runs; it may still be empty now.
     model: the name to answer with.
     include_usage: end a stream with a usage chunk.
+    progress: begin a stream with chunks about the prompt.
+    timed: every chunk has timings; else those that end a stream do.
   """
 
   prefix = whole_object = chunk_object = ''
@@ -37,10 +41,16 @@ class Reply:
     model: str,
     tokenizer: Tokenizer,
     include_usage: bool = False,
+    *,
+    progress: bool = False,
+    timed: bool = False,
   ) -> None:
     self.job = job
     self.tokenizer = tokenizer
     self._include_usage = include_usage
+    self._progress = progress
+    self._timed = timed
+    self._finished = 0
     self._head = {
       'id': f'{self.prefix}-{secrets.token_hex(12)}',
       'object': self.whole_object,
@@ -50,7 +60,7 @@ class Reply:
       'seed': job.sampling.seed,
     }
     self._opened: set[int] = set()
-    self._echo: dict[int, list[Token]] = {}  # by prompt
+    self.scored: dict[int, list[Token]] = {}  # by prompt
     self._prompts: dict[int, str] = {}
 
   def usage(self) -> Usage:
@@ -77,6 +87,7 @@ class Reply:
       for index, reason in sorted(reasons.items())
     ]
     answer = {**self.head(), 'choices': choices, 'usage': self.usage()}
+    answer['timings'] = timings(self.job)
     return answer | warnings_of(self.job.notices)
 
   def chunks(self, events: Iterable[Event]) -> list[dict[str, Any]]:
@@ -95,6 +106,13 @@ class Reply:
       if index in reasons:
         out.append(self.last_choice(index, reasons[index]))
     chunks = [self._chunk([choice]) for choice in out]
+    self._finished += len(reasons)
+    if chunks and (self._timed or self._finished == len(self.job.sequences)):
+      chunks[-1]['timings'] = timings(self.job)
+    if self._progress:
+      self._progress = not self.job.first
+      about = {'prompt_progress': prompt_progress(self.job)}
+      chunks = [self._chunk([]) | about, *chunks]
     if chunks and opening:
       chunks[0] |= warnings_of(self.job.notices)
     return chunks
@@ -119,7 +137,7 @@ class Reply:
     reasons: dict[int, str] = {}
     for event in events:
       if isinstance(event, Scored):
-        self._echo[event.prompt] = event.tokens
+        self.scored[event.prompt] = event.tokens
       elif isinstance(event, Delta):
         texts.setdefault(event.index, []).append(event.text)
         tokens.setdefault(event.index, []).extend(event.tokens)
@@ -148,6 +166,35 @@ class Reply:
 
   def last_choice(self, index: int, reason: str) -> Any:
     raise NotImplementedError
+
+  def prompt_logprobs(self, number: int) -> dict[str, Any]:
+    """The entry of that name for a prompt, as vLLM has it; or none.
+
+    A rank is known only among the reported alternatives.
+    """
+    wanted = self.job.sampling.prompt_logprobs
+    if wanted is None:
+      return {}
+    out: list[dict | None] = []
+    for token in self.scored.get(number, ()):
+      if token.logprob is None:
+        out.append(None)
+        continue
+      pairs: dict[int, tuple[float, int | None]] = {
+        id: (p, i + 1) for i, (id, p) in enumerate(token.top[:wanted])
+      }
+      pairs.setdefault(token.id, (token.logprob, None))
+      out.append(
+        {
+          str(id): {
+            'logprob': finite(logprob),
+            'rank': rank,
+            'decoded_token': self.token_text(id),
+          }
+          for id, (logprob, rank) in pairs.items()
+        }
+      )
+    return {'prompt_logprobs': out}
 
   def token_text(self, id: int) -> str:
     """A token as text; an incomplete character as 'bytes:\\xf0'."""
@@ -179,7 +226,11 @@ class CompletionReply(Reply):
       Token(t.id, t.start + shift, t.end + shift, t.logprob, t.top)
       for t in tokens
     ]
-    return prompt + text, self._echo.get(index // s.n, []) + shifted
+    scored = [
+      dataclasses.replace(t, top=t.top[: s.logprobs])
+      for t in self.scored.get(index // s.n, ())
+    ]
+    return prompt + text, scored + shifted
 
   def _prompt_text(self, number: int) -> str:
     if number not in self._prompts:
@@ -197,7 +248,11 @@ class CompletionReply(Reply):
       'finish_reason': reason,
     }
 
-  whole_choice = _choice
+  def whole_choice(
+    self, index: int, text: str, tokens: list[Token], reason: str
+  ) -> CompletionChoice:
+    choice: Any = self._choice(index, text, tokens, reason)
+    return choice | self.prompt_logprobs(index // self.job.sampling.n)
 
   def chunk_choice(
     self, index: int, text: str, tokens: list[Token]
@@ -236,6 +291,9 @@ class ChatReply(Reply):
   prefix = 'chatcmpl'
   whole_object = 'chat.completion'
   chunk_object = 'chat.completion.chunk'
+
+  def whole(self, events: Iterable[Event]) -> dict[str, Any]:
+    return super().whole(events) | self.prompt_logprobs(0)
 
   def whole_choice(
     self, index: int, text: str, tokens: list[Token], reason: str

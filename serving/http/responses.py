@@ -35,6 +35,40 @@ class Notice(TypedDict):
   param: str
 
 
+class Timings(TypedDict):
+  """Of prompts and texts, in llama.cpp's form; milliseconds."""
+
+  prompt_n: int
+  prompt_ms: float
+  prompt_per_token_ms: float
+  prompt_per_second: float
+  predicted_n: int
+  predicted_ms: float
+  predicted_per_token_ms: float
+  predicted_per_second: float
+
+
+class PromptProgress(TypedDict):
+  """With return_progress, in llama.cpp's form."""
+
+  total: int
+  cache: int
+  processed: int
+  time_ms: float
+
+
+class PromptLogprob(TypedDict):
+  """`rank`: among the reported alternatives; null if it is none of them."""
+
+  logprob: float
+  rank: int | None
+  decoded_token: str
+
+
+# For each token, by id: it and its alternatives; null for the first.
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
 class CompletionLogprobs(TypedDict):
   """Parallel lists over the tokens of a text; offsets count characters."""
 
@@ -49,6 +83,7 @@ class CompletionChoice(TypedDict):
   text: str
   logprobs: CompletionLogprobs | None
   finish_reason: FinishReason | None
+  prompt_logprobs: NotRequired[PromptLogprobs]
 
 
 class Completion(TypedDict):
@@ -68,6 +103,8 @@ class Completion(TypedDict):
   warnings: NotRequired[list[Notice]]
   choices: list[CompletionChoice]
   usage: NotRequired[Usage | None]
+  timings: NotRequired[Timings]
+  prompt_progress: NotRequired[PromptProgress]
 
 
 class TokenLogprob(TypedDict):
@@ -111,6 +148,8 @@ class ChatCompletion(TypedDict):
   warnings: NotRequired[list[Notice]]
   choices: list[ChatChoice]
   usage: Usage
+  timings: Timings
+  prompt_logprobs: NotRequired[PromptLogprobs]
 
 
 class ChatDelta(TypedDict):
@@ -136,6 +175,8 @@ class ChatCompletionChunk(TypedDict):
   warnings: NotRequired[list[Notice]]
   choices: list[ChatChunkChoice]
   usage: NotRequired[Usage | None]
+  timings: NotRequired[Timings]
+  prompt_progress: NotRequired[PromptProgress]
 
 
 class RandyUsage(TypedDict):

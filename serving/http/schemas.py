@@ -23,8 +23,8 @@ from serving.engine.sampling import MAX_TOP_LOGPROBS, Overflow, Sampling
 from serving.http import unsupported
 from serving.http.fields import (
   MAX_INT32,
+  MAX_PROMPTS,
   MAX_TOKENS,
-  BestOf,
   Content,
   LogitBias,
   MaxTokens,
@@ -35,12 +35,12 @@ from serving.http.fields import (
   Temperature,
   Text,
   TokenIds,
+  max_tokens_of,
 )
 from serving.http.structured import StructuredFields
 from serving.http.validation import Wanted, not_supported, refused
 
 MAX_CHOICES = 8
-MAX_SAMPLES = 50
 DEFAULT_TOKENS = 256
 
 Role = Literal['system', 'developer', 'user', 'assistant']
@@ -85,7 +85,12 @@ class Generating(Body):
   @model_validator(mode='before')
   @classmethod
   def refuse_foreign(cls, body: Any) -> Any:
-    found = isinstance(body, dict) and unsupported.find(body, cls.foreign)
+    neutral = {
+      name: values
+      for name, values in cls.foreign.items()
+      if name not in cls.model_fields
+    }
+    found = isinstance(body, dict) and unsupported.find(body, neutral)
     if found:
       name, text = found
       raise not_supported(text, name)
@@ -97,7 +102,8 @@ class Generating(Body):
   ) -> dict[str, Any]:
     described = handler(schema)
     inside = handler.resolve_ref_schema(described)
-    inside['properties'] |= unsupported.properties(cls.foreign)
+    foreign = unsupported.properties(cls.foreign)
+    inside['properties'] = {**foreign, **inside['properties']}
     return described
 
 
@@ -133,7 +139,10 @@ class OpenAIRequest(Generating, StructuredFields):
     MaxTokens | None, Field(description='Wins over max_tokens.')
   ] = None
   max_tokens: Annotated[
-    MaxTokens | None, Field(description=f'Default: {DEFAULT_TOKENS}.')
+    MaxTokens | None,
+    Field(
+      description=f'Default: {DEFAULT_TOKENS}; -1: to the end of the context.'
+    ),
   ] = None
   temperature: Annotated[
     Temperature, Field(description='0 takes the most probable token.')
@@ -169,7 +178,44 @@ class OpenAIRequest(Generating, StructuredFields):
   tools: Nothing = None
   functions: Nothing = None
   suffix: Nothing = None
-  best_of: BestOf = 1
+  best_of: Annotated[
+    int | None, Field(ge=1, le=20, description='Must equal n.')
+  ] = None
+  min_tokens: Annotated[
+    int,
+    Field(ge=0, le=MAX_TOKENS, description='No end of the text before them.'),
+  ] = 0
+  allowed_token_ids: Annotated[
+    TokenIds | None,
+    Field(description='Nothing else is sampled, not even the end of the text.'),
+  ] = None
+  include_stop_str_in_output: Annotated[
+    bool, Field(description='The text ends with the stop string or token.')
+  ] = False
+  truncate_prompt_tokens: Annotated[
+    int | None,
+    Field(
+      ge=-1,
+      le=MAX_INT32,
+      description='Keep the last so many tokens of a prompt, or the last turns '
+      'of a chat; -1: as many as the context holds.',
+    ),
+  ] = None
+  prompt_logprobs: Annotated[
+    int | None,
+    Field(
+      ge=0,
+      le=MAX_TOP_LOGPROBS,
+      description='Score the prompt with so many alternatives, as vLLM does.',
+    ),
+  ] = None
+  return_progress: Annotated[
+    bool,
+    Field(description='Report `prompt_progress` in a stream, as llama.cpp.'),
+  ] = False
+  timings_per_token: Annotated[
+    bool, Field(description='`timings` in every chunk, not in the last alone.')
+  ] = False
 
   @model_validator(mode='after')
   def usage_needs_a_stream(self) -> Self:
@@ -179,17 +225,47 @@ class OpenAIRequest(Generating, StructuredFields):
       )
     return self
 
+  @model_validator(mode='after')
+  def fields_agree(self) -> Self:
+    if self.best_of not in (None, self.n):
+      raise not_supported(
+        f'must equal n, which is {self.n}: choices are not ranked.', 'best_of'
+      )
+    if self.prompt_logprobs is not None and self.stream:
+      raise refused('is not allowed with stream: true.', 'prompt_logprobs')
+    if self.truncate_prompt_tokens == 0:
+      raise refused(
+        'must be -1 or at least 1, not 0.', 'truncate_prompt_tokens'
+      )
+    if self.min_tokens > max_tokens_of(self.limit):
+      raise refused(
+        f'must not be above max_tokens, which is {self.limit}.', 'min_tokens'
+      )
+    moving = self.context_overflow not in (None, 'stop')
+    if self.limit < 0 and moving:
+      raise refused(
+        'must be stop where max_tokens is -1, the rest of the context.',
+        'context_overflow',
+      )
+    return self
+
+  @property
+  def limit(self) -> int:
+    """The most tokens of a choice; -1: to the end of the context."""
+    asked = (self.max_completion_tokens, self.max_tokens, DEFAULT_TOKENS)
+    return next(n for n in asked if n is not None)
+
   @property
   def include_usage(self) -> bool:
     return self.stream_options is not None and self.stream_options.include_usage
 
   def sampling(self, overflow: str) -> Sampling:
     """Settings for the engine; `overflow` is the operator's default."""
-    chosen = self.max_completion_tokens
-    if chosen is None:
-      chosen = self.max_tokens
+    if self.limit < 0:
+      overflow = 'stop'
     return Sampling(
-      max_tokens=DEFAULT_TOKENS if chosen is None else chosen,
+      max_tokens=max_tokens_of(self.limit),
+      min_tokens=self.min_tokens,
       temperature=self.temperature,
       top_p=self.top_p,
       top_k=max(0, self.top_k),
@@ -201,7 +277,11 @@ class OpenAIRequest(Generating, StructuredFields):
       logit_bias=self.logit_bias,
       stop=self.stop,
       stop_token_ids=self.stop_token_ids,
+      include_stop=self.include_stop_str_in_output,
       ignore_eos=self.ignore_eos,
+      allowed_token_ids=self.allowed_token_ids or (),
+      truncate_prompt=self.truncate_prompt_tokens,
+      prompt_logprobs=self.prompt_logprobs,
       n=self.n,
       seed=draw_seed(self.seed),
       overflow=self.context_overflow or overflow,
@@ -219,11 +299,15 @@ class CompletionRequest(OpenAIRequest):
   prompt: Prompts
   max_completion_tokens: Annotated[
     int | None,
-    Field(ge=0, le=MAX_TOKENS, description='Wins over max_tokens.'),
+    Field(ge=-1, le=MAX_TOKENS, description='Wins over max_tokens.'),
   ] = None
   max_tokens: Annotated[
     int | None,
-    Field(ge=0, le=MAX_TOKENS, description=f'Default: {DEFAULT_TOKENS}.'),
+    Field(
+      ge=-1,
+      le=MAX_TOKENS,
+      description=f'Default: {DEFAULT_TOKENS}; -1: to the end of the context.',
+    ),
   ] = None
   logprobs: Annotated[
     int | None,
@@ -239,6 +323,17 @@ class CompletionRequest(OpenAIRequest):
       description='Begin the text with the prompt; with logprobs, score it.'
     ),
   ] = False
+
+  @model_validator(mode='after')
+  def few_choices(self) -> Self:
+    choices = len(self.prompt) * self.n
+    if choices > MAX_PROMPTS:
+      raise refused(
+        f'asks for {choices} choices; at most {MAX_PROMPTS} are allowed: send '
+        'fewer prompts or lower n.',
+        'prompt',
+      )
+    return self
 
   def reporting(self) -> dict[str, Any]:
     return {'logprobs': self.logprobs, 'echo': self.echo}
@@ -261,83 +356,6 @@ class ChatRequest(OpenAIRequest):
 
   def reporting(self) -> dict[str, Any]:
     return {'logprobs': (self.top_logprobs or 0) if self.logprobs else None}
-
-
-# What OpenAI's routes know beyond those of RandyGPT and microgpt.
-BEYOND: Mapping[str, tuple[Any, ...]] = {
-  **unsupported.NEUTRAL,
-  **unsupported.STRUCTURED,
-  'context_overflow': (),
-  'echo': unsupported.OFF,
-  'frequency_penalty': (0,),
-  'functions': unsupported.OFF,
-  'ignore_eos': (False,),
-  'logit_bias': ({},),
-  'logprobs': (False,),
-  'max_completion_tokens': (),
-  'min_p': (0,),
-  'n': (1,),
-  'presence_penalty': (0,),
-  'repetition_penalty': (1,),
-  'stop': ('', []),
-  'stop_token_ids': ([],),
-  'stream': (False,),
-  'suffix': ('',),
-  'tools': ([],),
-  'top_k': (0, -1),
-  'top_logprobs': (0,),
-}
-
-
-class RandyRequest(Generating):
-  """POST /, as RandyGPT has it."""
-
-  foreign = {**BEYOND, 'best_of': (1,), 'top_p': (0.9,)}
-
-  prompt: Text
-  max_tokens: MaxTokens = DEFAULT_TOKENS
-  temperature: Temperature = 0.7
-  seed: Seed | None = None
-
-  def sampling(self, overflow: str) -> Sampling:
-    return Sampling(
-      max_tokens=self.max_tokens,
-      temperature=self.temperature,
-      seed=draw_seed(self.seed),
-      overflow=overflow,
-    )
-
-
-class MicroRequest(Generating):
-  """Fields of both of microgpt's routes: no filters, a fixed seed."""
-
-  foreign = {**BEYOND, 'best_of': (1,), 'top_p': (1,)}
-
-  max_tokens: MaxTokens = MAX_TOKENS
-  temperature: Temperature = 0.8
-  seed: Seed = 42
-
-  def sampling(self, n: int = 1) -> Sampling:
-    return Sampling(
-      max_tokens=self.max_tokens,
-      temperature=self.temperature,
-      top_p=1.0,
-      n=n,
-      seed=draw_seed(self.seed),
-      overflow='stop',
-    )
-
-
-class MicroGenerateRequest(MicroRequest):
-  """POST /microgpt/v1/generate: from BOS to the end of text or context."""
-
-  num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 1
-
-
-class MicroChatRequest(MicroRequest):
-  """POST /microgpt/v1/chat."""
-
-  messages: Messages
 
 
 class TokenizeRequest(Body):

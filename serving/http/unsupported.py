@@ -19,7 +19,6 @@ OPENAI = {
 }
 # Constraints on the output.
 CONSTRAINTS = {
-  'allowed_token_ids': OFF,
   'bad_words': OFF,
   'function_call': ('none', *OFF),
   'logits_processors': OFF,
@@ -46,16 +45,12 @@ VLLM = {
   'continue_final_message': (),
   'documents': OFF,
   'early_stopping': OFF,
-  'include_stop_str_in_output': OFF,
   'length_penalty': (1,),
-  'min_tokens': OFF,
   'prompt_embeds': OFF,
-  'prompt_logprobs': (),
   'return_token_ids': OFF,
   'return_tokens_as_token_ids': OFF,
   'skip_special_tokens': (True,),
   'thinking_token_budget': (),
-  'truncate_prompt_tokens': (-1,),
   'use_beam_search': OFF,
 }
 # llama.cpp's API: tools/server/README.md, POST /completion.

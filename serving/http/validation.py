@@ -104,7 +104,7 @@ def wanted_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
 
 
 def wanted(field: FieldInfo) -> str:
-  for item in field.metadata:
+  for item in flat(field):
     if isinstance(item, Wanted):
       return item
   kinds = set(members(field.annotation))

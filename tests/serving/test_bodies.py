@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.http import unsupported
-from serving.http.schemas import MicroRequest, OpenAIRequest, RandyRequest
+from serving.http.plain_schemas import MicroRequest, RandyRequest
+from serving.http.schemas import OpenAIRequest
 
 COMPLETIONS, CHAT = '/v1/completions', '/v1/chat/completions'
 MESSAGES = [{'role': 'user', 'content': 'a'}]
@@ -22,8 +23,8 @@ GOOD = {
 }
 # One or more bad values of every field both OpenAI routes have.
 SHARED = {
-  'max_tokens': ['5', -1, 1.5, 10**7, True, [1]],
-  'max_completion_tokens': ['5', -1],
+  'max_tokens': ['5', -2, 1.5, 10**7, True, [1]],
+  'max_completion_tokens': ['5', -2],
   'temperature': ['hot', -0.1, 2.1, True, [1], {}],
   'top_p': [0, 1.1, '1', -1],
   'top_k': [-2, 1.5, '3', 2**40],
@@ -64,6 +65,13 @@ SHARED = {
   'regex': [3],
   'tools': [[{'type': 'function'}], 'x'],
   'best_of': [2, 'a'],
+  'min_tokens': [-1, 3, 'a', True],
+  'allowed_token_ids': [3, ['a'], [10**6]],
+  'include_stop_str_in_output': ['yes', 1],
+  'truncate_prompt_tokens': [-2, 0, 'a'],
+  'prompt_logprobs': [-1, 21, 'a'],
+  'return_progress': [1],
+  'timings_per_token': ['a'],
   'suffix': ['x'],
 }
 OWN = {
@@ -74,7 +82,7 @@ OWN = {
       3,
       {},
       [],
-      [[]] * 65,
+      [[]] * 513,
       ['a', 3],
       [['a']],
       [1.5],
@@ -110,7 +118,7 @@ OWN = {
   },
   '/': {
     'prompt': [None, 3, ['a']],
-    'max_tokens': [0, 'a', -1],
+    'max_tokens': [0, 'a', -2],
     'temperature': [3, 'a', -1],
   },
   '/microgpt/v1/generate': {
@@ -162,7 +170,6 @@ def test_every_field_is_checked(http, path, field):
 GENERATING = [COMPLETIONS, CHAT, '/', '/microgpt/v1/generate']
 # Values that ask for something, of some fields of other servers' APIs.
 ASKING = {
-  'allowed_token_ids': [3],
   'bad_words': ['a'],
   'continue_final_message': True,
   'grammar': 'root ::= "a"',
@@ -172,7 +179,6 @@ ASKING = {
   'mirostat': 2,
   'modalities': ['text', 'audio'],
   'n_predict': 5,
-  'prompt_logprobs': 0,
   'repeat_penalty': 1.1,
   'skip_special_tokens': False,
   'tool_choice': 'required',

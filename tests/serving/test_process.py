@@ -38,7 +38,7 @@ PATH = '/v1/completions'
 BROKEN = """
 import sys
 from launch import cli, serve
-from serving import generation
+from serving import prompts
 from serving.engine import programs
 block = programs.Programs.block
 def fail(self, *args):
@@ -47,12 +47,12 @@ def fail(self, *args):
   return block(self, *args)
 programs.Programs.block = fail
 programs.Programs.broken = False
-chat_prompt = generation.chat_prompt
+chat_prompt = prompts.chat_prompt
 def break_it(tokenizer, messages, *args):
   if messages[0]['content'] == 'break':
     programs.Programs.broken = True
   return chat_prompt(tokenizer, messages, *args)
-generation.chat_prompt = break_it
+prompts.chat_prompt = break_it
 sys.argv[0] = 'serve'
 cli.run(serve.main)
 """
@@ -61,14 +61,14 @@ cli.run(serve.main)
 STUCK = """
 import os, sys, threading
 from launch import cli, serve
-from serving import generation
-encode = generation.encode
+from serving import prompts
+encode = prompts.encode
 def get_stuck(tokenizer, prompt):
   if prompt == 'stuck':
     os.write(1, b'a worker is stuck\\n')
     threading.Event().wait()
   return encode(tokenizer, prompt)
-generation.encode = get_stuck
+prompts.encode = get_stuck
 sys.argv[0] = 'serve'
 cli.run(serve.main)
 """
