@@ -91,6 +91,27 @@ def complete(
   )
 
 
+def embed(
+  service: Service, client: Client, given: Sequence[Any], sampling: Sampling
+) -> 'Generation':
+  """A Generation of the vectors of texts (str or ids), without any text."""
+
+  def tokenize() -> Tokenized:
+    window = service.cfg.block_size
+    return encode_prompts(service.tokenizer, given, window, sampling, 'input')
+
+  return Generation(
+    service,
+    client,
+    tokenize,
+    sampling,
+    stop_ids=(),
+    allowed=(),
+    streamed=False,
+    param='input',
+  )
+
+
 def chat(
   service: Service,
   client: Client,

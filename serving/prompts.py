@@ -34,16 +34,20 @@ class Tokenized:
 
 
 def encode_prompts(
-  tokenizer: Tokenizer, given: Sequence[Any], window: int, sampling: Sampling
+  tokenizer: Tokenizer,
+  given: Sequence[Any],
+  window: int,
+  sampling: Sampling,
+  param: str = 'prompt',
 ) -> Tokenized:
-  """Prompts of completions; each a str or ids."""
+  """Prompts, each a str or ids; `param` is the field they come from."""
   whole = [encode(tokenizer, prompt) for prompt in given]
   kept = [ids[-room(sampling, window, len(ids)) :] for ids in whole]
   cut = sum(map(len, whole)) - sum(map(len, kept))
   dropped = outside(kept, window, sampling)
   texts = (prompt for prompt in given if isinstance(prompt, str))
-  notices = unknown_characters(tokenizer, texts, 'prompt')
-  notices += cut_prompt(dropped, window, 'prompt')
+  notices = unknown_characters(tokenizer, texts, param)
+  notices += cut_prompt(dropped, window, param)
   return Tokenized(kept, cut + dropped, notices)
 
 

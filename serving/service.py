@@ -14,12 +14,12 @@ from gpt.runs import base, load
 from gpt.runs.format_version import NewerFormat
 from gpt.runs.load import LoadedModel
 from gpt.tokenizers import chat_format
+from serving.engine.compilations import compile_count
 from serving.engine.engine import Engine
 from serving.engine.errors import Interrupted, RequestFailed
 from serving.engine.events import Event
 from serving.engine.grammars import Grammars
 from serving.engine.jobs import Job
-from serving.engine.programs import compile_count
 from serving.engine.weights import Weights, to_device
 from serving.metrics import Metrics
 from serving.options import Options

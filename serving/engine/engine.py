@@ -22,7 +22,6 @@ from serving.engine.events import (
   Event,
   Failed,
   Finished,
-  Scored,
   Started,
   size_of,
 )
@@ -325,7 +324,8 @@ class Engine:
   def _find_columns(self, seq: Sequence) -> None:
     """Begins a sequence with what is known of its prompt."""
     job = seq.job
-    if not self.prefixes.limit or len(seq) > self.block_size:
+    short = len(seq) <= self.block_size and not job.sampling.embed
+    if not (self.prefixes.limit and short):
       return
     assert job.weights is not None
     seq.columns = self.prefixes.find(job.weights, seq.window(0))
@@ -357,7 +357,7 @@ class Engine:
   def _post_scores(self, seq: Sequence) -> None:
     assert seq.scores is not None
     number = seq.index // seq.job.sampling.n
-    self._send(seq.job, Scored(number, seq.scores.tokens))
+    self._send(seq.job, seq.scores.event(number))
 
   def _decode(self) -> None:
     """Decodes one block in every lane, all lanes at the same time."""

@@ -4,6 +4,8 @@ import asyncio
 import dataclasses
 from collections.abc import Iterator
 
+import numpy as np
+
 from serving.engine.errors import RequestFailed
 
 
@@ -38,6 +40,14 @@ class Scored:
 
 
 @dataclasses.dataclass
+class Embedded:
+  """A prompt, by its number, as a vector: float32[D] of L2 norm 1."""
+
+  prompt: int
+  vector_D: np.ndarray
+
+
+@dataclasses.dataclass
 class Delta:
   """New text of a choice; `tokens` is empty unless logprobs were requested."""
 
@@ -66,7 +76,7 @@ class Closed:
   """The last event: every choice has ended or was given up."""
 
 
-Event = Started | Scored | Delta | Finished | Failed | Closed
+Event = Started | Scored | Embedded | Delta | Finished | Failed | Closed
 
 # Bytes of memory, as measured: of an event with its text, of a token with its
 # log-probability, and of each alternative.
@@ -75,6 +85,8 @@ EVENT_BYTES, TOKEN_BYTES, TOP_BYTES = 300, 160, 110
 
 def size_of(event: Event) -> int:
   """About the bytes that an event keeps until its reader has taken it."""
+  if isinstance(event, Embedded):
+    return EVENT_BYTES + event.vector_D.nbytes
   if not isinstance(event, Delta | Scored):
     return 0
   text = len(event.text) if isinstance(event, Delta) else 0

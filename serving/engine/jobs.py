@@ -18,7 +18,7 @@ from gpt.tokenizers import Tokenizer
 from serving.engine.events import Delta, Mailbox, Token
 from serving.engine.notices import Notice
 from serving.engine.sampling import Sampling
-from serving.engine.scores import PromptScores
+from serving.engine.scores import PromptScores, PromptVector
 from serving.engine.text import Stop, TextStream
 from serving.engine.weights import Weights
 from serving.metrics import Metrics
@@ -43,7 +43,7 @@ class Job:
     stop_ids: ids that end a choice. stops: strings that do.
     grammar: what each choice must look like, or None.
     sequences: all choices, prompt by prompt.
-    scores: prompt number -> PromptScores, where logprobs of prompts are due.
+    scores: prompt number -> its PromptScores or PromptVector, where due.
     adapter: name of the adapter that was asked for; '': the model itself.
     weights: used by all choices; None until the first slot is held.
     cancelled: the cause, once nobody wants the answer; else ''.
@@ -64,7 +64,7 @@ class Job:
     self.notices: tuple[Notice, ...] = ()
     self.sequences: list[Sequence] = []
     self.pending: collections.deque[Sequence] = collections.deque()
-    self.scores: dict[int, PromptScores] = {}
+    self.scores: dict[int, PromptScores | PromptVector] = {}
     self.bias_V: np.ndarray | None = None
     self.stop_ids: frozenset[int] = frozenset()
     self.stops: list[Stop] = []
@@ -126,14 +126,18 @@ class Job:
   @property
   def wants_scores(self) -> bool:
     s = self.sampling
+    if s.embed:
+      return True
     return (s.echo and s.logprobs is not None) or s.prompt_logprobs is not None
 
   def scores_of(
     self, seq: 'Sequence', block_size: int
-  ) -> tuple[PromptScores, bool]:
+  ) -> tuple[PromptScores | PromptVector, bool]:
     """(the scores of a prompt, shared by its choices; whether they are new)."""
     number, new = seq.index // self.sampling.n, False
-    if number not in self.scores:
+    if self.sampling.embed:
+      self.scores[number] = PromptVector(seq.prompt)
+    elif number not in self.scores:
       new = True
       self.scores[number] = PromptScores(
         seq.prompt,
@@ -172,7 +176,7 @@ class Sequence:
     since: when it got its slot, time.perf_counter().
     lane: index of its lane. slot: within the lane. Both -1 until admitted.
     finish: None, 'stop' or 'length'.
-    scores: PromptScores that must be complete before decoding, or None.
+    scores: of its prompt; must be complete before decoding, or None.
     last_time: arrival of its newest tokens, or start of the block that yields
       the first; time.perf_counter().
     uniforms: float32 random numbers of the steps from `drawn` on, or None.
@@ -204,7 +208,7 @@ class Sequence:
     self.lane = -1
     self.slot = -1
     self.finish: str | None = None
-    self.scores: PromptScores | None = None
+    self.scores: PromptScores | PromptVector | None = None
     self.last_time: float | None = None
     self.uniforms: np.ndarray | jax.Array | None = None
     self.drawn = 0

@@ -9,7 +9,6 @@ through jit's tracing cache.
 import concurrent.futures
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,16 @@ from gpt.decoding import blocks, sampling
 from gpt.devices import num_cores
 from gpt.model import GPT
 from gpt.model.params import Params
-from serving.engine.slots import admit, extend, read, score, seat, write
+from serving.engine.slots import (
+  admit,
+  extend,
+  hidden,
+  pad,
+  read,
+  score,
+  seat,
+  write,
+)
 
 log = logging.getLogger('rgpt.serve')
 
@@ -30,30 +38,10 @@ ROW_COUNTS = (1, 4)  # and all slots; divided among the lanes
 MANY_ROWS = 8
 STEPS = (1, 4, 16)  # per block; each costs seconds of start-up
 UNIFORMS = 256  # random numbers drawn at once for a sequence
+SHORT = 256  # tokens of most texts that are embedded
 FILL_LENGTHS = (32, 128)  # tokens that continue a prefix, at once
 COLUMNS = 128  # read or written at once
 PROGRESS_SECONDS = 5.0  # between two log lines while compiling
-COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
-
-
-class CompileCount:
-  """Counts this process's compilations from its creation on."""
-
-  def __init__(self) -> None:
-    self._lock = threading.Lock()
-    self.value = 0
-    jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-  def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
-    if event == COMPILE_EVENT:
-      with self._lock:
-        self.value += 1
-
-
-@functools.cache
-def compile_count() -> CompileCount:
-  """The only counter of the process: JAX never drops a listener."""
-  return CompileCount()
 
 
 def block_shapes(
@@ -104,6 +92,7 @@ class Programs:
     self._read: Any = None
     self._write: Any = None
     self._score: Any = None
+    self._hidden: dict[int, Callable] = {}
     self._uniforms: Any = None
     self._new_state: Any = None
 
@@ -210,6 +199,11 @@ class Programs:
         .compile()
       )
 
+    def hiding(length: int) -> None:
+      shapes = array((1, length), int32), array((), jnp.float32)
+      program = jax.jit(hidden, static_argnums=0)
+      self._hidden[length] = program.lower(model, params, *shapes).compile()
+
     def uniforms() -> None:
       program = jax.jit(
         lambda seed, step: sampling.uniforms(seed[None], step[None], UNIFORMS)[
@@ -229,6 +223,8 @@ class Programs:
       functools.partial(prefill, n) for n in blocks.buckets(self.block_size)
     ]
     jobs += [functools.partial(extending, n) for n in self._fill_lengths()]
+    lengths = {min(SHORT, self.block_size), self.block_size}
+    jobs += [functools.partial(hiding, n) for n in lengths]
     return [*jobs, seating, copying, scoring, uniforms, new_state]
 
   def _fill_lengths(self) -> list[int]:
@@ -266,6 +262,8 @@ class Programs:
       )
     self.uniforms(0, 0)
     self.score(params, zeros(1, np.int32), zeros(1, np.int32))
+    for length in self._hidden:
+      self.hidden(params, zeros(length, np.int32))
     return jax.block_until_ready(state)
 
   def fill(
@@ -390,6 +388,12 @@ class Programs:
     )
     return target_L[:n], best_LC[:n], ids_LC[:n]
 
+  def hidden(self, params: Params, tokens: np.ndarray) -> np.ndarray:
+    """As `hidden`, for int32[n] tokens; numpy."""
+    length = min(n for n in self._hidden if n >= len(tokens))
+    padded, n = pad(tokens, length), np.float32(len(tokens))
+    return np.asarray(self._hidden[length](params, padded, n))
+
 
 def log_progress(done: int, total: int, seconds: float) -> None:
   """Logs that compilation is under way, and that it is worth waiting for."""
@@ -398,13 +402,6 @@ def log_progress(done: int, total: int, seconds: float) -> None:
   log.info(
     'compiling: %d of %d programs after %.0f s%s', done, total, seconds, later
   )
-
-
-def pad(tokens: np.ndarray, length: int) -> np.ndarray:
-  """int32[1, length]: tokens, then zeros."""
-  padded = np.zeros((1, length), np.int32)
-  padded[0, : len(tokens)] = tokens
-  return padded
 
 
 def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -29,6 +29,7 @@ class Sampling:
     seed: of choice 0; choice i uses seed + i.
     logprobs: alternatives per token; None: no log-probabilities at all.
     overflow: an Overflow.
+    embed: the prompts are wanted as vectors.
     echo: the text of a choice begins with its prompt.
   """
 
@@ -54,3 +55,4 @@ class Sampling:
   logprobs: int | None = None
   overflow: str = 'slide'
   echo: bool = False
+  embed: bool = False

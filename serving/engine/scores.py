@@ -1,11 +1,11 @@
-"""Log-probabilities of a prompt's tokens and of sampled tokens."""
+"""Log-probabilities of a prompt's tokens and of sampled ones; embeddings."""
 
 import numpy as np
 
 from gpt.decoding import blocks
 from gpt.model.params import Params
 from gpt.tokenizers import Tokenizer
-from serving.engine.events import Token
+from serving.engine.events import Embedded, Scored, Token
 from serving.engine.programs import Programs
 from serving.engine.text import TextStream
 
@@ -60,12 +60,41 @@ class PromptScores:
       pairs = zip(ids_LC[i].tolist(), best_LC[i].tolist())
       self._append(float(target_L[i]), list(pairs)[: self._alternatives])
 
+  def event(self, number: int) -> Scored:
+    """What the client is sent; `number` is the prompt's."""
+    return Scored(number, self.tokens)
+
   def _append(
     self, logprob: float | None, top: list[tuple[int, float]]
   ) -> None:
     id, before = int(self._prompt[len(self.tokens)]), self._text.length
     self._text.feed(id)
     self.tokens.append(Token(id, before, self._text.length, logprob, top))
+
+
+class PromptVector:
+  """A prompt as a vector: a stand-in for PromptScores.
+
+  Args:
+    prompt: int32[n], at most a window.
+  """
+
+  def __init__(self, prompt: np.ndarray) -> None:
+    self._prompt = prompt
+    self._vector_D: np.ndarray | None = None
+
+  @property
+  def done(self) -> bool:
+    return self._vector_D is not None
+
+  def advance(self, programs: Programs, params: Params) -> None:
+    """Computes the vector, in one pass."""
+    self._vector_D = programs.hidden(params, self._prompt)
+
+  def event(self, number: int) -> Embedded:
+    """What the client is sent; `number` is the prompt's."""
+    assert self._vector_D is not None
+    return Embedded(number, self._vector_D)
 
 
 def choice_logprobs(

@@ -135,6 +135,18 @@ def write(
   return dataclasses.replace(state, cache=jax.tree.map(put, state.cache, new))
 
 
+def hidden(model: GPT, params: Params, tokens_1L: Any, length: Any) -> Any:
+  """float32[D]: the mean of the last hidden states of int32[1, L] tokens.
+
+  Only the first `length` count. Scaled to an L2 norm of 1.
+  """
+  state_1LD: Any = model.apply({'params': params}, tokens_1L, head=False)
+  inside_L1 = jnp.arange(tokens_1L.shape[1])[:, None] < length
+  state_LD = jnp.where(inside_L1, state_1LD[0].astype(jnp.float32), 0.0)
+  mean_D = jnp.sum(state_LD, axis=0) / length
+  return mean_D / jnp.maximum(jnp.linalg.norm(mean_D), 1e-12)
+
+
 def score(
   model: GPT, params: Params, tokens_1L: Any, targets_L: Any
 ) -> tuple[Any, Any, Any]:
@@ -156,3 +168,10 @@ def score(
   top = min(MAX_TOP_LOGPROBS, logits_LV.shape[-1])
   best_LC, ids_LC = jax.lax.top_k(logp_LV, top)
   return target_L, best_LC, ids_LC.astype(jnp.int32)
+
+
+def pad(tokens: np.ndarray, length: int) -> np.ndarray:
+  """int32[1, length]: tokens, then zeros."""
+  padded = np.zeros((1, length), np.int32)
+  padded[0, : len(tokens)] = tokens
+  return padded

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
@@ -24,10 +25,16 @@ STREAM_HEADERS = [
 ]
 
 
+class Whole(Protocol):
+  """What makes the answer of a generation's events."""
+
+  def whole(self, events: Iterable[Event]) -> dict[str, Any]: ...
+
+
 class WholeAnswer:
   """The answer as one JSON object."""
 
-  def __init__(self, generation: Generation, reply: Reply) -> None:
+  def __init__(self, generation: Generation, reply: Whole) -> None:
     self._generation = generation
     self._reply = reply
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.http import plain_schemas, responses, schemas
+from serving.http import embeddings, plain_schemas, responses, schemas
 from serving.http.cors import Cors
 from serving.http.encoding import dumps, encoded_response
 from serving.http.errors import ApiError, not_found
@@ -46,6 +46,14 @@ def operations(service: Service) -> list[Operation]:
       responses.ChatCompletion,
       schemas.ChatRequest,
       chunk=responses.ChatCompletionChunk,
+      errors=(*GENERATING, 404),
+    ),
+    Operation(
+      'POST',
+      '/embeddings',
+      text.embeddings,
+      embeddings.Embeddings,
+      embeddings.EmbeddingRequest,
       errors=(*GENERATING, 404),
     ),
     Operation('GET', '/models', info.models, responses.ModelList),

@@ -45,18 +45,18 @@ def read_token_ids(value: Any, info: ValidationInfo) -> tuple[int, ...]:
   return tuple(value)
 
 
-def read_prompts(value: Any, info: ValidationInfo) -> tuple[Any, ...]:
-  """One string, several, one list of token ids or several: all prompts."""
+def read_prompts(
+  value: Any, info: ValidationInfo, most: int = MAX_PROMPTS
+) -> tuple[Any, ...]:
+  """One string, one list of token ids, or several of either: all prompts."""
   if isinstance(value, str):
     return (value,)
   if not isinstance(value, list) or not value:
     raise wrong('empty' if value == [] else json_type(value))
   if not any(isinstance(p, str | list) for p in value):
     return (read_token_ids(value, info),)
-  if len(value) > MAX_PROMPTS:
-    raise refused(
-      f'has {len(value)} entries; at most {MAX_PROMPTS} are allowed.'
-    )
+  if len(value) > most:
+    raise refused(f'has {len(value)} entries; at most {most} are allowed.')
   if not all(isinstance(p, str | list) for p in value):
     raise wrong('a mixture with single token ids')
   return tuple(
@@ -140,6 +140,15 @@ TOKEN = {'type': 'integer', 'minimum': 0}
 TOKENS = {'type': 'array', 'items': TOKEN}
 EITHER = {'anyOf': [STRING, TOKENS]}
 
+PROMPTS = 'a string, token ids, or an array of strings and arrays of token ids'
+
+
+def prompts_schema(most: int) -> dict[str, Any]:
+  """The JSON Schema of up to `most` prompts."""
+  several = {**SOME, 'items': EITHER, 'maxItems': most}
+  return {'anyOf': [STRING, {**SOME, 'items': TOKEN}, several]}
+
+
 Text = Annotated[str, PlainValidator(read_text), JsonSchema(STRING)]
 TokenIds = Annotated[
   tuple[int, ...],
@@ -150,16 +159,8 @@ TokenIds = Annotated[
 Prompts = Annotated[
   tuple[Any, ...],
   PlainValidator(read_prompts),
-  JsonSchema(
-    {
-      'anyOf': [
-        STRING,
-        {**SOME, 'items': TOKEN},
-        {**SOME, 'items': EITHER, 'maxItems': MAX_PROMPTS},
-      ]
-    }
-  ),
-  Wanted('a string, token ids, or an array of strings and arrays of token ids'),
+  JsonSchema(prompts_schema(MAX_PROMPTS)),
+  Wanted(PROMPTS),
 ]
 Stop = Annotated[
   tuple[str, ...],

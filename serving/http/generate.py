@@ -11,6 +11,7 @@ from serving.engine.events import Delta
 from serving.generation import Client, Generation
 from serving.http.answers import StreamedAnswer, WholeAnswer
 from serving.http.body import client_gone
+from serving.http.embeddings import EmbeddingReply, EmbeddingRequest
 from serving.http.encoding import json_response, parse_object
 from serving.http.errors import ApiError, bad_request, not_found
 from serving.http.plain_schemas import (
@@ -69,6 +70,20 @@ class GenerateRoutes:
     )
     run.job.adapter = adapter
     return self._openai(request, asked, run, ChatReply)
+
+  async def embeddings(self, request: Request) -> ASGIApp:
+    """Texts as vectors: the mean of the last hidden states, of length 1."""
+    asked = await self._read(EmbeddingRequest, request)
+    adapter = self._adapter(asked.model)
+    run = generation.embed(
+      self._service, client_of(request), asked.input, asked.sampling()
+    )
+    request.scope['rgpt'].job = run.job
+    run.job.adapter = adapter
+    name = adapter or self._options.model_name
+    return WholeAnswer(
+      run, EmbeddingReply(run.job, name, asked.encoding_format)
+    )
 
   async def randy(self, request: Request) -> Response:
     """Continues a prompt, as RandyGPT's server does."""

@@ -36,8 +36,9 @@ class Notice(TypedDict):
 
 
 class Timings(TypedDict):
-  """Of prompts and texts, in llama.cpp's form; milliseconds."""
+  """Of prompts, less what was cached, and texts; llama.cpp's form, in ms."""
 
+  cache_n: int
   prompt_n: int
   prompt_ms: float
   prompt_per_token_ms: float

@@ -14,9 +14,11 @@ def timings(job: Job) -> Timings:
   now = job.ended or time.perf_counter()
   began = job.started or now
   first = job.first or now
-  prompt, predicted = job.prompt_tokens, job.completion_tokens
+  cached, predicted = job.cached_tokens, job.completion_tokens
+  prompt = job.prompt_tokens - cached
   prompt_ms, predicted_ms = (first - began) * 1e3, (now - first) * 1e3
   return {
+    'cache_n': cached,
     'prompt_n': prompt,
     'prompt_ms': prompt_ms,
     'prompt_per_token_ms': ratio(prompt_ms, prompt),
@@ -36,7 +38,7 @@ def prompt_progress(job: Job) -> PromptProgress:
   total, now = job.prompt_tokens, job.first or time.perf_counter()
   return {
     'total': total,
-    'cache': 0,
+    'cache': job.cached_tokens,
     'processed': total if job.first else 0,
     'time_ms': (now - (job.started or now)) * 1e3,
   }

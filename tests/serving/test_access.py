@@ -29,6 +29,7 @@ PRIVATE = [
   ('GET', '/models/tiny'),
   ('POST', '/microgpt/v1/generate'),
   ('POST', '/microgpt/v1/chat'),
+  ('POST', '/v1/embeddings'),
   ('POST', '/tokenize'),
   ('POST', '/detokenize'),
   ('GET', '/metrics'),

@@ -11,6 +11,7 @@ from serving.http.plain_schemas import MicroRequest, RandyRequest
 from serving.http.schemas import OpenAIRequest
 
 COMPLETIONS, CHAT = '/v1/completions', '/v1/chat/completions'
+EMBEDDINGS = '/v1/embeddings'
 MESSAGES = [{'role': 'user', 'content': 'a'}]
 GOOD = {
   COMPLETIONS: {'prompt': 'a', 'max_tokens': 2},
@@ -18,6 +19,7 @@ GOOD = {
   '/': {'prompt': 'a', 'max_tokens': 2},
   '/microgpt/v1/generate': {'max_tokens': 2},
   '/microgpt/v1/chat': {'messages': MESSAGES, 'max_tokens': 2},
+  EMBEDDINGS: {'input': 'a'},
   '/tokenize': {'content': 'a'},
   '/detokenize': {'tokens': [2]},
 }
@@ -128,6 +130,12 @@ OWN = {
     'max_tokens': [0, 'a'],
   },
   '/microgpt/v1/chat': {'messages': [None, 3, []], 'temperature': ['a']},
+  EMBEDDINGS: {
+    'input': [None, 3, {}, [], ['a', 3], [['a']], [1.5], [-1], [10**6]],
+    'encoding_format': ['int8', 3],
+    'truncate_prompt_tokens': [-2, 'a'],
+    'dimensions': [8],
+  },
   '/tokenize': {'content': [None, 3, ['a']]},
   '/detokenize': {'tokens': [None, 'a', ['a'], [-1], [1.5], [10**9]]},
 }

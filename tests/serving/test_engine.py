@@ -19,8 +19,8 @@ from configs import (
 )
 from gpt.model import GPT, GPTConfig
 from serving.engine import events, jobs, programs
+from serving.engine.compilations import compile_count
 from serving.engine.errors import StepFailed
-from serving.engine.programs import compile_count
 from serving.engine.sampling import Sampling
 from serving.engine.scores import choice_logprobs
 from serving.engine.weights import Weights

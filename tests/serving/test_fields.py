@@ -90,9 +90,7 @@ def test_min_tokens_bans_every_end_until_then(http):
   # Past the window, and with a stop string that every text contains.
   text = text_of(ask(http, max_tokens=90, logit_bias=NO_EOS))
   stops = list(set(text[60:75]))
-  late = ask(
-    http, max_tokens=90, logit_bias=NO_EOS, stop=stops, min_tokens=70
-  )
+  late = ask(http, max_tokens=90, logit_bias=NO_EOS, stop=stops, min_tokens=70)
   assert text_of(late) == text[:70]
   assert late['choices'][0]['finish_reason'] == 'stop'
   assert ask(http, status=400, min_tokens=21)['param'] == 'min_tokens'

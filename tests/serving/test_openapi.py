@@ -6,7 +6,14 @@ import re
 import jsonschema
 import pytest
 
-from tests.serving.test_bodies import CHAT, COMPLETIONS, GOOD, MESSAGES, OWN
+from tests.serving.test_bodies import (
+  CHAT,
+  COMPLETIONS,
+  EMBEDDINGS,
+  GOOD,
+  MESSAGES,
+  OWN,
+)
 from tests.support.serving_tools import sse
 
 # What only the server can know: its vocabulary, and rules over two fields.
@@ -23,6 +30,7 @@ UNDOCUMENTED = {
   'truncate_prompt_tokens': [0],
   'tokens': [[10**9]],
   'prompt': [[10**6]],
+  'input': [[10**6]],
   'stream_options': [{'include_usage': True}],
   'top_logprobs': [3],
   'messages': [[{'role': 'user'}], [{'role': 'user', 'content': None}]],
@@ -38,6 +46,7 @@ ANSWERS = [
   ('POST', CHAT, {'messages': MESSAGES, 'prompt_logprobs': 1}),
   ('POST', COMPLETIONS, {'prompt': 'a', 'return_progress': True, **STREAMED}),
   ('POST', CHAT, {'messages': MESSAGES * 20, 'logprobs': True, **STREAMED}),
+  ('POST', EMBEDDINGS, {'input': ['aé'], 'encoding_format': 'base64'}),
   ('POST', COMPLETIONS, {'prompt': 3}),
   ('POST', '/', {'prompt': 3}),
   ('POST', '/reload', {}),

@@ -13,8 +13,8 @@ import numpy as np
 from gpt.decoding import blocks, generation, sampling
 from gpt.model import GPT, abstract_params
 from serving.engine import events, jobs
+from serving.engine.compilations import compile_count
 from serving.engine.engine import Engine
-from serving.engine.programs import compile_count
 from serving.engine.sampling import Sampling
 from serving.engine.weights import Weights
 from serving.metrics import Metrics
