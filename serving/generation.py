@@ -108,6 +108,7 @@ def embed(
     stop_ids=(),
     allowed=(),
     streamed=False,
+    structure=None,
     param='input',
   )
 

@@ -75,6 +75,7 @@ CALLED_BY_LIBRARIES = {
   'fields_agree',  # pydantic
   'handle_exit',  # uvicorn
   'preflight_response',  # starlette
+  'read_format_and_includes',  # pydantic
   'read_structure',  # pydantic
   'refuse_foreign',  # pydantic
   'send_400_response',  # uvicorn

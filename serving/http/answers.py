@@ -12,7 +12,6 @@ from serving.engine.events import Event
 from serving.generation import Generation
 from serving.http import errors
 from serving.http.encoding import dumps, encoded_response
-from serving.http.replies import Reply
 
 log = logging.getLogger('rgpt.serve')
 
@@ -29,6 +28,16 @@ class Whole(Protocol):
   """What makes the answer of a generation's events."""
 
   def whole(self, events: Iterable[Event]) -> dict[str, Any]: ...
+
+
+class Chunks(Protocol):
+  """What makes the data of a stream's events; `end` follows the last."""
+
+  end: bytes
+
+  def chunks(self, events: Iterable[Event]) -> list[dict[str, Any]]: ...
+
+  def last_chunks(self) -> list[dict[str, Any]]: ...
 
 
 class WholeAnswer:
@@ -55,7 +64,7 @@ class StreamedAnswer:
   later ones are an event.
   """
 
-  def __init__(self, generation: Generation, reply: Reply) -> None:
+  def __init__(self, generation: Generation, reply: Chunks) -> None:
     self._generation = generation
     self._reply = reply
 
@@ -87,7 +96,7 @@ class StreamedAnswer:
         'headers': STREAM_HEADERS,
       }
     )
-    end = b'data: [DONE]\n\n'
+    end = self._reply.end
     try:
       await self._send_chunks(self._reply.chunks, send, first)
       async for batch in events:
@@ -120,5 +129,6 @@ class StreamedAnswer:
 
 
 def sse(value: dict) -> bytes:
-  """One server-sent event."""
-  return b'data: %s\n\n' % dumps(value)
+  """One server-sent event; its type stands before data that has one."""
+  name = b'event: %s\n' % value['type'].encode() if 'type' in value else b''
+  return b'%sdata: %s\n\n' % (name, dumps(value))

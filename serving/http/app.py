@@ -9,7 +9,14 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.http import embeddings, plain_schemas, responses, schemas
+from serving.http import (
+  embeddings,
+  plain_schemas,
+  response_events,
+  response_request,
+  responses,
+  schemas,
+)
 from serving.http.cors import Cors
 from serving.http.encoding import dumps, encoded_response
 from serving.http.errors import ApiError, not_found
@@ -46,6 +53,15 @@ def operations(service: Service) -> list[Operation]:
       responses.ChatCompletion,
       schemas.ChatRequest,
       chunk=responses.ChatCompletionChunk,
+      errors=(*GENERATING, 404),
+    ),
+    Operation(
+      'POST',
+      '/responses',
+      text.responses,
+      response_events.ResponseObject,
+      response_request.ResponseRequest,
+      chunk=response_events.ResponseEvent,
       errors=(*GENERATING, 404),
     ),
     Operation(

@@ -20,6 +20,8 @@ from serving.http.plain_schemas import (
   RandyRequest,
 )
 from serving.http.replies import ChatReply, CompletionReply, Reply, warnings_of
+from serving.http.response_events import ResponseReply
+from serving.http.response_request import ResponseRequest
 from serving.http.schemas import (
   Body,
   ChatRequest,
@@ -70,6 +72,27 @@ class GenerateRoutes:
     )
     run.job.adapter = adapter
     return self._openai(request, asked, run, ChatReply)
+
+  async def responses(self, request: Request) -> ASGIApp:
+    """Answers an input, as OpenAI's Responses API does, but keeps nothing."""
+    asked = await self._read(ResponseRequest, request)
+    adapter = self._adapter(asked.model)
+    self._check_chat()
+    run = generation.chat(
+      self._service,
+      client_of(request),
+      asked.turns(),
+      asked.sampling(self._options.context_overflow),
+      streamed=asked.stream,
+      prefill=True,
+      structure=asked.structure,
+    )
+    request.scope['rgpt'].job = run.job
+    run.job.adapter = adapter
+    name = adapter or self._options.model_name
+    reply = ResponseReply(run.job, name, self._service.tokenizer, asked)
+    answer = StreamedAnswer if asked.stream else WholeAnswer
+    return answer(run, reply)
 
   async def embeddings(self, request: Request) -> ASGIApp:
     """Texts as vectors: the mean of the last hidden states, of length 1."""

@@ -34,6 +34,7 @@ class Reply:
   """
 
   prefix = whole_object = chunk_object = ''
+  end = b'data: [DONE]\n\n'  # of a stream
 
   def __init__(
     self,
@@ -197,15 +198,7 @@ class Reply:
     return {'prompt_logprobs': out}
 
   def token_text(self, id: int) -> str:
-    """A token as text; an incomplete character as 'bytes:\\xf0'."""
-    data = self.tokenizer.token_bytes(id)
-    if not data:
-      names = {i: name for name, i in self.tokenizer.special_tokens.items()}
-      return names.get(id, '')
-    try:
-      return data.decode('utf-8')
-    except UnicodeDecodeError:
-      return 'bytes:' + ''.join(f'\\x{b:02x}' for b in data)
+    return token_text(self.tokenizer, id)
 
 
 class CompletionReply(Reply):
@@ -351,6 +344,18 @@ class ChatReply(Reply):
       'logprob': finite(logprob),
       'bytes': list(self.tokenizer.token_bytes(id)),
     }
+
+
+def token_text(tokenizer: Tokenizer, id: int) -> str:
+  """A token as text; an incomplete character as 'bytes:\\xf0'."""
+  data = tokenizer.token_bytes(id)
+  if not data:
+    names = {i: name for name, i in tokenizer.special_tokens.items()}
+    return names.get(id, '')
+  try:
+    return data.decode('utf-8')
+  except UnicodeDecodeError:
+    return 'bytes:' + ''.join(f'\\x{b:02x}' for b in data)
 
 
 def warnings_of(notices: Iterable[Notice]) -> dict[str, list[dict[str, str]]]:

@@ -241,6 +241,11 @@ class OpenAIRequest(Generating, StructuredFields):
       raise refused(
         f'must not be above max_tokens, which is {self.limit}.', 'min_tokens'
       )
+    if self.min_tokens and self.structure:
+      raise not_supported(
+        'is not supported beside a format: that decides where it ends.',
+        'min_tokens',
+      )
     moving = self.context_overflow not in (None, 'stop')
     if self.limit < 0 and moving:
       raise refused(

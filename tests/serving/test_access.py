@@ -30,6 +30,7 @@ PRIVATE = [
   ('POST', '/microgpt/v1/generate'),
   ('POST', '/microgpt/v1/chat'),
   ('POST', '/v1/embeddings'),
+  ('POST', '/v1/responses'),
   ('POST', '/tokenize'),
   ('POST', '/detokenize'),
   ('GET', '/metrics'),

@@ -11,7 +11,7 @@ from serving.http.plain_schemas import MicroRequest, RandyRequest
 from serving.http.schemas import OpenAIRequest
 
 COMPLETIONS, CHAT = '/v1/completions', '/v1/chat/completions'
-EMBEDDINGS = '/v1/embeddings'
+EMBEDDINGS, RESPONSES = '/v1/embeddings', '/v1/responses'
 MESSAGES = [{'role': 'user', 'content': 'a'}]
 GOOD = {
   COMPLETIONS: {'prompt': 'a', 'max_tokens': 2},
@@ -19,6 +19,7 @@ GOOD = {
   '/': {'prompt': 'a', 'max_tokens': 2},
   '/microgpt/v1/generate': {'max_tokens': 2},
   '/microgpt/v1/chat': {'messages': MESSAGES, 'max_tokens': 2},
+  RESPONSES: {'input': 'a', 'max_output_tokens': 2},
   EMBEDDINGS: {'input': 'a'},
   '/tokenize': {'content': 'a'},
   '/detokenize': {'tokens': [2]},
@@ -130,6 +131,19 @@ OWN = {
     'max_tokens': [0, 'a'],
   },
   '/microgpt/v1/chat': {'messages': [None, 3, []], 'temperature': ['a']},
+  RESPONSES: {
+    'input': [None, 3, {}, [], [3], [{'role': 'user'}]],
+    'instructions': [3],
+    'max_output_tokens': [0, -2, 'a', 10**7],
+    'temperature': ['hot', 2.1],
+    'truncation': ['never', 3],
+    'top_logprobs': [-1, 21],
+    'include': ['a', [3]],
+    'text': [3, {'format': 3}],
+    'metadata': ['a'],
+    'store': [True],
+    'tools': [[{'type': 'function'}]],
+  },
   EMBEDDINGS: {
     'input': [None, 3, {}, [], ['a', 3], [['a']], [1.5], [-1], [10**6]],
     'encoding_format': ['int8', 3],

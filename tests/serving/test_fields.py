@@ -93,7 +93,8 @@ def test_min_tokens_bans_every_end_until_then(http):
   late = ask(http, max_tokens=90, logit_bias=NO_EOS, stop=stops, min_tokens=70)
   assert text_of(late) == text[:70]
   assert late['choices'][0]['finish_reason'] == 'stop'
-  assert ask(http, status=400, min_tokens=21)['param'] == 'min_tokens'
+  for wrong in ({'min_tokens': 21}, {'min_tokens': 2, 'regex': '[a-z]+'}):
+    assert ask(http, status=400, **wrong)['param'] == 'min_tokens'
 
 
 def test_min_tokens_changes_nothing_else(http):

@@ -13,6 +13,7 @@ from tests.serving.test_bodies import (
   GOOD,
   MESSAGES,
   OWN,
+  RESPONSES,
 )
 from tests.support.serving_tools import sse
 
@@ -46,6 +47,8 @@ ANSWERS = [
   ('POST', CHAT, {'messages': MESSAGES, 'prompt_logprobs': 1}),
   ('POST', COMPLETIONS, {'prompt': 'a', 'return_progress': True, **STREAMED}),
   ('POST', CHAT, {'messages': MESSAGES * 20, 'logprobs': True, **STREAMED}),
+  ('POST', RESPONSES, {'input': 'aé' * 40, 'top_logprobs': 2}),
+  ('POST', RESPONSES, {'input': 'a', 'stream': True}),
   ('POST', EMBEDDINGS, {'input': ['aé'], 'encoding_format': 'base64'}),
   ('POST', COMPLETIONS, {'prompt': 3}),
   ('POST', '/', {'prompt': 3}),
@@ -149,7 +152,12 @@ def test_answers_are_as_described(document, http, method, path, body):
   if kind == 'application/json':
     check.validate(response.json())
     return
-  *chunks, done = sse(response)
-  assert done == '[DONE]' and len(chunks) > 2
+  if path == RESPONSES:  # Its events have names, and no mark ends them.
+    lines = response.text.splitlines()
+    chunks = [x[6:] for x in lines if x.startswith('data: ')]
+  else:
+    *chunks, done = sse(response)
+    assert done == '[DONE]'
+  assert len(chunks) > 2
   for chunk in chunks:
     check.validate(json.loads(chunk))
