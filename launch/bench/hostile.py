@@ -184,26 +184,36 @@ class Load:
       writer.transport.abort()
 
 
+def memory_mb(server: serve.Server) -> tuple[float, float]:
+  """Resident memory, and the part of it that the prefix cache fills."""
+  return server.rss_mb(), server.metrics()['rgpt_prefix_cache_bytes'] / 1e6
+
+
 async def attack(server: serve.Server, seconds: float) -> dict:
   """Runs the load; what honest clients got, and what the server needed."""
   clients = Load(server.port, seconds)
   running = asyncio.ensure_future(clients.run(random.Random(0)))
-  rss = [server.rss_mb()]
+  memory = []
   while not running.done():
-    await asyncio.wait({running}, timeout=min(10.0, seconds / 6))
-    rss.append(server.rss_mb())
+    await asyncio.wait({running}, timeout=min(10.0, seconds / 10))
+    memory.append(await asyncio.to_thread(memory_mb, server))
   await running
   await asyncio.sleep(1.0)
   metrics = await asyncio.to_thread(server.metrics)
   names = ('num_requests_running', 'num_requests_waiting', 'slots_busy')
+  # After the first tenth, which fills buffers.
+  later = memory[len(memory) // 10 :]
+  own = [rss - cache for rss, cache in later]
   return {
     **clients.counts,
     'ttft_ms': serve.quantiles(clients.ttft),
     'refused_s': max(clients.refused, default=0.0),
     'faults': clients.faults[:20],
-    'rss_mb': rss,
-    # After the first tenth, which fills buffers and the prefix cache.
-    'rss_growth_mb': max(rss[len(rss) // 10 + 1 :]) - rss[len(rss) // 10 + 1],
+    'rss_mb': [rss for rss, _ in memory],
+    'prefix_cache_mb': [cache for _, cache in memory],
+    'rss_growth_mb': max(rss for rss, _ in later) - later[0][0],
+    'rss_growth_without_cache_mb': max(own) - own[0],
+    'tokens': metrics['rgpt_generation_tokens_total'],
     'preemptions': metrics['rgpt_preemptions_total'],
     'slow_readers': metrics['rgpt_aborted_total{cause="slow_reader"}'],
     'left_behind': sum(metrics[f'rgpt_{name}'] for name in names),
@@ -231,7 +241,8 @@ def main(_: list[str]) -> None:
   print(
     f'{harness.machine()}\n{report["honest"]} honest requests: TTFT p50 '
     f'{first["p50"]:.0f} ms, p95 {first["p95"]:.0f} ms, refused for at most '
-    f'{report["refused_s"]:.2f} s; RSS +{report["rss_growth_mb"]:.0f} MB'
+    f'{report["refused_s"]:.2f} s; RSS +{report["rss_growth_mb"]:.0f} MB, '
+    f'{report["rss_growth_without_cache_mb"]:.0f} MB of it not the prefix cache'
   )
   print(json.dumps(report))
 

@@ -210,7 +210,8 @@ class Engine:
         lane.enter_columns(self.prefixes)
       except Exception as e:
         self._recover(lane, e)
-    self._metrics.prefix_bytes.set(self.prefixes.size)
+    kept = self.prefixes.size + self.prefixes.reserved
+    self._metrics.prefix_bytes.set(kept)
 
   def _send(self, job: Job, event: Event) -> None:
     job.posted += size_of(event)

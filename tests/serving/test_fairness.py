@@ -35,7 +35,11 @@ REQUESTS = [
 ]
 
 
-@pytest.fixture(scope='module', params=[1 << 20, 0], ids=['kept', 'refilled'])
+@pytest.fixture(
+  scope='module',
+  params=[1 << 20, pytest.param(0, marks=pytest.mark.slow)],
+  ids=['kept', 'refilled'],
+)
 def harness(request):
   """One lane of two slots; columns of preempted requests are kept, or not."""
   harness = Harness(

@@ -20,7 +20,7 @@ CFG = GPTConfig(
   n_layer=2,
   block_size=160,
 )
-SHAPES = [(2, 1, 160), (2, 8, 160)]
+SHAPES = [(2, 8, 160)]
 NO_EOS = {TOKENIZER.eos_id: -100.0}
 SETTINGS = [
   {},
