@@ -12,6 +12,8 @@ from gpt.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
+MAX_BYTES = 4 << 30  # A larger one is no log: 30 million steps write as much.
+
 
 def read(path: str | os.PathLike) -> bytes:
   """The bytes of a log; b'' and a warning if it cannot be read.
@@ -23,6 +25,8 @@ def read(path: str | os.PathLike) -> bytes:
   try:
     if path.exists() and not path.is_file():  # A pipe would block forever.
       raise OSError(0, 'it is not a regular file')
+    if path.stat().st_size > MAX_BYTES:
+      raise OSError(0, f'it has more than {MAX_BYTES:,} bytes')
     return path.read_bytes()
   except FileNotFoundError:
     raise
@@ -43,8 +47,11 @@ def unused_name(path: pathlib.Path) -> pathlib.Path:
 
 def set_aside(path: pathlib.Path) -> None:
   """Renames what stands in the way of a readable log, with a warning."""
-  if path.is_file() and os.access(path, os.R_OK) or not os.path.lexists(path):
+  if not os.path.lexists(path):
     return
+  if path.is_file() and os.access(path, os.R_OK):
+    if path.stat().st_size <= MAX_BYTES:
+      return
   kept = unused_name(path)
   try:
     path.rename(kept)

@@ -52,10 +52,7 @@ class MetricsLog:
 
   def _keep(self, path: pathlib.Path, resume_step: int) -> None:
     """Drops the lines after `resume_step`, sets damaged ones aside."""
-    try:
-      data = path.read_bytes()
-    except OSError:
-      return  # LogFile warns.
+    data = log_file.read(path)
     lines, damaged = parse(data)
     damaged += _is_cut(data.rpartition(b'\n')[2], resume_step)
     if damaged:

@@ -203,7 +203,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
   path = pathlib.Path(path)
   if path.is_dir():
     for directory in (path / 'tokenizer', path):
-      if (directory / META_FILE).is_file():
+      if os.path.lexists(directory / META_FILE):
         return _with_template(_load_directory(directory), directory)
     for name in (VOCAB_FILE, MODEL_FILE):
       if (path / name).is_file():

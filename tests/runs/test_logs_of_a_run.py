@@ -125,6 +125,22 @@ def test_something_else_in_its_place_stops_no_run(tmp_path, name, kind):
     assert any('training goes on without them' in x for x in seen)
 
 
+@pytest.mark.parametrize('name', [metrics.FILE, samples.FILE])
+def test_a_log_of_a_terabyte_is_set_aside_unread(tmp_path, name):
+  path = tmp_path / name
+  path.touch()
+  os.truncate(path, 1 << 40)  # Sparse.
+  with log_lines() as seen:
+    samples.keep(tmp_path, 3)
+    MetricsLog(tmp_path, 3).close()
+  assert len(seen) == 1 and f'is now {name}.damaged' in seen[0]
+  path.touch()
+  os.truncate(path, 1 << 40)
+  with log_lines() as seen:
+    found = samples.read(tmp_path) or metrics.read(tmp_path / metrics.FILE)
+  assert not found and 'more than 4,294,967,296 bytes' in seen[0]
+
+
 def test_a_full_disk_costs_lines_and_no_step(tmp_path):
   os.symlink('/dev/full', tmp_path / metrics.FILE)
   with log_lines() as seen:

@@ -323,3 +323,16 @@ def test_missing_and_damaged_tokenizers_are_user_errors(tmp_path, char):
     (tmp_path / 'tokenizer/tokenizer.json').write_text(content)
     with pytest.raises(UserError, match='tokenizer'):
       load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize('kind', ['link', 'directory'])
+def test_vocab_json_does_not_stand_in_for_a_tokenizer_json(
+  tmp_path, randy, kind
+):
+  """It holds the tokens, but not which of them control."""
+  randy.save(tmp_path)
+  path = tmp_path / 'tokenizer.json'
+  path.unlink()
+  path.symlink_to('nowhere') if kind == 'link' else path.mkdir()
+  with pytest.raises(UserError, match='cannot read .*tokenizer.json'):
+    load_tokenizer(tmp_path)
