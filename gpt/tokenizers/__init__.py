@@ -250,7 +250,9 @@ def _load_directory(directory: pathlib.Path) -> Tokenizer:
     if is_hf_json(meta.values):
       ours = marks_documents(meta.values)
       return read_hf_json(meta_path) if ours else read_tokenizer(directory)
-    if 'vocab' in meta and 'kind' not in meta:
+    # Ours has its kind, and the vocabulary beside it.
+    of_run = directory.name == 'tokenizer' and (directory / VOCAB_FILE).exists()
+    if 'vocab' in meta and 'kind' not in meta and not of_run:
       return read_vocab_json(meta_path)  # RandyGPT's own name for its file.
     kind = meta.choice('kind', FILES)
     wanted = meta.text(CHECKSUM, '')  # 0.2 wrote none.

@@ -336,3 +336,16 @@ def test_vocab_json_does_not_stand_in_for_a_tokenizer_json(
   path.symlink_to('nowhere') if kind == 'link' else path.mkdir()
   with pytest.raises(UserError, match='cannot read .*tokenizer.json'):
     load_tokenizer(tmp_path)
+
+
+def test_a_vocab_json_as_the_tokenizer_json_of_a_run_is_refused(
+  tmp_path, randy
+):
+  """As of a directory of RandyGPT it is read; control tokens would be lost."""
+  randy.save(tmp_path / 'tokenizer')
+  vocab = (tmp_path / 'tokenizer/vocab.json').read_text()
+  (tmp_path / 'tokenizer/tokenizer.json').write_text(vocab)
+  with pytest.raises(UserError, match='kind is missing'):
+    load_tokenizer(tmp_path)
+  (tmp_path / 'tokenizer').rename(tmp_path / 'randy')
+  assert load_tokenizer(tmp_path / 'randy').vocab_size == randy.vocab_size
