@@ -4,13 +4,14 @@ A `spec` is the file's JSON as the `tokenizers` library writes it, which has the
 fields that older files lack.
 """
 
+import contextlib
 import copy
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from gpt.errors import UserError
+from gpt.errors import UserError, quoted
 from gpt.fields import Fields
 from gpt.files import parse_json
 from gpt.tokenizers.sentencepiece import SPACE
@@ -50,13 +51,30 @@ def normalizers(spec: Spec) -> list[Spec]:
   return steps(spec['normalizer'], 'normalizers')
 
 
-def check_ids(data: bytes) -> None:
-  """Raises UserError for a file with ids far above its number of tokens.
+@contextlib.contextmanager
+def no_panic() -> Iterator[None]:
+  """Turns a panic of the library, which is no Exception, into a UserError."""
+  try:
+    yield
+  except BaseException as e:
+    if type(e).__name__ != 'PanicException':
+      raise
+    raise UserError(
+      f'the `tokenizers` library fails on this tokenizer.json: {quoted(str(e))}'
+    ) from e
 
-  The library makes a table that reaches to the highest id.
+
+def check_before_reading(data: bytes) -> None:
+  """Raises UserError for a file that the library must not see.
+
+  It makes a table that reaches to the highest id, and it panics at marks of
+  parts of words, which no lossless BPE has.
   """
   spec = Fields(parse_json(data, 'tokenizer.json'), 'tokenizer.json')
   model = spec.mapping('model')
+  for name in ('continuing_subword_prefix', 'end_of_word_suffix'):
+    if model.text(name, ''):
+      raise model.fault(name, 'none')
   vocab = model.values.get('vocab')
   vocab = Fields(vocab if isinstance(vocab, dict) else {}, 'tokenizer.json')
   added = spec.items('added_tokens', (), of=dict)

@@ -99,8 +99,20 @@ class HfTokenizer(BaseTokenizer):
     vocab_size: int = 0,
     add_bos: bool | None = None,
   ) -> None:
+    with hf_parts.no_panic():
+      self._read(data, requested_vocab_size, bos, eos, vocab_size, add_bos)
+
+  def _read(
+    self,
+    data: bytes,
+    requested_vocab_size: int,
+    bos: str | None,
+    eos: str | None,
+    vocab_size: int,
+    add_bos: bool | None,
+  ) -> None:
     tokenizers = _library()
-    hf_parts.check_ids(data)
+    hf_parts.check_before_reading(data)
     try:
       self._tokenizer = tokenizers.Tokenizer.from_str(data.decode('utf-8'))
       # The library's own serialization has the fields that older files lack.

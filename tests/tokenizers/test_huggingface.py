@@ -189,3 +189,27 @@ def test_a_missing_library_error_names_the_extra(ours, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tokenizers', None)
   with pytest.raises(UserError, match=r"pip install 'rgpt\[hf\]'"):
     HfTokenizer(ours.data)
+
+
+@pytest.mark.parametrize(
+  'name', ['continuing_subword_prefix', 'end_of_word_suffix']
+)
+def test_marks_of_parts_of_words_never_reach_the_library(theirs, name):
+  """It panics at them, which is no Exception."""
+  theirs = {**theirs, 'model': {**theirs['model'], name: 'x' * 12}}
+  with pytest.raises(UserError, match=f'{name} is .*; allowed: none'):
+    read(theirs)
+
+
+def test_a_panic_of_the_library_is_explained(theirs, monkeypatch):
+  class PanicException(BaseException):
+    pass
+
+  class Panicking:
+    @staticmethod
+    def from_str(text):
+      raise PanicException('range end index 12')
+
+  monkeypatch.setattr(tokenizers, 'Tokenizer', Panicking)
+  with pytest.raises(UserError, match='fails on .*: .range end index 12'):
+    read(theirs)
