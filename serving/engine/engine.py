@@ -29,7 +29,7 @@ from serving.engine.jobs import Job, Sequence, hold_back
 from serving.engine.lanes import Lane, lane_count
 from serving.engine.prefixes import PrefixCache
 from serving.engine.programs import Programs
-from serving.engine.scheduler import Scheduler
+from serving.engine.scheduler import SLICE, Scheduler
 from serving.engine.scores import choice_logprobs
 from serving.engine.weights import Weights
 from serving.metrics import ABORTS, Metrics
@@ -38,7 +38,8 @@ log = logging.getLogger('rgpt.serve')
 
 # Prompts a lane prefills between two blocks; more would stall its streams.
 ADMIT_AT_ONCE = 4
-# A slice lasts this many times as long as a change of the sequence takes.
+# A slice lasts this many times as long as a change of the sequence takes, but
+# no longer than SLICE.
 SLICE_TO_SWAP = 10
 # Consecutive failed steps after which the engine gives up.
 MAX_FAILURES = 3
@@ -301,7 +302,7 @@ class Engine:
 
   def _preempt(self) -> Lane | None:
     """Makes room for a waiting sequence; the lane with the slot, or None."""
-    slowest = SLICE_TO_SWAP * self._swap_seconds
+    slowest = min(SLICE_TO_SWAP * self._swap_seconds, SLICE)
     seq = self.scheduler.victim(self._active, slowest)
     if seq is None:
       return None
@@ -312,7 +313,8 @@ class Engine:
       self._recover(lane, e)
       return lane
     # It is read now and written later.
-    self._swap_seconds = 2 * (time.perf_counter() - began)
+    seconds = 2 * (time.perf_counter() - began)
+    self._swap_seconds += 0.2 * (seconds - self._swap_seconds)
     self.scheduler.put_back(seq)
     self._metrics.preemptions.inc()
     return lane

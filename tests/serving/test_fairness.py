@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from gpt.decoding.grammars import Grammar, Source
 from gpt.model import GPTConfig
 from serving.engine import events, jobs, scheduler
 from serving.engine.errors import QueueFull
@@ -54,6 +55,21 @@ def harness(request):
   assert harness.engine.scheduler.counts() == (0, 0, 0)
   assert harness.engine.prefixes.reserved == 0
   harness.close()
+
+
+def test_texts_that_follow_a_grammar_survive_turns_too(harness, monkeypatch):
+  pytest.importorskip('llguidance')
+  grammar = Grammar(Source('regex', '([a-z]{3} )*', 'regex'), TOKENIZER)
+  fields = {'max_tokens': 60, 'logit_bias': NO_EOS, 'grammar': grammar}
+  alone = [
+    answer(harness, harness.submit([5], seed=i, **fields)) for i in range(4)
+  ]
+  before = preemptions(harness)
+  monkeypatch.setattr(scheduler, 'FIRST_SLICE', 0.0)
+  monkeypatch.setattr(scheduler, 'SLICE', 0.0)
+  together = [harness.submit([5], seed=i, **fields) for i in range(4)]
+  assert [answer(harness, job) for job in together] == alone
+  assert preemptions(harness) > before
 
 
 def answer(harness, job):

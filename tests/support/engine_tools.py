@@ -84,7 +84,7 @@ class Harness:
       job.taken += sum(map(events.size_of, job.mailbox))
     self.engine.wake()
 
-  def submit(self, *prompts, unread=False, **fields):
+  def submit(self, *prompts, unread=False, grammar=None, **fields):
     job = jobs.Job(Sampling(**fields))
     if unread:
       self.unread.add(job)
@@ -96,6 +96,7 @@ class Harness:
       bias_V,
       {TOKENIZER.eos_id, *job.sampling.stop_token_ids},
       TOKENIZER,
+      grammar=grammar,
     )
     self.engine.scheduler.reserve()
     self.engine.submit(job)
