@@ -3,13 +3,15 @@
     python -m launch.bench.decode --preset=l --vocab_size=2000 --batch=1,8,32
     python -m launch.bench.decode --preset=l --tokens=1024     (past the window)
     python -m launch.bench.decode --peer=c,products            (the upper bound)
+    python -m launch.bench.decode --preset=l --peer=llama    (llama.cpp)
     python -m launch.bench.decode --model=smollm2     (beside llama.cpp)
 
 Every contestant starts from a one-token prompt and samples to the end of the
 window at temperature 1; rgpt also applies top-p. The C loop (peers/decode.c)
 decodes one stream; the better of one and all threads counts. `products` are the
 matmuls of our decode steps with the weights and nothing else: no attention, no
-cache, no sampling.
+cache, no sampling. `llama` compares with llama.cpp on the preset's sizes and
+options that it knows, both with the same weights and greedily.
 
 --model compares a pretrained model with llama.cpp instead, greedily, one
 stream after a prompt of one token: float32 weights with F32 and bfloat16 with
@@ -28,7 +30,7 @@ from absl import flags
 from gpt import devices
 from gpt.errors import UserError
 from launch import cli
-from launch.bench import harness, smollm2
+from launch.bench import gguf_shape, harness, smollm2
 from launch.bench.shapes import model_config
 
 MODEL_TOKENS = 128  # Of a round with --model.
@@ -52,7 +54,7 @@ ROUNDS = flags.DEFINE_integer(
   'rounds', 5, 'Rounds per contestant.', lower_bound=1
 )
 PEER = flags.DEFINE_list(
-  'peer', ['c', 'torch'], 'What to compare with: c, torch, products.'
+  'peer', ['c', 'torch'], 'What to compare with: c, torch, products, llama.'
 )
 MODEL = flags.DEFINE_string(
   'model',
@@ -101,7 +103,8 @@ def build_ours(batch: int) -> Contestant:
     return sum(len(new or ()) for _, new in stream)
 
   run()
-  return run, {'device': jax.devices()[0].device_kind}
+  facts = {'device': jax.devices()[0].device_kind}
+  return run, {**facts, 'threads': devices.num_cores()}
 
 
 def build_products(batch: int) -> Contestant:
@@ -153,7 +156,8 @@ def build_torch(batch: int) -> Contestant:
   cfg = GPTConfig(VOCAB_SIZE.value, m.n_embd, m.n_head, m.n_layer, m.block_size)
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   model = TorchGPT(cfg).to(device).eval()
-  return lambda: decode(model, batch, cfg.block_size), {'device': device}
+  facts = {'device': device, 'threads': torch.get_num_threads()}
+  return lambda: decode(model, batch, cfg.block_size), facts
 
 
 def build_c(threads: int) -> Contestant:
@@ -191,13 +195,15 @@ def build_c(threads: int) -> Contestant:
     )
     return m.block_size, seconds
 
-  return run, {'device': 'cpu'}
+  return run, {'device': 'cpu', 'threads': threads}
 
 
 def build(name: str) -> Contestant:
   """(run, facts) of a contestant, see harness.serve."""
   if MODEL.value:
     return smollm2.build(name, MODEL.value, TOKENS.value or MODEL_TOKENS)
+  if name.startswith((gguf_shape.OURS, gguf_shape.PEER)):
+    return gguf_shape.build(name, PRESET.value, VOCAB_SIZE.value, TOKENS.value)
   kind, _, number = name.split(' ', 1)[0], '', name.rsplit('=', 1)[-1]
   builder = {
     'ours': build_ours,
@@ -240,10 +246,10 @@ def main(_):
     compare_with_llama_cpp()
     return
   batches = harness.positive('batch', BATCH.value)
-  if unknown := set(PEER.value) - {'c', 'torch', 'products'}:
+  if unknown := set(PEER.value) - {'c', 'torch', 'products', 'llama'}:
     raise UserError(
       f'--peer={",".join(sorted(unknown))} is not known; allowed: c, torch, '
-      'products'
+      'products, llama'
     )
   names = [f'ours B={b}' for b in batches]
   if 'c' in PEER.value:
@@ -252,6 +258,8 @@ def main(_):
     names += [f'torch B={b}' for b in batches]
   if 'products' in PEER.value:
     names += [f'products B={b}' for b in batches]
+  if 'llama' in PEER.value:
+    names += gguf_shape.contestants(batches)
   rows = harness.compare(names, 'launch.bench.decode', ROUNDS.value)
   c = [r['tokens_per_s'] for r in rows if r['name'].startswith('C')]
   for row in rows:
@@ -265,11 +273,12 @@ def main(_):
   apart = [
     r
     for r in rows
-    if r['name'].startswith('products')
+    if r['name'].startswith(('products', gguf_shape.OURS, gguf_shape.PEER))
     or not r['name'].startswith('C')
     and 'B=1' != r['name'][-3:]
   ]
-  harness.report(title, rows, 'ours', ['x_c'], apart=apart)
+  ratios = gguf_shape.ratios(rows)
+  harness.report(title, rows, 'ours', ['x_c'], apart=apart, ratios=ratios)
 
 
 if __name__ == '__main__':

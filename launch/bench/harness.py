@@ -7,7 +7,6 @@ Compilation and warm-up happen before the first turn.
 """
 
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 from absl import flags
 
 from gpt.errors import UserError
+from launch.bench import machine
 
 
 def usage() -> tuple[float, float]:
@@ -170,7 +170,7 @@ def report(
     pair: names of two rows to compare with each other.
     ratios: {what is compared: ratio of speeds}, for the JSON line as well.
   """
-  print(f'\n{title}\n{machine()}')
+  print(f'\n{title}\n{machine.line()}')
   columns = [
     'tokens_per_s',
     'min',
@@ -187,7 +187,7 @@ def report(
   peers = [r for r in rows if not r['name'].startswith(ours) and r not in apart]
   mine = [r for r in rows if r['name'].startswith(ours) and r not in apart]
   speed = lambda r: r['tokens_per_s']  # noqa: E731
-  line = {'title': title, 'rows': best}
+  line = {'title': title, 'machine': machine.facts(), 'rows': best}
   if mine:
     line['ours'] = max(map(speed, mine))
   if mine and peers:
@@ -217,20 +217,6 @@ def _cell(value) -> str:
   if value is None:
     return f'{"-":>18s}'
   return f'{value:>18,.3g}' if value < 100 else f'{value:>18,.0f}'
-
-
-def machine() -> str:
-  """CPU model, number of cores and Python version."""
-  from gpt.devices import num_cores
-
-  model = platform.processor() or platform.machine()
-  try:
-    with open('/proc/cpuinfo') as f:
-      names = [line.split(':')[1].strip() for line in f if 'model name' in line]
-    model = names[0] if names else model
-  except OSError:
-    pass
-  return f'{model}, {num_cores()} cores, Python {platform.python_version()}'
 
 
 def positive(

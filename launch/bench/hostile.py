@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from absl import flags
 
 from launch import cli
-from launch.bench import harness, load, serve
+from launch.bench import load, machine, serve, servers
 
 DURATION = flags.DEFINE_float(
   'duration', 600.0, 'Seconds of hostile load.', lower_bound=1.0
@@ -184,12 +184,12 @@ class Load:
       writer.transport.abort()
 
 
-def memory_mb(server: serve.Server) -> tuple[float, float]:
+def memory_mb(server: servers.Server) -> tuple[float, float]:
   """Resident memory, and the part of it that the prefix cache fills."""
   return server.rss_mb(), server.metrics()['rgpt_prefix_cache_bytes'] / 1e6
 
 
-async def attack(server: serve.Server, seconds: float) -> dict:
+async def attack(server: servers.Server, seconds: float) -> dict:
   """Runs the load; what honest clients got, and what the server needed."""
   clients = Load(server.port, seconds)
   running = asyncio.ensure_future(clients.run(random.Random(0)))
@@ -224,7 +224,7 @@ async def attack(server: serve.Server, seconds: float) -> dict:
 def main(_: list[str]) -> None:
   workdir = serve.make_workdir()
   with tempfile.TemporaryDirectory() as cache:
-    server = serve.Server(workdir, cache, f'--slots={serve.SLOTS.value}')
+    server = servers.ours(workdir, cache, f'--slots={serve.SLOTS.value}')
     try:
       programs = server.metrics()['rgpt_jit_compilations_total']
       report = asyncio.run(attack(server, DURATION.value))
@@ -232,6 +232,7 @@ def main(_: list[str]) -> None:
       code = server.stop()
   report |= {
     'workdir': str(workdir),
+    'machine': machine.facts(),
     'slots': serve.SLOTS.value,
     'duration_s': DURATION.value,
     'programs': report['programs'] - programs,
@@ -239,7 +240,7 @@ def main(_: list[str]) -> None:
   }
   first = report['ttft_ms']
   print(
-    f'{harness.machine()}\n{report["honest"]} honest requests: TTFT p50 '
+    f'{machine.line()}\n{report["honest"]} honest requests: TTFT p50 '
     f'{first["p50"]:.0f} ms, p95 {first["p95"]:.0f} ms, refused for at most '
     f'{report["refused_s"]:.2f} s; RSS +{report["rss_growth_mb"]:.0f} MB, '
     f'{report["rss_growth_without_cache_mb"]:.0f} MB of it not the prefix cache'

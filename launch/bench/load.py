@@ -64,6 +64,7 @@ def request_bytes(body: dict, path: str = PATH) -> bytes:
   data = json.dumps(body).encode()
   head = (
     f'POST {path} HTTP/1.1\r\nHost: localhost\r\n'
+    'Content-Type: application/json\r\n'
     f'Content-Length: {len(data)}\r\n\r\n'
   )
   return head.encode() + data

@@ -17,7 +17,7 @@ import jax
 from absl import flags
 
 from launch import cli
-from launch.bench import harness, train
+from launch.bench import machine, train
 
 flags.adopt_module_key_flags(train)
 STEPS = 3
@@ -71,7 +71,7 @@ def main(_):
     f'{facts["devices"]} x {facts["device"]}: {whole:.0f} ms of operations '
     'on all devices'
   )
-  print(harness.machine())
+  print(machine.line())
   for kind, ms in kinds.most_common():
     print(f'{kind:26s}{ms:10.1f} ms{100 * ms / whole:8.1f} %')
   print('\nlongest operations')

@@ -31,7 +31,7 @@ from gpt.errors import UserError
 from gpt.runs import metrics
 from gpt.runs.config_file import differences, read_config
 from launch import cli, config_flag
-from launch.bench import harness
+from launch.bench import machine
 
 RECIPE = flags.DEFINE_string('recipe', '', 'A file of configs, or nanogpt_cpu.')
 SEEDS = flags.DEFINE_list('seeds', ['1', '2', '3'], 'Seeds; one run each.')
@@ -269,7 +269,7 @@ def main(_):
     raise UserError('--seeds=1,2,3: at least one is needed')
   if ONLY.value and not ABLATE.value:
     raise UserError('--only chooses options to --ablate: give both')
-  print(harness.machine())
+  print(machine.line())
   show_head()
   rows = []
   if ABLATE.value:
@@ -289,6 +289,7 @@ def main(_):
     json.dumps(
       {
         'recipe': RECIPE.value,
+        'machine': machine.facts(),
         'seeds': len(own),
         'wall_s': statistics.mean(row['wall_s'] for row in own),
         'nats_per_token': statistics.mean(losses),

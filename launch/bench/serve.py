@@ -3,6 +3,9 @@
     python -m launch.bench.serve                    (preset s, a few minutes)
     python -m launch.bench.serve --soak=600         (plus ten minutes of abuse)
     python -m launch.bench.serve --workdir=runs/x --slots=4 --clients=1,4
+    python -m launch.bench.serve --before=v0.2.0 --clients=1,16
+    python -m launch.bench.serve --peer=llama --clients=1,16
+    python -m launch.bench.serve --scenario=start   (start-up alone)
 
 Without --workdir it trains a model of the preset for a single step: speed does
 not depend on the weights. Start-up is timed with the server's defaults, without
@@ -10,28 +13,34 @@ and with a compilation cache; the load runs against a server with --slots.
 Closed loop: each client sends its next request when it has its answer; few and
 many clients take turns. Open loop: Poisson arrivals at shares of the highest
 closed-loop rate.
+
+--before=REVISION serves the same workdir by the code of a git revision as well,
+--peer=llama the same weights by llama.cpp (LLAMA_CPP: a llama-server binary or
+its folder; else llama-cpp-python's server). All servers stay up and take turns
+in the closed loops; the JSON line has our ratio to each, by number of clients:
+the median over the rounds of two neighbouring turns. Presets whose options no
+architecture of llama.cpp has get those of gguf_shape.OPTIONS for --peer.
 """
 
 import asyncio
-import http.client
+import contextlib
 import json
-import os
 import pathlib
 import random
-import re
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from absl import flags
 
 from gpt.errors import UserError
 from launch import cli
-from launch.bench import harness, load
+from launch.bench import gguf_shape, harness, load, machine, servers
+from launch.bench.servers import Server
 
 WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Run to serve; trained for a step if absent.'
@@ -57,6 +66,19 @@ MAX_TOKENS = flags.DEFINE_integer(
   'max_tokens', 128, 'Tokens per answer.', lower_bound=1
 )
 SOAK = flags.DEFINE_float('soak', 0.0, 'Seconds of mixed load with aborts.')
+BEFORE = flags.DEFINE_string(
+  'before', '', 'Git revision whose server takes turns with ours.'
+)
+PEER = flags.DEFINE_enum(
+  'peer', 'none', ['none', 'llama'], 'llama: llama.cpp takes turns with ours.'
+)
+SCENARIO = flags.DEFINE_enum(
+  'scenario', 'all', ['all', 'start', 'load'], 'What to measure.'
+)
+SERVER_FLAGS = flags.DEFINE_multi_string(
+  'server_flag', [], 'A flag of our server, as --server_flag=--slots=8.'
+)
+OURS, BEFORE_NAME, LLAMA = 'ours', 'before', 'llama.cpp'
 # Statuses expected under abuse: answers, bad requests, a full queue.
 EXPECTED = (200, 400, 503)
 
@@ -66,105 +88,35 @@ def client_counts() -> list[int]:
   return harness.positive('clients', CLIENTS.value)
 
 
-def make_workdir() -> pathlib.Path:
-  """--workdir if it holds a run; else a run of the preset, made if needed."""
-  workdir = pathlib.Path(WORKDIR.value or f'runs/bench-{PRESET.value}')
-  if WORKDIR.value and (workdir / 'config.json').exists():
-    return workdir
-  done = subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'launch.train',
-      f'--workdir={workdir}',
-      f'--config=configs/model_{PRESET.value}.py',
-      '--config.total_steps=1',
-      '--config.batch_size=1',
-      '--config.data.path=sample',
-      '--config.eval.full_at_end=false',
-      '--config.eval.windows=1',
-      '--config.sample.max_tokens=1',
-    ],
-    stdout=subprocess.DEVNULL,
-  )
+def make_workdir(root: pathlib.Path = servers.ROOT) -> pathlib.Path:
+  """--workdir if it holds a run; else a run of the preset, made if needed.
+
+  Args:
+    root: of the code that makes it. Newer code reads the runs of older.
+  """
+  if WORKDIR.value and (pathlib.Path(WORKDIR.value) / 'config.json').exists():
+    return pathlib.Path(WORKDIR.value)
+  name = PRESET.value + ('-gguf' if PEER.value == 'llama' else '')
+  workdir = pathlib.Path(WORKDIR.value or f'runs/bench-{name}').resolve()
+  if (workdir / 'config.json').exists():
+    root = servers.ROOT
+  command = [
+    *(sys.executable, '-m', 'launch.train', f'--workdir={workdir}'),
+    f'--config=configs/model_{PRESET.value}.py',
+    '--config.total_steps=1',
+    '--config.batch_size=1',
+    '--config.data.path=sample',
+    '--config.eval.full_at_end=false',
+    '--config.eval.windows=1',
+    '--config.sample.max_tokens=1',
+  ]
+  if PEER.value == 'llama':
+    options = gguf_shape.choose_options(PRESET.value, vocab_size=100)
+    command += [f'--config.model.{k}={v}' for k, v in options.items()]
+  done = subprocess.run(command, stdout=subprocess.DEVNULL, cwd=root)
   if done.returncode:
     raise UserError(f'{workdir} could not be made (see above)')
   return workdir
-
-
-class Server:
-  """A server process; the constructor returns once it is ready.
-
-  Attributes:
-    start_s, start_cpu_s: wall and CPU seconds until it was ready.
-  """
-
-  def __init__(
-    self, workdir: pathlib.Path, cache: str | pathlib.Path, *flags: str
-  ):
-    began = time.perf_counter()
-    self._log = tempfile.TemporaryFile()
-    self._process = subprocess.Popen(
-      [
-        sys.executable,
-        '-m',
-        'launch.serve',
-        f'--workdir={workdir}',
-        '--port=0',
-        *flags,
-      ],
-      stdout=subprocess.PIPE,
-      stderr=self._log,
-      text=True,
-      env={**os.environ, 'RGPT_CACHE': str(cache)},
-    )
-    line = self._process.stdout.readline()
-    found = re.search(r':(\d+)$', line.strip())
-    if not found:
-      self._log.seek(0)
-      raise UserError(f'no server:\n{self._log.read().decode()}')
-    self.port = int(found[1])
-    while not self._is_ready():
-      time.sleep(0.02)
-    self.start_s = time.perf_counter() - began
-    self.start_cpu_s = self.cpu_s()
-
-  def _get(self, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection('127.0.0.1', self.port, timeout=60)
-    try:
-      connection.request('GET', path)
-      response = connection.getresponse()
-      return response.status, response.read().decode()
-    finally:
-      connection.close()
-
-  def _is_ready(self) -> bool:
-    if self._process.poll() is not None:
-      raise RuntimeError('the server has died')
-    return self._get('/health')[0] == 200
-
-  def cpu_s(self) -> float:
-    import psutil
-
-    times = psutil.Process(self._process.pid).cpu_times()
-    return times.user + times.system
-
-  def rss_mb(self) -> float:
-    import psutil
-
-    return psutil.Process(self._process.pid).memory_info().rss / 1e6
-
-  def metrics(self) -> dict:
-    text = self._get('/metrics')[1]
-    rows = (x.rpartition(' ') for x in text.splitlines() if x[:1] != '#')
-    return {name: float(value) for name, _, value in rows}
-
-  def stop(self) -> int:
-    self._process.send_signal(signal.SIGTERM)
-    self._process.stdout.close()
-    code = self._process.wait(60)
-    self._log.close()
-    return code
 
 
 def body_maker(rng: random.Random) -> Callable[[], dict]:
@@ -235,25 +187,57 @@ def median_of(turns: list[dict]) -> dict:
 
 
 async def run_loops(
-  port: int, shares: list[float], rng: random.Random
-) -> dict[str, dict]:
-  """Runs the closed loops in turns, then the open loops."""
+  contestants: Mapping[str, Server], shares: list[float], rng: random.Random
+) -> tuple[dict[str, dict], dict[str, dict]]:
+  """Runs the closed loops in turns, then the open loops of our server.
+
+  Returns:
+    (rows by name, ratios of OURS to each other contestant).
+  """
   make, rows = body_maker(rng), {}
-  await load.closed_loop(port, 2, 1.0, make)  # Warm-up.
+  for server in contestants.values():  # Warm-up.
+    await load.closed_loop(server.port, 2, 1.0, make)
   clients = client_counts()
-  turns = {n: [] for n in clients}
+  turns = {(name, n): [] for n in clients for name in contestants}
   for _ in range(ROUNDS.value):
-    for n in clients:
+    for name, n in ((name, n) for n in clients for name in contestants):
+      port = contestants[name].port
       results = await load.closed_loop(port, n, SECONDS.value, make)
-      turns[n].append(summary(results))
-  for n in clients:
-    rows[f'closed {n}'] = median_of(turns[n])
-  best = max(row['requests_per_s'] for row in rows.values())
+      turns[name, n].append(summary(results))
+  for (name, n), found in turns.items():
+    rows[f'{title(name)}closed {n}'] = median_of(found)
+  best = max(rows[f'closed {n}']['requests_per_s'] for n in clients)
   for share in shares:
-    rate = best * share
+    rate, port = best * share, contestants[OURS].port
     results = await load.open_loop(port, rate, SECONDS.value, make, rng)
     rows[f'open {rate:.0f}/s'] = summary(results)
-  return rows
+  return rows, {
+    name: {
+      f'closed {n}': beside(turns[OURS, n], turns[name, n]) for n in clients
+    }
+    for name in contestants
+    if name != OURS
+  }
+
+
+def title(name: str) -> str:
+  return '' if name == OURS else f'{name} '
+
+
+def beside(mine: list[dict], theirs: list[dict]) -> dict[str, float]:
+  """Medians of the ratios, ours to theirs, of neighbouring turns."""
+  answered = [t for t in zip(mine, theirs) if t[1]['tokens_per_s']]
+  if not answered:
+    raise UserError('a server beside ours has answered nothing')
+
+  def ratio(value: Callable[[dict], float]) -> float:
+    return statistics.median(value(a) / value(b) for a, b in answered)
+
+  return {
+    'tokens_per_s': ratio(lambda turn: turn['tokens_per_s']),
+    'ttft_p50': ratio(lambda turn: turn['ttft_ms']['p50']),
+    'ttft_p95': ratio(lambda turn: turn['ttft_ms']['p95']),
+  }
 
 
 async def soak(server: Server, rng: random.Random) -> dict:
@@ -286,7 +270,7 @@ async def soak(server: Server, rng: random.Random) -> dict:
 def show(rows: dict[str, dict]) -> None:
   """Prints the table of all loops."""
   print(
-    f'\n{"":14s}{"tokens/s":>10s}{"req/s":>8s}{"TTFT p50":>10s}'
+    f'\n{"":22s}{"tokens/s":>10s}{"req/s":>8s}{"TTFT p50":>10s}'
     f'{"p95":>8s}{"p99":>8s}{"ITL p50":>9s}{"p95":>8s}{"p99":>8s}'
     f'{"rejected":>10s}{"failed":>8s}   (ms)'
   )
@@ -294,7 +278,7 @@ def show(rows: dict[str, dict]) -> None:
     first, gap = row['ttft_ms'], row['inter_token_ms']
     cells = [f'{v:8.1f}' for v in (first['p95'], first['p99'])]
     print(
-      f'{name:14s}{row["tokens_per_s"]:10.0f}{row["requests_per_s"]:8.1f}'
+      f'{name:22s}{row["tokens_per_s"]:10.0f}{row["requests_per_s"]:8.1f}'
       f'{first["p50"]:10.1f}{"".join(cells)}{gap["p50"]:9.2f}'
       f'{gap["p95"]:8.2f}{gap["p99"]:8.2f}{row["rejected"]:10d}'
       f'{row["failed"]:8d}'
@@ -313,49 +297,110 @@ def ratios(rows: dict[str, dict]) -> dict[str, float]:
 
 
 def measure(
-  server: Server,
+  contestants: Mapping[str, Server],
   workdir: pathlib.Path,
   shares: list[float],
   rng: random.Random,
-) -> dict:
-  """Runs the load on a ready server."""
+) -> dict[str, Any]:
+  """Runs the load on ready servers."""
+  server = contestants[OURS]
   report = {
     'workdir': str(workdir),
     'slots': SLOTS.value,
     'max_tokens': MAX_TOKENS.value,
     'rss_start_mb': server.rss_mb(),
   }
-  rows = asyncio.run(run_loops(server.port, shares, rng))
+  rows, found = asyncio.run(run_loops(contestants, shares, rng))
   show(rows)
+  for name, by_clients in found.items():
+    for n, ratio in by_clients.items():
+      print(
+        f'ours / {name}, {n}: {ratio["tokens_per_s"]:.2f} x tokens/s, TTFT '
+        f'{ratio["ttft_p50"]:.2f} x (p50), {ratio["ttft_p95"]:.2f} x (p95)'
+      )
   report |= {'rows': rows, 'rss_end_mb': server.rss_mb(), **ratios(rows)}
+  report |= {'ratios': found} if found else {}
   if SOAK.value:
     report['soak'] = asyncio.run(soak(server, rng))
   programs = server.metrics()['rgpt_jit_compilations_total']
   return {**report, 'programs': programs}
 
 
+def measure_start(
+  workdir: pathlib.Path, roots: Mapping[str, pathlib.Path]
+) -> dict[str, Any]:
+  """Starts each root's server twice in turns, with an empty cache at first."""
+  report = {}
+  with contextlib.ExitStack() as stack:
+    caches = {
+      name: stack.enter_context(tempfile.TemporaryDirectory()) for name in roots
+    }
+    for kind in ('cold', 'cached'):
+      for name, root in roots.items():
+        own = SERVER_FLAGS.value if name == OURS else ()
+        server = servers.ours(workdir, caches[name], *own, root=root)
+        programs = server.metrics()['rgpt_jit_compilations_total']
+        server.stop()
+        prefix = '' if name == OURS else f'{name}_'
+        report |= {
+          f'{prefix}start_{kind}_s': server.start_s,
+          f'{prefix}start_{kind}_cpu_s': server.start_cpu_s,
+          f'{prefix}start_programs': programs,
+        }
+        print(
+          f'{name}: ready after {server.start_s:.1f} s '
+          f'({server.start_cpu_s:.1f} CPU-s), {programs:.0f} programs, '
+          f'{"an empty" if kind == "cold" else "with a"} compilation cache'
+        )
+  return report
+
+
+def export_gguf(workdir: pathlib.Path, folder: str) -> tuple[pathlib.Path, int]:
+  """(the run as a float32 GGUF file, its window). Raises UserError."""
+  from gpt.formats.convert import export
+  from gpt.runs.load import load_model
+
+  path = pathlib.Path(folder) / 'model.gguf'
+  export(workdir, 'best', 'gguf', path)
+  return path, load_model(workdir).cfg.block_size
+
+
 def main(_):
   queue = 2 * max(client_counts())
   shares = harness.positive('shares', SHARES.value, float)
-  workdir = make_workdir()
   rng = random.Random(0)
   options = (f'--slots={SLOTS.value}', f'--max_queue={queue}')
-  with tempfile.TemporaryDirectory() as cache:
-    cold = Server(workdir, cache)
-    cold.stop()
-    cached = Server(workdir, cache)
-    cached.stop()
-    print(
-      f'{harness.machine()}\nready after {cold.start_s:.1f} s '
-      f'({cold.start_cpu_s:.1f} CPU-s) without compilation cache, '
-      f'{cached.start_s:.1f} s ({cached.start_cpu_s:.1f} CPU-s) with one'
-    )
-    report = {'start_cold_s': cold.start_s, 'start_cached_s': cached.start_s}
-    server = Server(workdir, cache, *options)
-    try:
-      report |= measure(server, workdir, shares, rng)
-    finally:
-      report['exit_code'] = server.stop()
+  print(machine.line())
+  report = {'machine': machine.facts()}
+  with contextlib.ExitStack() as stack:
+
+    def folder() -> str:
+      return stack.enter_context(tempfile.TemporaryDirectory())
+
+    roots = {OURS: servers.ROOT}
+    if BEFORE.value:
+      roots[BEFORE_NAME] = servers.checkout(BEFORE.value, folder())
+      report['before'] = BEFORE.value
+    workdir = make_workdir(roots.get(BEFORE_NAME, servers.ROOT))
+    if SCENARIO.value != 'load':
+      report |= measure_start(workdir, roots)
+    if SCENARIO.value != 'start':
+      cache, contestants = folder(), {}
+      try:
+        for name, root in roots.items():
+          own = SERVER_FLAGS.value if name == OURS else ()
+          contestants[name] = servers.ours(
+            workdir, cache, *options, *own, root=root
+          )
+        if PEER.value == 'llama':
+          gguf, window = export_gguf(workdir, folder())
+          contestants[LLAMA] = servers.llama_cpp(gguf, SLOTS.value, window)
+        report |= measure(contestants, workdir, shares, rng)
+      except ImportError as e:
+        raise UserError(f'--peer=llama: {e}') from e
+      finally:
+        codes = {name: server.stop() for name, server in contestants.items()}
+        report['exit_code'] = codes.get(OURS)
   print(json.dumps(report))
 
 

@@ -100,7 +100,8 @@ def build_ours(
     return sum(len(new or ()) for _, new in stream)
 
   run()
-  return run, {'device': jax.devices()[0].device_kind}
+  facts = {'device': jax.devices()[0].device_kind}
+  return run, {**facts, 'threads': devices.num_cores()}
 
 
 def build_llama_cpp(

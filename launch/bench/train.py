@@ -157,6 +157,7 @@ def build_ours(config: ConfigDict, steps: int = 0) -> Contestant:
     'dtype': cfg.dtype,
     'attention': cfg.attention,
     'device': mesh.devices.flat[0].device_kind,
+    'threads': devices.num_cores(),
   }
   return timed(step, config, steps), facts
 
@@ -191,7 +192,8 @@ def build_torch(config: ConfigDict, variant: str) -> Contestant:
   def step(wait=True):
     return trainer.step(next(source).astype(np.int64), wait)
 
-  return timed(step, config), {'device': device, 'bf16': bf16}
+  facts = {'device': device, 'bf16': bf16, 'threads': torch.get_num_threads()}
+  return timed(step, config), facts
 
 
 def build(name: str) -> Contestant:

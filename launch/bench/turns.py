@@ -18,7 +18,8 @@ import tempfile
 from absl import flags
 
 from launch import cli
-from launch.bench import harness, load, serve
+from launch.bench import load, machine, serve
+from launch.bench.servers import ours
 
 ANSWER, NEXT = 30, 20  # tokens of an answer, characters of the next question
 
@@ -76,8 +77,8 @@ def main(_: list[str]) -> None:
   workdir = serve.make_workdir()
   with tempfile.TemporaryDirectory() as cache:
     servers = {
-      'with reuse': serve.Server(workdir, cache),
-      'without': serve.Server(workdir, cache, '--prefix_cache_mb=0'),
+      'with reuse': ours(workdir, cache),
+      'without': ours(workdir, cache, '--prefix_cache_mb=0'),
     }
     try:
       ports = {name: server.port for name, server in servers.items()}
@@ -86,6 +87,7 @@ def main(_: list[str]) -> None:
       codes = [server.stop() for server in servers.values()]
   report = {
     'workdir': str(workdir),
+    'machine': machine.facts(),
     'tokens': serve.PROMPT.value + ANSWER + NEXT,
     'ttft_ms': {
       name: serve.quantiles(values) for name, values in seconds.items()
@@ -95,7 +97,7 @@ def main(_: list[str]) -> None:
     ),
     'exit_codes': codes,
   }
-  print(harness.machine())
+  print(machine.line())
   for name, values in report['ttft_ms'].items():
     print(f'{name:18s} TTFT p50 {values["p50"]:7.1f} ms')
   print(f'with reuse / without, next turn: {report["ratio"]:.2f} x')

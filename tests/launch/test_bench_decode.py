@@ -7,6 +7,9 @@ import pytest
 
 from gpt.formats.gguf import write_gguf
 from gpt.formats.gguf.vocabulary import tokenizer_keys
+from launch.bench import gguf_shape, machine
+from launch.bench.peers import llama_cpp
+from launch.bench.shapes import PRESETS
 from tests.support.gguf_models import model, small_bpe
 from tests.support.workdirs import launch
 
@@ -41,6 +44,49 @@ def test_a_binary_is_compared_at_equal_precision(tmp_path, monkeypatch):
     / speed['ours float32 B=1'],
   }
   assert 'ours float32 / llama.cpp f32:' in out
+
+
+@pytest.mark.slow
+def test_a_preset_is_compared_on_weights_that_llama_cpp_reads(
+  tmp_path, monkeypatch
+):
+  binary = tmp_path / 'llama-bench'
+  binary.write_text(FAKE.format(python=sys.executable))
+  binary.chmod(0o755)
+  monkeypatch.setenv('LLAMA_CPP', str(tmp_path))
+  flags = ('--preset=xs', '--vocab_size=20', '--tokens=8', '--rounds=1')
+  out, _ = launch('bench.decode', *flags, '--batch=1', '--peer=llama')
+  line = json.loads(out.splitlines()[-1])
+  rows = line['rows']
+  threads = [row['threads'] for k, row in rows.items() if k.startswith('llama')]
+  assert threads == sorted({1, line['machine']['cores']})
+  (ratio,) = line['ratios'].values()
+  mine = rows['ours as GGUF B=1']['tokens_per_s']
+  assert ratio == mine / (100 * max(threads))
+  # A shape of its own: not mixed with the preset's.
+  assert 'ratio' not in line
+
+
+def test_every_preset_has_a_shape_that_gguf_holds():
+  options = {p: gguf_shape.choose_options(p, 100) for p in PRESETS}
+  assert all(o in gguf_shape.OPTIONS for o in options.values())
+  assert options['l']['pos'] == 'rope'
+
+
+@pytest.mark.parametrize('given', ['llama-bench', 'llama-server', ''])
+def test_programs_of_llama_cpp_are_found_beside_each_other(
+  tmp_path, monkeypatch, given
+):
+  monkeypatch.setenv('LLAMA_CPP', str(tmp_path / given))
+  found = llama_cpp.find_binary('llama-server')
+  assert found == str(tmp_path / 'llama-server')
+
+
+def test_the_machine_is_part_of_the_json_line():
+  facts = json.loads(json.dumps(machine.facts()))
+  assert facts['cpu'] and facts['cores'] >= 1
+  assert set(facts['cpu_flags']) <= set(machine.FLAGS)
+  assert facts['cpu'] in machine.line()
 
 
 def test_a_missing_model_is_one_clear_line():

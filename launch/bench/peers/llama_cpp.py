@@ -1,7 +1,7 @@
 """llama.cpp as a contestant: through llama-cpp-python, or a llama-bench binary.
 
-The environment variable LLAMA_CPP names the binary; without it the package is
-used (extra: bench).
+The environment variable LLAMA_CPP names the binary or its folder; without it
+the package is used (extra: bench).
 """
 
 import json
@@ -15,6 +15,23 @@ import numpy as np
 from gpt.errors import UserError
 
 BINARY = 'LLAMA_CPP'
+PROGRAMS = ('llama-bench', 'llama-server')
+
+
+def find_binary(program: str) -> str | None:
+  """The path of one of PROGRAMS, by the environment variable; None without it.
+
+  The variable names the program, another of llama.cpp's beside it, or their
+  folder.
+  """
+  given = os.environ.get(BINARY)
+  if not given:
+    return None
+  if os.path.isdir(given):
+    return os.path.join(given, program)
+  if os.path.basename(given) in PROGRAMS:
+    return os.path.join(os.path.dirname(given), program)
+  return given
 
 
 def decoder(
@@ -31,9 +48,10 @@ def decoder(
     ImportError: neither the package nor the binary is there.
     UserError: the binary fails.
   """
-  if binary := os.environ.get(BINARY):
-    return _run_binary(binary, gguf, tokens, threads), {'device': 'cpu'}
-  return _run_package(gguf, tokens, threads, window), {'device': 'cpu'}
+  facts = {'device': 'cpu', 'threads': threads}
+  if binary := find_binary('llama-bench'):
+    return _run_binary(binary, gguf, tokens, threads), facts
+  return _run_package(gguf, tokens, threads, window), facts
 
 
 def _run_package(
