@@ -1,30 +1,27 @@
 """Generation: completions of token prompts of any length, several at once.
 
-Built on gpt/decoding/blocks.py. The server runs its own loop on the same
-programs.
+Built on gpt/kernels, or on gpt/decoding/blocks.py where they cannot be used.
+The server runs its own loop on the same programs.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from gpt import kernels
 from gpt.decoding.blocks import (
   bucket_for,
-  init_state,
-  jit_decode_block,
-  jit_insert,
-  jit_prefill,
-  jit_refill,
   steps_until_slide,
   stride_for,
   window_start,
 )
+from gpt.decoding.device_rows import DeviceRows
+from gpt.decoding.kernel_rows import KernelRows
 from gpt.decoding.sampling import SamplingSettings
 from gpt.errors import UserError
 from gpt.model import GPT, GPTConfig
-from gpt.model.kv_cache import init_cache
 from gpt.model.params import Params
 from gpt.tokenizers import Tokenizer
 
@@ -40,6 +37,7 @@ def generate(
   stop_ids: Collection[int] = (),
   window: str = 'slide',
   block_steps: int = 8,
+  weights: str = 'float32',
 ) -> Iterator[tuple[int, list[int] | None]]:
   """Streams completions of B token prompts.
 
@@ -56,6 +54,7 @@ def generate(
       (by one token), or 'stop'.
     block_steps: tokens per dispatch, from blocks.BLOCK_STEPS; it does not
       change the result.
+    weights: see kernels.plan_for.
 
   Yields:
     (row, new tokens), and (row, None) once when a row has ended.
@@ -75,10 +74,14 @@ def generate(
   bucket = bucket_for(longest, cfg.block_size)
   start = [-1] * rows
   sampled = [0] * rows
-  groups = [
-    _DeviceRows(model, jax.device_put(params, device), members, device, bucket)
-    for members, device in rows_per_device(rows)
-  ]
+  groups: list[DeviceRows | KernelRows]
+  if plan := kernels.plan_for(cfg, weights):
+    groups = [KernelRows(plan, params, rows)]
+  else:
+    groups = [
+      DeviceRows(model, jax.device_put(params, device), members, device, bucket)
+      for members, device in rows_per_device(rows)
+    ]
   while any(group.active for group in groups):
     # Dispatch a block on every device before waiting for any result.
     running = []
@@ -97,19 +100,22 @@ def generate(
       ]
       # With a window that moves at every token, only the first step counts.
       moving = window == 'exact' and max(until_slide) == 1
-      new_bk = group.decode(
+      room = [
+        min(n, max_tokens - sampled[r]) for n, r in zip(until_slide, active)
+      ]
+      new_bk, k = group.decode(
         tokens,
         {r: len(tokens[r]) - 1 - start[r] for r in active},
         sampled,
         settings,
         k=1 if moving or max_tokens == 1 else block_steps,
+        useful=max(room),
       )
-      running.append((group, active, until_slide, new_bk))
-    for group, active, until_slide, new_bk in running:
-      new_bk = np.asarray(new_bk)
+      running.append((group, active, room, new_bk, k))
+    for group, active, room, new_bk, k in running:
+      new_bk = np.asarray(new_bk)[:, :k]
       for i, r in enumerate(active):
-        room = min(until_slide[i], max_tokens - sampled[r])
-        new = new_bk[i, :room].tolist()
+        new = new_bk[i, : room[i]].tolist()
         stop = next((j for j, t in enumerate(new) if t in stop_ids), None)
         taken = new if stop is None else new[:stop]
         tokens[r] += taken
@@ -131,81 +137,6 @@ def rows_per_device(rows: int) -> list[tuple[list[int], Any]]:
     (list(range(i, min(i + share, rows))), device)
     for i, device in zip(range(0, rows, share), devices)
   ]
-
-
-class _DeviceRows:
-  """The rows decoded on one device: row i is in slot i - members[0].
-
-  `active` shrinks as rows end; array shapes never change.
-  """
-
-  def __init__(
-    self,
-    model: GPT,
-    params: Params,
-    members: list[int],
-    device: Any,  # A jax.Device.
-    bucket: int,
-  ) -> None:
-    self._model, self._params, self._device = model, params, device
-    self._first, self._slots = members[0], len(members)
-    self._bucket = bucket
-    self._state = jax.device_put(init_state(model.cfg, len(members)), device)
-    self.active = members
-
-  def fill(
-    self,
-    row: int,
-    tokens: list[int],
-    first: int,
-    fresh: bool,
-    bias_V: np.ndarray,
-  ) -> None:
-    """Prefills tokens[first:-1] into the row's slot."""
-    cfg = self._model.cfg
-    context = tokens[first:-1]
-    if context:
-      padded = np.zeros((1, self._bucket), np.int32)
-      padded[0, : len(context)] = context
-      cache = jit_prefill(
-        self._model, self._params, jax.device_put(padded, self._device)
-      )
-    else:
-      cache = jax.device_put(init_cache(cfg, 1, self._bucket), self._device)
-    slot = np.int32(row - self._first)
-    if fresh:
-      in_prompt_V = np.zeros(cfg.vocab_size, bool)
-      in_prompt_V[tokens] = True
-      self._state = jit_insert(self._state, slot, cache, in_prompt_V, bias_V)
-    else:
-      self._state = jit_refill(self._state, slot, cache)
-
-  def decode(
-    self,
-    tokens: Sequence[list[int]],
-    length: Mapping[int, int],
-    sampled: Sequence[int],
-    settings: SamplingSettings,
-    *,
-    k: int,
-  ) -> jax.Array:
-    """Dispatches a block; returns int32[slots, k] without waiting for it."""
-    # Slots of ended rows repeat an active row, to keep the shapes.
-    idle = self._slots - len(self.active)
-    pick = np.array(self.active + self.active[:1] * idle, np.int32)
-    self._state, new_bk, _ = jit_decode_block(
-      self._model,
-      self._params,
-      self._state,
-      pick - self._first,
-      np.array([tokens[r][-1] for r in pick], np.int32),
-      np.array([length[r] for r in pick], np.int32),
-      np.array([sampled[r] for r in pick], np.int32),
-      jax.tree.map(lambda x: x[pick], settings),
-      k=k,
-      bucket=self._bucket,
-    )
-    return new_bk
 
 
 def check_request(

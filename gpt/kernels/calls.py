@@ -1,0 +1,228 @@
+"""Calls of the kernels: pure functions of packed weights and a decode state."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from gpt.kernels.weights import PANEL, Packed
+from gpt.model.config import MLPS, GPTConfig
+
+try:
+  from jax import ffi
+except ImportError:  # jax < 0.4.38
+  from jax.extend import ffi
+
+MAX_STEPS = 16  # A block writes at most so many columns past the window.
+
+
+@struct.dataclass
+class KernelState:
+  """As blocks.DecodeState, with the cache as the kernels read it.
+
+  Attributes:
+    k: float32[B, N, G, S / 64, K, 64], or uint32[.., K / 2, 64] in pairs of
+      bfloat16.
+    v: float32[B, N, G, S, K], or uint32[.., S / 2, K].
+    in_prompt, counts, bias: of DecodeState.
+  """
+
+  k: Any
+  v: Any
+  in_prompt: Any
+  counts: Any
+  bias: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What the compiled programs depend on; hashable.
+
+  Attributes:
+    pairs: weights in bfloat16. rounded: products also round the activations
+      to bfloat16, where the processor has such instructions.
+    cache_pairs: keys and values in bfloat16.
+    threads: most of a product.
+  """
+
+  cfg: GPTConfig
+  threads: int
+  pairs: bool = False
+  rounded: bool = False
+  cache_pairs: bool = False
+
+  def attributes(self, head: bool = False) -> dict[str, np.ndarray]:
+    cfg = self.cfg
+    dims = [
+      cfg.n_embd,
+      cfg.n_head,
+      cfg.kv_heads,
+      cfg.head_dim,
+      cfg.mlp_width,
+      cfg.vocab_size,
+      cfg.n_layer,
+      cfg.block_size,
+      MLPS.index(cfg.mlp),
+      cfg.pos == 'rope',
+      cfg.norm == 'layer',
+      cfg.qk_norm,
+      cfg.embed_norm,
+      cfg.final_norm,
+      self.rounded,
+      self.threads,
+      head,
+    ]
+    return {
+      'dims': np.array(dims, np.int32),
+      'numbers': np.array([cfg.norm_eps, cfg.logit_softcap], np.float32),
+    }
+
+
+def init_state(plan: Plan, slots: int) -> KernelState:
+  """A state of empty slots."""
+  cfg = plan.cfg
+  S = -(-(cfg.block_size + MAX_STEPS) // PANEL) * PANEL
+  K, dtype = cfg.head_dim, jnp.float32
+  keys, values = (S // PANEL, K, PANEL), (S, K)
+  if plan.cache_pairs:
+    keys, values, dtype = (S // PANEL, K // 2, PANEL), (S // 2, K), jnp.uint32
+  lead, vocab = (slots, cfg.n_layer, cfg.kv_heads), (slots, cfg.vocab_size)
+  return KernelState(
+    k=jnp.zeros(lead + keys, dtype),
+    v=jnp.zeros(lead + values, dtype),
+    in_prompt=jnp.zeros(vocab, bool),
+    counts=jnp.zeros(vocab, jnp.int32),
+    bias=jnp.zeros(vocab, jnp.float32),
+  )
+
+
+def fill(
+  plan: Plan,
+  weights: Packed,
+  state: KernelState,
+  slot: jax.Array,
+  first: jax.Array,
+  count: jax.Array,
+  tokens_L: jax.Array,
+  out: str = '',
+) -> tuple[KernelState, jax.Array]:
+  """Tokens at the positions first .. first + count - 1 of a slot.
+
+  Args:
+    slot, first, count: int32 scalars.
+    tokens_L: int32[L], count <= L; the rest is not read.
+    out: '', 'hidden' or 'logits'.
+
+  Returns:
+    (state, float32[L, D or V] of the tokens, or [0]).
+  """
+  cfg = plan.cfg
+  width = {'': 0, 'hidden': cfg.n_embd, 'logits': cfg.vocab_size}[out]
+  shape = (tokens_L.shape[0], width) if out else (0,)
+  results = (
+    jax.ShapeDtypeStruct(shape, jnp.float32),
+    *map(like, (state.k, state.v)),
+  )
+  at = 2 + len(weights)
+  found, k, v = ffi.ffi_call(
+    'rgpt_fill', results, input_output_aliases={at: 1, at + 1: 2}
+  )(
+    jnp.stack([slot, first, count]).astype(jnp.int32),
+    tokens_L,
+    *weights,
+    state.k,
+    state.v,
+    **plan.attributes(out == 'logits'),
+  )
+  return state.replace(k=k, v=v), found
+
+
+def decode(
+  plan: Plan,
+  weights: Packed,
+  state: KernelState,
+  slots_b: jax.Array,
+  last_b: jax.Array,
+  length_b: jax.Array,
+  step_b: jax.Array,
+  settings: Any,  # SamplingSettings of the b rows.
+  rows: jax.Array,
+  steps: jax.Array,
+) -> tuple[KernelState, jax.Array, jax.Array]:
+  """As blocks.decode_block for the first `rows` rows and `steps` steps.
+
+  Returns:
+    (state, int32[b, MAX_STEPS], float32[b, MAX_STEPS, V] raw logits); what
+    lies beyond `rows` and `steps` is undefined.
+  """
+  b, V = slots_b.shape[0], plan.cfg.vocab_size
+  s = settings
+  numbers = [
+    s.temperature,
+    jnp.minimum(s.top_k, V).astype(jnp.float32),
+    s.top_p,
+    s.min_p,
+    s.repetition,
+    s.frequency,
+    s.presence,
+  ]
+  at = 10 + len(weights)
+  tokens, logits, counts, k, v = ffi.ffi_call(
+    'rgpt_decode',
+    (
+      jax.ShapeDtypeStruct((b, MAX_STEPS), jnp.int32),
+      jax.ShapeDtypeStruct((b, MAX_STEPS, V), jnp.float32),
+      *map(like, (state.counts, state.k, state.v)),
+    ),
+    input_output_aliases={8: 2, at: 3, at + 1: 4},
+  )(
+    jnp.stack([rows, steps]).astype(jnp.int32),
+    slots_b,
+    last_b,
+    length_b,
+    step_b,
+    s.seed,
+    jnp.stack(numbers),
+    state.in_prompt,
+    state.counts,
+    state.bias,
+    *weights,
+    state.k,
+    state.v,
+    **plan.attributes(),
+  )
+  return state.replace(k=k, v=v, counts=counts), tokens, logits
+
+
+def like(x: jax.Array) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def seat(
+  state: KernelState,
+  slot: jax.Array,
+  in_prompt_V: jax.Array,
+  counts_V: jax.Array,
+  bias_V: jax.Array,
+) -> KernelState:
+  """Sets what the penalties and the bias of a slot's request need."""
+
+  def put(old: jax.Array, new: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice(old, new[None], (slot, 0))
+
+  return state.replace(
+    in_prompt=put(state.in_prompt, in_prompt_V),
+    counts=put(state.counts, counts_V),
+    bias=put(state.bias, bias_V),
+  )
+
+
+jit_init_state = jax.jit(init_state, static_argnums=(0, 1))
+jit_fill = jax.jit(
+  fill, static_argnums=0, static_argnames='out', donate_argnums=2
+)
+jit_decode = jax.jit(decode, static_argnums=0, donate_argnums=2)
+jit_seat = jax.jit(seat, donate_argnums=0)

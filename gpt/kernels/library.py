@@ -1,0 +1,90 @@
+"""Loads the kernels and says for which models they can be used."""
+
+import ctypes
+import functools
+import logging
+import os
+
+import jax
+import jaxlib
+
+from gpt.devices import num_cores
+from gpt.errors import UserError
+from gpt.kernels import build
+from gpt.kernels.calls import Plan, ffi
+from gpt.model.config import GPTConfig
+
+log = logging.getLogger('rgpt')
+
+TARGETS = ('rgpt_fill', 'rgpt_decode')
+WEIGHTS = ('float32', 'bfloat16')
+# More threads than this wait for each other more than they compute.
+MAX_THREADS = 16
+
+
+def plan_for(cfg: GPTConfig, weights: str = 'float32') -> Plan | None:
+  """How the kernels decode a model; None if they cannot: use JAX.
+
+  Args:
+    weights: 'bfloat16' rounds weights, keys and values, and where the processor
+      multiplies bfloat16, activations too. 'float32' is exact; weights that are
+      stored in bfloat16 stay so.
+
+  Raises:
+    UserError: bfloat16 was asked for, and the kernels cannot be used.
+  """
+  half = weights == 'bfloat16'
+  problem = unsupported(cfg, half) or load()
+  if problem:
+    if half:
+      raise UserError(
+        f'bfloat16 weights in decoding need the compiled kernels: {problem}'
+      )
+    return None
+  return Plan(
+    cfg,
+    threads=min(num_cores(), MAX_THREADS),
+    pairs=half or (cfg.param_dtype == 'bfloat16' and is_even(cfg)),
+    rounded=half,
+    cache_pairs=half,
+  )
+
+
+def unsupported(cfg: GPTConfig, half: bool = False) -> str:
+  """Why the kernels cannot be used here with this model, or ''."""
+  if os.environ.get('RGPT_KERNELS') == 'off':
+    return 'RGPT_KERNELS is off'
+  if jax.default_backend() != 'cpu':
+    return f'the backend is {jax.default_backend()}, not a CPU'
+  if cfg.dtype == 'bfloat16':
+    return 'model.dtype is bfloat16'  # Activations, too: another function.
+  if half and not is_even(cfg):
+    return 'bfloat16 needs even widths'
+  config = jax.config
+  if (
+    config.jax_default_prng_impl != 'threefry2x32'
+    or not config.jax_threefry_partitionable
+  ):
+    return 'JAX uses another random number generator'
+  return ''
+
+
+def is_even(cfg: GPTConfig) -> bool:
+  """Whether pairs of bfloat16 fit all widths."""
+  widths = cfg.n_embd, cfg.head_dim, cfg.mlp_width
+  return not any(width % 2 for width in widths)
+
+
+@functools.cache
+def load() -> str:
+  """Registers the kernels with XLA; '' or why that is impossible."""
+  try:
+    path = build.library(ffi.include_dir(), jaxlib.__version__)
+    library = ctypes.CDLL(str(path))
+    for name in TARGETS:
+      handler = ffi.pycapsule(getattr(library, name))
+      ffi.register_ffi_target(name, handler, platform='cpu')
+  except (build.NoKernels, OSError, AttributeError) as e:
+    log.info('decoding without compiled kernels: %s', e)
+    return str(e)
+  return ''

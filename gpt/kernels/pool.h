@@ -1,0 +1,131 @@
+// Threads that share the pieces of a product, for microseconds at a time.
+#pragma once
+#include <pthread.h>
+#include <signal.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+class Pool {
+ public:
+  // The pool of this process; a forked child gets a new one, without threads.
+  static Pool& get() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+      current() = new Pool;
+      pthread_atfork(nullptr, nullptr, [] { current() = new Pool; });
+    });
+    return *current();
+  }
+
+  // f(i) for i in [0, n), on up to `threads` threads; the caller is one of
+  // them. If another caller has the pool, this one works alone.
+  template <class F>
+  void run(int n, int threads, F&& f) {
+    if (n <= 1 || threads <= 1 || !owner_.try_lock()) {
+      for (int i = 0; i < n; i++) f(i);
+      return;
+    }
+    while ((int)workers_.size() < threads - 1)
+      if (!start_worker()) break;
+    call_ = [](void* f, int i) { (*(std::remove_reference_t<F>*)f)(i); };
+    arg_ = (void*)&f;
+    pending_.store(n, std::memory_order_relaxed);
+    epoch_++;
+    range_.store(epoch_ << 40 | (uint64_t)n);
+    if (sleepers_.load()) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      wake_.notify_all();
+    }
+    work(true);
+    for (int spins = 1; pending_.load(std::memory_order_acquire); spins++) {
+      pause();
+      if (spins % 0x4000 == 0) std::this_thread::yield();
+    }
+    owner_.unlock();
+  }
+
+ private:
+  // About 0.1 ms: longer than the gap between two blocks of decode steps.
+  static constexpr int SPINS = 4000;
+
+  static Pool*& current() {
+    static Pool* pool = nullptr;
+    return pool;
+  }
+
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+  // range_: epoch (24 bits) | first (20) | end (20) of what nobody has taken.
+  // The caller takes from the front and the workers from the back, so that a
+  // core sees the same weights again, and whoever is free takes the rest of a
+  // thread that the system has stopped.
+  static int first(uint64_t range) { return (range >> 20) & 0xFFFFF; }
+  static int end(uint64_t range) { return range & 0xFFFFF; }
+
+  bool work(bool front) {
+    bool any = false;
+    uint64_t range = range_.load(std::memory_order_acquire);
+    while (first(range) < end(range)) {
+      int i = front ? first(range) : end(range) - 1;
+      uint64_t left = front ? range + (1ull << 20) : range - 1;
+      if (!range_.compare_exchange_weak(range, left)) continue;
+      call_(arg_, i);
+      any = true;
+      pending_.fetch_sub(1, std::memory_order_acq_rel);
+      range = range_.load(std::memory_order_acquire);
+    }
+    return any;
+  }
+
+  void loop() {
+    for (;;) {
+      for (int spins = 0; spins < SPINS; spins++) {
+        if (work(false)) spins = 0;
+        pause();
+      }
+      std::unique_lock<std::mutex> lock(mutex_);
+      sleepers_++;
+      wake_.wait(lock, [&] {
+        uint64_t range = range_.load();
+        return first(range) < end(range);
+      });
+      sleepers_--;
+    }
+  }
+
+  bool start_worker() {
+    sigset_t every, before;  // Signals are the main thread's business.
+    sigfillset(&every);
+    pthread_sigmask(SIG_SETMASK, &every, &before);
+    bool started = true;
+    try {
+      workers_.emplace_back([this] { loop(); });
+      workers_.back().detach();
+    } catch (const std::system_error&) {  // No more threads: go on without.
+      started = false;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    return started;
+  }
+
+  std::mutex owner_, mutex_;
+  std::condition_variable wake_;
+  std::vector<std::thread> workers_;
+  uint64_t epoch_ = 0;
+  void (*call_)(void*, int) = nullptr;
+  void* arg_ = nullptr;
+  alignas(64) std::atomic<uint64_t> range_{0};
+  alignas(64) std::atomic<int> pending_{0};
+  alignas(64) std::atomic<int> sleepers_{0};
+};
