@@ -9,3 +9,4 @@ RGPT_KERNELS=off.
 """
 
 from gpt.kernels.library import plan_for as plan_for
+from gpt.kernels.weights import packed as packed

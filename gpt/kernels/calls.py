@@ -220,6 +220,59 @@ def seat(
   )
 
 
+def read_panel(
+  state: KernelState, slot: jax.Array, panel: jax.Array
+) -> jax.Array:
+  """float32[2N, G, 64, K]: keys, then values of 64 columns of a slot."""
+  k, v = state.k, state.v
+  halved = 2 if k.dtype == jnp.uint32 else 1
+  zero, size = jnp.int32(0), PANEL // halved
+  k = jax.lax.dynamic_slice(
+    k, (slot, zero, zero, panel, zero, zero), (1, *k.shape[1:3], 1, *k.shape[4:])
+  )[0, :, :, 0]
+  v = jax.lax.dynamic_slice(
+    v,
+    (slot, zero, zero, panel * size, zero),
+    (1, *v.shape[1:3], size, v.shape[4]),
+  )[0]
+  k, v = halves(k), halves(v)
+  return jnp.concatenate([k.swapaxes(2, 3), v])
+
+
+def write_panel(
+  state: KernelState, slot: jax.Array, panel: jax.Array, columns: jax.Array
+) -> KernelState:
+  """Puts 64 columns, as `read_panel` returns them, into a slot."""
+  k, v = jnp.split(columns, 2)
+  k = k.swapaxes(2, 3)
+  zero, size = jnp.int32(0), PANEL
+  if state.k.dtype == jnp.uint32:
+    k, v, size = pairs_of(k), pairs_of(v), PANEL // 2
+  return state.replace(
+    k=jax.lax.dynamic_update_slice(
+      state.k, k[None, :, :, None], (slot, zero, zero, panel, zero, zero)
+    ),
+    v=jax.lax.dynamic_update_slice(
+      state.v, v[None], (slot, zero, zero, panel * size, zero)
+    ),
+  )
+
+
+def halves(x: jax.Array) -> jax.Array:
+  """uint32[.., n, m] pairs of bfloat16 as float32[.., 2n, m]; else x."""
+  if x.dtype != jnp.uint32:
+    return x
+  low, high = x << 16, x & jnp.uint32(0xFFFF0000)
+  pair = jax.lax.bitcast_convert_type(jnp.stack([low, high], -2), jnp.float32)
+  return pair.reshape(*x.shape[:-2], -1, x.shape[-1])
+
+
+def pairs_of(x: jax.Array) -> jax.Array:
+  """The inverse of `halves`; x holds values of bfloat16."""
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  return bits[..., ::2, :] >> 16 | bits[..., 1::2, :]
+
+
 jit_init_state = jax.jit(init_state, static_argnums=(0, 1))
 jit_fill = jax.jit(
   fill, static_argnums=0, static_argnames='out', donate_argnums=2

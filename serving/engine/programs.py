@@ -96,6 +96,10 @@ class Programs:
     self._uniforms: Any = None
     self._new_state: Any = None
 
+  def prepare(self, params: Params) -> Any:
+    """The weights as the programs take them."""
+    return params
+
   def compile(self, params: Params) -> int:
     """Compiles all programs, several at once, and logs its progress.
 

@@ -160,7 +160,11 @@ def score(
     ids), with C = MAX_TOP_LOGPROBS or V, whichever is smaller.
   """
   logits_1LV: Any = model.apply({'params': params}, tokens_1L)
-  logits_LV = logits_1LV[0]
+  return ranked(logits_1LV[0], targets_L)
+
+
+def ranked(logits_LV: Any, targets_L: Any) -> tuple[Any, Any, Any]:
+  """The result of `score` from float32[L, V] logits."""
   logp_LV = jax.nn.log_softmax(logits_LV)
   vocab = jnp.arange(logits_LV.shape[-1], dtype=jnp.int32)[None]
   hit_LV = vocab == targets_L[:, None]

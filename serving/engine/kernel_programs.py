@@ -1,0 +1,221 @@
+"""The server's programs on the compiled kernels: a few, for any request.
+
+A kernel takes the numbers of rows, steps and tokens as values, not as shapes.
+So one program decodes and one prefills, and each compiles in milliseconds.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt import kernels
+from gpt.decoding import sampling
+from gpt.kernels import calls
+from gpt.kernels.weights import Packed
+from gpt.model import GPT
+from serving.engine.programs import UNIFORMS, Programs, array, shapes_of
+from serving.engine.slots import ranked
+
+SCORED = 64  # Tokens of a prompt that are scored at once.
+
+
+def make_programs(
+  model: GPT,
+  slots: int,
+  lanes: int,
+  shapes: list[tuple[int, int, int]] | None,
+  weights: str,
+) -> Programs:
+  """Programs of the kernels where they can be used, else of XLA.
+
+  Args:
+    lanes: for XLA; kernels have one lane, and use all cores in it.
+    weights: see kernels.plan_for.
+  """
+  plan = None if shapes else kernels.plan_for(model.cfg, weights)
+  if plan is not None:
+    return KernelPrograms(model, plan, slots)
+  return Programs(model, -(-slots // lanes), lanes, shapes)
+
+
+class KernelPrograms(Programs):
+  """As Programs; the state is a KernelState, the params are Packed weights."""
+
+  def __init__(self, model: GPT, plan: calls.Plan, slots: int) -> None:
+    super().__init__(model, slots)
+    self.plan = plan
+    self._panels = -(-self.block_size // calls.PANEL)
+    self._fill: Any = None
+    self._decode: Any = None
+    self._scratch: Any = None
+
+  def _jobs(self, params: Any) -> list[Callable[[], None]]:
+    cfg, plan, int32 = self.model.cfg, self.plan, jnp.int32
+    state = jax.eval_shape(lambda: calls.init_state(plan, self.slots))
+    one = jax.eval_shape(lambda: calls.init_state(plan, 1))
+    number, rows = array((), int32), array((self.slots,), int32)
+    vocab = (cfg.vocab_size,)
+
+    def compiled(function: Callable, *args: Any, donate: int | None = None):
+      donated = () if donate is None else donate
+      return jax.jit(function, donate_argnums=donated).lower(*args).compile()
+
+    def fill() -> None:
+      self._fill = compiled(
+        lambda weights, state, slot, first, count, tokens: calls.fill(
+          plan, weights, state, slot, first, count, tokens
+        )[0],
+        *(params, state, number, number, number),
+        array((self.block_size,), int32),
+        donate=1,
+      )
+
+    def decode() -> None:
+      settings = shapes_of(sampling.settings(self.slots))
+      self._decode = compiled(
+        lambda weights, state, *args: calls.decode(plan, weights, state, *args),
+        *(params, state, rows, rows, rows, rows, settings, number, number),
+        donate=1,
+      )
+
+    def score() -> None:
+      def program(weights, state, first, count, tokens_L, targets_L):
+        state, logits_LV = calls.fill(
+          plan, weights, state, 0, first, count, tokens_L, out='logits'
+        )
+        return state, ranked(logits_LV, targets_L)
+
+      tokens = array((SCORED,), int32)
+      self._score = compiled(
+        program, params, one, number, number, tokens, tokens, donate=1
+      )
+
+    def small() -> None:
+      row = array(vocab, bool), array(vocab, int32), array(vocab, jnp.float32)
+      self._seat = compiled(calls.seat, state, number, *row, donate=0)
+      self._new_state = compiled(lambda: calls.init_state(plan, self.slots))
+      self._scratch = compiled(lambda: calls.init_state(plan, 1))
+
+    def columns() -> None:
+      found = jax.eval_shape(calls.read_panel, state, number, number)
+      self._read = compiled(calls.read_panel, state, number, number)
+      self._write = compiled(
+        calls.write_panel, state, number, number, found, donate=0
+      )
+
+    return [fill, decode, score, small, columns]
+
+  def prepare(self, params: Any) -> Packed:
+    return kernels.packed(self.plan.cfg, params, self.plan.pairs)
+
+  def warm_up(self, params: Any, state: Any) -> Any:
+    vocab, zeros = self.model.cfg.vocab_size, np.zeros
+    rows = zeros(vocab, bool), zeros(vocab, np.int32), zeros(vocab, np.float32)
+    state = self.fill(params, state, 0, zeros(1, np.int32), 0, *rows)
+    zeros_b = zeros(self.slots, np.int32)
+    state, _, _ = self.block(
+      params,
+      state,
+      np.arange(self.slots, dtype=np.int32),
+      *[zeros_b] * 3,
+      sampling.settings(self.slots),
+      zeros((self.slots, 1), np.float32),
+    )
+    state = self.write_columns(state, 0, [self.read_columns(state, 0, 0, 1)])
+    self.score(params, zeros(1, np.int32), zeros(1, np.int32))
+    return jax.block_until_ready(state)
+
+  def fill(
+    self,
+    params: Any,
+    state: Any,
+    slot: int,
+    tokens: np.ndarray,
+    first: int,
+    in_prompt_V: np.ndarray,
+    counts_V: np.ndarray,
+    bias_V: np.ndarray | None,
+  ) -> Any:
+    at = np.int32(slot)
+    state = self._seat(state, at, in_prompt_V, counts_V, bias_V)
+    if not len(tokens):
+      return state
+    padded = np.zeros(self.block_size, np.int32)
+    padded[: len(tokens)] = tokens
+    count = np.int32(len(tokens))
+    return self._fill(params, state, at, np.int32(first), count, padded)
+
+  def read_columns(
+    self, state: Any, slot: int, first: int, n: int
+  ) -> np.ndarray:
+    size, pieces = calls.PANEL, []
+    for panel in range(first // size, -(-(first + n) // size)):
+      piece = np.asarray(self._read(state, np.int32(slot), np.int32(panel)))
+      start = max(first - panel * size, 0)
+      pieces.append(piece[:, :, start : first + n - panel * size])
+    return np.concatenate(pieces, axis=2)
+
+  def write_columns(
+    self, state: Any, slot: int, pieces: list[np.ndarray]
+  ) -> Any:
+    columns = np.concatenate(pieces, axis=2)
+    room = -columns.shape[2] % calls.PANEL
+    columns = np.pad(columns, ((0, 0), (0, 0), (0, room), (0, 0)))
+    for panel in range(columns.shape[2] // calls.PANEL):
+      piece = columns[:, :, panel * calls.PANEL : (panel + 1) * calls.PANEL]
+      state = self._write(state, np.int32(slot), np.int32(panel), piece)
+    return state
+
+  def rows(self, n: int) -> int:
+    return n
+
+  def steps(self, b: int) -> list[int]:
+    return list(range(1, calls.MAX_STEPS + 1))
+
+  def uniforms(self, seed: int, step: int) -> Any:
+    return np.zeros(UNIFORMS, np.float32)  # The kernel draws the same ones.
+
+  def block(
+    self,
+    params: Any,
+    state: Any,
+    slots_b: np.ndarray,
+    last_b: np.ndarray,
+    length_b: np.ndarray,
+    step_b: np.ndarray,
+    s: sampling.SamplingSettings,
+    uniform_bk: np.ndarray,
+  ) -> tuple[Any, Any, Any]:
+    b, k = uniform_bk.shape
+
+    def padded(x: np.ndarray) -> np.ndarray:
+      return np.concatenate([x, np.zeros(self.slots - b, x.dtype)])
+
+    state, tokens_bk, logits_bkV = self._decode(
+      params,
+      state,
+      *map(padded, (slots_b, last_b, length_b, step_b)),
+      jax.tree.map(padded, s),
+      np.int32(b),
+      np.int32(k),
+    )
+    return state, np.asarray(tokens_bk)[:b, :k], logits_bkV
+
+  def score(
+    self, params: Any, tokens: np.ndarray, targets: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    n, state, found = len(tokens), self._scratch(), []
+    for first in range(0, n, SCORED):
+      count = min(SCORED, n - first)
+      padded = np.zeros((2, SCORED), np.int32)
+      padded[0, :count] = tokens[first : first + count]
+      padded[1, :count] = targets[first : first + count]
+      state, ranking = self._score(
+        params, state, np.int32(first), np.int32(count), padded[0], padded[1]
+      )
+      found.append([np.asarray(x)[:count] for x in ranking])
+    target_L, best_LC, ids_LC = map(np.concatenate, zip(*found))
+    return target_L, best_LC, ids_LC
