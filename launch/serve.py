@@ -38,6 +38,12 @@ SLOTS = flags.DEFINE_integer(
   lower_bound=0,
   upper_bound=1024,
 )
+PRECISION = flags.DEFINE_enum(
+  'precision',
+  'float32',
+  ['float32', 'bfloat16'],
+  'Weights, keys and values in decoding; bfloat16 is faster and changes texts.',
+)
 MAX_QUEUE = flags.DEFINE_integer(
   'max_queue',
   64,
@@ -229,6 +235,7 @@ def main(_: list[str]) -> None:
     strict_model=STRICT_MODEL.value,
     adapters=adapters,
     slots=slots,
+    precision=PRECISION.value,
     max_queue=MAX_QUEUE.value,
     max_per_client=MAX_PER_CLIENT.value,
     context_overflow=CONTEXT_OVERFLOW.value,

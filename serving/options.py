@@ -13,6 +13,7 @@ class Options:
     adapters: (name, workdir) of LoRA runs of the model that is served; a
       request's `model` chooses one of them.
     slots: choices decoded at once.
+    precision: of weights, keys and values in decoding; see kernels.plan_for.
     max_queue: requests that may wait for a slot.
     max_per_client: requests a client may have in flight; 0: no limit.
     context_overflow: for requests that do not choose; see Sampling.
@@ -34,6 +35,7 @@ class Options:
   strict_model: bool = False
   adapters: tuple[tuple[str, str], ...] = ()
   slots: int = 4
+  precision: str = 'float32'
   max_queue: int = 64
   max_per_client: int = 0
   context_overflow: str = 'slide'

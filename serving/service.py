@@ -165,7 +165,8 @@ class Service:
         return False, f'step {new.step} is already in use'
       self.loaded = dataclasses.replace(new, params=None)
       self.adapters = adapters
-      self.engine.swap(weights, adapted)
+      prepared = self.engine.prepared
+      self.engine.swap(*await self.in_thread(prepared, weights, adapted))
       steps = f'step {old.step} -> {new.step} ({new.which})'
       return True, '; '.join(
         ([] if same else [steps])

@@ -31,10 +31,11 @@ MAY_IMPORT = {
   'logs': {'terminal'},
   'devices': {'errors', 'logs'},
   'model': BASE,
+  'kernels': BASE | {'model'},
   'tokenizers': BASE,
   'data': BASE | {'tokenizers'},
   'training': BASE | {'model'},
-  'decoding': BASE | {'model', 'tokenizers'},
+  'decoding': BASE | {'model', 'tokenizers', 'kernels'},
 }
 LEARNING = {*MAY_IMPORT}
 MAY_IMPORT |= {

@@ -9,4 +9,4 @@ RGPT_KERNELS=off.
 """
 
 from gpt.kernels.library import plan_for as plan_for
-from gpt.kernels.weights import packed as packed
+from gpt.kernels.weights import pack as pack

@@ -228,7 +228,9 @@ def read_panel(
   halved = 2 if k.dtype == jnp.uint32 else 1
   zero, size = jnp.int32(0), PANEL // halved
   k = jax.lax.dynamic_slice(
-    k, (slot, zero, zero, panel, zero, zero), (1, *k.shape[1:3], 1, *k.shape[4:])
+    k,
+    (slot, zero, zero, panel, zero, zero),
+    (1, *k.shape[1:3], 1, *k.shape[4:]),
   )[0, :, :, 0]
   v = jax.lax.dynamic_slice(
     v,

@@ -5,6 +5,7 @@ stacked: a program has 23 operands for the weights of any depth.
 """
 
 import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -40,47 +41,79 @@ def packed(cfg: GPTConfig, params: Params, pairs: bool) -> Packed:
   return found
 
 
-def pack(cfg: GPTConfig, params: Params, pairs: bool) -> Packed:
+def pack(
+  cfg: GPTConfig,
+  params: Params,
+  pairs: bool,
+  known: dict[tuple, Any] | None = None,
+) -> Packed:
   """The operands of the weights, in the order of kernels.cc, on the device.
 
   Args:
     pairs: matrices in bfloat16, two rows in one uint32; else in float32.
+    known: operands by what they were made from, read and extended: weights
+      that share arrays (a base and its adapters) then share operands.
   """
-  N = cfg.n_layer
+  known = {} if known is None else known
+  first = params['block_0']
 
-  def layers(name: str) -> list[np.ndarray]:
-    return [np.asarray(params[f'block_{i}'][name]) for i in range(N)]
+  def of_layers(name: str) -> list[Any]:
+    return [params[f'block_{i}'][name] for i in range(cfg.n_layer)]
 
-  def vector(name: str) -> np.ndarray:
-    """float32[N, size] of all layers, or NONE."""
-    if name not in params['block_0']:
+  def operand(
+    sources: list[Any], make: Callable[[list[np.ndarray]], np.ndarray]
+  ) -> Any:
+    """make(sources) on the device; NONE if the model has no such weights."""
+    if not sources:
       return NONE
-    return np.stack(layers(name)).astype(np.float32)
+    # The key holds the sources, so that no id is another array's later.
+    key = (pairs, *map(id, sources))
+    if key not in known:
+      made = jnp.asarray(make(list(map(jax.device_get, sources))))
+      known[key] = made, sources
+    return known[key][0]
 
-  def single(name: str) -> np.ndarray:
-    found = params.get(name)
-    return NONE if found is None else np.asarray(found, np.float32)
+  def single(name: str) -> Any:
+    return operand([params[name]] if name in params else [], _float32_of_one)
 
-  def matrix(*names: str, apart: bool = False) -> list[np.ndarray]:
+  def vector(name: str) -> Any:
+    return operand(of_layers(name) if name in first else [], _stacked)
+
+  def matrix(*names: str, apart: bool = False) -> list[Any]:
     """Matrices side by side, and their biases; `apart`: each padded."""
-    found = [layers(name) for name in names]
-    biases = [vector(BIASES[name]) for name in names]
-    if apart:
-      found = [[padded(w) for w in ws] for ws in found]
-      biases = [padded(b) if b.size else b for b in biases]
-    stacked = np.stack(
-      [panels(np.concatenate(ws, axis=1), pairs) for ws in zip(*found)]
-    )
-    if not cfg.bias:
-      return [stacked, NONE]
-    return [stacked, padded(np.concatenate(biases, axis=1))]
+    n, width = cfg.n_layer, len(names)
+
+    def beside(sources: list[np.ndarray]) -> list[np.ndarray]:
+      sources = [padded(x) for x in sources] if apart else sources
+      return [
+        np.concatenate(sources[i * width : (i + 1) * width], axis=-1)
+        for i in range(n)
+      ]
+
+    def interleaved(names: Sequence[str]) -> list[Any]:
+      return [params[f'block_{i}'][x] for i in range(n) for x in names]
+
+    biases = [BIASES[name] for name in names] if cfg.bias else []
+    return [
+      operand(
+        interleaved(names),
+        lambda ws: np.stack([panels(w, pairs) for w in beside(ws)]),
+      ),
+      operand(
+        interleaved(biases),
+        lambda bs: padded(np.stack(beside(bs)).astype(np.float32)),
+      ),
+    ]
+
+  def table(name: str) -> Any:
+    return operand([params[name]], lambda x: embedding(x[0], pairs))
 
   head = params['wte' if cfg.tied_embeddings else 'lm_head']
   up = ('gate', 'fc1') if cfg.mlp == 'swiglu' else ('fc1',)
-  operands = [
-    embedding(params['wte'], pairs),
-    embedding(params['wpe'], pairs) if cfg.pos == 'learned' else NONE,
-    turns(cfg),
+  return (
+    table('wte'),
+    table('wpe') if cfg.pos == 'learned' else NONE,
+    jnp.asarray(turns(cfg)),
     single('embed_norm'),
     single('embed_norm_bias'),
     vector('attn_norm'),
@@ -95,10 +128,10 @@ def pack(cfg: GPTConfig, params: Params, pairs: bool) -> Packed:
     *matrix('wo'),
     *matrix(*up, apart=True),
     *matrix('fc2'),
-    panels(np.asarray(head).T, pairs),
+    # Twice: the operand of `head` alone may be the table of embeddings.
+    operand([head, head], lambda x: panels(x[0].T, pairs)),
     NONE,
-  ]
-  return tuple(map(jnp.asarray, operands))
+  )
 
 
 BIASES = {
@@ -110,6 +143,14 @@ BIASES = {
   'gate': 'bgate',
   'fc2': 'b2',
 }
+
+
+def _float32_of_one(sources: list[np.ndarray]) -> np.ndarray:
+  return sources[0].astype(np.float32)
+
+
+def _stacked(sources: list[np.ndarray]) -> np.ndarray:
+  return np.stack(sources).astype(np.float32)
 
 
 def padded(x: np.ndarray) -> np.ndarray:
@@ -129,9 +170,9 @@ def panels(w: np.ndarray, pairs: bool) -> np.ndarray:
   return np.ascontiguousarray(w.transpose(1, 0, 2))
 
 
-def embedding(table: Any, pairs: bool) -> Any:
+def embedding(table: np.ndarray, pairs: bool) -> np.ndarray:
   """A table of rows, in bfloat16 if the matrices are."""
-  return jax.device_get(table).astype(jnp.bfloat16 if pairs else np.float32)
+  return table.astype(jnp.bfloat16 if pairs else np.float32)
 
 
 def turns(cfg: GPTConfig) -> np.ndarray:

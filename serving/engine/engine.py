@@ -7,10 +7,12 @@ and random numbers are indexed by (seed, token).
 """
 
 import concurrent.futures
+import dataclasses
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +28,9 @@ from serving.engine.events import (
   size_of,
 )
 from serving.engine.jobs import Job, Sequence, hold_back
+from serving.engine.kernel_programs import make_programs
 from serving.engine.lanes import Lane, lane_count
 from serving.engine.prefixes import PrefixCache
-from serving.engine.programs import Programs
 from serving.engine.scheduler import SLICE, Scheduler
 from serving.engine.scores import choice_logprobs
 from serving.engine.weights import Weights
@@ -57,6 +59,7 @@ class Engine:
     on_death: called with the error that ends the thread.
     lanes: how many; None: the fastest number.
     shapes: see Programs.
+    precision: of the weights in decoding; see kernels.plan_for.
     adapters: weights by name for jobs that ask for one (Job.adapter); of the
       same shapes and dtypes as `weights`.
     prefix_bytes: memory for the columns of earlier prompts; see PrefixCache.
@@ -73,13 +76,14 @@ class Engine:
     on_death: Callable[[BaseException], None],
     lanes: int | None = None,
     shapes: list[tuple[int, int, int]] | None = None,
+    precision: str = 'float32',
     adapters: Mapping[str, Weights] | None = None,
     prefix_bytes: int = 0,
   ) -> None:
     self.block_size = model.cfg.block_size
     lanes = lanes or lane_count(slots, weights.params)
-    in_lane = -(-slots // lanes)
-    self.programs = Programs(model, in_lane, lanes, shapes)
+    self.programs = make_programs(model, slots, lanes, shapes, precision)
+    in_lane = self.programs.slots
     self.lanes = [
       Lane(index, self.programs, min(in_lane, slots - first))
       for index, first in enumerate(range(0, slots, in_lane))
@@ -88,8 +92,7 @@ class Engine:
     self.prefixes = PrefixCache(prefix_bytes)
     self.state = LOADING
     self._lock = threading.Lock()  # of the state
-    self.weights = weights
-    self.adapters = dict(adapters or {})
+    self.weights, self.adapters = self.prepared(weights, adapters)
     self._metrics = metrics
     self._post = post
     self._on_death = on_death
@@ -106,6 +109,19 @@ class Engine:
     )
 
   # Called by other threads.
+
+  def prepared(
+    self, weights: Weights, adapters: Mapping[str, Weights] | None = None
+  ) -> tuple[Weights, dict[str, Weights]]:
+    """Weights and adapters as the programs take them: seconds of work."""
+    known: dict[tuple, Any] = {}
+
+    def one(found: Weights) -> Weights:
+      params = self.programs.prepare(found.params, known)
+      return dataclasses.replace(found, params=params)
+
+    found = one(weights)
+    return found, {name: one(w) for name, w in (adapters or {}).items()}
 
   def start(self) -> None:
     """Starts the thread, which compiles every program before it is ready."""
@@ -140,8 +156,11 @@ class Engine:
   def swap(
     self, weights: Weights, adapters: Mapping[str, Weights] | None = None
   ) -> None:
-    """Sets the weights of jobs that have not started yet."""
-    self.weights, self.adapters = weights, dict(adapters or {})
+    """Sets the weights of jobs that have not started yet.
+
+    On the event loop, call `prepared` first, on another thread.
+    """
+    self.weights, self.adapters = self.prepared(weights, adapters)
     self._wake.set()
 
   def stop(self) -> None:

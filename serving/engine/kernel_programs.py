@@ -82,11 +82,13 @@ class KernelPrograms(Programs):
       )
 
     def score() -> None:
-      def program(weights, state, first, count, tokens_L, targets_L):
+      def program(
+        weights: Any, state: Any, first: Any, count: Any, given: Any, next: Any
+      ) -> tuple[Any, Any]:
         state, logits_LV = calls.fill(
-          plan, weights, state, 0, first, count, tokens_L, out='logits'
+          plan, weights, state, 0, first, count, given, out='logits'
         )
-        return state, ranked(logits_LV, targets_L)
+        return state, ranked(logits_LV, next)
 
       tokens = array((SCORED,), int32)
       self._score = compiled(
@@ -108,8 +110,10 @@ class KernelPrograms(Programs):
 
     return [fill, decode, score, small, columns]
 
-  def prepare(self, params: Any) -> Packed:
-    return kernels.packed(self.plan.cfg, params, self.plan.pairs)
+  def prepare(self, params: Any, known: dict[tuple, Any]) -> Packed:
+    if isinstance(params, tuple):
+      return params
+    return kernels.pack(self.plan.cfg, params, self.plan.pairs, known)
 
   def warm_up(self, params: Any, state: Any) -> Any:
     vocab, zeros = self.model.cfg.vocab_size, np.zeros

@@ -277,7 +277,8 @@ class Lane:
     # A few steps too many cost less than another dispatch.
     enough = [k for k in steps if room <= k <= room * 4 // 3]
     below = [k for k in steps if k <= room]
-    return max(min(longest, (enough or below or steps)[-1]), steps[0])
+    best = enough[0] if enough else (below or steps)[-1]
+    return max(min(longest, best), steps[0])
 
   def _time_step(self, b: int, seconds: float) -> None:
     old = self._step_seconds.get(b, seconds)

@@ -96,8 +96,13 @@ class Programs:
     self._uniforms: Any = None
     self._new_state: Any = None
 
-  def prepare(self, params: Params) -> Any:
-    """The weights as the programs take them."""
+  def prepare(self, params: Params, known: dict[tuple, Any]) -> Any:
+    """The weights as the programs take them; twice is as good as once.
+
+    Args:
+      known: shared by weights that share arrays; see kernels.pack.
+    """
+    del known
     return params
 
   def compile(self, params: Params) -> int:

@@ -125,7 +125,7 @@ def test_every_slot_and_every_neighbour_gives_the_same_text(tiny, reference):
     (seq,) = job.sequences
     slots.add((seq.lane, seq.slot))
     assert seq.sampled.tolist() == wanted[case], case
-  assert slots == {(0, 0), (0, 1), (1, 0), (1, 1)}
+  assert len(slots) == 4
 
 
 def test_block_sizes_and_lanes_do_not_change_the_text(tiny):

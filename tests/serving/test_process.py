@@ -39,14 +39,17 @@ BROKEN = """
 import sys
 from launch import cli, serve
 from serving import prompts
-from serving.engine import programs
-block = programs.Programs.block
-def fail(self, *args):
-  if self.broken:
-    raise RuntimeError('boom: secret detail')
-  return block(self, *args)
-programs.Programs.block = fail
+from serving.engine import kernel_programs, programs
+def breakable(kind):
+  block = kind.block
+  def fail(self, *args):
+    if programs.Programs.broken:
+      raise RuntimeError('boom: secret detail')
+    return block(self, *args)
+  kind.block = fail
 programs.Programs.broken = False
+breakable(programs.Programs)
+breakable(kernel_programs.KernelPrograms)
 chat_prompt = prompts.chat_prompt
 def break_it(tokenizer, messages, *args):
   if messages[0]['content'] == 'break':
