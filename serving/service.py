@@ -20,7 +20,7 @@ from serving.engine.errors import Interrupted, RequestFailed
 from serving.engine.events import Event
 from serving.engine.grammars import Grammars
 from serving.engine.jobs import Job
-from serving.engine.weights import Weights, to_device
+from serving.engine.weights import Weights, prepared, to_device
 from serving.metrics import Metrics
 from serving.options import Options
 
@@ -165,8 +165,10 @@ class Service:
         return False, f'step {new.step} is already in use'
       self.loaded = dataclasses.replace(new, params=None)
       self.adapters = adapters
-      prepared = self.engine.prepared
-      self.engine.swap(*await self.in_thread(prepared, weights, adapted))
+      programs = self.engine.programs
+      self.engine.swap(
+        *await self.in_thread(prepared, programs, weights, adapted)
+      )
       steps = f'step {old.step} -> {new.step} ({new.which})'
       return True, '; '.join(
         ([] if same else [steps])

@@ -63,17 +63,16 @@ class KernelRows:
   ) -> tuple[jax.Array, int]:
     """As DeviceRows.decode, of min(k, useful) steps."""
     steps = min(k, useful)
-    rows = np.zeros(self._rows, np.int32)
-    rows[: len(self.active)] = self.active
+    rows = self.active + [0] * (self._rows - len(self.active))
     self._state, new_bk, _ = jit_decode(
       self._plan,
       self._weights,
       self._state,
-      rows,
+      np.array(rows, np.int32),
       np.array([tokens[r][-1] for r in rows], np.int32),
       np.array([length.get(r, 0) for r in rows], np.int32),
       np.array([sampled[r] for r in rows], np.int32),
-      jax.tree.map(lambda x: x[rows], settings),
+      jax.tree.map(lambda x: x[np.array(rows)], settings),
       np.int32(len(self.active)),
       np.int32(steps),
     )

@@ -7,14 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import ffi
 
 from gpt.kernels.weights import PANEL, Packed
 from gpt.model.config import MLPS, GPTConfig
-
-try:
-  from jax import ffi
-except ImportError:  # jax < 0.4.38
-  from jax.extend import ffi
 
 MAX_STEPS = 16  # A block writes at most so many columns past the window.
 
@@ -137,7 +133,7 @@ def fill(
     state.v,
     **plan.attributes(out == 'logits'),
   )
-  return state.replace(k=k, v=v), found
+  return dataclasses.replace(state, k=k, v=v), found
 
 
 def decode(
@@ -194,7 +190,7 @@ def decode(
     state.v,
     **plan.attributes(),
   )
-  return state.replace(k=k, v=v, counts=counts), tokens, logits
+  return dataclasses.replace(state, k=k, v=v, counts=counts), tokens, logits
 
 
 def like(x: jax.Array) -> jax.ShapeDtypeStruct:
@@ -213,7 +209,8 @@ def seat(
   def put(old: jax.Array, new: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice(old, new[None], (slot, 0))
 
-  return state.replace(
+  return dataclasses.replace(
+    state,
     in_prompt=put(state.in_prompt, in_prompt_V),
     counts=put(state.counts, counts_V),
     bias=put(state.bias, bias_V),
@@ -250,7 +247,8 @@ def write_panel(
   zero, size = jnp.int32(0), PANEL
   if state.k.dtype == jnp.uint32:
     k, v, size = pairs_of(k), pairs_of(v), PANEL // 2
-  return state.replace(
+  return dataclasses.replace(
+    state,
     k=jax.lax.dynamic_update_slice(
       state.k, k[None, :, :, None], (slot, zero, zero, panel, zero, zero)
     ),

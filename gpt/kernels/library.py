@@ -6,12 +6,13 @@ import logging
 import os
 
 import jax
-import jaxlib
+import jaxlib.version
+from jax import ffi
 
 from gpt.devices import num_cores
 from gpt.errors import UserError
 from gpt.kernels import build
-from gpt.kernels.calls import Plan, ffi
+from gpt.kernels.calls import Plan
 from gpt.model.config import GPTConfig
 
 log = logging.getLogger('rgpt')
@@ -79,7 +80,7 @@ def is_even(cfg: GPTConfig) -> bool:
 def load() -> str:
   """Registers the kernels with XLA; '' or why that is impossible."""
   try:
-    path = build.library(ffi.include_dir(), jaxlib.__version__)
+    path = build.library(ffi.include_dir(), jaxlib.version.__version__)
     library = ctypes.CDLL(str(path))
     for name in TARGETS:
       handler = ffi.pycapsule(getattr(library, name))

@@ -7,12 +7,10 @@ and random numbers are indexed by (seed, token).
 """
 
 import concurrent.futures
-import dataclasses
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -33,7 +31,7 @@ from serving.engine.lanes import Lane, lane_count
 from serving.engine.prefixes import PrefixCache
 from serving.engine.scheduler import SLICE, Scheduler
 from serving.engine.scores import choice_logprobs
-from serving.engine.weights import Weights
+from serving.engine.weights import Weights, prepared
 from serving.metrics import ABORTS, Metrics
 
 log = logging.getLogger('rgpt.serve')
@@ -92,7 +90,7 @@ class Engine:
     self.prefixes = PrefixCache(prefix_bytes)
     self.state = LOADING
     self._lock = threading.Lock()  # of the state
-    self.weights, self.adapters = self.prepared(weights, adapters)
+    self.weights, self.adapters = prepared(self.programs, weights, adapters)
     self._metrics = metrics
     self._post = post
     self._on_death = on_death
@@ -109,19 +107,6 @@ class Engine:
     )
 
   # Called by other threads.
-
-  def prepared(
-    self, weights: Weights, adapters: Mapping[str, Weights] | None = None
-  ) -> tuple[Weights, dict[str, Weights]]:
-    """Weights and adapters as the programs take them: seconds of work."""
-    known: dict[tuple, Any] = {}
-
-    def one(found: Weights) -> Weights:
-      params = self.programs.prepare(found.params, known)
-      return dataclasses.replace(found, params=params)
-
-    found = one(weights)
-    return found, {name: one(w) for name, w in (adapters or {}).items()}
 
   def start(self) -> None:
     """Starts the thread, which compiles every program before it is ready."""
@@ -158,9 +143,9 @@ class Engine:
   ) -> None:
     """Sets the weights of jobs that have not started yet.
 
-    On the event loop, call `prepared` first, on another thread.
+    On the event loop, call weights.prepared first, on another thread.
     """
-    self.weights, self.adapters = self.prepared(weights, adapters)
+    self.weights, self.adapters = prepared(self.programs, weights, adapters)
     self._wake.set()
 
   def stop(self) -> None:

@@ -4,7 +4,7 @@ A kernel takes the numbers of rows, steps and tokens as values, not as shapes.
 So one program decodes and one prefills, and each compiles in milliseconds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -51,6 +51,7 @@ class KernelPrograms(Programs):
     self._fill: Any = None
     self._decode: Any = None
     self._scratch: Any = None
+    self._states: Any = None
 
   def _jobs(self, params: Any) -> list[Callable[[], None]]:
     cfg, plan, int32 = self.model.cfg, self.plan, jnp.int32
@@ -86,13 +87,29 @@ class KernelPrograms(Programs):
         weights: Any, state: Any, first: Any, count: Any, given: Any, next: Any
       ) -> tuple[Any, Any]:
         state, logits_LV = calls.fill(
-          plan, weights, state, 0, first, count, given, out='logits'
+          plan, weights, state, jnp.int32(0), first, count, given, out='logits'
         )
         return state, ranked(logits_LV, next)
 
       tokens = array((SCORED,), int32)
       self._score = compiled(
         program, params, one, number, number, tokens, tokens, donate=1
+      )
+
+    def hidden() -> None:
+      self._states = compiled(
+        lambda weights, state, first, count, tokens_L: calls.fill(
+          plan,
+          weights,
+          state,
+          jnp.int32(0),
+          first,
+          count,
+          tokens_L,
+          out='hidden',
+        ),
+        *(params, one, number, number, array((SCORED,), int32)),
+        donate=1,
       )
 
     def small() -> None:
@@ -108,7 +125,7 @@ class KernelPrograms(Programs):
         calls.write_panel, state, number, number, found, donate=0
       )
 
-    return [fill, decode, score, small, columns]
+    return [fill, decode, score, hidden, small, columns]
 
   def prepare(self, params: Any, known: dict[tuple, Any]) -> Packed:
     if isinstance(params, tuple):
@@ -118,18 +135,22 @@ class KernelPrograms(Programs):
   def warm_up(self, params: Any, state: Any) -> Any:
     vocab, zeros = self.model.cfg.vocab_size, np.zeros
     rows = zeros(vocab, bool), zeros(vocab, np.int32), zeros(vocab, np.float32)
-    state = self.fill(params, state, 0, zeros(1, np.int32), 0, *rows)
+    token = zeros(1, np.int32)
+    state = self.fill(params, state, 0, token, 0, *rows)
     zeros_b = zeros(self.slots, np.int32)
     state, _, _ = self.block(
       params,
       state,
       np.arange(self.slots, dtype=np.int32),
-      *[zeros_b] * 3,
+      zeros_b,
+      zeros_b,
+      zeros_b,
       sampling.settings(self.slots),
       zeros((self.slots, 1), np.float32),
     )
     state = self.write_columns(state, 0, [self.read_columns(state, 0, 0, 1)])
-    self.score(params, zeros(1, np.int32), zeros(1, np.int32))
+    self.score(params, token, token)
+    self.hidden(params, token)
     return jax.block_until_ready(state)
 
   def fill(
@@ -155,12 +176,12 @@ class KernelPrograms(Programs):
   def read_columns(
     self, state: Any, slot: int, first: int, n: int
   ) -> np.ndarray:
-    size, pieces = calls.PANEL, []
+    size, found = calls.PANEL, []
     for panel in range(first // size, -(-(first + n) // size)):
       piece = np.asarray(self._read(state, np.int32(slot), np.int32(panel)))
       start = max(first - panel * size, 0)
-      pieces.append(piece[:, :, start : first + n - panel * size])
-    return np.concatenate(pieces, axis=2)
+      found.append(piece[:, :, start : first + n - panel * size])
+    return np.concatenate(found, axis=2)
 
   def write_columns(
     self, state: Any, slot: int, pieces: list[np.ndarray]
@@ -211,15 +232,26 @@ class KernelPrograms(Programs):
   def score(
     self, params: Any, tokens: np.ndarray, targets: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    n, state, found = len(tokens), self._scratch(), []
-    for first in range(0, n, SCORED):
-      count = min(SCORED, n - first)
-      padded = np.zeros((2, SCORED), np.int32)
-      padded[0, :count] = tokens[first : first + count]
-      padded[1, :count] = targets[first : first + count]
-      state, ranking = self._score(
-        params, state, np.int32(first), np.int32(count), padded[0], padded[1]
-      )
+    state, found = self._scratch(), []
+    for first, count, given in pieces(tokens):
+      _, _, wanted = next(pieces(targets[first:]))
+      state, ranking = self._score(params, state, first, count, given, wanted)
       found.append([np.asarray(x)[:count] for x in ranking])
     target_L, best_LC, ids_LC = map(np.concatenate, zip(*found))
     return target_L, best_LC, ids_LC
+
+  def hidden(self, params: Any, tokens: np.ndarray) -> np.ndarray:
+    state, total_D = self._scratch(), 0.0
+    for first, count, given in pieces(tokens):
+      state, state_LD = self._states(params, state, first, count, given)
+      total_D += np.asarray(state_LD)[:count].sum(axis=0)
+    return np.asarray(total_D / max(np.linalg.norm(total_D), 1e-12))
+
+
+def pieces(tokens: np.ndarray) -> Iterator[tuple[np.int32, np.int32, Any]]:
+  """(first, count, int32[SCORED]) of a sequence; the last one is padded."""
+  for first in range(0, len(tokens), SCORED):
+    piece = tokens[first : first + SCORED]
+    padded = np.zeros(SCORED, np.int32)
+    padded[: len(piece)] = piece
+    yield np.int32(first), np.int32(len(piece)), padded

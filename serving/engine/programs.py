@@ -20,6 +20,7 @@ import numpy as np
 from gpt.decoding import blocks, sampling
 from gpt.devices import num_cores
 from gpt.model import GPT
+from gpt.model.kv_cache import init_cache
 from gpt.model.params import Params
 from serving.engine.slots import (
   admit,
@@ -214,11 +215,10 @@ class Programs:
       self._hidden[length] = program.lower(model, params, *shapes).compile()
 
     def uniforms() -> None:
-      program = jax.jit(
-        lambda seed, step: sampling.uniforms(seed[None], step[None], UNIFORMS)[
-          0
-        ]
-      )
+      def draw(seed: Any, step: Any) -> Any:
+        return sampling.uniforms(seed[None], step[None], UNIFORMS)[0]
+
+      program = jax.jit(draw)
       self._uniforms = program.lower(
         array((), jnp.uint32), array((), int32)
       ).compile()
@@ -228,12 +228,11 @@ class Programs:
       self._new_state = program.lower().compile()
 
     jobs = [functools.partial(block, *shape) for shape in self._shapes]
-    jobs += [
-      functools.partial(prefill, n) for n in blocks.buckets(self.block_size)
-    ]
+    lengths = blocks.buckets(self.block_size)
+    jobs += [functools.partial(prefill, n) for n in lengths]
     jobs += [functools.partial(extending, n) for n in self._fill_lengths()]
-    lengths = {min(SHORT, self.block_size), self.block_size}
-    jobs += [functools.partial(hiding, n) for n in lengths]
+    texts = {min(SHORT, self.block_size), self.block_size}
+    jobs += [functools.partial(hiding, n) for n in texts]
     return [*jobs, seating, copying, scoring, uniforms, new_state]
 
   def _fill_lengths(self) -> list[int]:
@@ -338,9 +337,8 @@ class Programs:
   @property
   def column_bytes(self) -> int:
     """Size of the keys and values of one token."""
-    cfg = self.model.cfg
-    values = 2 * cfg.n_layer * cfg.kv_heads * cfg.head_dim
-    return values * jnp.dtype(cfg.activation_dtype).itemsize
+    cache = jax.eval_shape(lambda: init_cache(self.model.cfg, 1, 1))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
 
   def rows(self, n: int) -> int:
     """Rows of the smallest program that decodes n sequences."""

@@ -1,11 +1,14 @@
 """Weights on the device, with a fingerprint that identifies them."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
 from gpt.model.params import Params
 from gpt.runs.load import LoadedModel, params_sha256
+from serving.engine.programs import Programs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,3 +46,19 @@ def to_device(
     placed.params,
   )
   return Weights(params, fingerprint)
+
+
+def prepared(
+  programs: Programs,
+  weights: Weights,
+  adapters: Mapping[str, Weights] | None = None,
+) -> tuple[Weights, dict[str, Weights]]:
+  """Weights and adapters as the programs take them: seconds of work."""
+  known: dict[tuple, Any] = {}
+
+  def one(found: Weights) -> Weights:
+    params = programs.prepare(found.params, known)
+    return dataclasses.replace(found, params=params)
+
+  first = one(weights)
+  return first, {name: one(found) for name, found in (adapters or {}).items()}
