@@ -75,6 +75,7 @@ CALLED_BY_LIBRARIES = {
   'few_choices',  # pydantic
   'fields_agree',  # pydantic
   'handle_exit',  # uvicorn
+  'one_text',  # pydantic
   'preflight_response',  # starlette
   'read_format_and_includes',  # pydantic
   'read_structure',  # pydantic

@@ -16,6 +16,7 @@ from serving.http import (
   response_request,
   responses,
   schemas,
+  tokenizing,
 )
 from serving.http.cors import Cors
 from serving.http.encoding import dumps, encoded_response
@@ -25,6 +26,7 @@ from serving.http.generate import GenerateRoutes
 from serving.http.info import InfoRoutes, package_version
 from serving.http.openapi import Operation, document
 from serving.http.record import Recorder
+from serving.http.tokenizing import TokenRoutes
 from serving.metrics import CONTENT_TYPE
 from serving.service import Service
 
@@ -36,6 +38,7 @@ GENERATING = (*READING, 500, 503, 504)
 def operations(service: Service) -> list[Operation]:
   """Everything the server answers, but for GET /openapi.json."""
   text, info = GenerateRoutes(service), InfoRoutes(service)
+  tokens = TokenRoutes(service)
   openai = [
     Operation(
       'POST',
@@ -108,19 +111,29 @@ def operations(service: Service) -> list[Operation]:
     Operation(
       'POST',
       '/tokenize',
-      info.tokenize,
-      responses.Tokens,
-      schemas.TokenizeRequest,
+      tokens.tokenize,
+      tokenizing.Tokens,
+      tokenizing.TokenizeRequest,
       errors=(*READING, 504),
     ),
     Operation(
       'POST',
       '/detokenize',
-      info.detokenize,
-      responses.Content,
-      schemas.DetokenizeRequest,
+      tokens.detokenize,
+      tokenizing.Content,
+      tokenizing.DetokenizeRequest,
       errors=(*READING, 504),
     ),
+    Operation(
+      'POST',
+      '/apply-template',
+      tokens.apply_template,
+      tokenizing.TemplatedPrompt,
+      tokenizing.TemplateRequest,
+      errors=(*READING, 504),
+    ),
+    Operation('GET', '/props', info.props, responses.Props),
+    Operation('GET', '/slots', info.slots, responses.Slot, many=True),
     Operation('GET', '/health', info.health, responses.Health, unready=True),
     Operation('GET', '/livez', info.livez, responses.Health),
     Operation('GET', '/version', info.version, responses.Version),

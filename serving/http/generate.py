@@ -60,7 +60,7 @@ class GenerateRoutes:
     """Answers a conversation, as OpenAI's API does."""
     asked = await self._read(ChatRequest, request)
     adapter = self._adapter(asked.model)
-    self._check_chat()
+    check_chat(self._service)
     run = generation.chat(
       self._service,
       client_of(request),
@@ -77,7 +77,7 @@ class GenerateRoutes:
     """Answers an input, as OpenAI's Responses API does, but keeps nothing."""
     asked = await self._read(ResponseRequest, request)
     adapter = self._adapter(asked.model)
-    self._check_chat()
+    check_chat(self._service)
     run = generation.chat(
       self._service,
       client_of(request),
@@ -151,7 +151,7 @@ class GenerateRoutes:
     """Answers a conversation, as microgpt does."""
     asked = await self._read(MicroChatRequest, request)
     adapter = self._adapter(asked.model)
-    self._check_chat()
+    check_chat(self._service)
     run = generation.chat(
       self._service,
       client_of(request),
@@ -178,6 +178,7 @@ class GenerateRoutes:
     for name in {
       'max_tokens',
       'max_completion_tokens',
+      'max_output_tokens',
     } & asked.model_fields_set:
       if limit and getattr(asked, name) > limit:
         raise bad_request(
@@ -201,19 +202,6 @@ class GenerateRoutes:
       raise no_such_model(str(name))
     return ''
 
-  def _check_chat(self) -> None:
-    if not self._service.is_chat:
-      raise bad_request(
-        'This model was not trained to chat: its tokenizer has no chat tokens '
-        'and no chat template.',
-        'model',
-        'not_a_chat_model',
-      )
-    if self._service.chat_problem:
-      raise bad_request(
-        self._service.chat_problem, 'model', 'bad_chat_template'
-      )
-
   def _openai(
     self,
     request: Request,
@@ -232,6 +220,19 @@ class GenerateRoutes:
     )
     answer = StreamedAnswer if asked.stream else WholeAnswer
     return answer(run, reply)
+
+
+def check_chat(service: Service) -> None:
+  """Raises ApiError (400) unless the model can chat."""
+  if not service.is_chat:
+    raise bad_request(
+      'This model was not trained to chat: its tokenizer has no chat tokens '
+      'and no chat template.',
+      'model',
+      'not_a_chat_model',
+    )
+  if service.chat_problem:
+    raise bad_request(service.chat_problem, 'model', 'bad_chat_template')
 
 
 def client_of(request: Request) -> Client:

@@ -1,9 +1,8 @@
-"""The routes about the model and the server, and those that only tokenize."""
+"""The routes about the model and the server."""
 
 import asyncio
 import importlib.metadata
-from collections.abc import Callable
-from typing import Any
+import time
 
 import jax
 from starlette.requests import Request
@@ -13,22 +12,17 @@ from gpt.model import num_params
 from gpt.runs.info import finite
 from gpt.runs.load import LoadedModel
 from serving import metrics
-from serving.engine.errors import RequestTimeout
-from serving.engine.notices import unknown_characters
 from serving.http import errors
-from serving.http.encoding import (
-  dumps,
-  encoded_response,
-  json_response,
-  parse_object,
-)
+from serving.http.encoding import json_response
 from serving.http.generate import no_such_model
 from serving.http.page import read_page
-from serving.http.replies import warnings_of
-from serving.http.responses import Model
-from serving.http.schemas import DetokenizeRequest, TokenizeRequest
-from serving.http.validation import read
+from serving.http.responses import Model, Slot
+from serving.http.schemas import CompletionRequest
 from serving.service import ReloadFailed, Service
+
+# Sampling options whose defaults /props reports.
+PARAMS = ('temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty')
+PARAMS += ('presence_penalty', 'frequency_penalty', 'ignore_eos', 'n')
 
 
 class InfoRoutes:
@@ -38,42 +32,6 @@ class InfoRoutes:
     self._service = service
     self._page, self._policy = read_page()
     self._n_params = num_params(service.cfg)
-
-  async def tokenize(self, request: Request) -> Response:
-    """Text -> token ids."""
-    vocab_size = self._service.cfg.vocab_size
-    asked = read(
-      TokenizeRequest, parse_object(await request.body()), vocab_size
-    )
-    tokenizer = self._service.tokenizer
-
-    def make() -> dict[str, Any]:
-      lost = unknown_characters(tokenizer, [asked.content], 'content')
-      return {
-        'tokens': tokenizer.encode(asked.content).tolist(),
-        **warnings_of(lost),
-      }
-
-    return await self._write(make)
-
-  async def detokenize(self, request: Request) -> Response:
-    """Token ids -> text."""
-    vocab_size = self._service.cfg.vocab_size
-    asked = read(
-      DetokenizeRequest, parse_object(await request.body()), vocab_size
-    )
-    decode = self._service.tokenizer.decode
-    return await self._write(lambda: {'content': decode(asked.tokens)})
-
-  async def _write(self, make: Callable[[], Any]) -> Response:
-    """make() as JSON, computed on a worker within the request's timeout."""
-    seconds = self._service.options.request_timeout
-    try:
-      async with asyncio.timeout(seconds):
-        data = await self._service.in_thread(lambda: dumps(make()))
-    except TimeoutError as e:
-      raise RequestTimeout(seconds) from e
-    return encoded_response(data)
 
   def _cards(self) -> list[Model]:
     """The model and its adapters, in the order of the flags."""
@@ -126,6 +84,56 @@ class InfoRoutes:
     if name != cards[0]['meta']['name']:
       raise no_such_model(name)
     return json_response(cards[0])
+
+  async def props(self, request: Request) -> Response:
+    """What llama.cpp's clients ask a server about itself."""
+    service = self._service
+    tokenizer, defaults = (
+      service.tokenizer,
+      CompletionRequest.model_validate({'prompt': ''}),
+    )
+    overflow = service.options.context_overflow
+    names = {id: name for name, id in tokenizer.special_tokens.items()}
+    return json_response(
+      {
+        'default_generation_settings': {
+          'n_ctx': service.cfg.block_size,
+          'params': {name: getattr(defaults, name) for name in PARAMS}
+          | {'max_tokens': defaults.limit, 'context_overflow': overflow},
+        },
+        'total_slots': service.options.slots,
+        'model_alias': service.options.model_name,
+        'chat_template': tokenizer.chat_template,
+        'bos_token': names.get(tokenizer.bos_id, ''),
+        'eos_token': names.get(tokenizer.eos_id, ''),
+        'modalities': {'vision': False, 'audio': False},
+        'build_info': f'rgpt {package_version()}',
+      }
+    )
+
+  async def slots(self, request: Request) -> Response:
+    """What each slot is at; no texts."""
+    service, engine = self._service, self._service.engine
+    n_ctx, now = service.cfg.block_size, time.perf_counter()
+    busy: dict[int, Slot] = {}
+    for lane in engine.lanes:
+      for seq in list(lane.active):  # The engine goes on meanwhile.
+        id = lane.index * engine.programs.slots + seq.slot
+        busy[id] = {
+          'id': id,
+          'n_ctx': n_ctx,
+          'is_processing': True,
+          'model': seq.job.adapter or service.options.model_name,
+          'n_prompt_tokens': len(seq.prompt),
+          'n_decoded': len(seq.sampled),
+          'n_limit': seq.job.sampling.max_tokens,
+          'seconds': now - seq.job.created,
+        }
+    slots: list[Slot] = [
+      busy.get(i, {'id': i, 'n_ctx': n_ctx, 'is_processing': False})
+      for i in range(service.options.slots)
+    ]
+    return json_response(slots)
 
   async def reload(self, request: Request) -> Response:
     """Loads newer weights from the workdir."""

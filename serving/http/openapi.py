@@ -31,6 +31,7 @@ class Operation:
     chunk: TypedDict of an event's data, where the answer can be streamed.
     errors: statuses of JSON errors.
     unready: the response also comes with status 503.
+    many: the answer is an array of `response`.
   """
 
   method: str
@@ -41,6 +42,7 @@ class Operation:
   chunk: type | None = None
   errors: tuple[int, ...] = ()
   unready: bool = False
+  many: bool = False
 
   @property
   def template(self) -> str:
@@ -134,11 +136,14 @@ def responses(operation: Operation, keyed: bool) -> dict[str, Any]:
   if isinstance(operation.response, str):
     content: dict[str, Any] = {operation.response: {}}
   else:
-    content = {'application/json': {'schema': ref(operation.response)}}
+    schema: dict[str, Any] = ref(operation.response)
+    if operation.many:
+      schema = {'type': 'array', 'items': schema}
+    content = {'application/json': {'schema': schema}}
   good = 'OK'
   if operation.chunk is not None:
-    content[EVENT_STREAM] = {'schema': ref(operation.chunk)}
-    good = 'OK. As a stream: the data of each event; the last is [DONE].'
+    content[EVENT_STREAM] = {'schema': server_sent(ref(operation.chunk))}
+    good = 'OK. The schema of a stream is that of each of its events.'
   out = {'200': {'description': good, 'content': content}}
   statuses = {*operation.errors}
   if keyed:
@@ -150,6 +155,20 @@ def responses(operation: Operation, keyed: bool) -> dict[str, Any]:
   if operation.unready:
     out['503'] = {'description': REASONS[503], 'content': content}
   return out
+
+
+def server_sent(data: dict[str, Any]) -> dict[str, Any]:
+  """The schema of an event with such JSON as its data; the last is [DONE]."""
+  text = {
+    'type': 'string',
+    'contentMediaType': 'application/json',
+    'contentSchema': data,
+  }
+  return {
+    'type': 'object',
+    'properties': {'event': {'type': 'string'}, 'data': text},
+    'required': ['data'],
+  }
 
 
 def ref(kind: type) -> dict[str, str]:

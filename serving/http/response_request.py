@@ -24,7 +24,7 @@ from serving.http.fields import (
 )
 from serving.http.plain_schemas import BEYOND
 from serving.http.schemas import DEFAULT_TOKENS, Generating, draw_seed
-from serving.http.structured import FORMAT, read_format, read_schema
+from serving.http.structured import OBJECT, read_format, read_schema
 from serving.http.unsupported import OFF
 from serving.http.validation import Wanted, not_supported, refused, wrong
 
@@ -97,6 +97,21 @@ MESSAGE = {
   },
   'required': ['role', 'content'],
 }
+TEXT_FORMAT = {
+  'anyOf': [
+    {'type': 'null'},
+    {
+      'type': 'object',
+      'properties': {'type': {'enum': ['text', 'json_object']}},
+      'required': ['type'],
+    },
+    {
+      'type': 'object',
+      'properties': {'type': {'const': 'json_schema'}, 'schema': OBJECT},
+      'required': ['type', 'schema'],
+    },
+  ]
+}
 Input = Annotated[
   list[Turn],
   PlainValidator(read_input),
@@ -153,7 +168,7 @@ class ResponseRequest(Generating):
   ] = []  # noqa: RUF012
   text: Annotated[
     dict[str, Any],
-    JsonSchema({'type': 'object', 'properties': {'format': FORMAT}}),
+    JsonSchema({'type': 'object', 'properties': {'format': TEXT_FORMAT}}),
     Wanted('an object {format}'),
   ] = {}  # noqa: RUF012
   metadata: Annotated[

@@ -4,7 +4,7 @@ TypedDicts, not models: replies are plain dicts, and nothing checks them while
 they stream. A test validates real answers against the OpenAPI document.
 """
 
-from typing import Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 # typing's own TypedDict lacks what pydantic needs before Python 3.12.
 from typing_extensions import TypedDict
@@ -206,15 +206,6 @@ class MicroChatAnswer(TypedDict):
   warnings: NotRequired[list[Notice]]
 
 
-class Tokens(TypedDict):
-  tokens: list[int]
-  warnings: NotRequired[list[Notice]]
-
-
-class Content(TypedDict):
-  content: str
-
-
 class ModelMeta(TypedDict):
   """`val_loss` is in nats per token."""
 
@@ -248,6 +239,37 @@ class Model(TypedDict):
 class ModelList(TypedDict):
   object: Literal['list']
   data: list[Model]
+
+
+class Generation(TypedDict):
+  n_ctx: int
+  params: dict[str, Any]
+
+
+class Props(TypedDict):
+  """In llama.cpp's form; `chat_template` is empty for our own format."""
+
+  default_generation_settings: Generation
+  total_slots: int
+  model_alias: str
+  chat_template: str
+  bos_token: str
+  eos_token: str
+  modalities: dict[str, bool]
+  build_info: str
+
+
+class Slot(TypedDict):
+  """`n_limit`: most tokens to decode. `seconds`: since the request arrived."""
+
+  id: int
+  n_ctx: int
+  is_processing: bool
+  model: NotRequired[str]
+  n_prompt_tokens: NotRequired[int]
+  n_decoded: NotRequired[int]
+  n_limit: NotRequired[int]
+  seconds: NotRequired[float]
 
 
 class ReloadAnswer(TypedDict):

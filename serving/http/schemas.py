@@ -63,6 +63,30 @@ class Body(BaseModel):
       if v is not None
     }
 
+  @classmethod
+  def __get_pydantic_json_schema__(
+    cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+  ) -> dict[str, Any]:
+    described = handler(schema)
+    inside = handler.resolve_ref_schema(described)
+    needed, fields = inside.get('required', ()), inside['properties']
+    inside['properties'] = {
+      name: field if name in needed else or_null(field)
+      for name, field in fields.items()
+    }
+    return described
+
+
+def or_null(schema: dict[str, Any]) -> dict[str, Any]:
+  """A JSON Schema that also allows null, which counts as absent."""
+  null = {'type': 'null'}
+  kinds = schema.get('anyOf')
+  if kinds is not None:
+    return schema if null in kinds else {**schema, 'anyOf': [*kinds, null]}
+  about = {k: v for k, v in schema.items() if k in ('default', 'description')}
+  rest = {k: v for k, v in schema.items() if k not in about}
+  return {'anyOf': [rest, null], **about}
+
 
 class Generating(Body):
   """A body that asks for text.
@@ -100,7 +124,7 @@ class Generating(Body):
   def __get_pydantic_json_schema__(
     cls, schema: CoreSchema, handler: GetJsonSchemaHandler
   ) -> dict[str, Any]:
-    described = handler(schema)
+    described = super().__get_pydantic_json_schema__(schema, handler)
     inside = handler.resolve_ref_schema(described)
     foreign = unsupported.properties(cls.foreign)
     inside['properties'] = {**foreign, **inside['properties']}
@@ -361,18 +385,6 @@ class ChatRequest(OpenAIRequest):
 
   def reporting(self) -> dict[str, Any]:
     return {'logprobs': (self.top_logprobs or 0) if self.logprobs else None}
-
-
-class TokenizeRequest(Body):
-  """POST /tokenize."""
-
-  content: Text
-
-
-class DetokenizeRequest(Body):
-  """POST /detokenize."""
-
-  tokens: TokenIds
 
 
 def draw_seed(seed: int | None) -> int:

@@ -42,6 +42,11 @@ def not_supported(text: str, param: str = '') -> PydanticCustomError:
   return PydanticCustomError(UNSUPPORTED, 'refused', context)
 
 
+def missing(text: str, param: str) -> PydanticCustomError:
+  """As `refused`, for a field that another could stand in for."""
+  return PydanticCustomError(MISSING, 'refused', {'text': text, 'at': param})
+
+
 def read(model: type[M], body: Mapping[str, Any], vocab_size: int) -> M:
   """A validated model of a request body. Raises ApiError (400)."""
   try:
@@ -60,7 +65,7 @@ def explain(error: ErrorDetails, model: type[BaseModel]) -> ApiError:
   path, kind = path_of(loc), error['type']
   param = path if '[' in path else str(loc[0])
   if 'text' in context:
-    code = kind if kind == UNSUPPORTED else None
+    code = kind if kind in (UNSUPPORTED, MISSING) else None
     return bad_request(f'{path} {context["text"]}', param, code)
   if kind == 'too_short':
     return bad_request(f'{path} must not be empty.', param)

@@ -22,6 +22,7 @@ GOOD = {
   RESPONSES: {'input': 'a', 'max_output_tokens': 2},
   EMBEDDINGS: {'input': 'a'},
   '/tokenize': {'content': 'a'},
+  '/apply-template': {'messages': MESSAGES},
   '/detokenize': {'tokens': [2]},
 }
 # One or more bad values of every field both OpenAI routes have.
@@ -150,7 +151,13 @@ OWN = {
     'truncate_prompt_tokens': [-2, 'a'],
     'dimensions': [8],
   },
-  '/tokenize': {'content': [None, 3, ['a']]},
+  '/tokenize': {
+    'content': [None, 3, ['a']],
+    'add_special': [1],
+    'with_pieces': ['a'],
+    'parse_special': [True],
+  },
+  '/apply-template': {'messages': [None, 3, []], 'tools': [[{}]]},
   '/detokenize': {'tokens': [None, 'a', ['a'], [-1], [1.5], [10**9]]},
 }
 

@@ -11,7 +11,7 @@ import pytest
 
 from gpt.model import GPTConfig
 from gpt.tokenizers import build_tokenizer
-from serving.http import answers, encoding, info
+from serving.http import answers, encoding, tokenizing
 from serving.options import Options
 from tests.support.serving_tools import (
   chat_tokenizer,
@@ -137,10 +137,10 @@ def test_long_answers_are_encoded_on_a_worker(monkeypatch):
     ):
       await answer({'type': 'http'}, None, send)
 
-  monkeypatch.setattr(info, 'dumps', dumps)
+  monkeypatch.setattr(tokenizing, 'dumps', dumps)
   monkeypatch.setattr(answers, 'dumps', dumps)
   tokenizer = chat_tokenizer()
-  routes = info.InfoRoutes(
+  routes = tokenizing.TokenRoutes(
     types.SimpleNamespace(
       in_thread=asyncio.to_thread,
       tokenizer=tokenizer,
