@@ -25,9 +25,9 @@ FIRST_SLICE, SLICE = 0.25, 1.0
 PATIENCE, MOST_PATIENCE = 4.0, 20.0
 # A request that has held slots for this many times what others needed in all,
 # and for so many seconds, does not count for a full queue: it would close it.
-LONG, LONG_SECONDS = 4.0, 1.0
+LONG, LONG_SECONDS = 4.0, 0.5
 # Waiting requests of all kinds, for each that max_queue allows.
-MOST_WAITING = 16
+MOST_WAITING = 8
 
 
 class Scheduler:
@@ -46,7 +46,7 @@ class Scheduler:
     self._reserved = 0
     self._jobs: list[Job] = []  # with sequences that wait, oldest first
     self._running: list[Job] = []  # with at least one slot
-    self._served = 0.5  # running average of the seconds a job holds slots
+    self._served = 0.1  # running average of the seconds a job holds slots
 
   def reserve(self) -> None:
     """Takes a place in the queue. Raises QueueFull."""
