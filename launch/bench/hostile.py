@@ -223,16 +223,17 @@ async def attack(server: servers.Server, seconds: float) -> dict:
 
 def main(_: list[str]) -> None:
   workdir = serve.make_workdir()
+  options = (f'--slots={serve.SLOTS.value}', *serve.SERVER_FLAGS.value)
   with tempfile.TemporaryDirectory() as cache:
-    server = servers.ours(workdir, cache, f'--slots={serve.SLOTS.value}')
+    server = servers.ours(workdir, cache, *options)
     try:
       programs = server.metrics()['rgpt_jit_compilations_total']
       report = asyncio.run(attack(server, DURATION.value))
     finally:
       code = server.stop()
   report |= {
-    'workdir': str(workdir),
     'machine': machine.facts(),
+    'workdir': str(workdir),
     'slots': serve.SLOTS.value,
     'duration_s': DURATION.value,
     'programs': report['programs'] - programs,

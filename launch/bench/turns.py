@@ -6,10 +6,12 @@
 Two servers, with reuse of earlier prompts (--prefix_cache_mb) and without, get
 the same conversations in turns: a prompt of --prompt characters, an answer, and
 then both with a few more characters. The time to the first token of that
-second answer is compared. --workdir, --preset and --rounds as in bench.serve.
+second answer is compared. --workdir, --preset, --rounds and --before (a third
+server) as in bench.serve.
 """
 
 import asyncio
+import contextlib
 import json
 import random
 import statistics
@@ -18,8 +20,7 @@ import tempfile
 from absl import flags
 
 from launch import cli
-from launch.bench import load, machine, serve
-from launch.bench.servers import ours
+from launch.bench import load, machine, serve, servers
 
 ANSWER, NEXT = 30, 20  # tokens of an answer, characters of the next question
 
@@ -64,7 +65,8 @@ async def measure(ports: dict[str, int], rounds: int) -> dict:
     for name, client in clients.items():
       first, answer = await first_token(client, prompt, i)
       again, text = await first_token(client, prompt + answer + question, i)
-      texts.append(answer + text)
+      if name != 'before':  # Its rounding may differ.
+        texts.append(answer + text)
       if i >= 2:  # The first ones warm up.
         seconds[f'first {name}'].append(first)
         seconds[f'next {name}'].append(again)
@@ -74,33 +76,43 @@ async def measure(ports: dict[str, int], rounds: int) -> dict:
 
 
 def main(_: list[str]) -> None:
-  workdir = serve.make_workdir()
-  with tempfile.TemporaryDirectory() as cache:
-    servers = {
-      'with reuse': ours(workdir, cache),
-      'without': ours(workdir, cache, '--prefix_cache_mb=0'),
+  print(machine.line())
+  with contextlib.ExitStack() as stack:
+
+    def folder() -> str:
+      return stack.enter_context(tempfile.TemporaryDirectory())
+
+    root = servers.ROOT
+    if serve.BEFORE.value:
+      root = servers.checkout(serve.BEFORE.value, folder())
+    workdir, cache = serve.make_workdir(root), folder()
+    contestants = {
+      'with reuse': servers.ours(workdir, cache),
+      'without': servers.ours(workdir, cache, '--prefix_cache_mb=0'),
     }
     try:
-      ports = {name: server.port for name, server in servers.items()}
+      if serve.BEFORE.value:
+        contestants['before'] = servers.ours(workdir, cache, root=root)
+      ports = {name: server.port for name, server in contestants.items()}
       seconds = asyncio.run(measure(ports, serve.ROUNDS.value))
     finally:
-      codes = [server.stop() for server in servers.values()]
+      codes = [server.stop() for server in contestants.values()]
+  ttft = {name: serve.quantiles(values) for name, values in seconds.items()}
+  for name, values in ttft.items():
+    print(f'{name:18s} TTFT p50 {values["p50"]:7.1f} ms')
+  ratios = {}
+  for other in list(contestants)[1:]:
+    pairs = zip(seconds['next with reuse'], seconds[f'next {other}'])
+    ratios[other] = statistics.median(a / b for a, b in pairs)
+    print(f'next turn, with reuse / {other}: {ratios[other]:.2f} x')
   report = {
-    'workdir': str(workdir),
     'machine': machine.facts(),
+    'workdir': str(workdir),
     'tokens': serve.PROMPT.value + ANSWER + NEXT,
-    'ttft_ms': {
-      name: serve.quantiles(values) for name, values in seconds.items()
-    },
-    'ratio': statistics.median(
-      a / b for a, b in zip(seconds['next with reuse'], seconds['next without'])
-    ),
+    'ttft_ms': ttft,
+    'ratios': ratios,
     'exit_codes': codes,
   }
-  print(machine.line())
-  for name, values in report['ttft_ms'].items():
-    print(f'{name:18s} TTFT p50 {values["p50"]:7.1f} ms')
-  print(f'with reuse / without, next turn: {report["ratio"]:.2f} x')
   print(json.dumps(report))
 
 
