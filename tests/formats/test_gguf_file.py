@@ -142,3 +142,13 @@ def test_tensors_must_not_share_their_bytes(tmp_path, whole):
   at = whole.index(name) + len(name) + 4 + 2 * 8 + 4
   data = whole[:at] + struct.pack('<Q', 0) + whole[at + 8 :]
   assert 'overlap' in refused(tmp_path, data)
+
+
+def test_bytes_that_belong_to_no_tensor_are_noticed(tmp_path, whole):
+  """Inserted ones move the weights."""
+  middle = len(whole) - 1000
+  data = whole[:middle] + bytes(64) + whole[middle:]
+  assert f'end at byte {len(whole):,} of' in refused(tmp_path, data)
+  path = tmp_path / 'padded.gguf'
+  path.write_bytes(whole + bytes(31))  # Some writers round the end up.
+  read_gguf(path)

@@ -301,6 +301,14 @@ def _checked_tensors(header: _Header, gguf: Any) -> dict[str, TensorInfo]:
       raise damaged(
         path, f'the tensors {quoted(a.name)} and {quoted(b.name)} overlap'
       )
+  end = max((x.offset + x.size for x in in_order), default=start)
+  between = end - start - sum(x.size for x in in_order)
+  if between > alignment * len(found) or header.size - end >= alignment:
+    raise damaged(
+      path,
+      f'its tensors end at byte {end:,} of {header.size:,}, with '
+      f'{between:,} bytes between them',
+    )
   return found
 
 
