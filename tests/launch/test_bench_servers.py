@@ -76,7 +76,7 @@ def test_another_revision_and_llama_cpp_take_turns_with_ours(
 @pytest.mark.slow
 def test_start_up_is_timed_alone(tmp_path):
   flags = ['--preset=xs', f'--workdir={tmp_path / "run"}', '--scenario=start']
-  out, _ = launch('bench.serve', *flags)
+  out, _ = launch('bench.serve', *flags, '--server_flag=--slots=1')
   line = json.loads(out.splitlines()[-1])
   assert line['start_programs'] > 0 and 'rows' not in line
   assert 0 < line['start_cached_s'] and 0 < line['start_cold_cpu_s']
