@@ -118,7 +118,7 @@ def read_content(value: Any, info: ValidationInfo) -> str:
 
 def refuse_any(value: Any) -> Any:
   """Accepts only values that ask for nothing."""
-  if value:
+  if value not in ('', []):
     raise not_supported('is not supported.')
   return value
 

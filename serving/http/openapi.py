@@ -166,7 +166,10 @@ def server_sent(data: dict[str, Any]) -> dict[str, Any]:
   }
   return {
     'type': 'object',
-    'properties': {'event': {'type': 'string'}, 'data': text},
+    'properties': {
+      'event': {'type': 'string'},
+      'data': {'anyOf': [text, {'const': '[DONE]'}]},
+    },
     'required': ['data'],
   }
 

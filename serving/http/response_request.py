@@ -46,7 +46,7 @@ def read_input(value: Any) -> list[Turn]:
 def read_item(item: Any, at: str) -> Turn:
   if not isinstance(item, dict):
     raise wrong(f'{json_type(item)} at {at}')
-  kind = item.get('type') or 'message'
+  kind = item.get('type', 'message')
   if kind != 'message':
     raise not_supported(
       f'holds {str(kind)[:40]!r} at {at}; only messages are supported.', 'input'
