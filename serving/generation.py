@@ -116,22 +116,26 @@ def embed(
 def chat(
   service: Service,
   client: Client,
-  messages: list[dict[str, str]],
+  messages: list[dict[str, Any]],
   sampling: Sampling,
   *,
   streamed: bool = False,
   prefill: bool = False,
   structure: Source | None = None,
+  tools: Sequence[Any] = (),
 ) -> 'Generation':
   """A Generation of the next turn; messages have 'role' and 'content'.
 
   Args:
     prefill: a last message of the assistant is the beginning of its reply.
+    tools: functions that the model is told of.
   """
 
   def tokenize() -> Tokenized:
     window = service.cfg.block_size
-    return encode_chat(service.tokenizer, messages, window, sampling, prefill)
+    return encode_chat(
+      service.tokenizer, messages, window, sampling, prefill, tools
+    )
 
   ends = service.chat_ends
   return Generation(
@@ -302,18 +306,11 @@ class Generation:
       bias_V[banned_V] = -np.inf
     if sampling.ignore_eos:
       bias_V[list(self._stop_ids)] = -np.inf
-    grammar = service.grammars.of(self._structure) if self._structure else None
     found = self._tokenize()
     stop_ids = {*self._stop_ids, *sampling.stop_token_ids}
-    self.job.fill(
-      found.prompts,
-      bias_V,
-      stop_ids,
-      service.tokenizer,
-      found.dropped,
-      found.notices,
-      grammar,
-    )
+    grammar = service.grammars.of(self._structure)
+    about = found.dropped, found.notices, grammar
+    self.job.fill(found.prompts, bias_V, stop_ids, service.tokenizer, *about)
 
   def _check_size(self) -> None:
     """Raises RequestFailed if the window or the memory is too small."""

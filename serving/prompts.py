@@ -53,15 +53,17 @@ def encode_prompts(
 
 def encode_chat(
   tokenizer: Tokenizer,
-  messages: list[dict[str, str]],
+  messages: list[dict[str, Any]],
   window: int,
   sampling: Sampling,
   prefill: bool = False,
+  tools: Sequence[Any] = (),
 ) -> Tokenized:
   """The prompt of the assistant's next turn.
 
   Args:
     prefill: a last message of the assistant is the beginning of its reply.
+    tools: functions that the model is told of.
 
   Raises:
     InvalidRequest: the conversation cannot be encoded.
@@ -69,7 +71,7 @@ def encode_chat(
   """
   most = chat_format.prompt_room(window, sampling.max_tokens)
   ids, dropped = chat_prompt(
-    tokenizer, messages, room(sampling, window, most), prefill
+    tokenizer, messages, room(sampling, window, most), prefill, tools
   )
   if dropped and sampling.overflow == 'error':
     given = f'your messages have {len(ids) + dropped}'
@@ -89,9 +91,10 @@ def encode(tokenizer: Tokenizer, prompt: Any) -> np.ndarray:
 
 def chat_prompt(
   tokenizer: Tokenizer,
-  messages: list[dict[str, str]],
+  messages: list[dict[str, Any]],
   most: int,
   prefill: bool = False,
+  tools: Sequence[Any] = (),
 ) -> tuple[np.ndarray, int]:
   """(int32[n], tokens dropped) of a conversation, in at most `most` tokens.
 
@@ -99,7 +102,9 @@ def chat_prompt(
     InvalidRequest: it cannot be encoded.
   """
   try:
-    ids, dropped = chat_format.build_prompt(messages, tokenizer, most, prefill)
+    ids, dropped = chat_format.build_prompt(
+      messages, tokenizer, most, prefill, tools
+    )
   except UserError as e:
     raise InvalidRequest(f'messages: {e}', 'messages') from e
   return np.array(ids, np.int32), dropped

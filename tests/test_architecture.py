@@ -79,6 +79,7 @@ CALLED_BY_LIBRARIES = {
   'preflight_response',  # starlette
   'read_format_and_includes',  # pydantic
   'read_structure',  # pydantic
+  'read_tools',  # pydantic
   'refuse_foreign',  # pydantic
   'send_400_response',  # uvicorn
   'usage_needs_a_stream',  # pydantic

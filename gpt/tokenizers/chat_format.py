@@ -14,15 +14,16 @@ first; otherwise the system text opens the first user turn.
 from collections.abc import Iterable, Sequence
 
 from gpt.errors import UserError
-from gpt.tokenizers import Tokenizer, chat_window
+from gpt.tokenizers import Tokenizer, chat_window, tool_format
 from gpt.tokenizers.chat_template import Message, template_of
+from gpt.tokenizers.tool_format import Tool
 
 USER = '<|user|>'
 ASSISTANT = '<|assistant|>'
 END_TURN = '<|end_turn|>'
 SYSTEM = '<|system|>'
 CHAT_TOKENS = (USER, ASSISTANT, END_TURN)
-ROLES = ('system', 'user', 'assistant')
+ROLES = ('system', 'user', 'assistant', 'tool')
 AFTER_SYSTEM = '\n\n'  # Between a system text and the user's, in one turn.
 REPLY_SHARE = 4  # 1 / the part of the window that prompts leave for a reply.
 
@@ -112,6 +113,7 @@ def build_prompt(
   tokenizer: Tokenizer,
   max_tokens_context: int,
   prefill: bool = False,
+  tools: Sequence[Tool] = (),
 ) -> tuple[list[int], int]:
   """Builds the prompt for the assistant's next turn.
 
@@ -125,6 +127,7 @@ def build_prompt(
     max_tokens_context: most ids to return.
     prefill: whether a last message of the assistant is the beginning of its
       reply, instead of a reply that another one follows.
+    tools: functions that the assistant may call.
 
   Returns:
     (ids, number of tokens dropped). In our own format ids begin with BOS and
@@ -144,9 +147,16 @@ def build_prompt(
     if role not in ROLES:
       raise UserError(f'unknown role {role!r}: allowed are {", ".join(ROLES)}')
   prefill = prefill and bool(messages) and messages[-1]['role'] == 'assistant'
+  if not tool_format.format_of(tokenizer).by_template:
+    messages, tools = tool_format.as_plain_turns(messages, tools), ()
   if tokenizer.chat_template and messages:
     return chat_window.fit(
-      template_of(tokenizer), tokenizer, messages, max_tokens_context, prefill
+      template_of(tokenizer),
+      tokenizer,
+      messages,
+      max_tokens_context,
+      prefill,
+      tools,
     )
   begun: list[int] = []
   if prefill:

@@ -7,7 +7,8 @@ are the assistant's, and which of them ends its turn, is found by rendering.
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +17,11 @@ from gpt.tokenizers import Tokenizer
 from gpt.tokenizers.base import replace_surrogates
 from gpt.tokenizers.control_tokens import ControlTokens, broken
 
-Message = Mapping[str, str]  # 'role' (system, user, assistant) and 'content'.
+# 'role' (system, user, assistant, tool) and 'content', both str; perhaps more.
+Message = Mapping[str, Any]
 # The keys of a message that templates see; others are ignored.
 FIELDS = ('role', 'content', 'reasoning_content')
+CALL_FIELDS = ('tool_calls', 'tool_call_id', 'name')
 PROBE = (
   {'role': 'user', 'content': 'question'},
   {'role': 'assistant', 'content': 'answer'},
@@ -56,12 +59,12 @@ class ChatTemplate:
     self._constants = {
       'bos_token': controls.name(tokenizer.bos_id),
       'eos_token': controls.name(tokenizer.eos_id),
-      'tools': None,
       'documents': None,
     }
     # Unguessable texts: inside of imitated control tokens, around what the
     # assistant writes, at the place where a prompt is cut.
     self._break = controls.sign('x')
+    self.silent = tuple(controls.special)
     self._opening, self._closing = controls.sign('y'), controls.sign('z')
     self._cut = controls.sign('w')
 
@@ -97,18 +100,49 @@ class ChatTemplate:
     named = self._controls.with_names(text, self._controls.special)
     return named != text
 
-  def ids(self, messages: Sequence[Message], prompt: bool = True) -> list[int]:
+  def ids(
+    self,
+    messages: Sequence[Message],
+    prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
+  ) -> list[int]:
     """Ids of a conversation.
 
     Args:
       prompt: whether the assistant's next turn is opened.
+      tools: functions in OpenAI's form, for templates that show them.
 
     Raises:
       UserError: the template refuses the messages or fails.
     """
-    return self._controls.encode(self._render(messages, prompt)).ids.tolist()
+    text = self._render(messages, prompt, tools=tools)
+    return self._controls.encode(text).ids.tolist()
 
-  def continued_ids(self, messages: Sequence[Message]) -> list[int]:
+  def reply(
+    self,
+    messages: Sequence[Message],
+    answer: Message,
+    tools: Sequence[Mapping[str, Any]],
+  ) -> str:
+    """The text of the assistant's `answer` to messages, without its end.
+
+    Raises:
+      UserError: as `ids`; or the template writes a prompt in another way.
+    """
+    prompt = self._render(messages, True, tools=tools)
+    text = self._render([*messages, answer], False, tools=tools)
+    if not text.startswith(prompt):
+      raise UserError('the chat template writes prompts and replies unlike')
+    end = self._controls.find(text, {self._turn_end}, len(prompt))[1]
+    name = self._controls.name(self._turn_end)
+    text = text[len(prompt) : end - len(name)] if end >= 0 else text
+    return self._controls.with_contents(text)
+
+  def continued_ids(
+    self,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+  ) -> list[int]:
     """Ids of a conversation whose last message is left open, to be continued.
 
     Raises:
@@ -117,7 +151,9 @@ class ChatTemplate:
     *rest, last = messages
     # The space after it shows whether the template trims the text.
     text = self._render(
-      [*rest, {**last, 'content': last['content'] + self._cut + ' '}], False
+      [*rest, {**last, 'content': last['content'] + self._cut + ' '}],
+      False,
+      tools=tools,
     )
     before, cut, after = text.rpartition(self._cut)
     if not cut:
@@ -250,6 +286,7 @@ class ChatTemplate:
     messages: Sequence[Message],
     prompt: bool,
     generation: bool = False,
+    tools: Sequence[Mapping[str, Any]] = (),
   ) -> str:
     """The text of a conversation; control tokens have unguessable names.
 
@@ -260,36 +297,54 @@ class ChatTemplate:
     controls = self._controls
     messages = [self._checked(message) for message in messages]
     texts = [self._without_marks(message) for message in messages]
-    text = self._render_once(texts, prompt, generation)
+    shown = self._inert(list(tools))
+    text = self._render_once(texts, prompt, generation, shown)
     if self._builds_tokens:
-      text = self._with_built_tokens(texts, prompt, generation, text)
+      text = self._with_built_tokens(texts, prompt, generation, text, shown)
     return controls.with_names(text, controls.marks).replace(self._break, '')
 
-  def _checked(self, message: Message) -> dict[str, str]:
+  def _checked(self, message: Message) -> dict[str, Any]:
     """The part of a message that a template may see."""
-    return {
+    texts = {
       name: replace_surrogates(str(message[name]))
       for name in FIELDS
       if isinstance(message.get(name), str)
     }
+    calls = {k: message[k] for k in CALL_FIELDS if message.get(k)}
+    return texts | self._inert(calls)
 
-  def _without_marks(self, message: dict[str, str]) -> dict[str, str]:
+  def _inert(self, value: Any) -> Any:
+    """JSON whose strings do not spell control tokens or marks."""
+    controls = self._controls
+    names = {**controls.special, **controls.marks}
+
+    def safe(text: str) -> str:
+      return broken(replace_surrogates(text), names, self._break)
+
+    return mapped(value, safe)
+
+  def _without_marks(self, message: dict[str, Any]) -> dict[str, Any]:
     """A message in which only the assistant's text may hold marks."""
     if message['role'] == 'assistant':
       return message
     marks = self._controls.marks
-    return {k: broken(v, marks, self._break) for k, v in message.items()}
+    return {
+      k: broken(v, marks, self._break) if k in FIELDS else v
+      for k, v in message.items()
+    }
 
   def _render_once(
     self,
     messages: Sequence[Message],
     prompt: bool,
     generation: bool = False,
+    tools: Sequence[Mapping[str, Any]] = (),
   ) -> str:
     variables = {
       **self._constants,
       'messages': [dict(message) for message in messages],
       'add_generation_prompt': prompt,
+      'tools': list(tools) or None,
     }
     if generation:
       variables['generation_marks'] = self._opening, self._closing
@@ -301,6 +356,7 @@ class ChatTemplate:
     prompt: bool,
     generation: bool,
     text: str,
+    tools: Sequence[Mapping[str, Any]] = (),
   ) -> str:
     """The rendered `text` with names for control tokens joined from parts.
 
@@ -320,10 +376,13 @@ class ChatTemplate:
       return value[:at] + sign + value[at + len(core) :]
 
     hidden = [
-      {k: v if k == 'role' else replaced(v) for k, v in message.items()}
+      {
+        k: replaced(v) if k in FIELDS and k != 'role' else v
+        for k, v in message.items()
+      }
       for message in messages
     ]
-    result = self._render_once(hidden, prompt, generation)
+    result = self._render_once(hidden, prompt, generation, tools)
     result = controls.with_names(result, controls.special)
     for sign, core in stand_ins.items():
       result = result.replace(sign, core)
@@ -334,6 +393,17 @@ class ChatTemplate:
         'texts: which of them are text cannot be told'
       )
     return result
+
+
+def mapped(value: Any, fn: Callable[[str], str]) -> Any:
+  """JSON with fn of each of its strings, keys included."""
+  if isinstance(value, str):
+    return fn(value)
+  if isinstance(value, Mapping):
+    return {fn(str(k)): mapped(v, fn) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [mapped(v, fn) for v in value]
+  return value
 
 
 @functools.lru_cache(4)

@@ -1,11 +1,13 @@
 """Conversations that a chat template renders, fitted into a context."""
 
 import bisect
+import functools
 from collections.abc import Callable, Sequence
 
 from gpt.errors import UserError
 from gpt.tokenizers import Tokenizer
 from gpt.tokenizers.chat_template import ChatTemplate, Message
+from gpt.tokenizers.tool_format import Tool
 
 
 def fit(
@@ -14,6 +16,7 @@ def fit(
   messages: Sequence[Message],
   room: int,
   continued: bool = False,
+  tools: Sequence[Tool] = (),
 ) -> tuple[list[int], int]:
   """The prompt for the assistant's next turn, in at most `room` tokens.
 
@@ -24,6 +27,7 @@ def fit(
 
   Args:
     continued: whether the last message is the beginning of the reply.
+    tools: functions that the template shows.
 
   Returns:
     (ids, number of tokens dropped).
@@ -31,7 +35,8 @@ def fit(
   Raises:
     UserError: the template refuses the messages, or there is no room.
   """
-  render = template.continued_ids if continued else template.ids
+  ids_of = template.continued_ids if continued else template.ids
+  render = functools.partial(ids_of, tools=tools) if tools else ids_of
   whole = render(messages)
   if len(whole) <= room:
     return whole, 0

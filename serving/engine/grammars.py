@@ -21,8 +21,10 @@ class Grammars:
       collections.OrderedDict()
     )
 
-  def of(self, source: Source) -> Grammar:
-    """The grammar of a source. Raises InvalidRequest."""
+  def of(self, source: Source | None) -> Grammar | None:
+    """The grammar of a source, if there is one. Raises InvalidRequest."""
+    if source is None:
+      return None
     with self._lock:
       if source in self._kept:
         self._kept.move_to_end(source)

@@ -1,11 +1,15 @@
 """The routes that generate text: OpenAI's, RandyGPT's and microgpt's."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from gpt.decoding.calls import CallReader, calls_source
+from gpt.tokenizers.tool_format import format_of
 from serving import generation
 from serving.engine.events import Delta
 from serving.generation import Client, Generation
@@ -28,6 +32,7 @@ from serving.http.schemas import (
   CompletionRequest,
   OpenAIRequest,
 )
+from serving.http.tool_replies import ToolReply
 from serving.http.validation import read
 from serving.service import Service
 
@@ -61,6 +66,21 @@ class GenerateRoutes:
     asked = await self._read(ChatRequest, request)
     adapter = self._adapter(asked.model)
     check_chat(self._service)
+    structure, reply = asked.structure, ChatReply
+    if tools := asked.callable_tools:
+      if structure is not None:
+        raise bad_request(
+          'tools cannot be combined with other constraints of the text; '
+          'with tool_choice none they can.',
+          'tools',
+        )
+      form = format_of(self._service.tokenizer)
+      names = [tool['function']['name'] for tool in tools]
+      optional = asked.call_is_optional
+      structure = calls_source(tools, form, optional, asked.most_calls)
+      reply = functools.partial(
+        ToolReply, new_reader=lambda: CallReader(names, form, optional)
+      )
     run = generation.chat(
       self._service,
       client_of(request),
@@ -68,10 +88,11 @@ class GenerateRoutes:
       asked.sampling(self._options.context_overflow),
       streamed=asked.stream,
       prefill=True,
-      structure=asked.structure,
+      structure=structure,
+      tools=asked.shown_tools,
     )
     run.job.adapter = adapter
-    return self._openai(request, asked, run, ChatReply)
+    return self._openai(request, asked, run, reply)
 
   async def responses(self, request: Request) -> ASGIApp:
     """Answers an input, as OpenAI's Responses API does, but keeps nothing."""
@@ -207,7 +228,7 @@ class GenerateRoutes:
     request: Request,
     asked: OpenAIRequest,
     run: Generation,
-    kind: type[Reply],
+    kind: Callable[..., Reply],
   ) -> ASGIApp:
     request.scope['rgpt'].job = run.job
     reply = kind(

@@ -301,7 +301,7 @@ class ChatReply(Reply):
   def _delta(
     self,
     index: int,
-    delta: dict[str, str],
+    delta: dict[str, Any],
     tokens: Sequence[Token] = (),
     reason: str | None = None,
   ) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NotRequired
 # typing's own TypedDict lacks what pydantic needs before Python 3.12.
 from typing_extensions import TypedDict
 
-FinishReason = Literal['stop', 'length']
+FinishReason = Literal['stop', 'length', 'tool_calls']
 
 
 class PromptTokensDetails(TypedDict):
@@ -123,10 +123,24 @@ class ChatLogprobs(TypedDict):
   refusal: None
 
 
+class CalledFunction(TypedDict):
+  """`arguments` is JSON."""
+
+  name: str
+  arguments: str
+
+
+class ToolCall(TypedDict):
+  id: str
+  type: Literal['function']
+  function: CalledFunction
+
+
 class ChatAnswerMessage(TypedDict):
   role: Literal['assistant']
-  content: str
+  content: str | None
   refusal: None
+  tool_calls: NotRequired[list[ToolCall]]
 
 
 class ChatChoice(TypedDict):
@@ -153,9 +167,24 @@ class ChatCompletion(TypedDict):
   prompt_logprobs: NotRequired[PromptLogprobs]
 
 
+class FunctionDelta(TypedDict):
+  name: NotRequired[str]
+  arguments: str
+
+
+class ToolCallDelta(TypedDict):
+  """`id`, `type` and the name come with the first delta of a call."""
+
+  index: int
+  id: NotRequired[str]
+  type: NotRequired[Literal['function']]
+  function: FunctionDelta
+
+
 class ChatDelta(TypedDict):
   role: NotRequired[Literal['assistant']]
   content: NotRequired[str]
+  tool_calls: NotRequired[list[ToolCallDelta]]
 
 
 class ChatChunkChoice(TypedDict):

@@ -38,12 +38,13 @@ from serving.http.fields import (
   max_tokens_of,
 )
 from serving.http.structured import StructuredFields
+from serving.http.tools import ToolCalls, ToolFields
 from serving.http.validation import Wanted, not_supported, refused
 
 MAX_CHOICES = 8
 DEFAULT_TOKENS = 256
 
-Role = Literal['system', 'developer', 'user', 'assistant']
+Role = Literal['system', 'developer', 'user', 'assistant', 'tool']
 
 
 class Body(BaseModel):
@@ -134,12 +135,25 @@ class Generating(Body):
 class Message(Body):
   """One turn of a conversation; `developer` is an alias of `system`."""
 
-  role: Annotated[Role, Wanted('system, developer, user or assistant')]
+  role: Annotated[Role, Wanted('system, developer, user, assistant or tool')]
   content: Content = Field(default=None, validate_default=True)
+  tool_calls: Annotated[
+    ToolCalls | None, Field(description="An assistant's calls.")
+  ] = None
+  tool_call_id: Annotated[
+    Text | None, Field(description='The call that a tool message answers.')
+  ] = None
+  name: Text | None = None
 
-  def as_turn(self) -> dict[str, str]:
+  def as_turn(self) -> dict[str, Any]:
     role = 'system' if self.role == 'developer' else self.role
-    return {'role': role, 'content': self.content}
+    turn: dict[str, Any] = {'role': role, 'content': self.content}
+    if role == 'assistant' and self.tool_calls:
+      turn['tool_calls'] = self.tool_calls
+    if role == 'tool':
+      given = {'tool_call_id': self.tool_call_id, 'name': self.name}
+      turn |= {k: v for k, v in given.items() if v is not None}
+    return turn
 
 
 Messages = Annotated[
@@ -199,7 +213,6 @@ class OpenAIRequest(Generating, StructuredFields):
   ] = None
   stream: Annotated[bool, Field(description='Send server-sent events.')] = False
   stream_options: Annotated[StreamOptions | None, Wanted('an object')] = None
-  tools: Nothing = None
   functions: Nothing = None
   suffix: Nothing = None
   best_of: Annotated[
@@ -368,8 +381,14 @@ class CompletionRequest(OpenAIRequest):
     return {'logprobs': self.logprobs, 'echo': self.echo}
 
 
-class ChatRequest(OpenAIRequest):
+class ChatRequest(OpenAIRequest, ToolFields):
   """POST /v1/chat/completions."""
+
+  foreign = {
+    name: values
+    for name, values in unsupported.NEUTRAL.items()
+    if name not in ('tool_choice', 'tools')
+  }
 
   messages: Messages
   logprobs: bool = False

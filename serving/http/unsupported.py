@@ -24,6 +24,7 @@ CONSTRAINTS = {
   'logits_processors': OFF,
   'structural_tag': OFF,
   'tool_choice': ('none', 'auto', *OFF),
+  'tools': OFF,
 }
 # Those that OpenAI's routes support (structured.py): {} is a schema.
 STRUCTURED = {

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.browser import BROWSER, DRIVER, Browser
-from tests.support.serving_tools import keyed_serving
+from tests.support.serving_tools import keyed_serving, make_random, serving
 
 # Little of everything, and guarded.
 FLAGS = (
@@ -34,3 +34,14 @@ def browser():
   browser = Browser()
   yield browser
   browser.close()
+
+
+@pytest.fixture(scope='session')
+def structured_server(tmp_path_factory):
+  """A chat model whose vocabulary has all of JSON and whose template, tools."""
+  from tests.support.grammar_tools import templated
+
+  workdir = tmp_path_factory.mktemp('structured') / 'run'
+  make_random(workdir, templated(), spread=0.6, block_size=1024)
+  with serving(workdir) as server:
+    yield server

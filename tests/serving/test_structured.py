@@ -1,12 +1,10 @@
 """Texts that requests constrain, through a real server."""
 
+import concurrent.futures
 import json
 import re
 
 import pytest
-
-from tests.support.grammar_tools import tokenizer_of
-from tests.support.serving_tools import make_random, serving
 
 jsonschema = pytest.importorskip('jsonschema')
 pytest.importorskip('llguidance')
@@ -27,10 +25,8 @@ FORMAT = {
 
 
 @pytest.fixture(scope='module')
-def http(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('structured') / 'run'
-  make_random(workdir, tokenizer_of('char'), spread=0.6, block_size=128)
-  with serving(workdir) as server, server.client() as client:
+def http(structured_server):
+  with structured_server.client() as client:
     yield client
 
 
@@ -123,3 +119,31 @@ def test_a_text_that_is_cut_short_says_so(http):
 def test_what_cannot_be_used_is_a_bad_request(http, fields, param, message):
   error = refused(http, **fields)
   assert error['param'] == param and message in error['message'], error
+
+
+def test_a_text_depends_on_its_request_alone(http):
+  """Not on neighbours, slots or streaming."""
+  asked = {
+    'response_format': FORMAT,
+    'temperature': 1.3,
+    'top_p': 1,
+    'min_p': 0.01,
+    'frequency_penalty': 0.5,
+  }
+
+  def text_of(seed):
+    return complete(http, seed=seed, **asked)[0]['text']
+
+  alone = [text_of(seed) for seed in range(6)]
+  with concurrent.futures.ThreadPoolExecutor(12) as pool:
+    noise = [
+      pool.submit(complete, http, seed=i, ignore_eos=True) for i in range(6)
+    ]
+    crowded = list(pool.map(text_of, range(6)))
+    assert all(len(done.result()[0]['text']) for done in noise)
+  assert crowded == alone and len({*alone}) > 1
+
+
+def test_an_end_that_is_banned_does_not_keep_a_text_open(http):
+  for choice in complete(http, regex='[ab]{3}', n=3, ignore_eos=True):
+    assert choice['finish_reason'] == 'stop' and len(choice['text']) == 3

@@ -18,6 +18,20 @@ from tests.support import foreign_tokenizers
 from tests.support.tokenizer_tools import train_spm
 
 JSON_LETTERS = string.ascii_letters + string.digits + '{}[]":,. -+\\/\n_<>'
+# As Qwen's.
+TEMPLATE = (
+  '{% if tools %}<|im_start|>system\n{% for tool in tools %}'
+  '{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}'
+  '{% for m in messages %}'
+  "{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ m.content }}"
+  '\n</tool_response><|im_end|>\n'
+  '{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}'
+  '{% for call in m.tool_calls %}<tool_call>\n'
+  '{"name": "{{ call.function.name }}", '
+  '"arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+  '{% endfor %}<|im_end|>\n{% endif %}{% endfor %}'
+  '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
 CHAT_NAMES = ('<|user|>', '<|assistant|>', '<|end_turn|>')
 KINDS = (
   'char',
@@ -51,6 +65,15 @@ def tokenizer_of(kind):
   bos, eos = ends[kind]
   data = foreign_tokenizers.make(kind).to_str().encode()
   return HfTokenizer(data, bos=bos, eos=eos)
+
+
+def templated():
+  """A tokenizer of characters whose chat template takes tools."""
+  tokenizer = build_tokenizer(
+    'char', [JSON_LETTERS + '|'], 0, ('<|im_start|>', '<|im_end|>')
+  )
+  tokenizer.chat_template = TEMPLATE
+  return tokenizer
 
 
 def walk(grammar, rng, limit=400, after=None):
