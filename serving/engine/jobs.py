@@ -332,7 +332,8 @@ class Sequence:
     allowed_V[ends] = False
     if not allowed_V.any() and self.sampled:
       self.finish = 'stop' if found.complete else 'length'
-    allowed_V[ends] = found.complete
+    enough = len(self.sampled) >= self.job.sampling.min_tokens
+    allowed_V[ends] = found.complete and enough
     self.bias_V = np.where(allowed_V, bias_V, np.float32(-np.inf))
     self._choices = int(np.isfinite(self.bias_V).sum())
 
@@ -343,8 +344,9 @@ class Sequence:
 
   def _allow_ends(self) -> None:
     """Lets the text end from here on; the slot is filled with the new bias."""
-    self.bias_V = self.job.bias_V
-    self.start = -1
+    if self.constraint is None:
+      self.bias_V = self.job.bias_V
+      self.start = -1
     self._text.watch(self.job.stops)
 
   def _delta(self, pieces: list[str]) -> Delta | None:

@@ -167,7 +167,7 @@ class ToolFields(BaseModel):
     if len(set(names)) < len(names):
       raise refused('must have distinct names.', 'tools')
     self._shown = tools
-    choice = self.tool_choice
+    choice = self.tool_choice or None
     if choice is not None and choice != 'none' and not tools:
       if choice == 'auto':
         return self

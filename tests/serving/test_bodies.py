@@ -108,7 +108,7 @@ OWN = {
       [3],
       [{}],
       [{'role': 'user'}],
-      [{'role': 'tool', 'content': 'a'}],
+      [{'role': 'function', 'content': 'a'}],
       [{'role': 'user', 'content': 3}],
       [{'role': 'user', 'content': None}],
       [{'role': 'user', 'content': [{'type': 'image_url'}]}],

@@ -144,6 +144,13 @@ def test_a_text_depends_on_its_request_alone(http):
   assert crowded == alone and len({*alone}) > 1
 
 
+def test_a_text_may_end_once_it_has_min_tokens(http):
+  for choice in complete(http, regex='[ab]*', n=4, min_tokens=5, max_tokens=9):
+    assert 5 <= len(choice['text']) <= 9
+  (choice,) = complete(http, regex='[ab]{2}', min_tokens=5)
+  assert (choice['finish_reason'], len(choice['text'])) == ('stop', 2)
+
+
 def test_an_end_that_is_banned_does_not_keep_a_text_open(http):
   for choice in complete(http, regex='[ab]{3}', n=3, ignore_eos=True):
     assert choice['finish_reason'] == 'stop' and len(choice['text']) == 3
