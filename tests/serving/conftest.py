@@ -44,4 +44,5 @@ def structured_server(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('structured') / 'run'
   make_random(workdir, templated(), spread=0.6, block_size=1024)
   with serving(workdir) as server:
+    server.workdir = workdir
     yield server
