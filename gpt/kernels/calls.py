@@ -9,7 +9,7 @@ import numpy as np
 from flax import struct
 from jax import ffi
 
-from gpt.kernels.weights import PANEL, Packed
+from gpt.kernels.weights import PANEL, Packed, in_large_pages
 from gpt.model.config import MLPS, GPTConfig
 
 MAX_STEPS = 16  # A block writes at most so many columns past the window.
@@ -279,3 +279,10 @@ jit_fill = jax.jit(
 )
 jit_decode = jax.jit(decode, static_argnums=0, donate_argnums=2)
 jit_seat = jax.jit(seat, donate_argnums=0)
+
+
+def new_state(plan: Plan, slots: int) -> KernelState:
+  """As `init_state`, outside of any program, in large pages."""
+  state = jit_init_state(plan, slots)
+  in_large_pages(state.k, state.v)
+  return state

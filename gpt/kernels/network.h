@@ -102,10 +102,11 @@ INLINE void rotate(float* x, const float* turn, int K) {
 }
 
 // softmax(q k^T / sqrt(K)) v for `count` query vectors of one key/value head;
-// query i sees n[i] columns. q, out: float[count][K].
+// query i sees n[i] columns. q, out: float[count][K]. next: elements between
+// this head and the one that comes after it.
 template <class E>
 static void attend(const float* q, int count, const int* n, const E* k,
-                   const E* v, int K, float* out) {
+                   const E* v, int K, float* out, size_t next) {
   thread_local std::vector<float> room;
   int most = *std::max_element(n, n + count), ld = padded(most);
   size_t needed = (size_t)count * ld;
@@ -114,10 +115,10 @@ static void attend(const float* q, int count, const int* n, const E* k,
   for (int s = 0; s < most; s += PANEL) {
     int columns = std::min(PANEL, (most - s + W - 1) / W * W);
     const E* panel = k + (size_t)s * (std::is_same_v<E, float> ? K : K / 2);
-    product(q, K, count, panel, PANEL, K, columns,
-            [&](int r, int c, vec sum) {
-              store(scores + (size_t)r * ld + s + c, sum);
-            });
+    product<true>(q, K, count, panel, PANEL, K, columns,
+                  [&](int r, int c, vec sum) {
+                    store(scores + (size_t)r * ld + s + c, sum);
+                  }, next);
   }
   float scale = 1 / sqrtf((float)K);
   float inverse[64];
@@ -142,10 +143,10 @@ static void attend(const float* q, int count, const int* n, const E* k,
   // K may be no multiple of W: then the last columns are computed one by one.
   int whole = K / W * W;
   if (whole)
-    product(scores, ld, count, v, K, most, whole,
-            [&](int r, int c, vec sum) {
-              store(out + (size_t)r * K + c, sum * inverse[r]);
-            });
+    product<true>(scores, ld, count, v, K, most, whole,
+                  [&](int r, int c, vec sum) {
+                    store(out + (size_t)r * K + c, sum * inverse[r]);
+                  }, next);
   for (int i = whole; i < K; i++)
     for (int r = 0; r < count; r++) {
       float total = 0;
@@ -194,7 +195,8 @@ static void attention(const Shape& m, const float* qkv, int ldq, int rows,
       for (int i = 0; i < count; i += 60) {
         auto run = [&](auto* k, auto* v) {
           attend(&q[(size_t)i * K], std::min(60, count - i), &n[i], k + at,
-                 v + at, K, &o[(size_t)i * K]);
+                 v + at, K, &o[(size_t)i * K],
+                 cache.head(0, 0, 1));
         };
         if (cache.pairs) run((Pair*)cache.k, (Pair*)cache.v);
         else run((float*)cache.k, (float*)cache.v);
@@ -254,24 +256,28 @@ struct Network {
     if (m.embed_norm) normed(w.embed, x, rows);
   }
 
-  // Normalizes and rotates queries and keys; keys and values join the cache.
-  void store_row(int r, int layer, int slot, int pos) {
-    int K = m.K, ld = padded(m.E());
-    float *q = &qkv[(size_t)r * ld], *k = q + m.H * K, *v = k + m.G * K;
-    for (int i = 0; i < m.H + m.G; i++) {
-      Norm p = of_layer(i < m.H ? w.q : w.k, layer, K);
-      if (m.qk_norm) norm(q + i * K, q + i * K, K, false, p, m.eps);
-      size_t turn = (size_t)std::min(pos, m.T - 1) * K;
-      if (m.rope) rotate(q + i * K, w.turns + turn, K);
-    }
-    for (int g = 0; g < m.G; g++, k += K, v += K) {
-      size_t at = cache.head(slot, layer, g);
+  // Normalizes and rotates the queries and keys of one key/value head; keys and
+  // values join the cache. Heads are apart in memory, so threads take heads;
+  // with pairs, neighbouring rows of a slot write halves of one number.
+  void store_head(int g, int rows, int layer, const int* slot, const int* pos) {
+    int K = m.K, M = m.H / m.G, ld = padded(m.E());
+    for (int r = 0; r < rows; r++) {
+      float* row = &qkv[(size_t)r * ld];
+      float *k = row + (m.H + g) * K, *v = k + m.G * K;
+      for (int i = 0; i <= M; i++) {
+        float* x = i < M ? row + (g * M + i) * K : k;
+        Norm p = of_layer(i < M ? w.q : w.k, layer, K);
+        if (m.qk_norm) norm(x, x, K, false, p, m.eps);
+        size_t turn = (size_t)std::min(pos[r], m.T - 1) * K;
+        if (m.rope) rotate(x, w.turns + turn, K);
+      }
+      size_t at = cache.head(slot[r], layer, g);
       if (cache.pairs) {
-        put_key((Pair*)cache.k + at, K, pos, k);
-        put_value((Pair*)cache.v + at, K, pos, v);
+        put_key((Pair*)cache.k + at, K, pos[r], k);
+        put_value((Pair*)cache.v + at, K, pos[r], v);
       } else {
-        put_key((float*)cache.k + at, K, pos, k);
-        put_value((float*)cache.v + at, K, pos, v);
+        put_key((float*)cache.k + at, K, pos[r], k);
+        put_value((float*)cache.v + at, K, pos[r], v);
       }
     }
   }
@@ -293,8 +299,9 @@ struct Network {
     for (int l = 0; l < m.N; l++) {
       normed(of_layer(w.attn, l, m.D), h, rows);
       product(h, ld, w.qkv, l, qkv, ldq, Then::STORE);
-      // In order: with pairs, neighbours write halves of one number.
-      for (int r = 0; r < rows; r++) store_row(r, l, slot[r], pos[r]);
+      Pool::get().run(m.G, rows > 1 ? m.threads : 1, [&](int g) {
+        store_head(g, rows, l, slot, pos);
+      });
       attention(m, qkv.data(), ldq, rows, cache, l, slot, pos, att.data(), lda);
       product(att, lda, w.wo, l, x, ld, Then::ADD);
       normed(of_layer(w.mlp, l, m.D), h, rows);

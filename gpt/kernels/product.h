@@ -12,12 +12,16 @@ constexpr int PANEL = 64;
 constexpr int ROWS = 6;  // Of a tile: ROWS x TILE sums fit the registers.
 
 // acc[r][c] += x[r][i] * w[i][c] for all i. ldw: columns between two rows.
-template <int R, int C>
+template <bool AHEAD, int R, int C>
 INLINE void accumulate(vec (&acc)[R][C], const float* x, int ldx,
-                       const float* w, int ldw, int in) {
+                       const float* w, int ldw, int in, size_t ahead) {
   for (int i = 0; i < in; i++) {
     vec wi[C];
-    unroll<C>(EACH(c) { wi[c] = load(w + (size_t)i * ldw + W * c); });
+    unroll<C>(EACH(c) {
+      const float* p = w + (size_t)i * ldw + W * c;
+      wi[c] = load(p);
+      if constexpr (AHEAD) __builtin_prefetch(p + ahead, 0, 2);
+    });
     unroll<R>(EACH(r) {
       float xi = x[(size_t)r * ldx + i];
       unroll<C>(EACH(c) { acc[r][c] += xi * wi[c]; });
@@ -26,13 +30,15 @@ INLINE void accumulate(vec (&acc)[R][C], const float* x, int ldx,
 }
 
 // The same for pairs, widened to float32. x is padded with 0 to an even length.
-template <int R, int C>
+template <bool AHEAD, int R, int C>
 INLINE void accumulate(vec (&acc)[R][C], const float* x, int ldx,
-                       const Pair* w, int ldw, int in) {
+                       const Pair* w, int ldw, int in, size_t ahead) {
   for (int i = 0; i < in; i += 2) {
     vec low[C], high[C];
     unroll<C>(EACH(c) {
-      uvec pair = *(const uvec*)(w + (size_t)(i / 2) * ldw + W * c);
+      const Pair* p = w + (size_t)(i / 2) * ldw + W * c;
+      uvec pair = *(const uvec*)p;
+      if constexpr (AHEAD) __builtin_prefetch(p + ahead, 0, 2);
       low[c] = (vec)(pair << 16), high[c] = (vec)(pair & 0xFFFF0000u);
     });
     unroll<R>(EACH(r) {
@@ -47,9 +53,9 @@ INLINE void accumulate(vec (&acc)[R][C], const float* x, int ldx,
 
 #if defined(__AVX512BF16__)
 // The same with x rounded to bfloat16, too: twice the products a cycle.
-template <int R, int C>
+template <bool AHEAD, int R, int C>
 INLINE void accumulate(vec (&acc)[R][C], const Pair* x, int ldx,
-                       const Pair* w, int ldw, int in) {
+                       const Pair* w, int ldw, int in, size_t) {
   for (int i = 0; i < (in + 1) / 2; i++) {
     __m512i wi[C];
     unroll<C>(EACH(c) {
@@ -68,38 +74,45 @@ INLINE void accumulate(vec (&acc)[R][C], const Pair* x, int ldx,
 
 // put(r, c, vec): sums of `rows` rows of x with columns 0 .. columns of w, W
 // columns at a time; `columns` is a multiple of W.
-template <int R, class X, class E, class F>
+template <bool AHEAD, int R, class X, class E, class F>
 INLINE void tile_columns(const X* x, int ldx, const E* w, int ldw, int in,
-                         int columns, int row, const F& put) {
+                         int columns, int row, const F& put, size_t ahead) {
   int c = 0;
   for (; c + W * TILE <= columns; c += W * TILE) {
     vec acc[R][TILE] = {};
-    accumulate<R, TILE>(acc, x, ldx, w + c, ldw, in);
+    accumulate<AHEAD, R, TILE>(acc, x, ldx, w + c, ldw, in, ahead);
     unroll<R>(EACH(r) {
       unroll<TILE>(EACH(j) { put(row + r, c + W * j, acc[r][j]); });
     });
   }
+  for (; TILE > 2 && c + 2 * W <= columns; c += 2 * W) {
+    vec acc[R][2] = {};
+    accumulate<AHEAD, R, 2>(acc, x, ldx, w + c, ldw, in, ahead);
+    unroll<R>(EACH(r) {
+      unroll<2>(EACH(j) { put(row + r, c + W * j, acc[r][j]); });
+    });
+  }
   for (; c < columns; c += W) {
     vec acc[R][1] = {};
-    accumulate<R, 1>(acc, x, ldx, w + c, ldw, in);
+    accumulate<AHEAD, R, 1>(acc, x, ldx, w + c, ldw, in, ahead);
     unroll<R>(EACH(r) { put(row + r, c, acc[r][0]); });
   }
 }
 
-template <class X, class E, class F>
+// AHEAD: also ask for what lies `ahead` elements of w further on.
+template <bool AHEAD = false, class X, class E, class F>
 static void product(const X* x, int ldx, int rows, const E* w, int ldw, int in,
-                    int columns, const F& put) {
+                    int columns, const F& put, size_t ahead = 0) {
   int r = 0;
-  for (; r + ROWS <= rows; r += ROWS)
-    tile_columns<ROWS>(x + (size_t)r * ldx, ldx, w, ldw, in, columns, r, put);
-  x += (size_t)r * ldx;
-  switch (rows - r) {
-    case 5: tile_columns<5>(x, ldx, w, ldw, in, columns, r, put); break;
-    case 4: tile_columns<4>(x, ldx, w, ldw, in, columns, r, put); break;
-    case 3: tile_columns<3>(x, ldx, w, ldw, in, columns, r, put); break;
-    case 2: tile_columns<2>(x, ldx, w, ldw, in, columns, r, put); break;
-    case 1: tile_columns<1>(x, ldx, w, ldw, in, columns, r, put); break;
-  }
+  auto tile = [&](auto count) __attribute__((always_inline)) {
+    tile_columns<AHEAD, decltype(count)::value>(x + (size_t)r * ldx, ldx, w,
+                                                ldw, in, columns, r, put,
+                                                ahead);
+  };
+  for (; r + ROWS <= rows; r += ROWS) tile(Int<ROWS>{});
+  if (r + 4 <= rows) tile(Int<4>{}), r += 4;
+  if (r + 2 <= rows) tile(Int<2>{}), r += 2;
+  if (r < rows) tile(Int<1>{});
 }
 
 // A matrix [in, out] in panels of floats or of pairs, and its bias or null.

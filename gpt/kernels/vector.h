@@ -96,12 +96,15 @@ INLINE vec soft_cap(vec x, float cap) {
   return cap * (1.0f - 2.0f / (1.0f + e));
 }
 
+template <int N>
+using Int = std::integral_constant<int, N>;
+
 // f(0) ... f(N - 1) with constant indices: what they index stays in registers.
 template <int N, class F>
 INLINE void unroll(F&& f) {
   if constexpr (N > 0) {
     unroll<N - 1>(f);
-    f(std::integral_constant<int, N - 1>{});
+    f(Int<N - 1>{});
   }
 }
 #define EACH(i) [&](auto i) __attribute__((always_inline))

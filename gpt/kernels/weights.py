@@ -4,6 +4,8 @@ A panel is contiguous in memory, so a product streams through it. Layers are
 stacked: a program has 23 operands for the weights of any depth.
 """
 
+import ctypes
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +19,7 @@ from gpt.model.params import Params
 from gpt.model.rope_frequencies import rope_frequencies
 
 PANEL = 64
+MADV_COLLAPSE = 25  # of Linux
 NONE = np.zeros(0, np.float32)  # An operand that the model does without.
 
 Packed = tuple[Any, ...]
@@ -70,6 +73,7 @@ def pack(
     key = (pairs, *map(id, sources))
     if key not in known:
       made = jnp.asarray(make(list(map(jax.device_get, sources))))
+      in_large_pages(made)
       known[key] = made, sources
     return known[key][0]
 
@@ -151,6 +155,23 @@ def _float32_of_one(sources: list[np.ndarray]) -> np.ndarray:
 
 def _stacked(sources: list[np.ndarray]) -> np.ndarray:
   return np.stack(sources).astype(np.float32)
+
+
+def in_large_pages(*arrays: Any) -> None:
+  """Moves arrays to pages of 2 MB where Linux can (6.1 or later).
+
+  A product that streams through small pages waits for the page tables: reading
+  weights took twice as long.
+  """
+  if sys.platform != 'linux':
+    return
+  libc, size = ctypes.CDLL(None), 2 << 20
+  for x in arrays:
+    start = -(-x.unsafe_buffer_pointer() // size) * size
+    length = (x.unsafe_buffer_pointer() + x.nbytes) // size * size - start
+    if length > 0:  # An older kernel refuses: nothing is lost.
+      advice = ctypes.c_int(MADV_COLLAPSE)
+      libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
 
 
 def padded(x: np.ndarray) -> np.ndarray:

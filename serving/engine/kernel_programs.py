@@ -115,7 +115,7 @@ class KernelPrograms(Programs):
     def small() -> None:
       row = array(vocab, bool), array(vocab, int32), array(vocab, jnp.float32)
       self._seat = compiled(calls.seat, state, number, *row, donate=0)
-      self._new_state = compiled(lambda: calls.init_state(plan, self.slots))
+      self._new_state = lambda: calls.new_state(plan, self.slots)
       self._scratch = compiled(lambda: calls.init_state(plan, 1))
 
     def columns() -> None:
