@@ -57,12 +57,15 @@ class Server:
       )
     except OSError as e:
       raise UserError(f'{command[0]} does not start: {e}') from e
-    self.port = port or self._read_port()
-    while not self._is_ready():
-      if time.perf_counter() - began > READY_SECONDS:
-        self._process.kill()
-        raise UserError(f'{command[0]} was not ready in {READY_SECONDS:.0f} s')
-      time.sleep(0.02)
+    try:
+      self.port = port or self._read_port()
+      while not self._is_ready():
+        if time.perf_counter() - began > READY_SECONDS:
+          raise UserError(f'{command[0]}: not ready in {READY_SECONDS:.0f} s')
+        time.sleep(0.02)
+    except BaseException:
+      self._process.kill()
+      raise
     self.start_s = time.perf_counter() - began
     self.start_cpu_s = self.cpu_s()
 
@@ -95,7 +98,7 @@ class Server:
       raise self._ended()
     try:
       return self._get('/health')[0] == 200
-    except ConnectionError:  # Others listen only once they are ready.
+    except OSError:  # It does not listen yet, or is too busy compiling.
       return False
 
   def cpu_s(self) -> float:
@@ -181,7 +184,7 @@ class LlamaCppPython(Server):
       raise self._ended()
     try:
       return self._get('/v1/models')[0] == 200
-    except ConnectionError:
+    except OSError:
       return False
 
 
