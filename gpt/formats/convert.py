@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from gpt import staging
-from gpt.errors import UserError, explained_writes
+from gpt.errors import UserError, explained_writes, naming
 from gpt.fields import Fields
 from gpt.formats import (
   foreign,
@@ -180,7 +180,8 @@ def import_directory(
   if 'config' in record:  # The run's own settings.
     defaults = {}
   defaults['model.param_dtype'] = dtype
-  cfg = import_config.fill_in(config, model, defaults, overrides)
+  with naming(directory):
+    cfg = import_config.fill_in(config, model, defaults, overrides)
   step = create.checked_step(record.values.get('step'), directory)
   tokenizer = copy.copy(model.tokenizer)
   tokenizer.chat_template = model.chat_template or tokenizer.chat_template

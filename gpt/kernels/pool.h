@@ -1,7 +1,6 @@
 // Threads that share the pieces of a product, for microseconds at a time.
 #pragma once
 #include <pthread.h>
-#include <signal.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -105,18 +104,13 @@ class Pool {
   }
 
   bool start_worker() {
-    sigset_t every, before;  // Signals are the main thread's business.
-    sigfillset(&every);
-    pthread_sigmask(SIG_SETMASK, &every, &before);
-    bool started = true;
     try {
       workers_.emplace_back([this] { loop(); });
       workers_.back().detach();
-    } catch (const std::system_error&) {  // No more threads: go on without.
-      started = false;
+    } catch (const std::system_error&) {
+      return false;  // No more threads: go on without.
     }
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    return started;
+    return true;
   }
 
   std::mutex owner_, mutex_;

@@ -108,17 +108,3 @@ INLINE void unroll(F&& f) {
   }
 }
 #define EACH(i) [&](auto i) __attribute__((always_inline))
-
-// Floats up to n in steps of a vector; a shorter rest goes through a copy
-// that is padded with `pad`. f(vec) -> vec, and the result is stored.
-template <class F>
-INLINE void map(float* x, int n, F&& f) {
-  int i = 0;
-  for (; i + W <= n; i += W) store(x + i, f(load(x + i)));
-  if (i < n) {
-    float rest[W] = {};
-    memcpy(rest, x + i, 4 * (n - i));
-    store(rest, f(load(rest)));
-    memcpy(x + i, rest, 4 * (n - i));
-  }
-}

@@ -50,6 +50,12 @@ TOP_P = flags.DEFINE_float('top_p', 0.9, 'top-p of rgpt.')
 DTYPE = flags.DEFINE_enum(
   'dtype', 'auto', ['auto', 'float32', 'bfloat16'], 'Matmul dtype of rgpt.'
 )
+PRECISION = flags.DEFINE_enum(
+  'precision',
+  'float32',
+  ['float32', 'bfloat16'],
+  'Weights, keys and values of rgpt in decoding.',
+)
 ROUNDS = flags.DEFINE_integer(
   'rounds', 5, 'Rounds per contestant.', lower_bound=1
 )
@@ -98,7 +104,13 @@ def build_ours(batch: int) -> Contestant:
 
   def run():
     stream = generation.generate(
-      model, params, prompts, settings, tokens, block_steps=16
+      model,
+      params,
+      prompts,
+      settings,
+      tokens,
+      block_steps=16,
+      weights=PRECISION.value,
     )
     return sum(len(new or ()) for _, new in stream)
 
