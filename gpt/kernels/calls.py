@@ -13,6 +13,7 @@ from gpt.kernels.weights import PANEL, Packed, in_large_pages
 from gpt.model.config import MLPS, GPTConfig
 
 MAX_STEPS = 16  # A block writes at most so many columns past the window.
+DRAFT = 5  # Tokens that a single row tries beside the next one.
 
 
 @struct.dataclass
@@ -23,11 +24,13 @@ class KernelState:
     k: float32[B, N, G, S / 64, K, 64], or uint32[.., K / 2, 64] in pairs of
       bfloat16.
     v: float32[B, N, G, S, K], or uint32[.., S / 2, K].
+    tokens: int32[B, S], of the columns; where drafts come from.
     in_prompt, counts, bias: of DecodeState.
   """
 
   k: Any
   v: Any
+  tokens: Any
   in_prompt: Any
   counts: Any
   bias: Any
@@ -42,6 +45,8 @@ class Plan:
       to bfloat16, where the processor has such instructions.
     cache_pairs: keys and values in bfloat16.
     threads: most of a product.
+    draft: tokens that a single row tries beside the next one; 0: none. It does
+      not change the text.
   """
 
   cfg: GPTConfig
@@ -49,6 +54,7 @@ class Plan:
   pairs: bool = False
   rounded: bool = False
   cache_pairs: bool = False
+  draft: int = DRAFT
 
   def attributes(self, head: bool = False) -> dict[str, np.ndarray]:
     cfg = self.cfg
@@ -89,6 +95,7 @@ def init_state(plan: Plan, slots: int) -> KernelState:
   return KernelState(
     k=jnp.zeros(lead + keys, dtype),
     v=jnp.zeros(lead + values, dtype),
+    tokens=jnp.zeros((slots, S), jnp.int32),
     in_prompt=jnp.zeros(vocab, bool),
     counts=jnp.zeros(vocab, jnp.int32),
     bias=jnp.zeros(vocab, jnp.float32),
@@ -120,20 +127,21 @@ def fill(
   shape = (tokens_L.shape[0], width) if out else (0,)
   results = (
     jax.ShapeDtypeStruct(shape, jnp.float32),
-    *map(like, (state.k, state.v)),
+    *map(like, (state.tokens, state.k, state.v)),
   )
-  at = 2 + len(weights)
-  found, k, v = ffi.ffi_call(
-    'rgpt_fill', results, input_output_aliases={at: 1, at + 1: 2}
+  at = 3 + len(weights)
+  found, tokens, k, v = ffi.ffi_call(
+    'rgpt_fill', results, input_output_aliases={2: 1, at: 2, at + 1: 3}
   )(
     jnp.stack([slot, first, count]).astype(jnp.int32),
     tokens_L,
+    state.tokens,
     *weights,
     state.k,
     state.v,
     **plan.attributes(out == 'logits'),
   )
-  return dataclasses.replace(state, k=k, v=v), found
+  return dataclasses.replace(state, tokens=tokens, k=k, v=v), found
 
 
 def decode(
@@ -165,17 +173,17 @@ def decode(
     s.frequency,
     s.presence,
   ]
-  at = 10 + len(weights)
-  tokens, logits, counts, k, v = ffi.ffi_call(
+  at = 11 + len(weights)
+  tokens, logits, counts, columns, k, v = ffi.ffi_call(
     'rgpt_decode',
     (
       jax.ShapeDtypeStruct((b, MAX_STEPS), jnp.int32),
       jax.ShapeDtypeStruct((b, MAX_STEPS, V), jnp.float32),
-      *map(like, (state.counts, state.k, state.v)),
+      *map(like, (state.counts, state.tokens, state.k, state.v)),
     ),
-    input_output_aliases={8: 2, at: 3, at + 1: 4},
+    input_output_aliases={8: 2, 10: 3, at: 4, at + 1: 5},
   )(
-    jnp.stack([rows, steps]).astype(jnp.int32),
+    jnp.stack([rows, steps, jnp.int32(plan.draft)]).astype(jnp.int32),
     slots_b,
     last_b,
     length_b,
@@ -185,12 +193,14 @@ def decode(
     state.in_prompt,
     state.counts,
     state.bias,
+    state.tokens,
     *weights,
     state.k,
     state.v,
     **plan.attributes(),
   )
-  return dataclasses.replace(state, k=k, v=v, counts=counts), tokens, logits
+  state = dataclasses.replace(state, k=k, v=v, tokens=columns, counts=counts)
+  return state, tokens, logits
 
 
 def like(x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -68,8 +68,9 @@ static bool same(const Args& args, int arg, const Rets& rets, int ret) {
 }
 
 // Tokens at the positions from `first` on of one slot.
-//   control: int32[3] slot, first, count; tokens: int32[L]; weights; cache
-//   -> float32[L, D] hidden states, [L, V] logits or [0]; cache
+//   control: int32[3] slot, first, count; tokens: int32[L]; tokens of the
+//   columns: int32[slots, S]; weights; cache
+//   -> float32[L, D] hidden states, [L, V] logits or [0]; tokens; cache
 static ffi::Error fill(Args a, Rets rets, ffi::Span<const int32_t> dims,
                        ffi::Span<const float> numbers) {
   const int *control = data<int>(a, 0), *token = data<int>(a, 1);
@@ -77,15 +78,18 @@ static ffi::Error fill(Args a, Rets rets, ffi::Span<const int32_t> dims,
   ffi::AnyBuffer ret = **rets.get<ffi::AnyBuffer>(0);
   float* out = ret.element_count() ? (float*)ret.untyped_data() : nullptr;
   size_t width = out ? ret.dimensions()[1] : 0;
-  if (!same(a, 2 + WEIGHTS, rets, 1) || !same(a, 3 + WEIGHTS, rets, 2))
-    return ffi::Error(ffi::ErrorCode::kInternal, "the cache is a copy");
-  Network& net = network(dims, numbers, a, 2, rets, 1);
+  if (!same(a, 2, rets, 1) || !same(a, 3 + WEIGHTS, rets, 2) ||
+      !same(a, 4 + WEIGHTS, rets, 3))
+    return ffi::Error(ffi::ErrorCode::kInternal, "the state is a copy");
+  Network& net = network(dims, numbers, a, 3, rets, 2);
+  int* columns = data<int>(rets, 1) + (size_t)slot * net.cache.S;
   int slots[CHUNK], pos[CHUNK];
   for (int done = 0; done < count; done += CHUNK) {
     int rows = std::min(CHUNK, count - done);
     for (int r = 0; r < rows; r++) {
       slots[r] = slot;
       pos[r] = std::min(first + done + r, net.cache.S - 1);
+      columns[pos[r]] = token[done + r];
     }
     net.layers(token + done, slots, pos, rows);
     if (!out) continue;
@@ -97,11 +101,31 @@ static ffi::Error fill(Args a, Rets rets, ffi::Span<const int32_t> dims,
   return ffi::Error::Success();
 }
 
+// What may follow the tokens of columns 0 .. n: up to `most` that followed the
+// last few tokens where they occurred before. Returns how many.
+static int draft(const int* tokens, int n, int most, int* out) {
+  constexpr int SAME = 3;
+  for (int end = n - 1; end >= SAME - 1; end--) {
+    int same = 0;
+    while (same < SAME && tokens[end - same] == tokens[n - same]) same++;
+    if (same < SAME) continue;
+    most = std::min(most, n - end);
+    std::copy(tokens + end + 1, tokens + end + 1 + most, out);
+    return most;
+  }
+  return 0;
+}
+
 // Decode steps with sampling, as blocks.decode_block.
-//   control: int32[2] rows, steps; slot, last, length, step: int32[B];
+//   control: int32[3] rows, steps, draft; slot, last, length, step: int32[B];
 //   seed: uint32[B]; settings: float32[7, B]; in_prompt: bool[slots, V];
-//   counts: int32[slots, V]; bias: float32[slots, V]; weights; cache
-//   -> int32[B, k] tokens, float32[B, k, V] logits, counts, cache
+//   counts: int32[slots, V]; bias: float32[slots, V]; tokens of the columns:
+//   int32[slots, S]; weights; cache
+//   -> int32[B, k] tokens, float32[B, k, V] logits, counts, tokens, cache
+//
+// A single row may try up to `draft` drafted tokens in one pass. Each token is
+// the one that its own logits and random number give, drafted or not: a pass
+// ends where a draft was wrong. The text is the same; it only comes sooner.
 static ffi::Error decode(Args a, Rets rets, ffi::Span<const int32_t> dims,
                          ffi::Span<const float> numbers) {
   const int* control = data<int>(a, 0);
@@ -114,34 +138,62 @@ static ffi::Error decode(Args a, Rets rets, ffi::Span<const int32_t> dims,
   int B = ret.dimensions()[0], most = ret.dimensions()[1];
   int rows = control[0], steps = std::min(control[1], most);
   int *out = data<int>(rets, 0), *counts = data<int>(rets, 2);
+  int* columns = data<int>(rets, 3);
   float* all_logits = data<float>(rets, 1);
-  if (!same(a, 8, rets, 2) || !same(a, 10 + WEIGHTS, rets, 3) ||
-      !same(a, 11 + WEIGHTS, rets, 4))
+  if (!same(a, 8, rets, 2) || !same(a, 10, rets, 3) ||
+      !same(a, 11 + WEIGHTS, rets, 4) || !same(a, 12 + WEIGHTS, rets, 5))
     return ffi::Error(ffi::ErrorCode::kInternal, "the state is a copy");
-  Network& net = network(dims, numbers, a, 10, rets, 3);
+  Network& net = network(dims, numbers, a, 11, rets, 4);
   const Shape& m = net.m;
-  int token[CHUNK], pos[CHUNK];
+  int S = net.cache.S;
+  // Token i of a row from its logits, which are overwritten.
+  auto choose = [&](int row, int i, float* p) {
+    size_t at = (size_t)slot[row] * m.V, to = (size_t)row * most + i;
+    memcpy(all_logits + to * m.V, p, 4 * (size_t)m.V);
+    Sampling s;
+    float* fields = (float*)&s;
+    for (int j = 0; j < 7; j++) fields[j] = settings[j * B + row];
+    int token = sample(p, m.V, s, uniform(seed[row], step[row] + i),
+                       in_prompt + at, counts + at, bias + at);
+    if (length[row] + i < m.T) counts[at + token]++;
+    return out[to] = token;
+  };
+  int token[CHUNK], pos[CHUNK], slots[CHUNK];
   for (int from = 0; from < rows; from += CHUNK) {
     int count = std::min(CHUNK, rows - from);
     std::copy(last + from, last + from + count, token);
-    for (int i = 0; i < steps; i++) {
-      for (int r = 0; r < count; r++)
-        pos[r] = std::min(length[from + r] + i, net.cache.S - 1);
-      net.layers(token, slot + from, pos, count);
-      float* scores = net.logits(count);
-      Pool::get().run(count, m.threads, [&](int r) {
-        int row = from + r;
-        float* p = scores + (size_t)r * padded(m.V);
-        size_t at = (size_t)slot[row] * m.V, to = (size_t)row * most + i;
-        memcpy(all_logits + to * m.V, p, 4 * (size_t)m.V);
-        Sampling s;
-        float* fields = (float*)&s;
-        for (int j = 0; j < 7; j++) fields[j] = settings[j * B + row];
-        token[r] = sample(p, m.V, s, uniform(seed[row], step[row] + i),
-                          in_prompt + at, counts + at, bias + at);
-        if (length[row] + i < m.T) counts[at + token[r]]++;
-        out[to] = token[r];
-      });
+    for (int i = 0; i < steps;) {
+      int tried = 0;
+      for (int r = 0; r < count; r++) {
+        slots[r] = slot[from + r];
+        pos[r] = std::min(length[from + r] + i, S - 1);
+        columns[(size_t)slots[r] * S + pos[r]] = token[r];
+      }
+      if (rows == 1 && net.drafts_pay()) {
+        int room = std::min({control[2], steps - i - 1, S - 1 - pos[0]});
+        tried = draft(columns + (size_t)slots[0] * S, pos[0], room, token + 1);
+        for (int r = 1; r <= tried; r++)
+          slots[r] = slots[0], pos[r] = pos[0] + r;
+      }
+      net.layers(token, slots, pos, count + tried);
+      float* scores = net.logits(count + tried);
+      if (!tried) {
+        Pool::get().run(count, m.threads, [&](int r) {
+          token[r] = choose(from + r, i, scores + (size_t)r * padded(m.V));
+        });
+        i++;
+        continue;
+      }
+      int right = 0;
+      for (;; right++) {
+        int next = choose(0, i++, scores + (size_t)right * padded(m.V));
+        if (right == tried || next != token[right + 1]) {
+          token[0] = next;
+          break;
+        }
+        columns[(size_t)slots[0] * S + pos[right + 1]] = next;
+      }
+      net.note_drafts(right);
     }
   }
   return ffi::Error::Success();

@@ -226,6 +226,13 @@ struct Network {
   Weights w;
   Cache cache;
   std::vector<float> x, h, qkv, att, f, scores;
+  // Right tokens of a draft, on average, and passes since the last draft.
+  float right = 1;
+  int passes = 0;
+
+  // Drafts cost a part of a pass. Where few are right, one in 32 is tried.
+  bool drafts_pay() { return right > 0.6f || ++passes % 32 == 0; }
+  void note_drafts(int found) { right += 0.1f * (found - right); }
 
   template <class F>
   void each_row(int rows, F f) {

@@ -202,3 +202,21 @@ def test_columns_of_a_slot_can_be_read_and_put_into_another():
       state = calls.write_panel(state, jnp.int32(1), jnp.int32(panel), piece)
     np.testing.assert_array_equal(state.k[0], state.k[1])
     np.testing.assert_array_equal(state.v[0], state.v[1])
+
+
+@pytest.mark.parametrize('weights', ['float32', 'bfloat16'])
+def test_drafts_do_not_change_a_text(monkeypatch, weights):
+  cfg = GPTConfig(**SIZES, n_embd=32, n_head=2)
+  params = random_params(cfg)
+  plan = kernels.plan_for(cfg, weights)
+  found = {}
+  for draft in (0, 1, calls.DRAFT):
+    given = dataclasses.replace(plan, draft=draft)
+    monkeypatch.setattr(kernels, 'plan_for', lambda *_, plan=given: plan)
+    found[draft] = [
+      texts(cfg, params, [[1, 2, 3] * 9], 150, temperature=t, repetition=r)
+      for t, r in ((0.0, 1.0), (0.0, 0.6), (0.3, 1.0), (1.0, 1.2))
+    ]
+  assert found[0] == found[1] == found[calls.DRAFT]
+  # Some of them repeat themselves: drafts were right, and wrong.
+  assert any(len({*text[0][-20:]}) < 8 for text in found[0])
