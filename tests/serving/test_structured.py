@@ -114,6 +114,7 @@ def test_a_text_that_is_cut_short_says_so(http):
     ),
     ({'guided_json': {'type': 'object', 'uniqueItems': 1}}, 'guided_json', ''),
     ({'regex': '\u00e9+'}, 'regex', 'cannot be satisfied'),
+    ({'regex': 'a*', 'min_tokens': 5}, 'min_tokens', 'beside a format'),
   ],
 )
 def test_what_cannot_be_used_is_a_bad_request(http, fields, param, message):
@@ -142,13 +143,6 @@ def test_a_text_depends_on_its_request_alone(http):
     crowded = list(pool.map(text_of, range(6)))
     assert all(len(done.result()[0]['text']) for done in noise)
   assert crowded == alone and len({*alone}) > 1
-
-
-def test_a_text_may_end_once_it_has_min_tokens(http):
-  for choice in complete(http, regex='[ab]*', n=4, min_tokens=5, max_tokens=9):
-    assert 5 <= len(choice['text']) <= 9
-  (choice,) = complete(http, regex='[ab]{2}', min_tokens=5)
-  assert (choice['finish_reason'], len(choice['text'])) == ('stop', 2)
 
 
 def test_an_end_that_is_banned_does_not_keep_a_text_open(http):
