@@ -14,7 +14,7 @@ import decimal
 import functools
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +26,7 @@ MAX_SOURCE = 1 << 16  # Characters of a schema, an expression or a grammar.
 KINDS = ('json_schema', 'regex', 'grammar', 'choice')
 MAX_MULTIPLE = 10_000  # Compiles in 0.2 s; ten times as much takes seconds.
 STACK_BYTES = 64 << 20
+SEARCH_STEPS = 2_000  # Some 0.1 s.
 # One space, or a line break with an indentation: a model cannot idle in it.
 WHITESPACE = r'( |\n {0,20})?'
 JSON_OPTIONS = {'whitespace_pattern': WHITESPACE}
@@ -73,10 +74,10 @@ class Grammar:
     except (ValueError, RecursionError) as e:
       raise UserError(f'{source.field} cannot be read: {e}') from e
     self._plain = with_deep_stack(lambda: self._matcher(self._text))
-    if not Constraint(self._plain.deep_copy(), self._tokenizer).possible:
+    if not can_be_satisfied(Constraint(self._plain.deep_copy(), tokenizer)):
       raise UserError(
-        f"{source.field} cannot be satisfied: no token of this model's "
-        'vocabulary can begin it'
+        f"{source.field} cannot be satisfied: this model's vocabulary lacks "
+        'characters that every such text has'
       )
 
   def _read(self) -> str:
@@ -139,6 +140,7 @@ class Constraint:
   Attributes:
     allowed_V: bool[V], the tokens that may come next; never one that ends it.
     complete: the text so far satisfies the grammar.
+    is_partial: some text has no tokens in this vocabulary.
   """
 
   def __init__(self, matcher: Any, tokenizer: Tokenizer) -> None:
@@ -146,14 +148,14 @@ class Constraint:
     self._tokenizer = tokenizer
     self._eos_id = tokenizer.eos_id
     self._size = tokenizer.vocab_size
-    self._partial = not spells_everything(tokenizer)
+    self.is_partial = not spells_everything(tokenizer)
     self._look()
 
   def _look(self) -> None:
     bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
     allowed_V = np.unpackbits(bits, bitorder='little')[: self._size] > 0
     allowed_V[self._eos_id] = False
-    if self._partial:
+    if self.is_partial:
       self._keep_forced(allowed_V)
     self.allowed_V = allowed_V
     self.complete: bool = self._matcher.is_accepting()
@@ -169,15 +171,43 @@ class Constraint:
       if not (data.startswith(forced) or forced.startswith(data)):
         allowed_V[id] = False
 
-  @property
-  def possible(self) -> bool:
-    """Whether the text is complete or can go on."""
-    return self.complete or bool(self.allowed_V.any())
+  def branches(self) -> Iterator['Constraint']:
+    """What each of the tokens that may come next leads to.
+
+    Those that end something in JSON are first: a text is soon complete.
+    """
+    read = self._tokenizer.token_bytes
+
+    def late(id: int) -> bool:
+      return read(id)[-1:] not in (b'"', b'}', b']')
+
+    for id in sorted(np.flatnonzero(self.allowed_V).tolist(), key=late):
+      branch = Constraint(self._matcher.deep_copy(), self._tokenizer)
+      branch.accept(id)
+      yield branch
 
   def accept(self, id: int) -> None:
     """Appends a token, one of those allowed."""
     self._matcher.consume_token(id)
     self._look()
+
+
+def can_be_satisfied(start: Constraint) -> bool:
+  """Whether tokens can complete the text; True too if a search takes long."""
+  found = [iter([start])]
+  for _ in range(SEARCH_STEPS):
+    if not found:
+      return False
+    constraint = next(found[-1], None)
+    if constraint is None:
+      found.pop()
+    elif constraint.complete:
+      return True
+    elif constraint.is_partial or constraint is start:
+      found.append(constraint.branches())
+    else:  # Every byte has a token, so no path ends too early.
+      return True
+  return True
 
 
 class _Vocabulary:

@@ -145,3 +145,24 @@ def test_a_vocabulary_without_braces_has_no_json():
   letters = build_tokenizer('char', ['abc: "'], 0)
   with pytest.raises(UserError, match='cannot be satisfied'):
     Grammar(schema(PERSON), letters)
+
+
+def test_texts_whose_letters_a_vocabulary_lacks_are_refused_at_once():
+  few = build_tokenizer('char', ['ab{}":, \n1'], 0)
+
+  def with_key(name, **fields):
+    value = {'type': 'object', 'properties': {name: {'const': 1}}, **fields}
+    return schema({**value, 'additionalProperties': False})
+
+  for source in (
+    with_key('z', required=['z']),
+    schema({'enum': ['a\u00e9', 'z']}),
+    Source('regex', 'a{3}z+', 'regex'),
+    Source('choice', '["az", "bz"]', 'choice'),
+  ):
+    with pytest.raises(UserError, match='cannot be satisfied'):
+      Grammar(source, few)
+  rng = np.random.default_rng(0)
+  for source in (with_key('z'), with_key('a'), Source('regex', 'z|ab', 'r')):
+    ids, whole = walk(Grammar(source, few), rng)
+    assert whole or few.decode(ids).endswith('"')

@@ -5,6 +5,10 @@ import json
 import re
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support.grammar_tools import SCHEMAS
 
 jsonschema = pytest.importorskip('jsonschema')
 pytest.importorskip('llguidance')
@@ -143,6 +147,25 @@ def test_a_text_depends_on_its_request_alone(http):
     crowded = list(pool.map(text_of, range(6)))
     assert all(len(done.result()[0]['text']) for done in noise)
   assert crowded == alone and len({*alone}) > 1
+
+
+@settings(
+  max_examples=25,
+  deadline=None,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(SCHEMAS, st.integers(0, 999), st.sampled_from([0, 0.7, 1.5]))
+def test_random_schemas_give_valid_json_or_too_few_tokens(
+  http, schema, seed, temperature
+):
+  (choice,) = complete(
+    http, guided_json=schema, seed=seed, temperature=temperature
+  )
+  if choice['finish_reason'] == 'stop':
+    value = json.loads(choice['text'], parse_int=float)
+    jsonschema.validate(value, schema)
+  else:
+    assert choice['finish_reason'] == 'length'
 
 
 def test_an_end_that_is_banned_does_not_keep_a_text_open(http):
