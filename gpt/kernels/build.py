@@ -12,6 +12,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import time
 from gpt import files
 from gpt.errors import quoted
 
-log = logging.getLogger('rgpt')
+log = logging.getLogger(__name__)
 
 SOURCES = pathlib.Path(__file__).parent
 COMPILERS = ('c++', 'g++', 'clang++')
@@ -58,23 +59,47 @@ def library(include: str, jaxlib: str) -> pathlib.Path:
   Raises:
     NoKernels: there is none, and it cannot be compiled.
   """
-  directory = cache_directory()
-  march = os.environ.get('RGPT_KERNELS_MARCH', 'native')
-  compiler = find_compiler()
-  if compiler:
-    path = directory / name_of(jaxlib, march, compiler)
-    if not path.exists():
-      compile_once(path, compiler, march, include)
-    return path
+  directory, march = cache_directory(), chosen_march()
+  try:
+    if not LEVELS.get(march, set()) <= cpu_flags():
+      raise NoKernels(f'this processor is below {march}, RGPT_KERNELS_MARCH')
+    return compiled(directory, march, include, jaxlib)[0]
+  except NoKernels:
+    if found := prebuilt(directory, jaxlib):
+      return found
+    raise
+
+
+def chosen_march() -> str:
+  """$RGPT_KERNELS_MARCH; 'native' without it."""
+  return os.environ.get('RGPT_KERNELS_MARCH') or 'native'
+
+
+def prebuilt(directory: pathlib.Path, jaxlib: str) -> pathlib.Path | None:
+  """A library for the highest level that this processor has, if any."""
   present = cpu_flags()
   for level, needed in LEVELS.items():
     if needed <= present:
-      found = sorted(directory.glob(f'{prefix(jaxlib, level)}-*.so'))
-      if found:
-        return found[0]
-  raise NoKernels(
-    f'no C++ compiler ({", ".join(COMPILERS)}; CXX names another)'
-  )
+      for path in sorted(directory.glob(f'{prefix(jaxlib, level)}-*.so')):
+        if is_whole(path):
+          return path
+  return None
+
+
+def compiled(
+  directory: pathlib.Path, march: str, include: str, jaxlib: str
+) -> tuple[pathlib.Path, float]:
+  """(a library for `march`, the seconds of compiling it: 0 if it was there).
+
+  Raises:
+    NoKernels: see `library`.
+  """
+  compiler = find_compiler()
+  path = directory / name_of(jaxlib, march, compiler)
+  seconds = 0.0
+  if not is_whole(path):
+    seconds = compile_once(path, compiler, march, include)
+  return path, seconds
 
 
 def cache_directory() -> pathlib.Path:
@@ -93,13 +118,21 @@ def cache_directory() -> pathlib.Path:
   return pathlib.Path(root) / 'kernels'
 
 
-def find_compiler() -> str | None:
-  """$CXX or the first C++ compiler in PATH; None without one."""
-  given = os.environ.get('CXX')
-  for name in [given] if given else COMPILERS:
-    if found := shutil.which(name):
-      return found
-  return None
+def find_compiler() -> list[str]:
+  """The command $CXX, or the first C++ compiler in PATH.
+
+  Raises:
+    NoKernels: there is none.
+  """
+  given = shlex.split(os.environ.get('CXX', ''))
+  for program, *options in [given] if given else [[x] for x in COMPILERS]:
+    if found := shutil.which(program):
+      return [found, *options]
+  if given:
+    raise NoKernels(f'CXX names {quoted(given[0])}, which is not a program')
+  raise NoKernels(
+    f'no C++ compiler ({", ".join(COMPILERS)}; CXX names another)'
+  )
 
 
 def prefix(jaxlib: str, march: str) -> str:
@@ -110,12 +143,10 @@ def prefix(jaxlib: str, march: str) -> str:
   return f'{march}-jaxlib{jaxlib}-{h.hexdigest()[:12]}'
 
 
-def name_of(jaxlib: str, march: str, compiler: str) -> str:
+def name_of(jaxlib: str, march: str, compiler: list[str]) -> str:
   """The file name of a library; -march=native depends on the processor."""
-  version = subprocess.run(
-    [compiler, '--version'], capture_output=True, text=True, check=False
-  ).stdout
-  key = [version]
+  done = run([*compiler, '--version'], 'cannot be run')
+  key = [*compiler[1:], done]
   if march == 'native':
     key += [platform.machine(), platform.processor(), *sorted(cpu_flags())]
   h = hashlib.sha256('\n'.join(key).encode())
@@ -132,43 +163,53 @@ def cpu_flags() -> set[str]:
   return set(found.group(1).split()) if found else set()
 
 
+def is_whole(path: pathlib.Path) -> bool:
+  """Whether a library is there, as it was compiled.
+
+  Loading a file that a full disk or a crash has cut would end this process.
+  """
+  try:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return path.with_suffix('.sha256').read_text() == digest
+  except (OSError, UnicodeDecodeError):
+    return False
+
+
 def compile_once(
-  path: pathlib.Path, compiler: str, march: str, include: str
-) -> None:
+  path: pathlib.Path, compiler: list[str], march: str, include: str
+) -> float:
   """Compiles to `path`; of several processes one compiles, the others wait.
+
+  Returns:
+    The seconds it took; 0 if another process did it.
 
   Raises:
     NoKernels: it cannot be compiled, or does not run here.
   """
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = open(path.with_suffix('.lock'), 'a')
-    with lock, files.locked(lock):
-      if path.exists():
-        return
+    files.remove_leftovers(path.parent)
+    with open(path.with_suffix('.lock'), 'a') as lock, files.locked(lock):
+      if is_whole(path):
+        return 0.0
       log.info('compiling the decoding kernels for this machine, once ...')
       began = time.perf_counter()
-      with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+      with tempfile.TemporaryDirectory(
+        prefix='.kernels.tmp-', dir=path.parent
+      ) as scratch:
         built = pathlib.Path(scratch) / 'kernels.so'
-        run(
-          [
-            compiler,
-            *FLAGS,
-            *march_flags(march),
-            '-isystem',
-            include,
-            str(SOURCES / 'kernels.cc'),
-            '-o',
-            str(built),
-          ],
-          'does not compile',
-        )
-        # An instruction that this processor lacks would end this process.
-        probe = 'import ctypes, sys; ctypes.CDLL(sys.argv[1]).rgpt_probe()'
-        if march == 'native':
-          run([sys.executable, '-c', probe, str(built)], 'does not run')
-        os.replace(built, path)
-      log.info('compiled in %.0f s', time.perf_counter() - began)
+        command = [*compiler, *FLAGS, *march_flags(march)]
+        command += ['-isystem', include, str(SOURCES / 'kernels.cc')]
+        run([*command, '-o', str(built)], 'cannot compile kernels.cc')
+        if LEVELS.get(march, set()) <= cpu_flags():
+          probe(built)
+        binary = built.read_bytes()
+      digest = hashlib.sha256(binary).hexdigest()
+      files.write_atomic(path.with_suffix('.sha256'), digest.encode())
+      files.write_atomic(path, binary)
+      seconds = time.perf_counter() - began
+      log.info('compiled in %.0f s', seconds)
+      return seconds
   except OSError as e:
     raise NoKernels(f'{path.parent} cannot be used: {e.strerror or e}') from e
 
@@ -179,8 +220,18 @@ def march_flags(march: str) -> list[str]:
   return [f'-mcpu={march}' if arm else f'-march={march}']
 
 
-def run(command: list[str], problem: str) -> None:
-  """Runs a command; NoKernels with its last words if it fails."""
+def probe(path: pathlib.Path) -> None:
+  """NoKernels if a library does not run here; tried in a process of its own.
+
+  An instruction that the processor lacks ends the process that meets it.
+  """
+  call = 'import ctypes, sys; ctypes.CDLL(sys.argv[1]).rgpt_probe()'
+  run([sys.executable, '-c', call, str(path)], 'cannot run the kernels')
+
+
+def run(command: list[str], problem: str) -> str:
+  """The output of a command; NoKernels with its first error if it fails."""
+  name = pathlib.Path(command[0]).name
   try:
     done = subprocess.run(
       command,
@@ -191,8 +242,12 @@ def run(command: list[str], problem: str) -> None:
       check=False,
     )
   except subprocess.TimeoutExpired as e:
-    raise NoKernels(f'{command[0]} took over {COMPILE_SECONDS} s') from e
-  if done.returncode:
-    lines = [x for x in done.stderr.splitlines() if 'error' in x] or ['']
-    detail = quoted(lines[0]) if lines[0] else f'exit {done.returncode}'
-    raise NoKernels(f'kernels.cc {problem} with {command[0]}: {detail}')
+    raise NoKernels(f'{name} took over {COMPILE_SECONDS} s') from e
+  except OSError as e:
+    raise NoKernels(f'{name} {problem}: {e.strerror or e}') from e
+  code = done.returncode
+  if code:
+    lines = [x for x in done.stderr.splitlines() if 'error' in x.lower()]
+    how = f'signal {-code}' if code < 0 else f'exit status {code}'
+    raise NoKernels(f'{name} {problem}: {quoted(lines[0]) if lines else how}')
+  return done.stdout

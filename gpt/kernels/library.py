@@ -15,7 +15,7 @@ from gpt.kernels import build
 from gpt.kernels.calls import Plan
 from gpt.model.config import GPTConfig
 
-log = logging.getLogger('rgpt')
+log = logging.getLogger(__name__)
 
 TARGETS = ('rgpt_fill', 'rgpt_decode')
 WEIGHTS = ('float32', 'bfloat16')
@@ -85,7 +85,7 @@ def load() -> str:
     for name in TARGETS:
       handler = ffi.pycapsule(getattr(library, name))
       ffi.register_ffi_target(name, handler, platform='cpu')
-  except (build.NoKernels, OSError, AttributeError) as e:
+  except (build.NoKernels, OSError, AttributeError, RuntimeError) as e:
     log.info('decoding without compiled kernels: %s', e)
     return str(e)
   return ''

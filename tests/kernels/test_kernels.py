@@ -1,6 +1,9 @@
 """The compiled kernels agree with the model in JAX."""
 
 import dataclasses
+import os
+import signal
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -220,3 +223,17 @@ def test_drafts_do_not_change_a_text(monkeypatch, weights):
   assert found[0] == found[1] == found[calls.DRAFT]
   # Some of them repeat themselves: drafts were right, and wrong.
   assert any(len({*text[0][-20:]}) < 8 for text in found[0])
+
+
+def test_a_forked_process_decodes_too():
+  cfg = GPTConfig(**SIZES, n_embd=32, n_head=2)
+  params = random_params(cfg)
+  before = texts(cfg, params, [[1]], 40, seed=[0])
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # JAX and Python warn of forks.
+    child = os.fork()
+  if not child:
+    signal.alarm(100)  # Ends the child should it hang.
+    os._exit(0 if texts(cfg, params, [[1]], 40, seed=[0]) == before else 1)
+  assert os.waitpid(child, 0)[1] == 0
+  assert texts(cfg, params, [[1]], 40, seed=[0]) == before
