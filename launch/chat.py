@@ -43,6 +43,7 @@ MAX_TOKENS = common_flags.max_tokens(
 )
 SEED = common_flags.seed('The same seed gives the same conversation.')
 SAMPLING = common_flags.sampling()
+PRECISION = common_flags.precision()
 ONCE = flags.DEFINE_bool(
   'once', False, 'Take all of stdin as one message, print the reply, exit.'
 )
@@ -97,6 +98,7 @@ def open_session() -> 'ChatSession':
     seed=SEED.value,
     max_tokens=MAX_TOKENS.value,
     system=SYSTEM.value,
+    precision=PRECISION.value,
     **SAMPLING(),
   )
   say(chosen.title(loaded))

@@ -86,6 +86,17 @@ def max_tokens(tokens: int, help: str) -> flags.FlagHolder[int]:
   return flags.DEFINE_integer('max_tokens', tokens, help)
 
 
+def precision() -> flags.FlagHolder[str]:
+  """--precision=float32|bfloat16."""
+  return flags.DEFINE_enum(
+    'precision',
+    'float32',
+    ['float32', 'bfloat16'],
+    'Weights, keys and values in decoding; bfloat16 is faster and changes '
+    'texts.',
+  )
+
+
 def sampling() -> Callable[[], dict[str, float | int]]:
   """--temperature, --top_p, --top_k, --min_p and --repetition_penalty.
 

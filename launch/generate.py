@@ -65,6 +65,7 @@ NUM_SAMPLES = flags.DEFINE_integer(
 )
 SEED = common_flags.seed('The same seed gives the same text.')
 SAMPLING = common_flags.sampling()
+PRECISION = common_flags.precision()
 WINDOW = flags.DEFINE_enum(
   'window',
   'slide',
@@ -106,6 +107,7 @@ class Job:
       bias_V=start.bias_V,
       stop_ids=start.stop_ids,
       window=self.window,
+      weights=PRECISION.value,
     ):
       self.clock.tick(len(new or ()))
       yield row, new
@@ -119,7 +121,7 @@ def main(_: list[str]) -> None:
   # JAX, after the flags are right.
   import jax
 
-  from gpt import devices
+  from gpt import devices, kernels
   from gpt.decoding import generation
   from gpt.decoding.prompt import read_prompt
 
@@ -143,6 +145,7 @@ def main(_: list[str]) -> None:
     for prompt in prompts
   ]
   generation.check_request(cfg, [start.ids for start in starts], limit, window)
+  kernels.plan_for(cfg, PRECISION.value)  # Raises if it is impossible.
   note(chosen.title(loaded))
   if format == 'chat':
     note(

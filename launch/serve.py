@@ -38,12 +38,7 @@ SLOTS = flags.DEFINE_integer(
   lower_bound=0,
   upper_bound=1024,
 )
-PRECISION = flags.DEFINE_enum(
-  'precision',
-  'float32',
-  ['float32', 'bfloat16'],
-  'Weights, keys and values in decoding; bfloat16 is faster and changes texts.',
-)
+PRECISION = common_flags.precision()
 MAX_QUEUE = flags.DEFINE_integer(
   'max_queue',
   64,

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from gpt import kernels
 from gpt.decoding import generation, sampling
 from gpt.decoding.prompt import chat_prompt
 from gpt.errors import UserError
@@ -44,11 +45,12 @@ class ChatSession:
       quarter of the window) free for it. A reply ends where the window ends:
       sliding would drop BOS and the turn's role.
     system: system text, '' for none.
+    precision: of weights, keys and values; see kernels.plan_for.
     sampling_options: keywords of sampling.settings.
 
   Raises:
     UserError: not a chat model, or one whose chat template is wrong; an
-      invalid option.
+      invalid option; a precision that is impossible here.
   """
 
   def __init__(
@@ -58,6 +60,7 @@ class ChatSession:
     seed: int = 42,
     max_tokens: int = 256,
     system: str = '',
+    precision: str = 'float32',
     **sampling_options: Any,
   ) -> None:
     if not chat_format.is_chat_tokenizer(loaded.tokenizer):
@@ -70,7 +73,8 @@ class ChatSession:
     self.reply = Reply()
     self._options: dict[str, Any] = {}
     self.set_sampling(**sampling_options)
-    self._loaded = loaded
+    kernels.plan_for(loaded.cfg, precision)  # Raises if it is impossible.
+    self._loaded, self._precision = loaded, precision
     self._params = jax.device_put(loaded.params)
 
   @property
@@ -127,6 +131,7 @@ class ChatSession:
         bias_V=prompt.bias_V,
         stop_ids=prompt.stop_ids,
         window='stop',
+        weights=self._precision,
       ):
         if new is None:
           reply.ended = 'turn'

@@ -8,6 +8,7 @@ import ctypes
 import functools
 import logging
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from gpt import kernels
 from gpt.errors import UserError
-from gpt.kernels import build, library
+from gpt.kernels import __main__, build, library
 from gpt.model import GPTConfig
 from tests.kernels.test_kernels import SIZES, random_params, texts
 
@@ -241,3 +242,20 @@ def test_a_prebuilt_library_needs_no_compiler(compiler, monkeypatch, tmp_path):
     build.NoKernels, match='this processor is below x86-64-v4'
   ):
     get()
+
+
+@needs_compiler
+def test_the_command_prints_one_line_and_never_fails(
+  compiler, capsys, monkeypatch, tmp_path
+):
+  compiler(made_of(tmp_path, 'void rgpt_probe() {}'))
+  __main__.main()
+  __main__.main()
+  monkeypatch.setenv('CXX', 'no-such-compiler')
+  __main__.main()
+  assert re.fullmatch(
+    r'Decoding kernels: compiled in \d s\n'
+    r'Decoding kernels: present\n'
+    r"Decoding kernels: none, decoding uses JAX: CXX names 'no-such-.*\n",
+    capsys.readouterr().out,
+  )

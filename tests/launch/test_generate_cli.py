@@ -290,3 +290,11 @@ def test_mistakes_are_explained(trained_workdir):
   for one, message in zip(done, cases):
     assert_refused(one, f'error: {message}')
     assert one.out == ''
+
+
+def test_bfloat16_without_the_kernels_is_refused(trained_workdir):
+  args = [f'--workdir={trained_workdir}', '--precision=bfloat16']
+  (done,) = run_all(
+    [['launch.generate', *args]], preload=JAX, RGPT_KERNELS='off'
+  )
+  assert_refused(done, 'need the compiled kernels: RGPT_KERNELS is off')
