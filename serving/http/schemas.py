@@ -128,7 +128,14 @@ class Generating(Body):
     described = super().__get_pydantic_json_schema__(schema, handler)
     inside = handler.resolve_ref_schema(described)
     foreign = unsupported.properties(cls.foreign)
-    inside['properties'] = {**foreign, **inside['properties']}
+    fields = {**foreign, **inside['properties']}
+    for name in unsupported.STRUCTURED.keys() & cls.model_fields.keys():
+      nothing = {'enum': [*unsupported.STRUCTURED[name]]}
+      fields[name] = {
+        **fields[name],
+        'anyOf': [*fields[name]['anyOf'], nothing],
+      }
+    inside['properties'] = fields
     return described
 
 

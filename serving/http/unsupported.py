@@ -6,7 +6,7 @@ metadata, store, service_tier, cache_prompt, priority, ...) are not listed: they
 are ignored, like unknown ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 OFF = (False, 0, '', [], {})  # Not used is the default of most fields.
@@ -93,11 +93,17 @@ def find(
 ) -> tuple[str, str] | None:
   """(name, end of a sentence) of a field that asks for what we lack."""
   for name in body.keys() & neutral.keys():
-    if body[name] is not None and body[name] not in neutral[name]:
+    if body[name] is not None and not is_one_of(body[name], neutral[name]):
       instead = RENAMED.get(name)
       hint = f'; use {instead}.' if instead else '.'
       return name, f'is not supported{hint}'
   return None
+
+
+def is_one_of(value: Any, values: Iterable[Any]) -> bool:
+  """Whether JSON knows the value among `values`: there, false is not 0."""
+  kind = isinstance(value, bool)
+  return any(value == v and kind == isinstance(v, bool) for v in values)
 
 
 def properties(neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
