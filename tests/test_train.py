@@ -59,6 +59,7 @@ def test_workdir_is_complete(reference):
     group, _, name = key.rpartition('.')
     (config[group] if group else config)[name] = value
   saved = json.loads((workdir / 'config.json').read_text())
+  assert saved.pop('sealed_checkpoints') is True
   assert saved == {'format_version': 1, **config.to_dict()}
   assert latest(workdir)[1]['step'] == 12
   assert [p.name for p in sorted((workdir / 'checkpoints/best').iterdir())] == [
