@@ -28,7 +28,7 @@ SOURCES = pathlib.Path(__file__).parent
 COMPILERS = ('c++', 'g++', 'clang++')
 # Never -ffast-math: it would cancel the rounding of exp.
 FLAGS = (
-  '-O2',
+  '-O3',
   '-std=c++17',
   '-fPIC',
   '-shared',

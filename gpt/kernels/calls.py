@@ -155,12 +155,14 @@ def decode(
   settings: Any,  # SamplingSettings of the b rows.
   rows: jax.Array,
   steps: jax.Array,
+  wants_logits: jax.Array,
 ) -> tuple[KernelState, jax.Array, jax.Array]:
   """As blocks.decode_block for the first `rows` rows and `steps` steps.
 
   Returns:
     (state, int32[b, MAX_STEPS], float32[b, MAX_STEPS, V] raw logits); what
-    lies beyond `rows` and `steps` is undefined.
+    lies beyond `rows` and `steps` is undefined, and so are logits that nobody
+    wants (int32: 0).
   """
   b, V = slots_b.shape[0], plan.cfg.vocab_size
   s = settings
@@ -183,7 +185,7 @@ def decode(
     ),
     input_output_aliases={8: 2, 10: 3, at: 4, at + 1: 5},
   )(
-    jnp.stack([rows, steps, jnp.int32(plan.draft)]).astype(jnp.int32),
+    jnp.stack([rows, steps, jnp.int32(plan.draft), wants_logits]),
     slots_b,
     last_b,
     length_b,

@@ -117,7 +117,7 @@ static int draft(const int* tokens, int n, int most, int* out) {
 }
 
 // Decode steps with sampling, as blocks.decode_block.
-//   control: int32[3] rows, steps, draft; slot, last, length, step: int32[B];
+//   control: int32[4] rows, steps, draft, whether logits are wanted; slot, last, length, step: int32[B];
 //   seed: uint32[B]; settings: float32[7, B]; in_prompt: bool[slots, V];
 //   counts: int32[slots, V]; bias: float32[slots, V]; tokens of the columns:
 //   int32[slots, S]; weights; cache
@@ -149,7 +149,8 @@ static ffi::Error decode(Args a, Rets rets, ffi::Span<const int32_t> dims,
   // Token i of a row from its logits, which are overwritten.
   auto choose = [&](int row, int i, float* p) {
     size_t at = (size_t)slot[row] * m.V, to = (size_t)row * most + i;
-    memcpy(all_logits + to * m.V, p, 4 * (size_t)m.V);
+    // New pages cost more than the copy: not for nothing.
+    if (control[3]) memcpy(all_logits + to * m.V, p, 4 * (size_t)m.V);
     Sampling s;
     float* fields = (float*)&s;
     for (int j = 0; j < 7; j++) fields[j] = settings[j * B + row];

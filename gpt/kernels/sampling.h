@@ -53,7 +53,7 @@ static float bisect(F holds) {
 // p: float[padded(V)] logits on entry, overwritten.
 static int sample(float* p, int V, const Sampling& s, float uniform,
                   const bool* in_prompt, const int* counts, const float* bias) {
-  int end = (V + W - 1) / W * W;
+  int whole = V / W * W, end = (V + W - 1) / W * W;
   if (s.repetition != 1 || s.frequency != 0 || s.presence != 0)
     for (int v = 0; v < V; v++) {
       if (in_prompt[v] || counts[v] > 0)
@@ -61,15 +61,20 @@ static int sample(float* p, int V, const Sampling& s, float uniform,
       p[v] -= s.frequency * counts[v];
       p[v] -= counts[v] > 0 ? s.presence : 0.0f;
     }
-  float best = -INFINITY;
-  for (int v = 0; v < V; v++) p[v] += bias[v];
-  for (int v = 0; v < V; v++) best = p[v] > best ? p[v] : best;
+  vec top = all(-INFINITY);
+  for (int v = 0; v < whole; v += W) {
+    vec x = load(p + v) + load(bias + v);
+    store(p + v, x), top = x > top ? x : top;
+  }
+  for (int v = whole; v < V; v++) p[v] += bias[v];
+  for (int v = V; v < end; v++) p[v] = -INFINITY;
+  if (whole < end) top = load(p + whole) > top ? load(p + whole) : top;
+  float best = largest(top);
   if (s.temperature <= 0) {
     for (int v = 0; v < V; v++)
       if (p[v] >= best) return v;
     return V - 1;
   }
-  for (int v = V; v < end; v++) p[v] = -INFINITY;
   float temperature = std::max(s.temperature, 1e-6f);
   vec total{};
   for (int v = 0; v < end; v += W) {
@@ -112,19 +117,23 @@ static int sample(float* p, int V, const Sampling& s, float uniform,
     keep(bisect([&](float t) { return mass(t) >= target; }));
   }
   if (s.min_p > 0) keep(least);
-  // Inverse CDF: skip whole vectors, then tokens of one vector.
+  // Inverse CDF: skip runs of vectors, then vectors, then tokens.
+  constexpr int RUN = 8 * W;
   float target = uniform * mass(0), cdf = 0;
-  int last = 0;
-  for (int v = 0; v < end; v += W) {
-    float here = sum(load(p + v));
-    if (here == 0) continue;
-    float before = cdf;
-    cdf += here;
-    for (int i = 0; i < W; i++)
-      if (p[v + i] > 0) {
-        before += p[v + i], last = v + i;
-        if (cdf > target && before > target) return last;
-      }
+  for (int run = 0; run < end; run += RUN) {
+    vec here{};
+    int stop = std::min(run + RUN, end);
+    for (int v = run; v < stop; v += W) here += load(p + v);
+    float next = cdf + sum(here);
+    if (next > target || stop == end)
+      for (int v = run; v < stop; v++)
+        if (p[v] > 0) {
+          cdf += p[v];
+          if (cdf > target) return v;
+        }
+    cdf = next;
   }
+  int last = V - 1;  // Rounding: the sum stayed below the target.
+  while (last > 0 && p[last] == 0) last--;
   return last;
 }

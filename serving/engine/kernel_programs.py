@@ -78,7 +78,18 @@ class KernelPrograms(Programs):
       settings = shapes_of(sampling.settings(self.slots))
       self._decode = compiled(
         lambda weights, state, *args: calls.decode(plan, weights, state, *args),
-        *(params, state, rows, rows, rows, rows, settings, number, number),
+        *(
+          params,
+          state,
+          rows,
+          rows,
+          rows,
+          rows,
+          settings,
+          number,
+          number,
+          number,
+        ),
         donate=1,
       )
 
@@ -213,6 +224,7 @@ class KernelPrograms(Programs):
     step_b: np.ndarray,
     s: sampling.SamplingSettings,
     uniform_bk: np.ndarray,
+    logits: bool = True,
   ) -> tuple[Any, Any, Any]:
     b, k = uniform_bk.shape
 
@@ -226,6 +238,7 @@ class KernelPrograms(Programs):
       jax.tree.map(padded, s),
       np.int32(b),
       np.int32(k),
+      np.int32(logits),
     )
     return state, np.asarray(tokens_bk)[:b, :k], logits_bkV
 

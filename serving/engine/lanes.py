@@ -249,6 +249,7 @@ class Lane:
       step_b,
       jax.tree.map(lambda x: x[slots_b], self._sampling),
       uniform_bk,
+      any(seq.job.sampling.logprobs is not None for seq, _ in group),
     )
     tokens_bk = np.asarray(tokens_bk).tolist()
     self._time_step(b, (time.perf_counter() - began) / k)

@@ -218,10 +218,8 @@ class Programs:
       def draw(seed: Any, step: Any) -> Any:
         return sampling.uniforms(seed[None], step[None], UNIFORMS)[0]
 
-      program = jax.jit(draw)
-      self._uniforms = program.lower(
-        array((), jnp.uint32), array((), int32)
-      ).compile()
+      seed_and_step = array((), jnp.uint32), array((), int32)
+      self._uniforms = jax.jit(draw).lower(*seed_and_step).compile()
 
     def new_state() -> None:
       program = jax.jit(lambda: blocks.init_state(cfg, slots))
@@ -362,10 +360,12 @@ class Programs:
     step_b: np.ndarray,
     s: sampling.SamplingSettings,
     uniform_bk: np.ndarray,
+    logits: bool = True,
   ) -> tuple[blocks.DecodeState, jax.Array, jax.Array]:
     """As `blocks.decode_block`, for a b of `rows` and a k of `steps`.
 
     Slots are in ascending order; rows of length block_size are padding.
+    The logits may be undefined unless `logits`.
     """
     b, k = uniform_bk.shape
     longest = int(np.max(length_b, where=length_b < self.block_size, initial=1))
