@@ -38,6 +38,7 @@ def generate(
   window: str = 'slide',
   block_steps: int = 8,
   weights: str = 'float32',
+  drafts: bool = True,
 ) -> Iterator[tuple[int, list[int] | None]]:
   """Streams completions of B token prompts.
 
@@ -54,7 +55,7 @@ def generate(
       (by one token), or 'stop'.
     block_steps: tokens per dispatch, from blocks.BLOCK_STEPS; it does not
       change the result.
-    weights: see kernels.plan_for.
+    weights, drafts: see kernels.plan_for.
 
   Yields:
     (row, new tokens), and (row, None) once when a row has ended.
@@ -75,7 +76,7 @@ def generate(
   start = [-1] * rows
   sampled = [0] * rows
   groups: list[DeviceRows | KernelRows]
-  if plan := kernels.plan_for(cfg, weights):
+  if plan := kernels.plan_for(cfg, weights, drafts):
     groups = [KernelRows(plan, params, rows)]
   else:
     groups = [

@@ -54,7 +54,7 @@ class Plan:
   pairs: bool = False
   rounded: bool = False
   cache_pairs: bool = False
-  draft: int = DRAFT
+  draft: int = 0
 
   def attributes(self, head: bool = False) -> dict[str, np.ndarray]:
     cfg = self.cfg

@@ -12,7 +12,7 @@ from jax import ffi
 from gpt.devices import num_cores
 from gpt.errors import UserError
 from gpt.kernels import build
-from gpt.kernels.calls import Plan
+from gpt.kernels.calls import DRAFT, Plan
 from gpt.model.config import GPTConfig
 
 log = logging.getLogger(__name__)
@@ -23,13 +23,17 @@ WEIGHTS = ('float32', 'bfloat16')
 MAX_THREADS = 16
 
 
-def plan_for(cfg: GPTConfig, weights: str = 'float32') -> Plan | None:
+def plan_for(
+  cfg: GPTConfig, weights: str = 'float32', drafts: bool = True
+) -> Plan | None:
   """How the kernels decode a model; None if they cannot: use JAX.
 
   Args:
     weights: 'bfloat16' rounds weights, keys and values, and where the processor
       multiplies bfloat16, activations too. 'float32' is exact; weights that are
       stored in bfloat16 stay so.
+    drafts: whether a single row tries what its own text suggests. It does not
+      change the text.
 
   Raises:
     UserError: bfloat16 was asked for, and the kernels cannot be used.
@@ -48,6 +52,7 @@ def plan_for(cfg: GPTConfig, weights: str = 'float32') -> Plan | None:
     pairs=half or (cfg.param_dtype == 'bfloat16' and is_even(cfg)),
     rounded=half,
     cache_pairs=half,
+    draft=DRAFT if drafts else 0,
   )
 
 

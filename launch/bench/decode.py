@@ -10,7 +10,8 @@ Every contestant starts from a one-token prompt and samples to the end of the
 window at temperature 1; rgpt also applies top-p. The C loop (peers/decode.c)
 decodes one stream; the better of one and all threads counts. `products` are the
 matmuls of our decode steps with the weights and nothing else: no attention, no
-cache, no sampling. `llama` compares with llama.cpp on the preset's sizes and
+cache, no sampling. Nobody drafts: it depends on the text how often a draft is
+right. `llama` compares with llama.cpp on the preset's sizes and
 options that it knows, both with the same weights and greedily.
 
 --model compares a pretrained model with llama.cpp instead, greedily, one
@@ -111,6 +112,7 @@ def build_ours(batch: int) -> Contestant:
       tokens,
       block_steps=16,
       weights=PRECISION.value,
+      drafts=False,
     )
     return sum(len(new or ()) for _, new in stream)
 

@@ -95,7 +95,7 @@ def build_ours(
 
   def run() -> int:
     stream = generation.generate(
-      gpt, params, prompts, settings, tokens, block_steps=16
+      gpt, params, prompts, settings, tokens, block_steps=16, drafts=False
     )
     return sum(len(new or ()) for _, new in stream)
 
