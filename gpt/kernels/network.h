@@ -236,7 +236,7 @@ struct Network {
 
   template <class F>
   void each_row(int rows, F f) {
-    Pool::get().run(rows, rows < 8 ? 1 : m.threads, f);
+    Pool::get().run(rows, rows * m.D < 1 << 13 ? 1 : m.threads, f);
   }
 
   void normed(const Norm& p, std::vector<float>& to, int rows) {

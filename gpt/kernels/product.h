@@ -132,8 +132,9 @@ static void linear_of(const X* x, int ldx, int rows, const Matrix& m, float* y,
                       int ldy, Then then, int threads) {
   // Small products take less time than waking a thread.
   if ((size_t)rows * m.in * m.out < 1 << 14) threads = 1;
-  int parts = 1, chunk = rows, few = 4 * threads;
-  while (parts < PANEL / (W * TILE) && m.count() * parts < few) parts *= 2;
+  // Pieces for all threads; one row's are whole panels, which are read faster.
+  int parts = 1, chunk = rows, few = rows > 1 ? 4 * threads : threads;
+  while (parts < PANEL / (2 * W) && m.count() * parts < few) parts *= 2;
   if (m.count() * parts < few) chunk = std::min(rows, 4 * ROWS);
   int chunks = (rows + chunk - 1) / chunk, width = PANEL / parts;
   Pool::get().run(m.count() * parts * chunks, threads, [&](int i) {
