@@ -11,14 +11,12 @@ tries it out. Keys come from the environment: RGPT_API_KEY=key1,key2.
 import logging
 import os
 import pathlib
-import re
 
 from absl import flags
 
 from gpt.errors import UserError
 from launch import cli, common_flags, pretrained
 
-NAME = re.compile(r'\w[\w.:-]*(/\w[\w.:-]*)*')  # Of a model; no path.
 WORKDIR = common_flags.workdir('Directory of the run to serve.')
 MODEL = pretrained.define('to serve')
 WHICH = common_flags.which()
@@ -161,24 +159,6 @@ def read_keys() -> tuple[str, ...]:
   return tuple(keys)
 
 
-def read_adapters(model_name: str) -> tuple[tuple[str, str], ...]:
-  """(name, directory) of every --adapter."""
-  found: dict[str, str] = {}
-  for text in ADAPTER.value:
-    name, _, directory = text.partition('=')
-    if not NAME.fullmatch(name) or len(name) > 80 or not directory:
-      raise UserError(
-        f'--adapter={text}: give a name of letters, digits and _ . : - (parts '
-        'between / too) and a directory, such as --adapter=poems=runs/poems'
-      )
-    if name in found or name == model_name:
-      raise UserError(
-        f'--adapter={text}: the name {name} is taken: choose another'
-      )
-    found[name] = os.path.expanduser(directory)
-  return tuple(found.items())
-
-
 def set_up_log() -> logging.Logger:
   """Writes the logs of the server, of gpt and of uvicorn to stderr."""
   handler = logging.StreamHandler()
@@ -188,6 +168,7 @@ def set_up_log() -> logging.Logger:
   levels = {
     'rgpt': logging.INFO,
     'gpt': logging.WARNING,
+    'gpt.kernels': logging.INFO,
     'uvicorn': logging.WARNING,
   }
   for name, level in levels.items():
@@ -202,7 +183,7 @@ def main(_: list[str]) -> None:
   chosen = pretrained.choose(MODEL(), WORKDIR.value)
   log = set_up_log()
   from serving.http import access
-  from serving.options import Options
+  from serving.options import Options, parse_adapters
   from serving.server import bind, serve
 
   keys = read_keys()
@@ -224,7 +205,7 @@ def main(_: list[str]) -> None:
   workdir = chosen.workdir
   slots = SLOTS.value or (4 if jax.default_backend() == 'cpu' else 32)
   model_name = MODEL_NAME.value or workdir.resolve().name
-  adapters = read_adapters(model_name)
+  adapters = parse_adapters(ADAPTER.value, model_name)
   options = Options(
     model_name=model_name,
     strict_model=STRICT_MODEL.value,

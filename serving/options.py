@@ -1,6 +1,13 @@
 """The operator's choices; launch.serve has a flag for each."""
 
 import dataclasses
+import os
+import re
+from collections.abc import Sequence
+
+from gpt.errors import UserError
+
+NAME = re.compile(r'\w[\w.:-]*(/\w[\w.:-]*)*')  # Of a model; no path.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,3 +57,27 @@ class Options:
   keys: tuple[str, ...] = ()
   allowed_hosts: tuple[str, ...] = ()
   cors_origins: tuple[str, ...] = ()
+
+
+def parse_adapters(
+  given: Sequence[str], model_name: str
+) -> tuple[tuple[str, str], ...]:
+  """(name, directory) of every NAME=DIR.
+
+  Raises:
+    UserError: a name that could be a path, or that is taken.
+  """
+  found: dict[str, str] = {}
+  for text in given:
+    name, _, directory = text.partition('=')
+    if not NAME.fullmatch(name) or len(name) > 80 or not directory:
+      raise UserError(
+        f'--adapter={text}: give a name of letters, digits and _ . : - (parts '
+        'between / too) and a directory, such as --adapter=poems=runs/poems'
+      )
+    if name in found or name == model_name:
+      raise UserError(
+        f'--adapter={text}: the name {name} is taken: choose another'
+      )
+    found[name] = os.path.expanduser(directory)
+  return tuple(found.items())

@@ -348,9 +348,7 @@ def test_errors_are_the_classes_of_the_package(client):
   )
   with pytest.raises(openai.BadRequestError) as e:
     client.chat.completions.create(
-      model='any',
-      messages=USER,
-      tools=[{'type': 'function', 'function': {'name': 'f'}}],
+      model='any', messages=USER, extra_body={'use_beam_search': True}
     )
   assert e.value.code == 'unsupported_parameter'
 

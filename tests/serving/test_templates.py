@@ -7,7 +7,7 @@ import pytest
 
 from gpt.tokenizers import build_tokenizer, chat_format
 from serving.http.errors import ApiError
-from serving.http.generate import GenerateRoutes
+from serving.http.generate import check_chat
 from tests.support.serving_tools import LETTERS, make_random, serving
 
 # ChatML that refuses a system text in the middle.
@@ -116,4 +116,4 @@ def test_a_wrong_template_is_a_bad_request():
     options=None, is_chat=True, chat_problem='the template is wrong in line 1'
   )
   with pytest.raises(ApiError, match='wrong in line 1'):
-    GenerateRoutes(service)._check_chat()
+    check_chat(service)
