@@ -106,7 +106,7 @@ class CallReader:
     return pieces
 
   def finish(self) -> list[Piece]:
-    """What was held back, once the reply has ended."""
+    """Returns the text held back; call it when the reply has ended."""
     held, self._buffer = self._buffer, ''
     return [Piece(-1, '', held)] if held and self._state == 'text' else []
 

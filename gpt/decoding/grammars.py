@@ -41,7 +41,7 @@ _compiling = threading.Lock()
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """What a text must look like.
+  """A constraint on the form of a text.
 
   Attributes:
     kind: one of KINDS. 'grammar' is Lark or GBNF, as llguidance reads them.
@@ -135,7 +135,7 @@ class Grammar:
 
 
 class Constraint:
-  """Where one text stands in its grammar.
+  """The state of one text in its grammar.
 
   Attributes:
     allowed_V: bool[V], the tokens that may come next; never one that ends it.
@@ -172,7 +172,7 @@ class Constraint:
         allowed_V[id] = False
 
   def branches(self) -> Iterator['Constraint']:
-    """What each of the tokens that may come next leads to.
+    """The states that the tokens allowed next lead to.
 
     Those that end something in JSON are first: a text is soon complete.
     """

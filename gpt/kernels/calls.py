@@ -38,7 +38,7 @@ class KernelState:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What the compiled programs depend on; hashable.
+  """Static arguments of the programs; hashable.
 
   Attributes:
     pairs: weights in bfloat16. rounded: products also round the activations

@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 TARGETS = ('rgpt_fill', 'rgpt_decode')
 WEIGHTS = ('float32', 'bfloat16')
-# More threads than this wait for each other more than they compute.
+# Kernels were measured on two cores; every product waits for all its threads.
 MAX_THREADS = 16
 
 
 def plan_for(
   cfg: GPTConfig, weights: str = 'float32', drafts: bool = True
 ) -> Plan | None:
-  """How the kernels decode a model; None if they cannot: use JAX.
+  """The Plan of the kernels for a model; None: decode in JAX.
 
   Args:
     weights: 'bfloat16' rounds weights, keys and values, and where the processor

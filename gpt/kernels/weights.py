@@ -17,6 +17,7 @@ import numpy as np
 from gpt.model.config import GPTConfig
 from gpt.model.params import Params
 from gpt.model.rope_frequencies import rope_frequencies
+from gpt.model.transformer import BIASES
 
 PANEL = 64
 MADV_COLLAPSE = 25  # of Linux
@@ -136,17 +137,6 @@ def pack(
     operand([head, head], lambda x: panels(x[0].T, pairs)),
     NONE,
   )
-
-
-BIASES = {
-  'wq': 'bq',
-  'wk': 'bk',
-  'wv': 'bv',
-  'wo': 'bo',
-  'fc1': 'b1',
-  'gate': 'bgate',
-  'fc2': 'b2',
-}
 
 
 def _float32_of_one(sources: list[np.ndarray]) -> np.ndarray:

@@ -71,7 +71,8 @@ def plain(config: Any) -> dict:
 def save_config(workdir: str | os.PathLike, config: Any) -> None:
   """Writes config.json atomically."""
   tree = {**plain(config), FORMAT_KEY: FORMAT_VERSION}
-  if are_sealed(workdir) or may_be_sealed(workdir):
+  # The second reads config.json again: only where the first says no.
+  if may_be_sealed(workdir) or are_sealed(workdir):
     tree[SEALED] = True
   text = json.dumps(tree, indent=2) + '\n'
   write_atomic(pathlib.Path(workdir) / CONFIG, text.encode())

@@ -47,7 +47,7 @@ def replace_surrogates(text: str) -> str:
 
 
 def count_of(text: str, chars: set[str]) -> dict[str, int]:
-  """How often each of `chars` occurs in a text; one pass, sorted."""
+  """Counts each of `chars` in a text, in one pass; sorted."""
   if not chars:
     return {}
   return dict(

@@ -46,7 +46,7 @@ PROBE_TOOL = {
 
 @dataclasses.dataclass(frozen=True)
 class CallFormat:
-  """How a model writes a call: before, a JSON object, after.
+  """The form of a call in a text: before, a JSON object, after.
 
   Attributes:
     before, after: text around the object, such as '<tool_call>\\n'.
