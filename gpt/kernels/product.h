@@ -77,12 +77,14 @@ INLINE void accumulate(vec (&acc)[R][C], const Pair* x, int ldx,
 template <bool AHEAD, int R, class X, class E, class F>
 INLINE void tile_columns(const X* x, int ldx, const E* w, int ldw, int in,
                          int columns, int row, const F& put, size_t ahead) {
+  // One row has registers for more columns, and streams through whole lines.
+  constexpr int WIDE = R > 1 || PANEL / W < 8 ? TILE : 8;
   int c = 0;
-  for (; c + W * TILE <= columns; c += W * TILE) {
-    vec acc[R][TILE] = {};
-    accumulate<AHEAD, R, TILE>(acc, x, ldx, w + c, ldw, in, ahead);
+  for (; c + W * WIDE <= columns; c += W * WIDE) {
+    vec acc[R][WIDE] = {};
+    accumulate<AHEAD, R, WIDE>(acc, x, ldx, w + c, ldw, in, ahead);
     unroll<R>(EACH(r) {
-      unroll<TILE>(EACH(j) { put(row + r, c + W * j, acc[r][j]); });
+      unroll<WIDE>(EACH(j) { put(row + r, c + W * j, acc[r][j]); });
     });
   }
   for (; TILE > 2 && c + 2 * W <= columns; c += 2 * W) {
