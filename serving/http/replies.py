@@ -108,8 +108,9 @@ class Reply:
         out.append(self.last_choice(index, reasons[index]))
     chunks = [self._chunk([choice]) for choice in out]
     self._finished += len(reasons)
-    if chunks and (self._timed or self._finished == len(self.job.sequences)):
-      chunks[-1]['timings'] = timings(self.job)
+    ended = self._finished == len(self.job.sequences)
+    for chunk in chunks if self._timed else chunks[-1:] if ended else []:
+      chunk['timings'] = timings(self.job)
     if self._progress:
       self._progress = not self.job.first
       about = {'prompt_progress': prompt_progress(self.job)}

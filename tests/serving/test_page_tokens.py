@@ -163,7 +163,8 @@ def test_alternatives_are_shown_by_mouse_caret_and_arrow_keys(browser, server):
 
   browser.click('tab-chat')
   browser.type('say', 'a' + ENTER)
-  wait_until(lambda: 'Generating' not in browser.text('said'))
+  spans_of_answer = "return document.querySelectorAll('.assistant span').length"
+  wait_until(lambda: browser.run(spans_of_answer) >= 2)
   wait_until(browser.idle)
   browser.run("document.querySelector('.assistant').id = 'answer'")
   browser.type('answer', RIGHT * 2)
