@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 import numpy as np
 
 from gpt.data import conversations, templated
+from gpt.data.file_kinds import check_not_records
 from gpt.data.sources import Sources
 from gpt.data.text_dataset import SPLITS, random_uniform
 from gpt.data.text_reader import TextStats, iter_whole_lines
@@ -169,6 +170,7 @@ def iter_lines_as_documents(
     UserError: a file cannot be read.
   """
   for source in sources.items:
+    check_not_records(source.name)
     for _, line in iter_whole_lines(source, stats):
       if document := line.strip():
         yield document

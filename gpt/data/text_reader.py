@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 
+from gpt.data.file_kinds import check_not_records, check_text
 from gpt.data.sources import Source, Sources
 from gpt.errors import UserError
 from gpt.tokenizers.base import EOS, iter_lines
@@ -61,7 +62,7 @@ def iter_text(source: Source, stats: TextStats) -> Iterator[str]:
   becomes U+FFFD.
 
   Raises:
-    UserError: the file cannot be read, or is UTF-16 or UTF-32.
+    UserError: the file cannot be read, is UTF-16 or UTF-32, or is no text.
   """
   decoder = codecs.getincrementaldecoder('utf-8')('replace')
   raw_tail, held, replaced, genuine = b'', '', 0, 0
@@ -69,6 +70,8 @@ def iter_text(source: Source, stats: TextStats) -> Iterator[str]:
   with source.open() as f:
     while True:
       raw = f.read(READ_BYTES)
+      if first:
+        check_text(source.name, raw)
       if first and raw[:2] in (b'\xff\xfe', b'\xfe\xff'):
         raise UserError(
           f'{source.name} looks like UTF-16; only UTF-8 is read. Convert it: '
@@ -175,6 +178,7 @@ def iter_pieces(
     )
   last: str | None = ''  # The previous piece; None after a document's end.
   for source in sources.items:
+    check_not_records(source.name)
     # Empty files need no join.
     joined = not last or (separator == 'none' and last.endswith('\n'))
     blocks = iter_blocks(iter_text(source, stats), literal)

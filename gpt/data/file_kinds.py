@@ -1,0 +1,86 @@
+"""Files that are not text, recognized by their content.
+
+Training on them would succeed and learn rubbish, so they are refused by name.
+"""
+
+import re
+
+from gpt.errors import UserError
+
+HEAD_BYTES = 1 << 14  # Of a file, enough to recognize it.
+# How files begin that hold no text: what they are, and how to get at it.
+UNPACK = 'unpack it first'
+MAGIC = (
+  (b'PK\x03\x04', 'a zip archive', UNPACK),
+  (b'\x1f\x8b', 'gzip data', 'unpack it (gunzip)'),
+  (b'\x28\xb5\x2f\xfd', 'zstd data', 'unpack it (unzstd)'),
+  (b'PAR1', 'a Parquet file', 'write its text to a .txt file'),
+  (b'BZh', 'bzip2 data', 'unpack it (bunzip2)'),
+  (b'\xfd7zXZ\0', 'xz data', 'unpack it (unxz)'),
+  (b'7z\xbc\xaf\x27\x1c', 'a 7-Zip archive', UNPACK),
+  (b'Rar!\x1a\x07', 'a RAR archive', UNPACK),
+  (b'\x89PNG\r\n', 'a PNG image', ''),
+  (b'\xff\xd8\xff', 'a JPEG image', ''),
+  (b'GIF8', 'a GIF image', ''),
+  (b'%PDF-', 'a PDF', 'extract its text (pdftotext)'),
+  (b'\x7fELF', 'a program', ''),
+  (b'GGUF', 'a GGUF model', ''),
+  (b'SQLite format 3\0', 'an SQLite database', ''),
+  (b'ARROW1\0\0', 'an Arrow file', 'convert it to Parquet'),
+  (b'\x93NUMPY', 'a NumPy array', ''),
+)
+TAR = (257, b'ustar')  # Offset and magic.
+# No text has bytes that UTF-8 does not allow, or control characters, in this
+# share of its characters.
+MOST_ODD = 0.3
+FEWEST_ODD = 16
+RECORDS = '.jsonl', '.ndjson'
+ODD = re.compile('[\0-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]')
+UTF16 = b'\xff\xfe', b'\xfe\xff'
+
+
+def check_text(name: str, head: bytes) -> None:
+  """Refuses what is not text.
+
+  Args:
+    name: of the file, for messages.
+    head: its first bytes, of which HEAD_BYTES are looked at.
+
+  Raises:
+    UserError: the bytes are those of another kind of file.
+  """
+  for magic, what, advice in MAGIC:
+    if head.startswith(magic):
+      raise not_text(name, what, advice)
+  if head[TAR[0] :].startswith(TAR[1]):
+    raise not_text(name, 'a tar archive', UNPACK)
+  if head.startswith(UTF16):  # text_reader explains it.
+    return
+  text = head[:HEAD_BYTES].decode('utf-8', 'replace')
+  odd = len(ODD.findall(text))
+  if odd > max(FEWEST_ODD, MOST_ODD * len(text)):
+    raise not_text(
+      name,
+      f'not UTF-8 text ({odd / len(text):.0%} of its first characters are '
+      'control characters or bytes that UTF-8 does not allow)',
+      'convert text of another encoding (iconv -t UTF-8)',
+    )
+
+
+def check_not_records(name: str) -> None:
+  """Raises UserError for JSON Lines, which are no plain text."""
+  if name.lower().endswith(RECORDS):
+    raise not_text(
+      name,
+      'JSON Lines, not plain text',
+      'set data.format=chat for conversations, write the text of other records '
+      'to a .txt file',
+    )
+
+
+def not_text(name: str, what: str, advice: str) -> UserError:
+  """The error for a file that is no text."""
+  return UserError(
+    f'{name} is {what}, which cannot be trained on: '
+    f'{f"{advice}, or " if advice else ""}leave it out of data.path'
+  )
