@@ -35,6 +35,7 @@ MAY_IMPORT = {
   'tokenizers': BASE,
   'data': BASE | {'tokenizers'},
   'training': BASE | {'model'},
+  'planning': BASE | {'model'},
   'decoding': BASE | {'model', 'tokenizers', 'kernels'},
 }
 LEARNING = {*MAY_IMPORT}

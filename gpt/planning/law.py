@@ -1,0 +1,92 @@
+"""The loss that a run will reach: a scaling law for few data, read often.
+
+    L = b^p exp(q g + c) v^w (e + A N'^-alpha + B T'^-beta)
+
+in bits per byte, for a text with n-gram entropy b and gain g (entropy.py) and
+v bytes per token. A text of U bytes supports about kappa U parameters, and
+reading it again teaches less each time, as if there were at most 1 + R passes:
+
+    1 / N' = 1 / N + 1 / (kappa U)
+    T' = U (x + R (1 - exp(-y / R))),  x = min(1, T / U),  y = max(0, T / U - 1)
+
+`launch.bench.law` makes the runs that the constants in coefficients.py are
+fitted to; docs/results.md has the residuals.
+
+References:
+  Hoffmann et al. 2022 (https://arxiv.org/abs/2203.15556): the sum of powers.
+  Muennighoff et al. 2023 (https://arxiv.org/abs/2305.16264): T' and its decay.
+"""
+
+import dataclasses
+import math
+
+from gpt.planning.coefficients import COEFFICIENTS
+from gpt.planning.entropy import Entropy
+
+# Units of N', U and T'.
+MILLION = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Coefficients:
+  """Constants of the law; all but `level`, `trend` and `pieces` are positive.
+
+  Attributes:
+    floor: e.
+    per_parameter, parameter_power: A and alpha, N' in millions.
+    per_byte, byte_power: B and beta, T' in millions of bytes.
+    useful_passes: R.
+    parameters_per_byte: kappa.
+    entropy_power, trend, level: p, q and c.
+    pieces: w.
+  """
+
+  floor: float
+  per_parameter: float
+  parameter_power: float
+  per_byte: float
+  byte_power: float
+  useful_passes: float
+  parameters_per_byte: float
+  entropy_power: float
+  trend: float
+  level: float
+  pieces: float
+
+
+def bits_per_byte(
+  parameters: float,
+  tokens_seen: float,
+  text_tokens: float,
+  bytes_per_token: float,
+  entropy: Entropy,
+  coefficients: Coefficients | None = None,
+) -> float:
+  """Validation loss of a run of the family of recipe.py, in bits per byte.
+
+  Args:
+    parameters: of the model, embeddings and head included.
+    tokens_seen: tokens trained on, repeats included.
+    text_tokens: tokens of the training split.
+    bytes_per_token: of the text under its tokenizer; 1 for ASCII characters.
+    entropy: of the text: entropy.measure.
+    coefficients: None: the fitted ones.
+  """
+  c = coefficients or Coefficients(**COEFFICIENTS)
+  size = text_tokens * bytes_per_token / MILLION
+  passes = tokens_seen / text_tokens
+  again = max(0.0, passes - 1)
+  taught = size * (
+    min(1.0, passes) + c.useful_passes * -math.expm1(-again / c.useful_passes)
+  )
+  useful = 1 / (MILLION / parameters + 1 / (c.parameters_per_byte * size))
+  level = (
+    entropy.bits**c.entropy_power
+    * math.exp(c.level + c.trend * entropy.gain)
+    * bytes_per_token**c.pieces
+  )
+  return level * (
+    c.floor
+    + c.per_parameter * useful**-c.parameter_power
+    + c.per_byte * taught**-c.byte_power
+  )

@@ -1,0 +1,76 @@
+"""The runs of launch.bench.law: around what pays in 5 seconds to 5 minutes."""
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run: text, vocabulary (0: characters), shape, thousands of tokens."""
+
+  text: str
+  vocab: int
+  width: int
+  depth: int
+  context: int
+  kilotokens: int
+
+  @property
+  def name(self) -> str:
+    values = dataclasses.astuple(self)
+    return '-'.join(map(str, values))
+
+  @property
+  def bytes_per_token(self) -> float:
+    """About what a vocabulary of this size gives; the table has it exactly."""
+    return 1 + 0.317 * math.log2(self.vocab / 64) if self.vocab else 1.0
+
+
+RUNS = (
+  Run('shakespeare', 0, 96, 4, 128, 600),
+  Run('sotu', 0, 96, 4, 128, 600),
+  Run('chitchat', 0, 96, 4, 128, 600),
+  Run('stdlib', 0, 96, 4, 128, 600),
+  Run('oasst1', 0, 96, 4, 128, 600),
+  Run('plays', 0, 96, 4, 128, 600),
+  Run('shakespeare_200k', 0, 96, 4, 128, 600),
+  Run('sotu_500k', 0, 96, 4, 128, 600),
+  Run('sotu', 1000, 96, 4, 128, 300),
+  Run('shakespeare', 1000, 96, 4, 128, 300),
+  Run('stdlib', 1000, 96, 4, 128, 300),
+  Run('chitchat', 1000, 96, 4, 128, 300),
+  Run('shakespeare', 0, 64, 2, 128, 300),
+  Run('sotu', 0, 64, 2, 128, 900),
+  Run('chitchat', 0, 64, 2, 128, 1800),
+  Run('oasst1', 0, 64, 2, 128, 300),
+  Run('plays', 0, 64, 3, 128, 1800),
+  Run('stdlib', 0, 64, 3, 128, 900),
+  Run('shakespeare_200k', 0, 64, 2, 128, 2400),
+  Run('sotu_500k', 0, 64, 3, 128, 2400),
+  Run('shakespeare', 0, 64, 4, 128, 2400),
+  Run('sotu', 0, 128, 4, 128, 1500),
+  Run('chitchat', 0, 128, 4, 128, 1500),
+  Run('stdlib', 0, 128, 4, 128, 1500),
+  Run('oasst1', 1000, 128, 4, 128, 900),
+  Run('plays', 1000, 128, 4, 128, 900),
+  Run('shakespeare_200k', 0, 96, 4, 128, 3000),
+  Run('shakespeare_200k', 512, 96, 3, 128, 1200),
+  Run('shakespeare_200k', 0, 128, 4, 128, 3000),
+  Run('sotu_500k', 1000, 96, 4, 128, 1200),
+  Run('sotu_500k', 0, 96, 4, 128, 3000),
+  Run('sotu', 2000, 128, 4, 128, 1200),
+  Run('chitchat', 2000, 128, 4, 128, 1200),
+  Run('stdlib', 2000, 96, 4, 128, 900),
+  Run('shakespeare', 0, 96, 4, 128, 2400),
+  Run('oasst1', 0, 96, 4, 128, 2400),
+  Run('plays', 0, 96, 4, 128, 2400),
+  Run('sotu', 0, 96, 4, 128, 3000),
+  Run('plays', 2000, 160, 4, 128, 1200),
+  Run('shakespeare', 1000, 128, 4, 128, 1800),
+  Run('sotu', 0, 160, 5, 128, 1800),
+  Run('stdlib', 0, 160, 5, 128, 1800),
+  Run('chitchat', 1000, 160, 5, 128, 1800),
+  Run('oasst1', 2000, 160, 5, 128, 1800),
+  Run('plays', 0, 128, 6, 256, 4000),
+  Run('sotu', 2000, 192, 6, 128, 2500),
+)
