@@ -19,12 +19,12 @@ from launch.suggest import closest
 
 # In the order in which they are listed.
 GROUPS = {
-  'Train': ('train', 'prepare_data', 'evaluate', 'report', 'info'),
+  'Train': ('train', 'prepare_data', 'problems', 'evaluate', 'report', 'info'),
   'Use': ('generate', 'chat', 'serve', 'tokenize'),
   'Exchange with other programs': ('export', 'import_model', 'import_rgpt')
   + ('publish',),
   'Measure': ('bench.train', 'bench.decode', 'bench.serve', 'bench.turns')
-  + ('bench.hostile', 'bench.recipes', 'bench.profile'),
+  + ('bench.hostile', 'bench.recipes', 'bench.profile', 'bench.law'),
 }
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 USAGE = """\

@@ -81,6 +81,16 @@ def seed(help: str) -> flags.FlagHolder[int]:
   return flags.DEFINE_integer('seed', get_config().seed, help)
 
 
+def task(default: str) -> flags.FlagHolder[str]:
+  """--task."""
+  return flags.DEFINE_string(
+    'task',
+    default,
+    'Problems of reasoning-gym: arithmetic (sums, products, greatest common '
+    'divisors), or one of its data sets, such as chain_sum.',
+  )
+
+
 def max_tokens(tokens: int, help: str) -> flags.FlagHolder[int]:
   """--max_tokens, `tokens` by default."""
   return flags.DEFINE_integer('max_tokens', tokens, help)

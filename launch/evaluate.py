@@ -1,12 +1,14 @@
-"""Measure the loss of a trained model over a whole text.
+"""Measure a model: loss over a text, or answers to problems.
 
     python -m launch.evaluate --workdir=runs/l
     python -m launch.evaluate --workdir=runs/l --data=other.txt
     python -m launch.evaluate --workdir=runs/l --ids=F.npy --logits_out=G.npy
+    python -m launch.evaluate --workdir=runs/arithmetic --task=arithmetic
 
 The last line on stdout is JSON. The second form evaluates all of another text;
 the third writes the raw logits float32[B, L, V] of token ids int[B, L], to
-compare with another implementation.
+compare with another implementation; the last asks a chat model problems that
+`launch.problems` never writes, and counts the exact answers.
 """
 
 import json
@@ -46,6 +48,11 @@ OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Replace an existing file at --logits_out.'
 )
 
+TASK = common_flags.task('')
+PROBLEMS = flags.DEFINE_integer(
+  'problems', 300, 'How many problems of --task to ask.', lower_bound=1
+)
+
 # What numpy raises for files that are no arrays, or that say absurd things.
 UNREADABLE = (
   OSError,
@@ -64,8 +71,12 @@ def main(_: list[str]) -> None:
     raise UserError('--ids=F.npy and --logits_out=G.npy belong together')
   if IDS.value and (DATA.value or SPLIT.value):
     raise UserError('--ids replaces --data and --split: leave those out')
+  if TASK.value and (IDS.value or DATA.value or SPLIT.value):
+    raise UserError('--task asks problems: leave out --ids, --data and --split')
   if IDS.value:
     logits()
+  elif TASK.value:
+    answers()
   else:
     loss()
 
@@ -139,6 +150,42 @@ def logits() -> None:
     {
       'logits_out': LOGITS_OUT.value,
       'shape': [batch, length, vocab],
+      **described(loaded),
+    }
+  )
+
+
+def answers() -> None:
+  """Asks held-out problems; prints the share of exact answers by kind."""
+  from tqdm import tqdm
+
+  from gpt.data.problems import problems
+  from gpt.runs.exact_match import answer
+
+  asked = problems(TASK.value, PROBLEMS.value, seed=0, held_out=True)
+  loaded = load(num_cpu_devices=1)
+  bar = tqdm(total=len(asked), unit='problem', leave=False, disable=None)
+  with bar:
+    given = answer(loaded, asked, progress=bar.update)
+  print(f'{loaded.name}, {loaded.which} checkpoint, step {loaded.step}')
+  print(f'{len(given)} held-out problems of {TASK.value}, greedy answers:\n')
+  shares = {}
+  for kind in dict.fromkeys(x.problem.task for x in given):
+    own = [x for x in given if x.problem.task == kind]
+    shares[kind] = sum(x.right for x in own) / len(own)
+    example = next((x for x in own if not x.right), own[0])
+    print(
+      f'  {kind:16}  {shares[kind]:7.1%}   {example.problem.question!r}: '
+      f'{example.given!r} ({example.problem.answer!r})'
+    )
+  total = sum(x.right for x in given) / len(given)
+  print(f'  {"all":16}  {total:7.1%}\n')
+  print_json(
+    {
+      'task': TASK.value,
+      'problems': len(given),
+      'exact_match': total,
+      'exact_match_by_kind': shares,
       **described(loaded),
     }
   )

