@@ -2,7 +2,8 @@
 
 The loss of a network depends on its text as much as on its size. A model of
 byte n-grams, counted on samples of the text and scored on its held-out part,
-tells the law (law.py) what to expect of a text it has never seen.
+tells the law (law.py) what to expect of a text it has never seen. It also looks
+for repeats a few lines back, as attention does: code is full of them.
 
 References:
   Ney, Essen & Kneser 1994, absolute discounting with interpolation
@@ -10,26 +11,32 @@ References:
 """
 
 import dataclasses
+import math
+import re
 
 import numpy as np
 
 from gpt.errors import UserError
 
 # Bytes of context, and what every count of an n-gram gives to shorter ones.
-ORDER, DISCOUNT = 5, 0.75
-# Bytes counted, twice, to see what more text gives, and bytes scored.
-SMALL, LARGE, SCORED = 1 << 16, 1 << 19, 1 << 16
+# Longer contexts know more than the networks that a budget of minutes trains.
+ORDER, DISCOUNT = 3, 0.75
+# Bytes counted, an eighth of them to see what more text gives, bytes scored.
+LARGE, EIGHTH, SCORED = 1 << 19, 3, 1 << 16
+# Lengths of context that are looked for, and how many symbols back.
+REPEATS, WINDOW = (4, 5, 6), 64
 # Samples are this many pieces, spread evenly: a book's chapters differ.
 PIECES = 16
+NEWLINE = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Entropy:
-  """What byte n-grams find in a text.
+  """What n-grams and repeats find in a text.
 
   Attributes:
-    bits: bits per held-out byte, having counted SMALL bytes.
-    gain: how many of them every doubling of the counted bytes saves.
+    bits: bits per held-out byte, having counted LARGE bytes.
+    gain: how many of them every doubling of the counted bytes saved.
   """
 
   bits: float
@@ -37,7 +44,7 @@ class Entropy:
 
 
 def measure(train: np.ndarray, held_out: np.ndarray) -> Entropy:
-  """Counts n-grams of `train` and scores `held_out`: up to a second.
+  """Counts n-grams of `train` and scores `held_out`: half a second.
 
   Args:
     train: uint8[N], the bytes of the training split; may be a memory map, of
@@ -53,13 +60,12 @@ def measure(train: np.ndarray, held_out: np.ndarray) -> Entropy:
       'validate on is too short to plan for: at least 64 each are needed'
     )
   scored = sample(held_out, SCORED)
-  small = min(SMALL, len(train) // 2)
   large = min(LARGE, len(train))
-  few = _bits_per_byte(sample(train, small), scored)
+  few = _bits_per_byte(sample(train, large >> EIGHTH), scored)
   many = _bits_per_byte(sample(train, large), scored)
-  gain = (few - many) / float(np.log2(large / small))
-  # A short text has less to count: as if it had gone on like this.
-  return Entropy(few - gain * float(np.log2(SMALL / small)), gain)
+  gain = (few - many) / EIGHTH
+  # A short text has less to count: as if it went on like this.
+  return Entropy(many - gain * math.log2(LARGE / large), gain)
 
 
 def sample(data: np.ndarray, size: int) -> np.ndarray:
@@ -72,28 +78,94 @@ def sample(data: np.ndarray, size: int) -> np.ndarray:
 
 
 def _bits_per_byte(train: np.ndarray, scored: np.ndarray) -> float:
-  """Bits per byte of `scored` under interpolated counts of `train`.
+  """Bits per byte of `scored`, by counts of `train` and by its own repeats."""
+  symbols = _joined(scored)
+  p = _by_counts(_joined(train), symbols)
+  before, right = _lines(symbols)
+  p = _mixed(p, before, right)
+  for length in REPEATS:
+    before, right = _repeats(symbols, length)
+    p = _mixed(p, before, right)
+  return float(-np.log2(p).sum() / len(scored))
+
+
+def _joined(data: np.ndarray) -> np.ndarray:
+  """uint8 symbols: bytes, but a run of spaces is one symbol.
+
+  An indentation is one thing to a network that sees the line before.
+  """
+  return np.frombuffer(
+    re.sub(
+      rb'[ \t]{2,}',
+      lambda run: bytes([0x80 + min(len(run[0]), 0x7F)]),
+      data.tobytes(),
+    ),
+    np.uint8,
+  )
+
+
+def _by_counts(train: np.ndarray, scored: np.ndarray) -> np.ndarray:
+  """float64[M]: the probability of each symbol of `scored`.
 
     p_k(x | c) = max(n(cx) - d, 0) / n(c) + d t(c) / n(c) p_{k-1}(x | c')
 
-  with t(c) different bytes after context c, and c' without its first byte. The
-  first ORDER bytes are context only.
+  with t(c) different symbols after context c, and c' without its first one.
   """
-  p = np.full(len(scored) - ORDER, 1 / 256)
+  p = np.full(len(scored), 1 / 256)
   for order in range(ORDER + 1):
     keys, counts = np.unique(_ngrams(train, order), return_counts=True)
-    contexts, first, types = np.unique(
+    contexts, starts, types = np.unique(
       keys >> np.uint64(8), return_index=True, return_counts=True
     )
-    totals = np.add.reduceat(counts, first)
-    wanted = _ngrams(scored, order)[ORDER - order :]
+    totals = np.add.reduceat(counts, starts)
+    wanted = _ngrams(scored, order)
     n = _look_up(keys, counts, wanted)
     in_context = _look_up(contexts, totals, wanted >> np.uint64(8))
     different = _look_up(contexts, types, wanted >> np.uint64(8))
-    known = in_context > 0
-    mixed = np.maximum(n - DISCOUNT, 0) + DISCOUNT * different * p
-    p = np.where(known, mixed / np.maximum(in_context, 1), p)
-  return float(-np.log2(p).mean())
+    shorter = p[order:]
+    mixed = np.maximum(n - DISCOUNT, 0) + DISCOUNT * different * shorter
+    p[order:] = np.where(
+      in_context > 0, mixed / np.maximum(in_context, 1), shorter
+    )
+  return p
+
+
+def _lines(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Where a line begins, and whether it begins like the one before.
+
+  Returns:
+    Indices of symbols, int64[K]; bool[K].
+  """
+  begins = np.flatnonzero(symbols[:-1] == NEWLINE) + 1
+  return begins[1:], symbols[begins[1:]] == symbols[begins[:-1]]
+
+
+def _repeats(symbols: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+  """What the last WINDOW symbols say about the next one.
+
+  Returns:
+    Indices of the symbols before which the last `length` ones came before as
+    well, int64[K]; whether the symbol that followed follows again, bool[K].
+  """
+  keys = _ngrams(symbols, length - 1)[:-1]  # Key i ends at i + length - 1.
+  order = np.argsort(keys, kind='stable')
+  again = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+  here, before = order[again + 1], order[again]
+  near = here - before <= WINDOW
+  here, before = here[near] + length, before[near] + length
+  return here, symbols[before] == symbols[here]
+
+
+def _mixed(p: np.ndarray, here: np.ndarray, right: np.ndarray) -> np.ndarray:
+  """At `here`, w [right] + (1 - w) p, with the w that is likeliest (by EM)."""
+  if not len(here):
+    return p
+  old, weight = p[here], 0.3
+  for _ in range(20):
+    weight = np.mean(right * weight / (weight + (1 - weight) * old))
+  p = p.copy()
+  p[here] = weight * right + (1 - weight) * old
+  return p
 
 
 def _ngrams(data: np.ndarray, order: int) -> np.ndarray:
