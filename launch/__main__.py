@@ -19,7 +19,8 @@ from launch.suggest import closest
 
 # In the order in which they are listed.
 GROUPS = {
-  'Train': ('train', 'prepare_data', 'problems', 'evaluate', 'report', 'info'),
+  'Train': ('train', 'local', 'prepare_data', 'problems')
+  + ('evaluate', 'report', 'info'),
   'Use': ('generate', 'chat', 'serve', 'tokenize'),
   'Exchange with other programs': ('export', 'import_model', 'import_rgpt')
   + ('publish',),
