@@ -18,6 +18,7 @@ import re
 import signal
 import socket
 import sys
+from typing import TextIO
 
 from absl import flags
 
@@ -190,7 +191,9 @@ class Group:
         os.killpg(process.pid, signal.SIGKILL)  # With what it has started.
 
 
-async def forward(source, target, index: int) -> None:
+async def forward(
+  source: asyncio.StreamReader, target: TextIO, index: int
+) -> None:
   """Copies lines as they come, each behind the number of its process."""
   rest = b''
   while chunk := await source.read(CHUNK):
@@ -199,7 +202,7 @@ async def forward(source, target, index: int) -> None:
   show([rest] if rest else [], target, index)
 
 
-def show(lines: list[bytes], target, index: int) -> None:
+def show(lines: list[bytes], target: TextIO, index: int) -> None:
   """Writes lines behind `[index]`, in one piece."""
   out = b''.join(b'[%d] %s\n' % (index, line) for line in lines)
   try:
