@@ -45,6 +45,14 @@ ADDITIONAL_STEPS = flags.DEFINE_integer(
 PROFILE = flags.DEFINE_bool(
   'profile', False, 'Write a trace of a few steps to WORKDIR/profile.'
 )
+INTERRUPTED_CODE = flags.DEFINE_integer(
+  'interrupted_exit_code',
+  0,
+  'Exit code of a run that was interrupted and saved before its last step: '
+  'schedulers start it again (deploy/).',
+  lower_bound=0,
+  upper_bound=255,
+)
 HUGE_PAGES = 'glibc.malloc.hugetlb=1'
 
 
@@ -111,7 +119,7 @@ def read_config(directory: str, init_from: str) -> 'ConfigDict':
   return config
 
 
-def main(_: list[str]) -> None:
+def main(_: list[str]) -> int:
   directory = common_flags.need_workdir(WORKDIR, '')
   if ADDITIONAL_STEPS.value and config_flag.is_given('total_steps'):
     raise UserError(
@@ -123,7 +131,7 @@ def main(_: list[str]) -> None:
   logs.to_console('stdout', survive=True)
   from gpt.train import train_and_evaluate  # JAX, after the flags are right.
 
-  train_and_evaluate(
+  result = train_and_evaluate(
     config,
     directory,
     init_from=init_from,
@@ -131,6 +139,7 @@ def main(_: list[str]) -> None:
     additional_steps=ADDITIONAL_STEPS.value,
     profile=PROFILE.value,
   )
+  return INTERRUPTED_CODE.value if result.outcome == 'interrupted' else 0
 
 
 if __name__ == '__main__':
