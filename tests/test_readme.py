@@ -60,7 +60,8 @@ def commands(page: pathlib.Path) -> list[tuple[str, str]]:
   return [
     (f'launch.{module}', arguments)
     for line in code(page)
-    for module, arguments in COMMAND.findall(line)
+    for part in line.split(' -- ')  # launch.local starts another command.
+    for module, arguments in COMMAND.findall(part)
     if module != 'py'
   ]
 
