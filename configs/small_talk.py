@@ -16,7 +16,7 @@ from configs import speedrun_10min
 
 def get_config():
   config = speedrun_10min.get_config()
-  config.total_steps = 1500
+  config.total_steps = 800
   config.batch_size = 12
   config.model.n_layer = 4
   config.model.dropout = 0.0
@@ -28,8 +28,8 @@ def get_config():
   config.data.vocab_size = 2000
   config.data.loss_on = 'all'
   config.data.packing = True
-  config.eval.every = 250
-  config.checkpoint.every = 500
+  config.eval.every = 200
+  config.checkpoint.every = 200
   config.sample.prompt = 'hi how are you?'
   config.sample.max_tokens = 64
   return config

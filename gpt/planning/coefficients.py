@@ -1,15 +1,15 @@
-"""Constants of law.py, fitted to 15 runs by launch.bench.law."""
+"""Constants of law.py, fitted to 20 runs by launch.bench.law."""
 
 COEFFICIENTS = {
-  'floor': 0.50748,
-  'per_parameter': 0.086955,
-  'parameter_power': 0.35243,
-  'per_byte': 0.29833,
-  'byte_power': 0.32085,
-  'useful_passes': 4.5681,
-  'parameters_per_byte': 0.82227,
-  'entropy_power': 0.89181,
-  'trend': 0.079503,
-  'level': 0.087844,
-  'pieces': 0.031496,
+  'floor': 0.56509,
+  'per_parameter': 0.080322,
+  'parameter_power': 0.28371,
+  'per_byte': 0.22427,
+  'byte_power': 0.43413,
+  'useful_passes': 5.4876,
+  'parameters_per_byte': 0.87838,
+  'entropy_power': 1.1526,
+  'trend': 0.625,
+  'level': -0.16918,
+  'pieces': 0.021524,
 }

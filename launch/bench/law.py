@@ -15,6 +15,7 @@ import glob
 import json
 import math
 import pathlib
+import random
 import re
 import signal
 import subprocess
@@ -86,6 +87,13 @@ def plays_text() -> str:
   return '\n\n'.join(texts).replace('\r\n', '\n')
 
 
+def names_text() -> str:
+  """The names, one a line, in an order that is not that of their frequency."""
+  names = file_text('names.txt').splitlines()
+  random.Random(0).shuffle(names)
+  return '\n'.join(names)
+
+
 def python_text() -> str:
   """The first 4 MB of Python's own library."""
   files = sorted(glob.glob(f'{sysconfig.get_paths()["stdlib"]}/*.py'))
@@ -103,6 +111,7 @@ MAKE: dict[str, Callable[[], str]] = {
   'oasst1': lambda: chat_text('oasst1_chat.jsonl'),
   'stdlib': python_text,
   'sample': sample_text,
+  'names': names_text,
 }
 
 
