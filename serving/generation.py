@@ -38,6 +38,9 @@ T = TypeVar('T')
 MAX_LOGPROBS = 200_000
 # How long a reader that was given up has to read the end of its stream.
 LAST_SECONDS = 2.0
+# Characters or ids of prompts that are tokenized in less time than it takes to
+# hand them to another thread.
+SHORT = 1000
 READER_CHECKS = 0.5  # seconds between two looks at whether a reader reads
 
 
@@ -88,6 +91,7 @@ def complete(
     streamed=streamed,
     structure=structure,
     param='prompt',
+    short=structure is None and sum(map(len, given)) <= SHORT,
   )
 
 
@@ -170,12 +174,13 @@ class Generation:
   ended. Leaving it cancels whatever still runs.
 
   Args:
-    tokenize: called on a worker thread.
+    tokenize: called on a worker thread, unless `short`.
     stop_ids: ids that end a choice.
     allowed: banned ids that may be sampled all the same.
     streamed: events are passed on as they come.
     structure: what each choice must look like, or None.
     param: the request field the prompts come from, for errors.
+    short: tokenizing takes so little time that it needs no worker.
 
   Attributes:
     sent: bytes of a stream given to the connection so far; set by the caller.
@@ -196,6 +201,7 @@ class Generation:
     streamed: bool,
     structure: Source | None,
     param: str,
+    short: bool = False,
   ) -> None:
     self._service = service
     self._client = client
@@ -205,6 +211,7 @@ class Generation:
     self._streamed = streamed
     self._structure = structure
     self._param = param
+    self._short = short
     self._timers: list[asyncio.TimerHandle] = []
     self._watches: list[asyncio.Task] = []
     self._submitted = False
@@ -225,7 +232,10 @@ class Generation:
       self._watches.append(asyncio.create_task(self._watch_client()))
       if self._streamed:
         self._watches.append(asyncio.create_task(self._watch_reader()))
-      await self.in_thread(self._fill)
+      if self._short:
+        self._fill()
+      else:
+        await self.in_thread(self._fill)
       self._check_size()
       if service.engine.state == FAILED:  # It would never answer.
         raise Unavailable(FAILED)

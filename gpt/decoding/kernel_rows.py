@@ -72,9 +72,8 @@ class KernelRows:
       np.array([tokens[r][-1] for r in rows], np.int32),
       np.array([length.get(r, 0) for r in rows], np.int32),
       np.array([sampled[r] for r in rows], np.int32),
-      jax.tree.map(lambda x: x[np.array(rows)], settings),
+      settings,
       np.int32(len(self.active)),
       np.int32(steps),
-      np.int32(False),
     )
     return new_bk, steps

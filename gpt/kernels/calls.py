@@ -12,7 +12,8 @@ from jax import ffi
 from gpt.kernels.weights import PANEL, Packed, in_large_pages
 from gpt.model.config import MLPS, GPTConfig
 
-MAX_STEPS = 16  # A block writes at most so many columns past the window.
+MAX_STEPS = 64  # A block writes at most so many columns past the window.
+LOGIT_STEPS = 16  # Of a block whose logits are wanted: they take memory.
 DRAFT = 5  # Tokens that a single row tries beside the next one.
 
 
@@ -152,17 +153,19 @@ def decode(
   last_b: jax.Array,
   length_b: jax.Array,
   step_b: jax.Array,
-  settings: Any,  # SamplingSettings of the b rows.
+  settings: Any,  # SamplingSettings of all slots.
   rows: jax.Array,
   steps: jax.Array,
-  wants_logits: jax.Array,
+  logits: bool = False,
 ) -> tuple[KernelState, jax.Array, jax.Array]:
   """As blocks.decode_block for the first `rows` rows and `steps` steps.
 
+  Args:
+    logits: at most LOGIT_STEPS steps then, else MAX_STEPS.
+
   Returns:
-    (state, int32[b, MAX_STEPS], float32[b, MAX_STEPS, V] raw logits); what
-    lies beyond `rows` and `steps` is undefined, and so are logits that nobody
-    wants (int32: 0).
+    (state, int32[b, k], float32[b, k, V] raw logits or [0]), with k the most
+    steps; what lies beyond `rows` and `steps` is undefined.
   """
   b, V = slots_b.shape[0], plan.cfg.vocab_size
   s = settings
@@ -175,23 +178,23 @@ def decode(
     s.frequency,
     s.presence,
   ]
-  at = 11 + len(weights)
-  tokens, logits, counts, columns, k, v = ffi.ffi_call(
+  at, k = 11 + len(weights), LOGIT_STEPS if logits else MAX_STEPS
+  tokens, found, counts, columns, keys, v = ffi.ffi_call(
     'rgpt_decode',
     (
-      jax.ShapeDtypeStruct((b, MAX_STEPS), jnp.int32),
-      jax.ShapeDtypeStruct((b, MAX_STEPS, V), jnp.float32),
+      jax.ShapeDtypeStruct((b, k), jnp.int32),
+      jax.ShapeDtypeStruct((b, k, V) if logits else (0,), jnp.float32),
       *map(like, (state.counts, state.tokens, state.k, state.v)),
     ),
     input_output_aliases={8: 2, 10: 3, at: 4, at + 1: 5},
   )(
-    jnp.stack([rows, steps, jnp.int32(plan.draft), wants_logits]),
+    jnp.stack([rows, steps, *map(jnp.int32, (plan.draft, logits))]),
     slots_b,
     last_b,
     length_b,
     step_b,
     s.seed,
-    jnp.stack(numbers),
+    jnp.stack(numbers, axis=1),
     state.in_prompt,
     state.counts,
     state.bias,
@@ -201,8 +204,8 @@ def decode(
     state.v,
     **plan.attributes(),
   )
-  state = dataclasses.replace(state, k=k, v=v, tokens=columns, counts=counts)
-  return state, tokens, logits
+  state = dataclasses.replace(state, k=keys, v=v, tokens=columns, counts=counts)
+  return state, tokens, found
 
 
 def like(x: jax.Array) -> jax.ShapeDtypeStruct:
@@ -229,67 +232,13 @@ def seat(
   )
 
 
-def read_panel(
-  state: KernelState, slot: jax.Array, panel: jax.Array
-) -> jax.Array:
-  """float32[2N, G, 64, K]: keys, then values of 64 columns of a slot."""
-  k, v = state.k, state.v
-  halved = 2 if k.dtype == jnp.uint32 else 1
-  zero, size = jnp.int32(0), PANEL // halved
-  k = jax.lax.dynamic_slice(
-    k,
-    (slot, zero, zero, panel, zero, zero),
-    (1, *k.shape[1:3], 1, *k.shape[4:]),
-  )[0, :, :, 0]
-  v = jax.lax.dynamic_slice(
-    v,
-    (slot, zero, zero, panel * size, zero),
-    (1, *v.shape[1:3], size, v.shape[4]),
-  )[0]
-  k, v = halves(k), halves(v)
-  return jnp.concatenate([k.swapaxes(2, 3), v])
-
-
-def write_panel(
-  state: KernelState, slot: jax.Array, panel: jax.Array, columns: jax.Array
-) -> KernelState:
-  """Puts 64 columns, as `read_panel` returns them, into a slot."""
-  k, v = jnp.split(columns, 2)
-  k = k.swapaxes(2, 3)
-  zero, size = jnp.int32(0), PANEL
-  if state.k.dtype == jnp.uint32:
-    k, v, size = pairs_of(k), pairs_of(v), PANEL // 2
-  return dataclasses.replace(
-    state,
-    k=jax.lax.dynamic_update_slice(
-      state.k, k[None, :, :, None], (slot, zero, zero, panel, zero, zero)
-    ),
-    v=jax.lax.dynamic_update_slice(
-      state.v, v[None], (slot, zero, zero, panel * size, zero)
-    ),
-  )
-
-
-def halves(x: jax.Array) -> jax.Array:
-  """uint32[.., n, m] pairs of bfloat16 as float32[.., 2n, m]; else x."""
-  if x.dtype != jnp.uint32:
-    return x
-  low, high = x << 16, x & jnp.uint32(0xFFFF0000)
-  pair = jax.lax.bitcast_convert_type(jnp.stack([low, high], -2), jnp.float32)
-  return pair.reshape(*x.shape[:-2], -1, x.shape[-1])
-
-
-def pairs_of(x: jax.Array) -> jax.Array:
-  """The inverse of `halves`; x holds values of bfloat16."""
-  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-  return bits[..., ::2, :] >> 16 | bits[..., 1::2, :]
-
-
 jit_init_state = jax.jit(init_state, static_argnums=(0, 1))
 jit_fill = jax.jit(
   fill, static_argnums=0, static_argnames='out', donate_argnums=2
 )
-jit_decode = jax.jit(decode, static_argnums=0, donate_argnums=2)
+jit_decode = jax.jit(
+  decode, static_argnums=0, static_argnames='logits', donate_argnums=2
+)
 jit_seat = jax.jit(seat, donate_argnums=0)
 
 

@@ -117,10 +117,11 @@ static int draft(const int* tokens, int n, int most, int* out) {
 }
 
 // Decode steps with sampling, as blocks.decode_block.
-//   control: int32[4] rows, steps, draft, whether logits are wanted; slot, last, length, step: int32[B];
-//   seed: uint32[B]; settings: float32[7, B]; in_prompt: bool[slots, V];
-//   counts: int32[slots, V]; bias: float32[slots, V]; tokens of the columns:
-//   int32[slots, S]; weights; cache
+//   control: int32[4] rows, steps, draft, whether logits are wanted;
+//   slot, last, length, step: int32[B]; seed: uint32[slots]; settings:
+//   float32[slots, 7]; in_prompt: bool[slots, V]; counts: int32[slots, V];
+//   bias: float32[slots, V]; tokens of the columns: int32[slots, S]; weights;
+//   cache
 //   -> int32[B, k] tokens, float32[B, k, V] logits, counts, tokens, cache
 //
 // A single row may try up to `draft` drafted tokens in one pass. Each token is
@@ -135,7 +136,7 @@ static ffi::Error decode(Args a, Rets rets, ffi::Span<const int32_t> dims,
   const float *settings = data<float>(a, 6), *bias = data<float>(a, 9);
   const bool* in_prompt = data<bool>(a, 7);
   ffi::AnyBuffer ret = **rets.get<ffi::AnyBuffer>(0);
-  int B = ret.dimensions()[0], most = ret.dimensions()[1];
+  int most = ret.dimensions()[1];
   int rows = control[0], steps = std::min(control[1], most);
   int *out = data<int>(rets, 0), *counts = data<int>(rets, 2);
   int* columns = data<int>(rets, 3);
@@ -152,9 +153,8 @@ static ffi::Error decode(Args a, Rets rets, ffi::Span<const int32_t> dims,
     // New pages cost more than the copy: not for nothing.
     if (control[3]) memcpy(all_logits + to * m.V, p, 4 * (size_t)m.V);
     Sampling s;
-    float* fields = (float*)&s;
-    for (int j = 0; j < 7; j++) fields[j] = settings[j * B + row];
-    int token = sample(p, m.V, s, uniform(seed[row], step[row] + i),
+    memcpy(&s, settings + 7 * slot[row], 7 * sizeof(float));
+    int token = sample(p, m.V, s, uniform(seed[slot[row]], step[row] + i),
                        in_prompt + at, counts + at, bias + at);
     if (length[row] + i < m.T) counts[at + token]++;
     return out[to] = token;

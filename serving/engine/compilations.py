@@ -1,10 +1,13 @@
-"""How many programs this process has compiled."""
+"""How many programs this process has compiled, and compiles."""
 
 import functools
+import logging
 import threading
 from typing import Any
 
 import jax
+
+log = logging.getLogger('rgpt.serve')
 
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
 
@@ -27,3 +30,12 @@ class CompileCount:
 def compile_count() -> CompileCount:
   """The only counter of the process: JAX never drops a listener."""
   return CompileCount()
+
+
+def log_progress(done: int, total: int, seconds: float) -> None:
+  """Logs that compilation is under way, and that it is worth waiting for."""
+  cached = jax.config.jax_compilation_cache_dir
+  later = '; later starts reuse what is compiled now' if cached else ''
+  log.info(
+    'compiling: %d of %d programs after %.0f s%s', done, total, seconds, later
+  )

@@ -4,6 +4,7 @@ A kernel takes the numbers of rows, steps and tokens as values, not as shapes.
 So one program decodes and one prefills, and each compiles in milliseconds.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from gpt import kernels
 from gpt.decoding import sampling
-from gpt.kernels import calls
+from gpt.kernels import calls, columns
 from gpt.kernels.weights import Packed
 from gpt.model import GPT
 from serving.engine.programs import UNIFORMS, Programs, array, shapes_of
@@ -44,12 +45,13 @@ def make_programs(
 class KernelPrograms(Programs):
   """As Programs; the state is a KernelState, the params are Packed weights."""
 
+  block_seconds = 0.015  # Another block costs less here.
+
   def __init__(self, model: GPT, plan: calls.Plan, slots: int) -> None:
     super().__init__(model, slots)
     self.plan = plan
-    self._panels = -(-self.block_size // calls.PANEL)
     self._fill: Any = None
-    self._decode: Any = None
+    self._decode: dict[bool, Any] = {}
     self._scratch: Any = None
     self._states: Any = None
 
@@ -74,22 +76,11 @@ class KernelPrograms(Programs):
         donate=1,
       )
 
-    def decode() -> None:
+    def decode(logits: bool) -> None:
       settings = shapes_of(sampling.settings(self.slots))
-      self._decode = compiled(
-        lambda weights, state, *args: calls.decode(plan, weights, state, *args),
-        *(
-          params,
-          state,
-          rows,
-          rows,
-          rows,
-          rows,
-          settings,
-          number,
-          number,
-          number,
-        ),
+      self._decode[logits] = compiled(
+        lambda *args: calls.decode(plan, *args, logits=logits),
+        *(params, state, rows, rows, rows, rows, settings, number, number),
         donate=1,
       )
 
@@ -129,14 +120,8 @@ class KernelPrograms(Programs):
       self._new_state = lambda: calls.new_state(plan, self.slots)
       self._scratch = compiled(lambda: calls.init_state(plan, 1))
 
-    def columns() -> None:
-      found = jax.eval_shape(calls.read_panel, state, number, number)
-      self._read = compiled(calls.read_panel, state, number, number)
-      self._write = compiled(
-        calls.write_panel, state, number, number, found, donate=0
-      )
-
-    return [fill, decode, score, hidden, small, columns]
+    decodes = [functools.partial(decode, logits) for logits in (False, True)]
+    return [fill, *decodes, score, hidden, small]
 
   def prepare(self, params: Any, known: dict[tuple, Any]) -> Packed:
     if isinstance(params, tuple):
@@ -187,29 +172,20 @@ class KernelPrograms(Programs):
   def read_columns(
     self, state: Any, slot: int, first: int, n: int
   ) -> np.ndarray:
-    size, found = calls.PANEL, []
-    for panel in range(first // size, -(-(first + n) // size)):
-      piece = np.asarray(self._read(state, np.int32(slot), np.int32(panel)))
-      start = max(first - panel * size, 0)
-      found.append(piece[:, :, start : first + n - panel * size])
-    return np.concatenate(found, axis=2)
+    return columns.read(state, slot, first, n)
 
   def write_columns(
     self, state: Any, slot: int, pieces: list[np.ndarray]
   ) -> Any:
-    columns = np.concatenate(pieces, axis=2)
-    room = -columns.shape[2] % calls.PANEL
-    columns = np.pad(columns, ((0, 0), (0, 0), (0, room), (0, 0)))
-    for panel in range(columns.shape[2] // calls.PANEL):
-      piece = columns[:, :, panel * calls.PANEL : (panel + 1) * calls.PANEL]
-      state = self._write(state, np.int32(slot), np.int32(panel), piece)
+    columns.write(state, slot, pieces)
     return state
 
   def rows(self, n: int) -> int:
     return n
 
-  def steps(self, b: int) -> list[int]:
-    return list(range(1, calls.MAX_STEPS + 1))
+  def steps(self, b: int, logits: bool) -> list[int]:
+    most = calls.LOGIT_STEPS if logits else calls.MAX_STEPS
+    return list(range(1, most + 1))
 
   def uniforms(self, seed: int, step: int) -> Any:
     return np.zeros(UNIFORMS, np.float32)  # The kernel draws the same ones.
@@ -231,14 +207,13 @@ class KernelPrograms(Programs):
     def padded(x: np.ndarray) -> np.ndarray:
       return np.concatenate([x, np.zeros(self.slots - b, x.dtype)])
 
-    state, tokens_bk, logits_bkV = self._decode(
+    state, tokens_bk, logits_bkV = self._decode[logits](
       params,
       state,
       *map(padded, (slots_b, last_b, length_b, step_b)),
-      jax.tree.map(padded, s),
+      s,
       np.int32(b),
       np.int32(k),
-      np.int32(logits),
     )
     return state, np.asarray(tokens_bk)[:b, :k], logits_bkV
 

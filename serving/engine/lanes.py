@@ -22,8 +22,6 @@ from serving.engine.jobs import Sequence
 from serving.engine.prefixes import PrefixCache
 from serving.engine.programs import MANY_ROWS, Programs
 
-# Longer blocks make streams jerky and new requests wait.
-BLOCK_SECONDS = 0.03
 # Steps of a block in which some row yields its first token: few, so that the
 # token comes soon. With MANY_ROWS nearly every block holds such a row, so there
 # the limit would cost too much.
@@ -220,7 +218,8 @@ class Lane:
     room = max(rooms)
     if fresh and b < MANY_ROWS:
       room = min(room, 1 if b == 1 else FIRST_STEPS)
-    k = self._block_steps(b, room)
+    wanted = any(seq.job.sampling.logprobs is not None for seq, _ in group)
+    k = self._block_steps(b, room, wanted)
     rows = {
       seq.slot: (seq.last_token, len(seq) - 1 - seq.start, len(seq.sampled))
       for seq, _ in group
@@ -247,9 +246,9 @@ class Lane:
       last_b,
       length_b,
       step_b,
-      jax.tree.map(lambda x: x[slots_b], self._sampling),
+      self._sampling,
       uniform_bk,
-      any(seq.job.sampling.logprobs is not None for seq, _ in group),
+      wanted,
     )
     tokens_bk = np.asarray(tokens_bk).tolist()
     self._time_step(b, (time.perf_counter() - began) / k)
@@ -270,11 +269,12 @@ class Lane:
     seq.uniforms = np.asarray(drawn)
     return seq.uniforms[at : at + k]
 
-  def _block_steps(self, b: int, room: int) -> int:
+  def _block_steps(self, b: int, room: int, logits: bool) -> int:
     """Steps of the next block: long blocks cost less, short ones wait less."""
-    steps = self._programs.steps(b)
+    steps = self._programs.steps(b, logits)
     step = self._step_seconds.get(b, 0.0)
-    longest = max((k for k in steps if k * step <= BLOCK_SECONDS), default=1)
+    limit = self._programs.block_seconds
+    longest = max((k for k in steps if k * step <= limit), default=1)
     # A few steps too many cost less than another dispatch.
     enough = [k for k in steps if room <= k <= room * 4 // 3]
     below = [k for k in steps if k <= room]

@@ -8,7 +8,6 @@ through jit's tracing cache.
 
 import concurrent.futures
 import functools
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from gpt.devices import num_cores
 from gpt.model import GPT
 from gpt.model.kv_cache import init_cache
 from gpt.model.params import Params
+from serving.engine.compilations import log_progress
 from serving.engine.slots import (
   admit,
   extend,
@@ -32,8 +32,6 @@ from serving.engine.slots import (
   seat,
   write,
 )
-
-log = logging.getLogger('rgpt.serve')
 
 ROW_COUNTS = (1, 4)  # and all slots; divided among the lanes
 MANY_ROWS = 8
@@ -73,6 +71,9 @@ class Programs:
     lanes: how many share the rows.
     shapes: (rows, steps, bucket) of the decode programs; None: `block_shapes`.
   """
+
+  # Longer blocks make streams jerky and new requests wait.
+  block_seconds = 0.03
 
   def __init__(
     self,
@@ -251,8 +252,7 @@ class Programs:
     for length in self._extend:
       tokens = zeros(length, np.int32)
       state = self.fill(params, state, 0, tokens, 1, *rows)
-    columns = self.read_columns(state, 0, 0, 1)
-    state = self.write_columns(state, 0, [columns])
+    state = self.write_columns(state, 0, [self.read_columns(state, 0, 0, 1)])
     for b, k, bucket in self._shapes:
       slots_b, zeros_b = np.arange(b, dtype=np.int32), zeros(b, np.int32)
       length_b = np.full(b, bucket - 1, np.int32)
@@ -342,8 +342,9 @@ class Programs:
     """Rows of the smallest program that decodes n sequences."""
     return min(b for b, _, _ in self._shapes if b >= n)
 
-  def steps(self, b: int) -> list[int]:
+  def steps(self, b: int, logits: bool) -> list[int]:
     """Block lengths available with b rows, in ascending order."""
+    del logits
     return sorted({k for a, k, _ in self._shapes if a == b})
 
   def uniforms(self, seed: int, step: int) -> jax.Array:
@@ -365,7 +366,7 @@ class Programs:
     """As `blocks.decode_block`, for a b of `rows` and a k of `steps`.
 
     Slots are in ascending order; rows of length block_size are padding.
-    The logits may be undefined unless `logits`.
+    The logits may be undefined unless `logits`. s: of all slots.
     """
     b, k = uniform_bk.shape
     longest = int(np.max(length_b, where=length_b < self.block_size, initial=1))
@@ -379,7 +380,7 @@ class Programs:
       last_b,
       length_b,
       step_b,
-      s,
+      jax.tree.map(lambda x: x[slots_b], s),
       uniform_bk=uniform_bk,
     )
 
@@ -400,15 +401,6 @@ class Programs:
     length = min(n for n in self._hidden if n >= len(tokens))
     padded, n = pad(tokens, length), np.float32(len(tokens))
     return np.asarray(self._hidden[length](params, padded, n))
-
-
-def log_progress(done: int, total: int, seconds: float) -> None:
-  """Logs that compilation is under way, and that it is worth waiting for."""
-  cached = jax.config.jax_compilation_cache_dir
-  later = '; later starts reuse what is compiled now' if cached else ''
-  log.info(
-    'compiling: %d of %d programs after %.0f s%s', done, total, seconds, later
-  )
 
 
 def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gpt import kernels
 from gpt.decoding import generation, sampling
 from gpt.errors import UserError
-from gpt.kernels import calls, library
+from gpt.kernels import calls, columns, library
 from gpt.model import GPT, GPTConfig
 
 pytestmark = pytest.mark.skipif(
@@ -200,11 +200,13 @@ def test_columns_of_a_slot_can_be_read_and_put_into_another():
     state, _ = calls.jit_fill(
       plan, packed, state, *map(np.int32, (0, 0, 70)), tokens
     )
-    for panel in (0, 1):
-      piece = calls.read_panel(state, jnp.int32(0), jnp.int32(panel))
-      state = calls.write_panel(state, jnp.int32(1), jnp.int32(panel), piece)
-    np.testing.assert_array_equal(state.k[0], state.k[1])
-    np.testing.assert_array_equal(state.v[0], state.v[1])
+    for pieces in (((0, 70),), ((0, 16), (16, 33), (49, 21))):
+      found = [columns.read(state, 0, first, n) for first, n in pieces]
+      columns.write(state, 1, found)
+      np.testing.assert_array_equal(state.k[0], state.k[1])
+      np.testing.assert_array_equal(state.v[0], state.v[1])
+      columns.write(state, 1, [0 * piece for piece in found])
+      assert np.any(np.asarray(state.k[0]) != np.asarray(state.k[1]))
 
 
 @pytest.mark.parametrize('weights', ['float32', 'bfloat16'])
