@@ -392,7 +392,8 @@ def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
   """Raises UserError unless `value` is one of `allowed`."""
   if value not in allowed:
     raise UserError(
-      f'model.{name} {value!r} is not known; allowed: {", ".join(allowed)}'
+      f'model.{name} {quoted(value)} is not known; allowed: '
+      f'{", ".join(allowed)}'
     )
 
 

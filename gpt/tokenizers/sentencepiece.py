@@ -18,6 +18,7 @@ import sentencepiece as spm
 
 from gpt.errors import UserError
 from gpt.files import read_bytes
+from gpt.tokenizers import text_pieces
 from gpt.tokenizers.base import (
   BOS,
   EOS,
@@ -36,6 +37,10 @@ SPACE = '\u2581'  # How SentencePiece writes a space.
 SPACE_PIECES = ('<0xE2>', '<0x96>', '<0x81>')
 TRAIN_BYTES = 10_000_000
 MAX_ITEM_CHARS = 100_000  # Items above max_sentence_length vanish silently.
+MAX_WORD_CHARS = 1_000  # To learn from: a merge takes time for a whole word.
+LONG_WORD = re.compile(
+  rf'\w{{{MAX_WORD_CHARS}}}(?=\w)|[^\w\s]{{{MAX_WORD_CHARS}}}(?=[^\w\s])'
+)
 BATCH_CHARS = 200_000  # Lists of Python ints are large: encode in batches.
 SHORT_CHARS = 4_000  # Encoding a list of lines starts threads: slower below.
 BYTE = re.compile('<0x[0-9A-F]{2}>$')
@@ -128,15 +133,17 @@ def _line_batches(text: str) -> Iterator[list[str]]:
   """Lists of lines (newline kept) of about BATCH_CHARS characters each.
 
   The ids of the lines are those of the whole text, and SentencePiece encodes
-  them several times faster than one long string.
+  them several times faster than one long string. Longer lines are cut as
+  text_pieces.py describes: SentencePiece takes 60 bytes for a character.
   """
   batch, size = [], 0
   for line in iter_lines(text):
-    batch.append(line)
-    size += len(line)
-    if size >= BATCH_CHARS:
-      yield batch
-      batch, size = [], 0
+    for piece in text_pieces.cut(line) if len(line) > BATCH_CHARS else (line,):
+      batch.append(piece)
+      size += len(piece)
+      if size >= BATCH_CHARS:
+        yield batch
+        batch, size = [], 0
   if batch:
     yield batch
 
@@ -176,6 +183,8 @@ def sample_lines(
 def training_lines(texts: Iterable[str], max_bytes: int) -> list[str]:
   """The lines to train a tokenizer on; logs if they are a sample.
 
+  Words of more than MAX_WORD_CHARS characters are cut.
+
   Raises:
     UserError: no text.
   """
@@ -187,7 +196,16 @@ def training_lines(texts: Iterable[str], max_bytes: int) -> list[str]:
       f'tokenizer: training on a random {fraction:.4g} of the lines (at most '
       f'{max_bytes / 1e6:g} MB)'
     )
-  return lines
+  return [part for line in lines for part in _without_long_words(line)]
+
+
+def _without_long_words(line: str) -> Iterator[str]:
+  start = 0
+  if len(line) > MAX_WORD_CHARS:
+    for word in LONG_WORD.finditer(line):
+      yield line[start : word.end()]
+      start = word.end()
+  yield line[start:]
 
 
 def build_sentencepiece(

@@ -155,7 +155,7 @@ def same(a: Any, b: Any) -> bool:
     and (
       (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
       if isinstance(x, np.ndarray)
-      else repr(x) == repr(y)
+      else x == y or repr(x) == repr(y)
     )
     for x, y in zip(leaves, others)
   )
