@@ -215,7 +215,9 @@ class KernelPrograms(Programs):
       np.int32(b),
       np.int32(k),
     )
-    return state, np.asarray(tokens_bk)[:b, :k], logits_bkV
+    # What lies beyond is undefined, even as numbers.
+    cut = slice(b), slice(k)
+    return state, np.asarray(tokens_bk)[cut], np.asarray(logits_bkV)[cut]
 
   def score(
     self, params: Any, tokens: np.ndarray, targets: np.ndarray

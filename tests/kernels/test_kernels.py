@@ -17,6 +17,7 @@ from gpt.decoding import generation, sampling
 from gpt.errors import UserError
 from gpt.kernels import calls, columns, library
 from gpt.model import GPT, GPTConfig
+from serving.engine.kernel_programs import KernelPrograms
 
 pytestmark = pytest.mark.skipif(
   bool(library.unsupported(GPTConfig(8)) or library.load()),
@@ -239,3 +240,23 @@ def test_a_forked_process_decodes_too():
     os._exit(0 if texts(cfg, params, [[1]], 40, seed=[0]) == before else 1)
   assert os.waitpid(child, 0)[1] == 0
   assert texts(cfg, params, [[1]], 40, seed=[0]) == before
+
+
+def test_a_block_of_the_server_has_no_logits_beyond_its_rows_and_steps():
+  """They are undefined: a difference of two may be nan."""
+  cfg = GPTConfig(67, n_embd=32, n_head=4, n_layer=1, block_size=32)
+  plan = kernels.plan_for(cfg)
+  assert plan is not None
+  programs = KernelPrograms(GPT(cfg), plan, slots=3)
+  weights = programs.prepare(random_params(cfg), {})
+  programs.compile(weights)
+  zeros = np.zeros(2, np.int32)
+  _, tokens, logits = programs.block(
+    weights,
+    programs.new_state(),
+    np.arange(2, dtype=np.int32),
+    *(zeros, zeros, zeros),
+    sampling.settings(2),
+    np.zeros((2, 3), np.float32),
+  )
+  assert tokens.shape == (2, 3) and logits.shape == (2, 3, 67)
