@@ -16,6 +16,7 @@ from launch import suggest
 from tests.support.commands import assert_refused, run_all
 
 ROOT = pathlib.Path(__file__).parents[2]
+PATIENCE = 120  # Seconds after which something is broken, not slow.
 
 LAUNCHER = '''
 """A launcher."""
@@ -123,7 +124,7 @@ def go(tree, *args, script='go.py', **env):
     env=environment(**env),
     capture_output=True,
     text=True,
-    timeout=60,
+    timeout=PATIENCE,
   )
 
 
@@ -320,7 +321,7 @@ def test_ctrl_c_is_quiet(tree):
   )
   assert process.stdout.readline() == 'ready\n'
   process.send_signal(signal.SIGINT)
-  _, stderr = process.communicate(timeout=60)
+  _, stderr = process.communicate(timeout=PATIENCE)
   assert process.returncode == 130
   assert stderr == '\ninterrupted\n'
 
@@ -338,7 +339,7 @@ def test_a_reader_that_goes_away_is_no_error(tree):
   process.stdout.close()
   stderr = process.stderr.read()
   process.stderr.close()
-  assert process.wait(timeout=60) == 141
+  assert process.wait(timeout=PATIENCE) == 141
   assert stderr == ''
 
 

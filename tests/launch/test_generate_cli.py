@@ -246,7 +246,10 @@ cli.run(main)
 def test_ctrl_c_does_not_wait_for_the_device():
   """Nor does the process crash by taking memory away under a computation."""
   done = subprocess.run(
-    [sys.executable, '-c', BUSY], cwd=ROOT, capture_output=True, timeout=100
+    [sys.executable, '-c', BUSY],
+    cwd=ROOT,
+    capture_output=True,
+    timeout=250,  # It computes for hours.
   )
   assert done.returncode == 130, done.stderr.decode()
 

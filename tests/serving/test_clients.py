@@ -97,7 +97,7 @@ def test_more_than_a_request_ahead_of_an_answer_ends_the_connection(server):
     with pytest.raises(ConnectionError):
       for _ in range(1000):
         sock.sendall(b'x' * (64 << 10))
-    assert not server.has_connection(sock)
+    wait_until(lambda: not server.has_connection(sock))
   wait_until(server.is_idle)
 
 

@@ -1,6 +1,7 @@
 """Requests take turns, and readers that do not read hold nobody up."""
 
 import time
+import types
 
 import numpy as np
 import pytest
@@ -188,6 +189,16 @@ def test_all_unread_events_together_are_bounded():
   assert ALL_UNREAD // 1024 < 100 << 10 < UNREAD
 
 
+@pytest.fixture
+def clock(monkeypatch):
+  """Time that passes only when a test says so: clock.now, in seconds."""
+  clock = types.SimpleNamespace(now=100.0)
+  fake = types.SimpleNamespace(perf_counter=lambda: clock.now)
+  monkeypatch.setattr(scheduler, 'time', fake)
+  monkeypatch.setattr(jobs, 'time', fake)
+  return clock
+
+
 def queued(queue, n=1):
   """A job of n sequences in the queue."""
   queue.reserve()
@@ -197,23 +208,23 @@ def queued(queue, n=1):
   return job
 
 
-def test_later_requests_pass_one_that_has_had_much():
+def test_later_requests_pass_one_that_has_had_much(clock):
   queue = Scheduler(1, 10)
   long = queued(queue)
   first = queue.next()
   assert first.job is long
-  first.since -= 2.0
+  clock.now += 2.0
   queue.put_back(first)
   short = queued(queue)
   assert queue.next().job is short
   # After four seconds for each it is its turn again.
-  long.queued -= 9.0
+  clock.now += 9.0
   other = queued(queue)
   assert queue.next().job is long
   assert queue.next().job is other
 
 
-def test_slots_are_taken_from_who_has_most_and_only_after_a_slice():
+def test_slots_are_taken_from_who_has_most_and_only_after_a_slice(clock):
   queue = Scheduler(3, 10)
   wide, single = queued(queue, n=2), queued(queue)
   active = [queue.next() for _ in range(3)]
@@ -221,8 +232,7 @@ def test_slots_are_taken_from_who_has_most_and_only_after_a_slice():
   assert queue.victim(active) is None  # Nobody waits.
   waiting = queued(queue)
   assert queue.victim(active) is None  # The slices are young.
-  for seq in active:
-    seq.since -= scheduler.FIRST_SLICE
+  clock.now += scheduler.FIRST_SLICE
   seq = queue.victim(active)
   assert seq.job is wide
   assert queue.victim(active, slowest=9.0) is None
@@ -232,7 +242,7 @@ def test_slots_are_taken_from_who_has_most_and_only_after_a_slice():
   assert queue.victim(active) is None and queue.next() is None
 
 
-def test_a_full_queue_counts_neither_long_nor_unread_requests():
+def test_a_full_queue_counts_neither_long_nor_unread_requests(clock):
   queue = Scheduler(1, 2)
   running = [queued(queue) for _ in range(3)]
   seq = queue.next()

@@ -50,7 +50,7 @@ def idle_before(http):
 @contextlib.contextmanager
 def running(server, http):
   """Runs a request that holds the only slot until the block ends."""
-  with socket.create_connection(('127.0.0.1', server.port), 120) as sock:
+  with socket.create_connection(('127.0.0.1', server.port), PATIENCE) as sock:
     sock.sendall(request_bytes(FOREVER))
     wait_until(lambda: 'rgpt_slots_busy 1.0' in http.get('/metrics').text)
     yield
@@ -126,7 +126,7 @@ def test_bodies_beyond_the_limit(server, http):
 
 
 def test_a_lying_content_length_is_refused_at_once(server):
-  with socket.create_connection(('127.0.0.1', server.port), 30) as sock:
+  with socket.create_connection(('127.0.0.1', server.port), PATIENCE) as sock:
     sock.sendall(
       f'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n'
       f'X-Api-Key: {KEY}\r\nContent-Length: 99999999999\r\n\r\n'.encode()
@@ -177,7 +177,7 @@ def test_the_openai_package_retries_after_a_503(server, http):
 def test_the_limit_per_client_leaves_room_for_others(http, other, server):
   sockets = []
   for _ in range(4):  # Bodies that do not come.
-    sock = socket.create_connection(('127.0.0.1', server.port), 30)
+    sock = socket.create_connection(('127.0.0.1', server.port), PATIENCE)
     sock.sendall(
       f'POST /tokenize HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {KEY}\r\n'
       'Content-Length: 9\r\n\r\n'.encode()

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from gpt.tokenizers import build_tokenizer
-from tests.support.browser import open_page, set_fields
+from tests.support.browser import finish, open_page, set_fields
 from tests.support.serving_tools import (
   chat_tokenizer,
   make_random,
@@ -31,7 +31,7 @@ def test_a_prompt_is_continued_in_place(browser, server):
   set_fields(browser, max_tokens=40, seed=5)
   browser.type('text', 'Hello')
   browser.click('go')
-  wait_until(lambda: 'finished' in browser.text('status'))
+  finish(browser)
   with server.client() as client:
     wanted = client.post(
       '/v1/completions', json={'prompt': 'Hello', 'max_tokens': 40, 'seed': 5}
@@ -95,7 +95,7 @@ def test_errors_are_shown_and_the_page_stays_usable(browser, server):
   wait_until(lambda: 'temperature' in browser.text('error'))
   set_fields(browser, temperature=1, max_tokens=3)
   browser.click('go')
-  wait_until(lambda: 'finished' in browser.text('status'))
+  finish(browser)
   assert browser.text('error') == ''
 
 
@@ -104,7 +104,7 @@ def test_regenerate_does_not_discard_later_edits(browser, server):
   set_fields(browser, max_tokens=5, seed=1)
   browser.type('text', 'Once')
   browser.click('go')
-  wait_until(lambda: 'finished' in browser.text('status'))
+  finish(browser)
   offered = "return !document.getElementById('again').disabled"
   assert browser.run(offered)
   first = browser.text('text')
@@ -182,7 +182,7 @@ def test_markup_from_the_model_stays_text(browser, tmp_path):
     assert browser.run("return document.querySelector('#tabs').hidden")
     set_fields(browser, temperature=0, max_tokens=len(ids))
     browser.click('go')
-    wait_until(lambda: 'finished' in browser.text('status'))
+    finish(browser)
     assert browser.text('text') == MARKUP
     assert browser.run("return document.querySelectorAll('img').length") == 0
     scripts = browser.run("return document.querySelectorAll('script').length")

@@ -8,16 +8,12 @@ from tests.support.browser import (
   LEFT,
   RIGHT,
   SHIFT,
+  finish,
   open_page,
   set_fields,
   wait_ready,
 )
 from tests.support.serving_tools import wait_until
-
-
-def finish(browser):
-  wait_until(lambda: 'finished' in browser.text('status'))
-  wait_until(browser.idle)
 
 
 def turns(browser):

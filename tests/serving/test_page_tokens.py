@@ -10,6 +10,7 @@ from tests.support.browser import (
   ESCAPE,
   HOME,
   RIGHT,
+  finish,
   open_page,
   set_fields,
 )
@@ -46,11 +47,6 @@ def fake(browser, *events):
 def last_request(browser):
   path, body = browser.run('return sent.at(-1)')
   return path, json.loads(body)
-
-
-def finish(browser):
-  wait_until(lambda: 'finished' in browser.text('status'))
-  wait_until(browser.idle)
 
 
 def tip(browser):

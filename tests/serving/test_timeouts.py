@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.serving_tools import (
   KEY,
+  PATIENCE,
   is_idle,
   keyed_client,
   keyed_serving,
@@ -65,7 +66,7 @@ def test_a_body_that_never_ends_or_never_comes(server):
     'Content-Length: 50\r\n\r\n{"pro',
     'Transfer-Encoding: chunked\r\n\r\n5\r\n{"pro\r\n',
   ):
-    with socket.create_connection(('127.0.0.1', server.port), 30) as sock:
+    with socket.create_connection(('127.0.0.1', server.port), PATIENCE) as sock:
       sock.sendall((head + rest).encode())
       answer = sock.makefile('rb').read()
     assert b' 408 ' in answer.split(b'\r\n')[0]
@@ -83,7 +84,7 @@ def test_a_body_that_never_ends_or_never_comes(server):
   ],
 )
 def test_a_head_that_never_comes_ends_the_connection(server, sent):
-  with socket.create_connection(('127.0.0.1', server.port), 30) as sock:
+  with socket.create_connection(('127.0.0.1', server.port), PATIENCE) as sock:
     sock.sendall(sent)
     if b'\r\n\r\n' in sent:  # What follows it begins no other.
       assert sock.recv(1000).startswith(b'HTTP/1.1 ')
@@ -97,10 +98,13 @@ def test_a_head_that_never_comes_ends_the_connection(server, sent):
 def test_waiting_too_long_for_a_slot_is_a_503(http, server):
   """After a second: a connection may wait longer than a body may."""
   body = {**FOREVER, 'stream': False}
-  with socket.create_connection(('127.0.0.1', server.port), 120) as sock:
-    sock.sendall(request_bytes(body))
-    wait_until(lambda: 'rgpt_slots_busy 1.0' in http.get('/metrics').text)
-    response = http.post('/', json={'prompt': 'a', 'max_tokens': 2})
+  for _ in range(20):
+    with socket.create_connection(('127.0.0.1', server.port), PATIENCE) as sock:
+      sock.sendall(request_bytes(body))
+      wait_until(lambda: 'rgpt_slots_busy 1.0' in http.get('/metrics').text)
+      response = http.post('/', json={'prompt': 'a', 'max_tokens': 2})
+    if response.status_code != 200:
+      break  # Else a busy machine let the first one time out before.
   assert response.status_code == 503
   assert 'No slot was free' in response.json()['error']
   assert 1 <= int(response.headers['retry-after']) <= 60
@@ -119,7 +123,7 @@ def test_a_request_times_out(http):
 def test_a_stream_that_is_not_read_in_time_ends_with_its_connection(server):
   with socket.socket() as sock:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    sock.settimeout(120)
+    sock.settimeout(PATIENCE)
     sock.connect(('127.0.0.1', server.port))
     # Log-probabilities fill the buffers however slow the machine is.
     sock.sendall(request_bytes({**FOREVER, 'logprobs': 20}))
@@ -145,7 +149,7 @@ def test_the_kernel_closes_connections_of_stalled_readers():
 
 def test_a_head_may_arrive_in_pieces(server):
   head = b'GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n'
-  with socket.create_connection(('127.0.0.1', server.port), 30) as sock:
+  with socket.create_connection(('127.0.0.1', server.port), PATIENCE) as sock:
     for _ in range(2):
       for piece in (head[:9], head[9:]):
         sock.sendall(piece)

@@ -7,7 +7,7 @@ import subprocess
 
 import httpx
 
-from tests.support.serving_tools import wait_until
+from tests.support.serving_tools import PATIENCE, wait_until
 
 DRIVER = shutil.which('chromedriver')
 BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
@@ -30,7 +30,7 @@ class Browser:
       stderr=subprocess.DEVNULL,
     )
     self._http = httpx.Client(
-      base_url=f'http://127.0.0.1:{port}', timeout=60, trust_env=False
+      base_url=f'http://127.0.0.1:{port}', timeout=PATIENCE, trust_env=False
     )
     wait_until(self._listens)
     arguments = [
@@ -153,7 +153,7 @@ class Browser:
     finally:
       self._http.close()
       self._driver.terminate()
-      self._driver.wait(10)
+      self._driver.wait(PATIENCE)
 
 
 def open_page(browser, server):
@@ -171,3 +171,9 @@ def set_fields(browser, **fields):
   for id, value in fields.items():
     browser.clear(id)
     browser.type(id, str(value))
+
+
+def finish(browser):
+  """Waits for the end of a generation: the buttons can be used again."""
+  wait_until(lambda: 'finished' in browser.text('status'))
+  wait_until(browser.idle)
