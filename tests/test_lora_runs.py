@@ -188,9 +188,7 @@ def test_impossible_starts_are_refused(base, tuned, tmp_path):
   assert 'do not fit this config' in text
   text = refused(tmp_path / 'full', init_from=str(base), base=str(base))
   assert '--base is for runs with adapters' in text
-  assert not list(tmp_path.glob('*/config.json'))
-  for name in ('none', 'twice'):  # No data or tokenizer of a run that failed.
-    assert [p.name for p in (tmp_path / name).iterdir()] == ['.lock']
+  assert not list(tmp_path.iterdir())  # No data or tokenizer.
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,40 @@ def test_a_start_cut_short_leaves_nothing_behind(
   assert result.step == 1
 
 
+@pytest.mark.parametrize('exists', [False, True])
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'data.path': 'missing.txt'}, 'does not exist'),
+    ({'model.block_size': 10**6}, 'block_size'),
+  ],
+)
+def test_a_refused_start_leaves_a_new_workdir_as_it_was(
+  tmp_path, changes, words, exists
+):
+  workdir = tmp_path / 'runs' / 'a'
+  if exists:
+    workdir.mkdir(parents=True)
+  before = sorted(tmp_path.rglob('*'))
+  assert words in refused(workdir, changes)
+  assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_lock_that_a_refused_start_removed_is_not_held(tmp_path, monkeypatch):
+  """Else two processes could train in one workdir."""
+  fcntl = pytest.importorskip('fcntl')
+  flock = fcntl.flock
+
+  def late(file, how):
+    (tmp_path / '.lock').unlink()
+    (tmp_path / '.lock').touch()
+    flock(file, how)
+
+  monkeypatch.setattr(fcntl, 'flock', late)
+  text = refused(tmp_path)
+  assert 'just failed in another process: run the same command again' in text
+
+
 @pytest.mark.parametrize(
   'changes, words',
   [

@@ -8,6 +8,7 @@ import re
 from gpt.errors import UserError
 
 HEAD_BYTES = 1 << 14  # Of a file, enough to recognize it.
+HOLE_BYTES = 1 << 20  # NUL bytes in a row that are no text.
 # How files begin that hold no text: what they are, and how to get at it.
 UNPACK = 'unpack it first'
 MAGIC = (
@@ -64,6 +65,27 @@ def check_text(name: str, head: bytes) -> None:
       f'not UTF-8 text ({odd / len(text):.0%} of its first characters are '
       'control characters or bytes that UTF-8 does not allow)',
       'convert text of another encoding (iconv -t UTF-8)',
+    )
+
+
+def check_no_hole(name: str, block: bytes) -> None:
+  """Refuses a block of NUL bytes only, which no text has.
+
+  A sparse file of terabytes is a few bytes on the disk, and a day to read.
+
+  Args:
+    name: of the file, for messages.
+    block: the next of its bytes; shorter than HOLE_BYTES, it may be anything.
+
+  Raises:
+    UserError: the block is a hole.
+  """
+  if len(block) >= HOLE_BYTES and not block.strip(b'\0'):
+    raise not_text(
+      name,
+      f'not whole: {len(block):,} bytes in a row are NUL, as in a download '
+      'that was cut or a sparse file',
+      'get it again',
     )
 
 

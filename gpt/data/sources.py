@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterable
 from typing import BinaryIO
 
+from gpt.data.file_kinds import check_no_hole
 from gpt.data.sample_text import sample_text
 from gpt.errors import MOST_QUOTED, UserError, quoted
 from gpt.files import open_file, write_atomic
@@ -100,6 +101,7 @@ class Sources:
       digest = hashlib.sha256()
       with item.open() as f:
         while block := f.read(READ_BYTES):
+          check_no_hole(item.name, block)
           digest.update(block)
       total.update(f'{item.size} {digest.hexdigest()}\n'.encode())
     return state, total.hexdigest()

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 
-from gpt.data.file_kinds import check_not_records, check_text
+from gpt.data.file_kinds import check_no_hole, check_not_records, check_text
 from gpt.data.sources import Source, Sources
 from gpt.errors import UserError
 from gpt.tokenizers.base import EOS, iter_lines
@@ -72,6 +72,7 @@ def iter_text(source: Source, stats: TextStats) -> Iterator[str]:
       raw = f.read(READ_BYTES)
       if first:
         check_text(source.name, raw)
+      check_no_hole(source.name, raw)
       if first and raw[:2] in (b'\xff\xfe', b'\xfe\xff'):
         raise UserError(
           f'{source.name} looks like UTF-16; only UTF-8 is read. Convert it: '

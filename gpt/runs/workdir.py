@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from gpt import devices, files, logs
+from gpt import devices, files, logs, unfinished
 from gpt.data import record
 from gpt.errors import UserError
 from gpt.runs import failures
@@ -22,6 +22,9 @@ from gpt.runs.presence import Presence
 
 logger = logging.getLogger(__name__)
 
+LOCK = '.lock'
+# What a start writes before config.json.
+STARTED = ('base.json', 'cache', 'checkpoints', 'data.json', 'tokenizer')
 # What a run writes after its config.json.
 OUTPUTS = (
   'checkpoint.bin',
@@ -102,8 +105,11 @@ def open_run(workdir: str | os.PathLike, config: Any) -> Iterator[Run]:
   if saved is None:
     check_unused(workdir)
   changed = changed_keys(saved, config, workdir) if saved else {}
-  make_workdir(workdir)
   with contextlib.ExitStack() as stack:
+    if leader:
+      stack.enter_context(_made_for(workdir))
+    else:
+      make_workdir(workdir)
     stack.enter_context(logs.shown_by_default())
     if not leader:  # Process 0 speaks for all.
       stack.enter_context(logs.quiet(logging.ERROR))
@@ -116,6 +122,7 @@ def open_run(workdir: str | os.PathLike, config: Any) -> Iterator[Run]:
           'command again'
         )
       files.remove_leftovers(workdir)
+      stack.enter_context(_empty_again_if_refused(workdir))
     interrupt = Interrupt()
     stack.callback(interrupt.give_back)
     presence = Presence()
@@ -144,6 +151,37 @@ def make_workdir(workdir: str | os.PathLike) -> None:
       f'cannot make the directory {workdir} ({e.strerror}): name another '
       '--workdir'
     ) from e
+
+
+@contextlib.contextmanager
+def _made_for(workdir: pathlib.Path) -> Iterator[None]:
+  """Creates the directory, and removes it if an error leaves it empty."""
+  missing = [p for p in (workdir, *workdir.parents) if not os.path.lexists(p)]
+  make_workdir(workdir)
+  try:
+    yield
+  except Exception:
+    with contextlib.suppress(OSError):  # Something is in it, or it is gone.
+      for path in missing:
+        path.rmdir()
+    raise
+
+
+@contextlib.contextmanager
+def _empty_again_if_refused(workdir: pathlib.Path) -> Iterator[None]:
+  """Removes what a start wrote into an empty directory, if it is refused.
+
+  Enter it with the lock held. A start that was killed keeps its data, which the
+  next one uses. Once there is a config.json, everything stays.
+  """
+  was_empty = os.listdir(workdir) == [LOCK]
+  try:
+    yield
+  except (UserError, OSError):
+    if was_empty and not (workdir / CONFIG).exists():
+      for name in (*STARTED, LOCK):
+        unfinished.remove(workdir / name)
+    raise
 
 
 def check_unused(workdir: str | os.PathLike) -> None:
@@ -182,7 +220,7 @@ def lock_workdir(workdir: str | os.PathLike) -> Iterator[None]:
   except ImportError:  # Windows
     yield
     return
-  path = pathlib.Path(workdir) / '.lock'
+  path = pathlib.Path(workdir) / LOCK
   if path.exists() and not path.is_file():  # A pipe would block.
     raise UserError(f'{path} is not a file: remove it')
   with open(path, 'w') as file:
@@ -197,6 +235,11 @@ def lock_workdir(workdir: str | os.PathLike) -> Iterator[None]:
       logger.warning(
         f'{workdir} cannot be locked ({e.strerror}): make sure that no other '
         'process trains there'
+      )
+    if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+      raise UserError(
+        f'a start in {workdir} has just failed in another process: run the '
+        'same command again'
       )
     yield
 

@@ -10,6 +10,7 @@ import zipfile
 import pytest
 
 from gpt.data import text_reader
+from gpt.data.sources import find_sources
 from gpt.errors import UserError
 from tests.support import data_tools
 from tests.support.data_tools import TEXT, read_text, write
@@ -45,6 +46,16 @@ def test_a_file_that_is_not_text_is_refused_by_name(name, data, what, tmp_path):
   with pytest.raises(UserError, match=f'(?s){name} is .*{what}') as e:
     read_text(path)
   assert 'leave it out of data.path' in str(e.value)
+
+
+@pytest.mark.parametrize('head', [b'', b'[{"role": "user"}]\n' * 9])
+@pytest.mark.parametrize('use', [read_text, find_sources])
+def test_a_hole_is_refused_before_a_terabyte_of_it_is_read(head, use, tmp_path):
+  path = write(tmp_path / 'a.txt', head)
+  with open(path, 'r+b') as file:
+    file.truncate(1 << 40)
+  with pytest.raises(UserError, match=r'a.txt is not .*\d+% of its|are NUL'):
+    use(path).sha256  # noqa: B018
 
 
 @pytest.mark.parametrize(

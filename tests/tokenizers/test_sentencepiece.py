@@ -3,6 +3,7 @@
 Its known faults (U+2581, long lines dropped silently) each have a test here.
 """
 
+import re
 import threading
 
 import numpy as np
@@ -16,6 +17,7 @@ from gpt.tokenizers import (
   SentencePieceTokenizer,
   build_tokenizer,
   load_tokenizer,
+  sentencepiece,
 )
 from gpt.tokenizers.sentencepiece import build_sentencepiece, sample_lines
 from tests.support.tokenizer_tools import TEXT, train_spm
@@ -155,6 +157,23 @@ def test_spm_learns_from_lines_longer_than_its_limit():
   assert b'abcdefgh' in [
     tokenizer.token_bytes(i) for i in range(300) if i < tokenizer.vocab_size
   ]
+
+
+@given(
+  st.lists(st.sampled_from(['a', '\u4e2d', '=', '.', ' ', '\t', '\n'])).map(
+    lambda parts: ''.join(part * 700 for part in parts)
+  )
+)
+def test_long_words_are_cut_in_training(line):
+  parts = list(sentencepiece._without_long_words(line))
+  assert ''.join(parts) == line
+  long = re.compile(r'\w{1001}|[^\w\s]{1001}')
+  assert not any(long.search(part) for part in parts)
+
+
+def test_a_word_of_a_million_characters_loses_nothing(spm):
+  text = 'word' * 250_000 + ' and more'
+  assert spm.decode(spm.encode(text)) == text
 
 
 def test_spm_is_thread_safe(spm):
