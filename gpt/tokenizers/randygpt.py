@@ -8,7 +8,7 @@ right, until none applies.
 import heapq
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from gpt.tokenizers.base import (
 )
 
 VOCAB_FILE = 'vocab.json'
+# A line is merged in pieces of as many characters, at least, cut where no merge
+# reaches across; at most in such. A character takes 200 bytes meanwhile.
+PIECE, MOST = 1 << 14, 1 << 17
 
 
 def merge_everywhere(
@@ -143,6 +146,8 @@ class RandyTokenizer(BaseTokenizer):
             f'token {quoted(token)}, which is not in "vocab"'
           )
       self._merge_ids.setdefault((id_of[a], id_of[b]), id_of[a + b])
+    ends = ((a[-1:], b[:1]) for a, b in self.merges)
+    self._joints = {tuple(map(self._char_ids.get, pair)) for pair in ends}
     ordered = all(max(pair) < m for pair, m in self._merge_ids.items())
     self._merge = merge_by_heap if ordered else merge_by_passes
     names = check_special_tokens(special_tokens)
@@ -165,8 +170,26 @@ class RandyTokenizer(BaseTokenizer):
       if i and newline is not None:
         ids.append(newline)
       known = [self._char_ids[c] for c in line if c in self._char_ids]
-      ids += self._merge(known, self._merge_ids)
+      for piece in self._pieces(known):
+        ids += self._merge(piece, self._merge_ids)
     return np.array(ids, np.int32)
+
+  def _pieces(self, chars: list[int]) -> Iterator[list[int]]:
+    """Ids of characters in pieces that merge as they do together.
+
+    Only a cut after MOST characters that all may merge can change ids.
+    """
+    start = 0
+    while len(chars) - start > PIECE:
+      most = min(start + MOST, len(chars))
+      cuts = range(start + PIECE, most)
+      joints = self._joints
+      end = next(
+        (i for i in cuts if (chars[i - 1], chars[i]) not in joints), most
+      )
+      yield chars[start:end]
+      start = end
+    yield chars[start:]
 
   def count_unknown(self, text: str) -> dict[str, int]:
     """Characters of `text` outside the vocabulary, with their counts."""

@@ -161,6 +161,22 @@ def test_heap_merging_equals_the_written_rule(merges, symbols):
   )
 
 
+@given(
+  st.lists(st.tuples(*[st.sampled_from(['a', 'b', 'c', 'ab', 'ca'])] * 2)),
+  st.text('abc', max_size=60),
+  st.integers(1, 9),
+)
+def test_randy_ids_of_pieces_are_those_of_the_line(merges, text, piece):
+  tokens = dict.fromkeys([*'abc', 'ab', 'ca', *map(''.join, merges)])
+  randy = randygpt.RandyTokenizer([BOS, EOS, *tokens], merges)
+  whole = randy.encode(text).tolist()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(randygpt, 'PIECE', piece)
+    assert randy.encode(text).tolist() == whole
+    patch.setattr(randygpt, 'MOST', piece + 1)
+    assert randy.decode(randy.encode(text)) == text
+
+
 def test_randy_merges_out_of_order_follow_the_written_rule():
   # 'aba' has a lower id than 'ab', of which it is made; all of 'ab' is merged
   # before it can apply.
