@@ -159,22 +159,24 @@ def test_interrupted_and_resumed_equals_uninterrupted(reference, tmp_path):
   assert 'best val inf' not in out  # There may have been no eval yet.
   assert (workdir / 'checkpoint.bin').exists()
 
-  process = Training(workdir, *ARGS)
-  process.wait_for(f'steps {step} -> 12')
-  process.send(signal.SIGTERM)
+  before_a_step = 'open metrics.jsonl 1'
+  process = Training(
+    workdir, *ARGS, signal_at=f'{int(signal.SIGTERM)} {before_a_step}'
+  )
   code, out, _ = process.finish()
-  assert code == 0 and 'Interrupted at step' in out
+  assert code == 0 and f'steps {step} -> 12' in out
+  assert 'Interrupted at step' in out
   step = latest(workdir)[1]['step']
   assert step < 12
 
   # The second one comes while the checkpoint is being written.
+  saving = f'os.mkdir latest/{step + 1}.orbax 1'
+  ctrl_c = int(signal.SIGINT)
   process = Training(
     workdir,
     *ARGS,
-    signal_at=f'{int(signal.SIGINT)} os.mkdir latest/{step + 1}.orbax 1',
+    signal_at=f'{ctrl_c} {before_a_step};{ctrl_c} {saving}',
   )
-  process.wait_for(f'steps {step} -> 12')
-  process.send(signal.SIGINT)
   code, out, err = process.finish()
   assert code == 128 + signal.SIGINT, (out, err)
   assert 'stopping after this step; once more to leave at once' in err

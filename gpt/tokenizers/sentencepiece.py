@@ -37,7 +37,7 @@ SPACE = '\u2581'  # How SentencePiece writes a space.
 SPACE_PIECES = ('<0xE2>', '<0x96>', '<0x81>')
 TRAIN_BYTES = 10_000_000
 MAX_ITEM_CHARS = 100_000  # Items above max_sentence_length vanish silently.
-MAX_WORD_CHARS = 1_000  # To learn from: a merge takes time for a whole word.
+MAX_WORD_CHARS = 100  # To learn from: a merge takes time for a whole word.
 LONG_WORD = re.compile(
   rf'\w{{{MAX_WORD_CHARS}}}(?=\w)|[^\w\s]{{{MAX_WORD_CHARS}}}(?=[^\w\s])'
 )

@@ -21,24 +21,24 @@ ROOT = pathlib.Path(__file__).parents[2]
 TIMES = ('ms_per_step', 'tokens_per_s', 'elapsed_s')
 
 # Runs launch.train with a hook that sends the process a signal just before the
-# n-th file operation of a kind: SIGNAL_AT='SIGNAL EVENT SUBSTRING N'. EVENT is
-# a regular expression over Python's audit events.
+# n-th file operation of a kind: SIGNAL_AT='SIGNAL EVENT SUBSTRING N', several
+# separated by ';'. EVENT is a regular expression over Python's audit events.
 TRAP = """
 import os, re, runpy, sys
 
-number, event_wanted, part, left = os.environ['SIGNAL_AT'].split()
-left = int(left)
+traps = [one.split() for one in os.environ['SIGNAL_AT'].split(';')]
+left = [int(n) for *_, n in traps]
 
 def hook(event, args):
-  global left
-  if not re.fullmatch(event_wanted, event):
-    return
-  if event == 'open' and not re.search('[wax+]', str(args[1] or 'r')):
-    return
-  if part in ' '.join(map(str, args)):
-    left -= 1
-    if left == 0:
-      os.kill(os.getpid(), int(number))
+  for i, (number, event_wanted, part, _) in enumerate(traps):
+    if not re.fullmatch(event_wanted, event):
+      continue
+    if event == 'open' and not re.search('[wax+]', str(args[1] or 'r')):
+      continue
+    if part in ' '.join(map(str, args)):
+      left[i] -= 1
+      if left[i] == 0:
+        os.kill(os.getpid(), int(number))
 
 sys.addaudithook(hook)
 sys.argv[0] = 'launch.train'
