@@ -12,6 +12,9 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   config = ConfigDict()
 
+  # Wall time of the whole run: '90s', '10m', '8h'. A plan then sets every key
+  # that is None, as those of configs/budget.py. '': none, total_steps counts.
+  config.budget = ''
   # Seed of initial weights, data order, dropout and samples. 0 .. 2^32 - 1.
   config.seed = 42
   # Peak learning rate. > 0.

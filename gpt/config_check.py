@@ -41,6 +41,11 @@ def check_config(config: Any) -> None:
   Args:
     config: ConfigDict with the keys of configs/default.py.
   """
+  if unset := [k for k, x in flatten(config.to_dict()).items() if x is None]:
+    raise UserError(
+      f'{", ".join(unset[:3])} have no value: a budget chooses them when '
+      'launch.train starts; launch.plan shows what it would choose'
+    )
   for key in AT_LEAST_ONE:
     if not _value(config, key) >= 1:
       raise UserError(f'{key} {_value(config, key)} must be at least 1')

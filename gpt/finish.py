@@ -47,6 +47,8 @@ def finish_run(trainer: Trainer) -> Result:
       logger.info(f'sample after {prompt!r}:\n{prompt}{text}')
     elapsed = trainer.clock.elapsed()
     trainer.metrics_log.write_end(step, outcome, final, elapsed)
+    if trainer.budget and run.leader:
+      trainer.budget.finish(step, final)
   _log_end(trainer, outcome, step)
   return trainer.result(outcome, final)
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from gpt import devices
 from gpt.data import prepare
 from gpt.errors import UserError
 from gpt.formats import randygpt
-from gpt.model import GPT, GPTConfig
+from gpt.model import GPT, GPTConfig, num_params
 from gpt.model.params import Params
 from gpt.runs import base, checkpoint, failures, metrics
 from gpt.runs.checkpoint_meta import check_model
@@ -219,6 +220,44 @@ def check_nothing_lost(run: Run) -> None:
       '(--init_from=FILE.bin takes over the weights of an RGPT file)'
     )
   logger.info('the run has no checkpoint yet: starting from the beginning')
+
+
+def announce(
+  run: Run,
+  config: Any,
+  model: GPT | lora.Adapted,
+  state: TrainState,
+  tokenizer: Tokenizer,
+  mesh: Mesh,
+  micro_batch: int,
+) -> None:
+  """Logs what is about to be trained, and on which devices.
+
+  Args:
+    micro_batch: rows that a device processes at once.
+  """
+  cfg, device, first = model.cfg, mesh.devices.flat[0], int(state.step)
+  logger.info(
+    f'model: {cfg.arch}, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.n_head} '
+    f'heads, context {cfg.block_size}, vocabulary {cfg.vocab_size} '
+    f'({tokenizer.kind}): {num_params(cfg):,} parameters'
+  )
+  if isinstance(model, lora.Adapted):
+    logger.info(lora.describe(config.opt, state.params))
+  logger.info(
+    f'steps {first} -> {config.total_steps} of {config.batch_size} x '
+    f'{cfg.block_size} tokens on {mesh.size} x {device.platform} '
+    f'({device.device_kind}), {cfg.dtype}, attention {cfg.attention}, '
+    f'{micro_batch} sequences at once'
+  )
+  if reasons := rgpt_obstacles(model):
+    logger.info(
+      'note: no RGPT files (checkpoint.bin) will be written: '
+      + '; '.join(reasons)
+    )
+  if first:
+    for key, (old, new) in run.changed.items():
+      logger.info(f'note: {key} changed: {old!r} -> {new!r}')
 
 
 def rgpt_obstacles(model: GPT | lora.Adapted) -> list[str]:

@@ -8,7 +8,9 @@ validation data, non-finite losses, best checkpoint, plateau, interruption.
 import dataclasses
 import logging
 import math
-from typing import Any, NamedTuple, Self
+import time
+from collections.abc import Iterator
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -16,7 +18,9 @@ import numpy as np
 from gpt import devices, start
 from gpt.data import prepare
 from gpt.data.prepare import Dataset
-from gpt.model import GPT, GPTConfig, num_params
+from gpt.due import Due, what_is_due
+from gpt.model import GPT, GPTConfig
+from gpt.planning.clock import BudgetClock
 from gpt.runs import failures, metrics, samples
 from gpt.runs.checkpoint import BEST, LATEST
 from gpt.runs.checkpoint_meta import options_of
@@ -37,38 +41,11 @@ from gpt.training.step import Frozen, jit_train_step
 logger = logging.getLogger(__name__)
 
 
-class Due(NamedTuple):
-  """The actions due after a step; false if there are none.
-
-  Attributes:
-    eval, save: as config.eval.every and config.checkpoint.every say, and at
-      the last step.
-    stop: an interruption was requested.
-    first: this process has compiled; timing begins after this step.
-  """
-
-  eval: bool
-  save: bool
-  stop: bool
-  first: bool
-
-  def __bool__(self) -> bool:
-    return any(self)
-
-
-def what_is_due(step: int, first: int, last: int, config: Any) -> Due:
-  """Actions the config asks for after `step`; the process began at `first`."""
-  every = config.checkpoint.every
-  eval_due = step % config.eval.every == 0 or step == last
-  save_due = step == last or bool(every and step % every == 0)
-  return Due(eval_due, save_due, stop=False, first=step == first + 1)
-
-
 class Trainer:
   """A run being trained; a context manager that leaves no write unfinished.
 
   Attributes:
-    run, config, tokenizer, dataset: as given; after `start_or_resume`
+    run, config, tokenizer, dataset, budget: as given; after `start_or_resume`
       config.total_steps is the target.
     added_steps: whether the target came from --additional_steps.
     cfg, model, mesh, tx: what the state is made of and lives on.
@@ -93,9 +70,14 @@ class Trainer:
   console: Console
 
   def __init__(
-    self, run: Run, config: Any, tokenizer: Tokenizer, dataset: Dataset
+    self,
+    run: Run,
+    config: Any,
+    tokenizer: Tokenizer,
+    dataset: Dataset,
+    budget: BudgetClock | None = None,
   ) -> None:
-    self.run, self.config = run, config
+    self.run, self.config, self.budget = run, config, budget
     self.tokenizer, self.dataset = tokenizer, dataset
     self.cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
     self.model = lora.adapted(GPT(self.cfg), config.opt)
@@ -168,6 +150,8 @@ class Trainer:
       )
     self.added_steps = bool(additional_steps)
     target = self.config.total_steps
+    if self.budget:
+      target = self.budget.begin(self.first, target)
     self.last = self.first if self.plateau.stopped else max(self.first, target)
 
   def nothing_to_do(self) -> bool:
@@ -191,6 +175,8 @@ class Trainer:
     run, config, first = self.run, self.config, self.first
     run.interrupt.take_over()
     if run.leader:
+      if self.budget:
+        self.budget.write()
       save_config(run.workdir, config)
       prepare.keep_record(run.workdir, self.dataset.corpus)
     self.state = devices.put_replicated(self.state, self.mesh)
@@ -206,10 +192,15 @@ class Trainer:
       micro_batch_size=self.micro_batch,
       ema_decay=config.opt.ema_decay,
       min_lr=config.min_lr,
+      moving_target=self.budget is not None,
     )
+    self._aim_at(self.last)
     self.evaluate = Evaluator(self.model, self.mesh, self.dataset, self.frozen)
-    self._announce()
+    trained = self.model, self.state, self.tokenizer
+    start.announce(run, config, *trained, self.mesh, self.micro_batch)
     self.clock = metrics.Clock(self.meta.get('elapsed_s', 0.0))
+    if self.budget:
+      self.clock = self.budget.start(self.meta.get('elapsed_s'))
     self.metrics_log = metrics.MetricsLog(
       run.workdir, first, config.tensorboard, active=run.leader
     )
@@ -273,8 +264,25 @@ class Trainer:
 
   def quick_eval(self) -> dict:
     """Validation loss on the fixed windows; see evaluation.Evaluator."""
-    windows = self.config.eval.windows
-    return self.evaluate(eval_params(self.state), 'val', windows)
+    windows, began = self.config.eval.windows, time.perf_counter()
+    found = self.evaluate(eval_params(self.state), 'val', windows)
+    if self.budget:
+      self.budget.evaluated(time.perf_counter() - began, found['tokens'])
+    return found
+
+  def _aim_at(self, total_steps: int) -> None:
+    """Sets the target; one that may move is an argument of the step."""
+    self.last, self._target = total_steps, ()
+    if self.budget:
+      total = np.int32(total_steps)
+      self._target = (devices.put_replicated(total, self.mesh),)
+
+  def steps(self) -> Iterator[int]:
+    """The steps to make, up to a target that a budget may move meanwhile."""
+    step = self.first
+    while step < self.last:
+      step += 1
+      yield step
 
   def dispatch(self, step: int) -> None:
     """Starts a step, then reads the metrics of the one before it."""
@@ -285,7 +293,7 @@ class Trainer:
     if self._profiler:
       self._profiler.before(step)
     self.state, values = self._train_step(
-      self.state, batch, self._dropout_key, self.frozen
+      self.state, batch, self._dropout_key, self.frozen, *self._target
     )
     if self._profiler:
       self._profiler.after(step, self.state)
@@ -318,20 +326,38 @@ class Trainer:
   def due(self, step: int) -> Due:
     """The actions due after `step`. A collective: all processes call it."""
     self.check_presence(step)
+    if self.budget:
+      self._keep_time(step, self.budget)
     due = what_is_due(step, self.first, self.last, self.config)
     stop = self.run.stop_requested(step, now=due.eval or due.save)
     return due._replace(stop=stop)
+
+  def _keep_time(self, step: int, budget: BudgetClock) -> None:
+    """Moves the target if the run would not end with its budget."""
+    target = budget.after(step, self.config, self.dataset.targets('val'))
+    if target is None:
+      return
+    self._aim_at(target.total_steps)
+    self.console.aim_at(target.total_steps)
+    self.config.total_steps = target.total_steps
+    self.config.update_from_flattened_dict(budget.intervals(target))
+    if self.run.leader:
+      save_config(self.run.workdir, self.config)
 
   def pause(self, step: int, due: Due) -> bool:
     """Evaluates and saves what is due; returns whether the run ends here."""
     self._read_pending()  # The device is idle from here on.
     self.clock.pause()
+    if self.budget:
+      self.budget.pause(step)
     if due.eval:
       self._evaluate_step(step)
     ends = due.stop or self.plateau.stopped
     if due.save or ends:
       self.save(LATEST)
     self.clock.resume()
+    if self.budget:
+      self.budget.resume(due.eval)
     return ends
 
   def _evaluate_step(self, step: int) -> None:
@@ -393,28 +419,3 @@ class Trainer:
       final or {},
       str(self.run.workdir),
     )
-
-  def _announce(self) -> None:
-    """Logs what is about to be trained, and on which devices."""
-    cfg, config, device = self.cfg, self.config, self.mesh.devices.flat[0]
-    logger.info(
-      f'model: {cfg.arch}, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.n_head} '
-      f'heads, context {cfg.block_size}, vocabulary {cfg.vocab_size} '
-      f'({self.tokenizer.kind}): {num_params(cfg):,} parameters'
-    )
-    if self.frozen:
-      logger.info(lora.describe(self.config.opt, self.state.params))
-    logger.info(
-      f'steps {self.first} -> {config.total_steps} of {config.batch_size} x '
-      f'{cfg.block_size} tokens on {self.mesh.size} x {device.platform} '
-      f'({device.device_kind}), {cfg.dtype}, attention {cfg.attention}, '
-      f'{self.micro_batch} sequences at once'
-    )
-    if reasons := start.rgpt_obstacles(self.model):
-      logger.info(
-        'note: no RGPT files (checkpoint.bin) will be written: '
-        + '; '.join(reasons)
-      )
-    if self.first:
-      for key, (old, new) in self.run.changed.items():
-        logger.info(f'note: {key} changed: {old!r} -> {new!r}')

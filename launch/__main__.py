@@ -19,7 +19,7 @@ from launch.suggest import closest
 
 # In the order in which they are listed.
 GROUPS = {
-  'Train': ('train', 'local', 'prepare_data', 'problems')
+  'Train': ('train', 'plan', 'local', 'prepare_data', 'problems')
   + ('evaluate', 'report', 'info'),
   'Use': ('generate', 'chat', 'serve', 'tokenize'),
   'Exchange with other programs': ('export', 'import_model', 'import_rgpt')

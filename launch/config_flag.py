@@ -32,6 +32,9 @@ _defaults: dict[str, str | None] = {}
 _keys: dict[str, dict] = {}
 _named: dict[str, bool] = {}
 _argv: list[str] = []
+# Flags that are short for a --config or one of its keys, once defined.
+SHORT = {'budget': 'config=configs/budget.py:', 'data': 'config.data.path='}
+_short: list[str] = []
 
 
 def define(
@@ -56,6 +59,47 @@ def define(
     lock_config=True,
     sys_argv=_argv,
   )
+
+
+def define_short() -> None:
+  """Defines --budget=TIME and --data=FILES beside --config."""
+  for name, help in {
+    'budget': 'Wall time, such as 90s, 10m or 8h: short for '
+    '--config=configs/budget.py:TIME, which chooses all else.',
+    'data': 'Text files or globs: short for --config.data.path=FILES.',
+  }.items():
+    flags.DEFINE_string(name, None, help)
+    _short.append(name)
+
+
+def _spelt_out(args: list[str]) -> list[str]:
+  """Arguments with --budget and --data replaced by what they stand for.
+
+  Raises:
+    UserError: --budget beside --config.
+  """
+  end = args.index('--') if '--' in args else len(args)
+  found, queue = [], args[:end]
+  while queue:
+    word = queue.pop(0)
+    flag, equals, value = word.partition('=')
+    name = flag.lstrip('-')
+    if flag not in (f'-{name}', f'--{name}') or name not in _short:
+      found.append(word)
+      continue
+    if not equals:
+      if not queue:
+        raise UserError(f'--{name} needs a value: --{name}=...')
+      value = queue.pop(0)
+    if name == 'budget' and any(
+      re.match('--?config(=|$)', other) for other in args[:end]
+    ):
+      raise UserError(
+        '--budget chooses the whole config: leave out --config, or write '
+        f'--config=configs/budget.py:{value}'
+      )
+    found.append(f'--{SHORT[name]}{value}')
+  return found + args[end:]
 
 
 def is_named(name: str = 'config') -> bool:
@@ -134,6 +178,7 @@ def canonical(program: str, args: list[str]) -> list[str]:
   Raises:
     UserError: a config file, a key or a value that cannot be used.
   """
+  args = _spelt_out(args)
   for name, default in _defaults.items():
     args = _canonical(args, name, default)
   _argv[:] = [program, *args]
@@ -244,7 +289,10 @@ def _canonical(args: list[str], name: str, default: str | None) -> list[str]:
   config = load_config(path)
   keys = flatten(config.to_dict())
   if default is not None and path != default:
-    _check_keys(keys, flatten(load_config(default).to_dict()), path, default)
+    usual = flatten(load_config(default).to_dict())
+    _check_keys(keys, usual, path, default)
+    # A key that is still to be chosen has the type of its usual value.
+    keys = {k: usual[k] if x is None else x for k, x in keys.items()}
   _keys[name] = keys
   file, colon, argument = path.partition(':')
   checked = [f'--{name}={find_config(file)}{colon}{argument}']

@@ -1,5 +1,6 @@
 """Train a GPT, or resume its training.
 
+    python -m launch.train --budget=10m --data=book.txt --workdir=runs/book
     python -m launch.train --config=configs/model_l.py --workdir=runs/l
     python -m launch.train --config=configs/model_l.py --config.lr=1e-5 ...
     python -m launch.train --init_from=runs/l --config.opt.lora_rank=8 \\
@@ -13,6 +14,7 @@ import os
 import pathlib
 import platform
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = 'configs/model_l.py'
 config_flag.define(DEFAULT_CONFIG)
+config_flag.define_short()
 WORKDIR = common_flags.workdir('Directory of the run.')
 INIT_FROM = flags.DEFINE_string(
   'init_from',
@@ -129,6 +132,11 @@ def main(_: list[str]) -> int:
   init_from = find_source(INIT_FROM.value, directory)
   config = read_config(directory, init_from)
   logs.to_console('stdout', survive=True)
+  began = time.perf_counter()
+  if config.budget:
+    from gpt.planning.age import process_age
+
+    began -= process_age()
   from gpt.train import train_and_evaluate  # JAX, after the flags are right.
 
   result = train_and_evaluate(
@@ -138,6 +146,7 @@ def main(_: list[str]) -> int:
     base=BASE.value,
     additional_steps=ADDITIONAL_STEPS.value,
     profile=PROFILE.value,
+    began=began,
   )
   return INTERRUPTED_CODE.value if result.outcome == 'interrupted' else 0
 

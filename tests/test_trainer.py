@@ -7,7 +7,7 @@ import pytest
 
 from gpt import files, train
 from gpt.data import sources
-from gpt.trainer import Due, what_is_due
+from gpt.due import Due, what_is_due
 from tests.support.data_tools import TEXT
 from tests.support.train_runs import run_here, settings
 

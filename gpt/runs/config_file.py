@@ -118,6 +118,7 @@ def read_config(workdir: str | os.PathLike) -> dict | None:
     groups['opt'].number('lora_alpha', 0, math.inf)
     groups['opt'].text('lora_targets')
   groups['data'].text('chat_template', '')
+  top.text('budget', '', most=40)
   return config
 
 

@@ -104,6 +104,11 @@ class Console:
     self._losses, self._lr = list(losses), 0.0
     self._steps, self._tokens = 0, 0.0
 
+  def aim_at(self, total_steps: int) -> None:
+    """The target has moved."""
+    if self._bar is not None:
+      self._bar.total = total_steps
+
   def tick(self) -> None:
     """Another step has been dispatched."""
     if self._bar is not None:

@@ -255,6 +255,10 @@ class Clock:
     """Seconds since the run first started, interruptions not counted."""
     return time.perf_counter() - self._start
 
+  def skip(self, seconds: float) -> None:
+    """Leaves out seconds that have just passed: the process was stopped."""
+    self._start += seconds
+
   def resume(self) -> None:
     """Starts counting training time (after an eval or a save)."""
     self._lap_start = time.perf_counter()

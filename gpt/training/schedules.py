@@ -3,6 +3,10 @@
 Step s is the update from s to s + 1 completed steps. A schedule depends only
 on the step and on `total_steps`, so a resumed run continues on the same curve.
 The plateau factor (plateau.py) is applied by the training step, see `scale_lr`.
+
+A schedule takes another number of total steps as its second argument, which may
+be traced: a run with a budget moves its target (gpt/planning/clock.py), and its
+step is not compiled again.
 """
 
 from typing import Any
@@ -32,12 +36,12 @@ def randy(
     decay_fraction: fraction of the steps that decay, in [0, 1].
 
   Returns:
-    step -> float32[] learning rate.
+    (step, total_steps) -> float32[] learning rate.
   """
-  start = total_steps * (1 - decay_fraction)
 
-  def schedule(step: ArrayLike) -> jax.Array:
-    p = (step - start) / max(total_steps - start, 1e-9)
+  def schedule(step: ArrayLike, total_steps: Any = total_steps) -> jax.Array:
+    start = total_steps * (1 - decay_fraction)
+    p = (step - start) / at_least(total_steps - start, 1e-9)
     cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(p, 0.0, 1.0)))
     return min_lr + (lr - min_lr) * cosine
 
@@ -60,12 +64,12 @@ def linear_warmup(
     warmup_steps: W; the first step uses lr / W.
 
   Returns:
-    step -> float32[] learning rate.
+    (step, total_steps) -> float32[] learning rate.
   """
 
-  def schedule(step: ArrayLike) -> jax.Array:
+  def schedule(step: ArrayLike, total_steps: Any = total_steps) -> jax.Array:
     up = (step + 1) / max(warmup_steps, 1)
-    down = (total_steps - step) / max(total_steps - warmup_steps, 1)
+    down = (total_steps - step) / at_least(total_steps - warmup_steps, 1)
     return lr * jnp.clip(
       jnp.where(jnp.less(step, warmup_steps), up, down), 0.0, 1.0
     )
@@ -95,20 +99,25 @@ def wsd(
     decay_fraction: fraction of the steps that decay, in [0, 1].
 
   Returns:
-    step -> float32[] learning rate.
+    (step, total_steps) -> float32[] learning rate.
 
   References:
     Zhai et al. 2022 (https://arxiv.org/abs/2106.04560), section 3.5;
     Hu et al. 2024, MiniCPM (https://arxiv.org/abs/2404.06395), section 4.
   """
-  start = total_steps * (1 - decay_fraction)
 
-  def schedule(step: ArrayLike) -> jax.Array:
+  def schedule(step: ArrayLike, total_steps: Any = total_steps) -> jax.Array:
+    start = total_steps * (1 - decay_fraction)
     up = jnp.clip((step + 1) / max(warmup_steps, 1), 0.0, 1.0)
-    p = jnp.clip((step - start) / max(total_steps - start, 1e-9), 0.0, 1.0)
+    p = jnp.clip((step - start) / at_least(total_steps - start, 1e-9), 0.0, 1.0)
     return jnp.minimum(lr * up, lr + (min_lr - lr) * p)
 
   return schedule
+
+
+def at_least(x: Any, least: float) -> Any:
+  """max(x, least), of a Python number or of a traced one."""
+  return max(x, least) if isinstance(x, int | float) else jnp.maximum(x, least)
 
 
 def scale_lr(lr: ArrayLike, scale: ArrayLike, min_lr: float) -> jax.Array:

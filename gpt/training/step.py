@@ -129,10 +129,11 @@ def train_step(
   batch: Batch,
   key: jax.Array,
   frozen: Frozen = NOTHING,
+  total_steps: jax.Array | None = None,
   *,
   model: Model,
   tx: optax.GradientTransformation,
-  schedule: optax.Schedule,
+  schedule: Callable[..., ArrayLike],
   min_lr: float = 0.0,
   ema_decay: float = 0.0,
   gradients_fn: Callable[..., tuple[Params, jax.Array, jax.Array]] = gradients,
@@ -146,8 +147,9 @@ def train_step(
     batch: see the module docstring.
     key: the run's dropout key; folded with the step here.
     frozen: variables of the model that are not trained (the base of LoRA).
+    total_steps: int32[], the target in force; None: that of the schedule.
     tx: gradients to directions, without the learning rate (optimizer.create).
-    schedule: step -> learning rate.
+    schedule: (step, total_steps) -> learning rate.
     min_lr: floor of the learning rate under the plateau factor.
     ema_decay: decay of the average of the params.
     gradients_fn: `gradients`, or a version sharded over devices.
@@ -161,7 +163,8 @@ def train_step(
     model, state.params, batch, dropout_key, frozen
   )
   directions, opt_state = tx.update(grads, state.opt_state, state.params)
-  lr = scale_lr(schedule(state.step), state.lr_scale, min_lr)
+  target = () if total_steps is None else (total_steps,)
+  lr = scale_lr(schedule(state.step, *target), state.lr_scale, min_lr)
   params = jax.tree.map(lambda p, u: p - lr * u, state.params, directions)
   ema = state.ema
   if ema is not None:
@@ -205,9 +208,10 @@ def eval_step(
 def jit_train_step(
   model: Model,
   tx: optax.GradientTransformation,
-  schedule: optax.Schedule,
+  schedule: Callable[..., ArrayLike],
   mesh: Mesh,
   *,
+  moving_target: bool = False,
   micro_batch_size: int = 0,
   min_lr: float = 0.0,
   ema_decay: float = 0.0,
@@ -217,6 +221,7 @@ def jit_train_step(
   The fourth argument, `frozen`, is replicated and never donated.
 
   Args:
+    moving_target: whether `total_steps` is given too, as the fifth argument.
     micro_batch_size: see `gradients`.
     model, tx, schedule, min_lr, ema_decay: see `train_step`.
   """
@@ -256,6 +261,7 @@ def jit_train_step(
       devices.batch_sharding(mesh),
       replicated,
       replicated,
+      *([replicated] if moving_target else []),
     ),
     out_shardings=(replicated, replicated),
     donate_argnums=0,

@@ -1,0 +1,143 @@
+"""What a run costs: seconds of a step, of everything around it, and memory.
+
+The constants were fitted to measured training steps of the family of recipe.py
+(docs/performance.md); they relate a step to the rate of products that
+machine.py measures, so they hold on other machines, too. A run replaces them by
+its own times after the first steps (clock.py).
+"""
+
+import dataclasses
+import math
+
+from gpt.planning.machine import Machine
+from gpt.planning.text import Text
+
+# --- a step
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+  """Constants of `step_seconds` for a kind of device.
+
+  Attributes:
+    products: time of the matrix products of a step, relative to the measured
+      rate of such products alone.
+    elementwise: products' worth of everything else, in FLOPs per token, layer
+      and unit of width, at the rate of float32.
+    muon: time of the Newton-Schulz iterations, as `products`.
+    update: seconds per parameter of the optimizer's other work.
+    launch: seconds of a step that does nothing.
+  """
+
+  products: float
+  elementwise: float
+  muon: float
+  update: float
+  launch: float
+
+
+ON_CPU = StepCost(0.58, 2200.0, 1.1, 1.4e-8, 5e-4)
+ON_ACCELERATOR = StepCost(1.3, 4000.0, 1.5, 4e-11, 3e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """What decides the time of a step, and the memory it takes.
+
+  Attributes:
+    width, depth, vocab, context: of the model.
+    batch: sequences per step.
+    parameters: of the model.
+    dtype: of products, as config.model.dtype.
+  """
+
+  width: int
+  depth: int
+  vocab: int
+  context: int
+  batch: int
+  parameters: int
+  dtype: str
+
+  @property
+  def tokens(self) -> int:
+    """Per step."""
+    return self.batch * self.context
+
+
+def step_seconds(shape: Shape, machine: Machine) -> float:
+  """Seconds of an optimizer step.
+
+  A token takes 6 (12 N D^2 + V D) FLOPs in the products of forward and backward
+  pass, and 6 N D T in causal attention. Muon's five iterations take 300 N D^3.
+  """
+  D, N, V, T = shape.width, shape.depth, shape.vocab, shape.context
+  cost = ON_CPU if machine.platform == 'cpu' else ON_ACCELERATOR
+  rate = machine.rate(shape.dtype, D)
+  products = 6 * (12 * N * D * D + V * D) + 6 * N * D * T
+  elementwise = cost.elementwise * N * D / machine.rate('float32', D)
+  muon = 300 * N * D**3
+  return (
+    shape.tokens * (cost.products * products / rate + elementwise)
+    + cost.muon * muon / rate
+    + cost.update * shape.parameters
+    + cost.launch
+  )
+
+
+def forward_seconds(shape: Shape, machine: Machine) -> float:
+  """Seconds to evaluate a token."""
+  return 0.4 * step_seconds(shape, machine) / shape.tokens
+
+
+# --- around the steps
+
+# Imports, reading samples and measuring the machine.
+START_S = 5.0
+# Compiling the initial weights, the step and the evaluation.
+COMPILE_S, COMPILE_LAYER_S = 3.0, 1.3
+# Bytes per second that are hashed, and turned into characters or pieces.
+HASH_RATE, CHARACTER_RATE, PIECE_RATE = 5e8, 4e7, 3.5e6
+# Training a vocabulary of pieces.
+TRAINING_S = 1.0
+# The sample, the last checkpoint and the end of the process.
+END_S = 1.0
+
+
+def start_seconds(depth: int) -> float:
+  """From the start of the process to the first step, without the text."""
+  return START_S + COMPILE_S + COMPILE_LAYER_S * depth
+
+
+def text_seconds(text: Text, vocab: int) -> float:
+  """To read the text and encode it; `vocab`: 0 for characters."""
+  size = text.bytes / text.share_read
+  if not vocab:
+    return size / HASH_RATE + size / CHARACTER_RATE
+  return size / HASH_RATE + TRAINING_S + size / PIECE_RATE
+
+
+# --- memory
+
+# Bytes of a process that has imported everything.
+BASE_BYTES = 6e8
+# Copies of every parameter: weights, gradients, two moments, and what an update
+# holds meanwhile.
+COPIES = 6
+# float32 values kept per token, layer and unit of width; and per token and
+# piece of the vocabulary.
+ACTIVATIONS, LOGITS = 30, 5
+# Tokens a CPU device processes at once (gpt/training/rows.py).
+CPU_TOKENS = 512
+
+
+def memory_bytes(shape: Shape, machine: Machine) -> float:
+  """Bytes that a run takes, about; every device holds all parameters."""
+  on_cpu = machine.platform == 'cpu'
+  rows = math.ceil(shape.batch / machine.devices)
+  at_once = rows * shape.context
+  if on_cpu:
+    at_once = min(at_once, max(CPU_TOKENS, shape.context))
+  per_token = ACTIVATIONS * shape.depth * shape.width + LOGITS * shape.vocab
+  device = 4 * (COPIES * shape.parameters + at_once * per_token)
+  return machine.devices * device + (BASE_BYTES if on_cpu else 0)

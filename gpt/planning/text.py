@@ -1,0 +1,276 @@
+"""What a plan has to know of a text, from samples of it.
+
+Reading a text of any size takes about a second: its length is known from the
+files, and the rest is measured on pieces spread evenly over it.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpt import logs
+from gpt.data import conversations
+from gpt.data.sources import Sources, find_sources
+from gpt.data.text_reader import TextStats
+from gpt.errors import UserError
+from gpt.planning import entropy
+from gpt.planning.entropy import Entropy
+from gpt.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from gpt.tokenizers.chat_format import as_turns
+
+# Bytes of the samples of the training split and of the held-out one, and the
+# pieces they are read in.
+SAMPLE, HELD_OUT, PIECES = 1 << 20, 1 << 17, 16
+# A vocabulary of so many tokens needs a text of so many bytes.
+VOCABULARIES = {
+  512: 50_000,
+  1000: 150_000,
+  2000: 600_000,
+  4000: 3_000_000,
+  8000: 20_000_000,
+  16000: 200_000_000,
+}
+CHARACTERS = 'char'
+# Documents (lines, conversations) fit the context up to this quantile.
+LONG = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """A text, in numbers; bytes are those of its content in UTF-8.
+
+  Attributes:
+    description: where it comes from, in words.
+    format: 'text', 'lines' or 'chat', as data.format.
+    bytes: of the whole text; of conversations, what is said in them.
+    share_read: the part of the files that is content: 1 but for JSON Lines.
+    distinct_bytes, distinct_characters: in the samples.
+    entropy: what byte n-grams find in it.
+    bytes_per_token: {vocabulary: bytes of a token}; 0 stands for characters.
+    tokenizer: 'char', 'sentencepiece', or the kind of one that was given.
+    characters: the vocabulary of characters, control tokens included.
+    documents: how many lines or conversations there are, about; 0 for text.
+    long_document: bytes of a long one; 0 for text.
+    opening: a few words of the text, for a sample's prompt.
+  """
+
+  description: str
+  format: str
+  bytes: int
+  share_read: float
+  distinct_bytes: int
+  distinct_characters: int
+  entropy: Entropy
+  bytes_per_token: dict[int, float]
+  tokenizer: str = ''
+  characters: int = 0
+  documents: int = 0
+  long_document: int = 0
+  opening: str = ''
+
+
+def measure(given: dict[str, Any]) -> Text:
+  """Reads samples of the text that a config names.
+
+  Args:
+    given: flat keys of the config that have a value; of these, data.* count.
+
+  Raises:
+    UserError: the text is not found, empty, unreadable or too short.
+  """
+  sources = find_sources(given['data.path'])
+  if not sources.size:
+    raise UserError(f'the text is empty: {sources.description}')
+  format = given.get('data.format') or detect_format(sources)
+  val_fraction = given.get('data.val_fraction') or 0.1
+  if format == 'text':
+    train, held_out = _split_bytes(sources, val_fraction)
+    documents, share = [], 1.0
+  else:
+    documents, share = _documents(sources, format)
+    train, held_out = _split_documents(documents)
+  text = train.decode('utf-8', 'ignore')
+  found = entropy.measure(
+    np.frombuffer(train, np.uint8), np.frombuffer(held_out, np.uint8)
+  )
+  size = int(sources.size * share)
+  distinct = len(set(text))
+  vocabularies, kind = _vocabularies(given, size, text, held_out, distinct)
+  lengths = [len(x) for x in documents]
+  total = sum(lengths)
+  return Text(
+    description=sources.description,
+    format=format,
+    bytes=size,
+    share_read=share,
+    distinct_bytes=int(np.unique(np.frombuffer(train, np.uint8)).size),
+    distinct_characters=distinct,
+    entropy=found,
+    bytes_per_token=vocabularies,
+    tokenizer=kind,
+    characters=distinct + 2 + 3 * (format == 'chat'),
+    documents=round(size * len(documents) / total) if total else 0,
+    long_document=int(np.quantile(lengths, LONG)) if lengths else 0,
+    opening=_opening(sources, format, text),
+  )
+
+
+def detect_format(sources: Sources) -> str:
+  """'chat' if the first line is a conversation in JSON, else 'text'."""
+  with sources.items[0].open() as f:
+    first = f.readline(1 << 20).strip()
+  if not first.startswith(b'['):
+    return 'text'
+  try:
+    conversations.parse(first.decode('utf-8', 'replace'), 1)
+  except UserError:
+    return 'text'
+  return 'chat'
+
+
+def read_pieces(
+  sources: Sources, start: int, end: int, size: int
+) -> list[bytes]:
+  """PIECES of sources[start:end], `size` bytes together, spread evenly.
+
+  All of it, as one piece, if it is no longer.
+  """
+  if end - start <= size:
+    return [_read(sources, start, end)]
+  piece = size // PIECES
+  starts = np.linspace(start, end - piece, PIECES).astype(int).tolist()
+  return [_read(sources, at, at + piece) for at in starts]
+
+
+def _read(sources: Sources, start: int, end: int) -> bytes:
+  """Bytes start .. end of the sources, as if they were one file."""
+  found, offset = [], 0
+  for item in sources.items:
+    first, last = max(start - offset, 0), min(end - offset, item.size)
+    if first < last:
+      with item.open() as f:
+        f.seek(first)
+        found.append(f.read(last - first))
+    offset += item.size
+  return b''.join(found)
+
+
+def _split_bytes(sources: Sources, val_fraction: float) -> tuple[bytes, bytes]:
+  """Samples of the training split and of the held-out end of a text."""
+  size = sources.size
+  at = int(size * (1 - val_fraction))
+  train = read_pieces(sources, 0, at, SAMPLE)
+  held_out = read_pieces(sources, at, size, HELD_OUT)
+  return b''.join(train), b''.join(held_out)
+
+
+def _documents(sources: Sources, format: str) -> tuple[list[bytes], float]:
+  """(sampled lines or conversations, content bytes per byte read).
+
+  The texts of a conversation are joined by newlines.
+
+  Raises:
+    UserError: the first lines are no conversations, or there are none.
+  """
+  found: list[bytes] = []
+  read = 0
+  pieces = read_pieces(sources, 0, sources.size, SAMPLE + HELD_OUT)
+  for i, piece in enumerate(pieces):
+    lines = piece.split(b'\n')
+    # A piece from the middle begins and ends within a line.
+    lines = lines[i > 0 : len(lines) - (i + 1 < len(pieces))]
+    for number, line in enumerate(lines, 1):
+      content = _content(line, format, number, strict=i == 0)
+      if content:
+        found.append(content)
+        read += len(line) + 1
+  if not found:
+    raise UserError(
+      f'{sources.description} holds no '
+      f'{"conversations" if format == "chat" else "lines"} to learn from'
+    )
+  return found, min(1.0, sum(map(len, found)) / read)
+
+
+def _content(line: bytes, format: str, number: int, strict: bool) -> bytes:
+  """What is said in a line; b'' if there is nothing to learn."""
+  text = line.decode('utf-8', 'replace').strip()
+  if format != 'chat' or not text:
+    return text.encode()
+  try:
+    messages = conversations.parse(text, number)
+  except UserError:
+    if strict:
+      raise
+    return b''
+  messages = conversations.clean(messages, TextStats())
+  texts = [x for _, texts in as_turns(messages) for x in texts]
+  return '\n'.join(texts).encode('utf-8', 'replace')
+
+
+def _split_documents(documents: Sequence[bytes]) -> tuple[bytes, bytes]:
+  """Nine of ten documents to count, and the others, which are held out."""
+  train = [x for i, x in enumerate(documents) if i % 10]
+  held_out = [x for i, x in enumerate(documents) if i % 10 == 0]
+  return b'\n'.join(train), b'\n'.join(held_out)[:HELD_OUT]
+
+
+def _vocabularies(
+  given: dict[str, Any], size: int, text: str, held_out: bytes, distinct: int
+) -> tuple[dict[int, float], str]:
+  """({vocabulary: bytes per token}, kind of tokenizer).
+
+  Every vocabulary that suits a text of `size` bytes is trained on the sample;
+  a tokenizer, a kind or a size that was given is the only one.
+  """
+  scored = held_out.decode('utf-8', 'ignore') or text
+  if path := given.get('data.tokenizer_path'):
+    tokenizer = load_tokenizer(path)
+    kind = given.get('data.tokenizer') or tokenizer.kind
+    return {tokenizer.vocab_size: _density(tokenizer, scored)}, kind
+  kind = given.get('data.tokenizer') or ''
+  wanted: list[int] = []
+  if kind != CHARACTERS:
+    sizes = given.get('data.vocab_size')
+    wanted = [sizes] if sizes else list(_suitable(size, distinct))
+  found = {}
+  if kind in ('', CHARACTERS) and not given.get('data.vocab_size'):
+    found[0] = len(scored.encode()) / len(scored)
+  with logs.quiet():
+    for vocab in wanted:
+      texts = [text]
+      tokenizer = build_tokenizer(kind or 'sentencepiece', texts, vocab, ())
+      found[tokenizer.vocab_size] = _density(tokenizer, scored)
+  return found, kind
+
+
+def _suitable(size: int, distinct: int) -> Iterator[int]:
+  """Vocabularies for a text of `size` bytes and so many characters."""
+  for vocab, least in VOCABULARIES.items():
+    # 256 bytes and every character have tokens of their own.
+    if size >= least and vocab > 300 + 1.5 * distinct:
+      yield vocab
+
+
+def _density(tokenizer: Tokenizer, text: str) -> float:
+  """UTF-8 bytes of a token."""
+  return len(text.encode()) / max(1, len(tokenizer.encode(text)))
+
+
+def _opening(sources: Sources, format: str, text: str) -> str:
+  """A prompt for the sample: a first message, or the first words."""
+  if format == 'lines':
+    return ''
+  if format == 'chat':
+    with sources.items[0].open() as f:
+      line = f.readline(1 << 20).decode('utf-8', 'replace')
+    return json.loads(line)[0]['content'][:200]
+  words = text.lstrip().split('\n')[0][:40]
+  return words.rsplit(' ', 1)[0] if len(words) == 40 else words
+
+
+logger = logging.getLogger(__name__)
