@@ -175,8 +175,6 @@ class Trainer:
     run, config, first = self.run, self.config, self.first
     run.interrupt.take_over()
     if run.leader:
-      if self.budget:
-        self.budget.write()
       save_config(run.workdir, config)
       prepare.keep_record(run.workdir, self.dataset.corpus)
     self.state = devices.put_replicated(self.state, self.mesh)

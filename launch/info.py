@@ -21,13 +21,19 @@ JSON = flags.DEFINE_bool(
 def main(_: list[str]) -> None:
   workdir = common_flags.need_workdir(WORKDIR)
   from gpt import devices
+  from gpt.planning import outcome
   from gpt.runs import info  # JAX, after the flags are right.
   from gpt.runs.load import load_model
 
   devices.setup_devices(1)
   loaded = load_model(workdir, WHICH.value, BASE.value)
   facts = info.describe(loaded, workdir)
-  print(json.dumps(facts, indent=2) if JSON.value else info.page(facts))
+  facts['plan'] = outcome.describe(workdir)
+  if JSON.value:
+    print(json.dumps(facts, indent=2))
+    return
+  plan = facts['plan']
+  print(info.page(facts, {'plan': outcome.line(plan)} if plan else {}))
 
 
 if __name__ == '__main__':

@@ -41,7 +41,7 @@ LEARNING = {*MAY_IMPORT}
 MAY_IMPORT |= {
   'runs': LEARNING,
   'formats': LEARNING | {'runs'},
-  'reports': LEARNING | {'runs'},
+  'reports': LEARNING | {'runs', 'planning'},
   'planning': LEARNING | {'runs'},
   'due': set(),
   'config_check': LEARNING | {'runs'},

@@ -124,6 +124,30 @@ def test_moved_targets_are_recorded_and_met_again_after_a_crash(
   assert_equal_runs(tmp_path / 'other', tmp_path / 'cut')
 
 
+def test_report_and_info_show_the_plan_beside_what_happened(quick, tmp_path):
+  run(tmp_path)
+  kept = record.read(tmp_path)
+  expected = kept.plan['now']['bits_per_byte']
+  reached = kept.end['bits_per_byte']
+  reached = reached.get('best', reached['final'])
+  page, plain, facts = run_all(
+    [
+      ['launch.report', f'--workdir={tmp_path}'],
+      ['launch.info', f'--workdir={tmp_path}'],
+      ['launch.info', f'--workdir={tmp_path}', '--json'],
+    ]
+  )
+  assert page.code == plain.code == 0, page.err + plain.err
+  line = next(x for x in plain.out.splitlines() if x.startswith('plan '))
+  shown = (tmp_path / 'report.html').read_text()
+  for value in (expected, reached):
+    assert f'{value:.4f}' in line and f'>{value:.4f}<' in shown
+  assert 'steps 30 -> 20' in line and '<h2>Plan</h2>' in shown
+  told = json.loads(facts.out)['plan']
+  assert told['budget'] == '1m' and told['used_s'] > 0
+  assert [x['step'] for x in told['targets']] == [0, 5, 9, 14]
+
+
 def test_a_finished_run_trains_on_with_a_target_of_its_own(quick, tmp_path):
   run(tmp_path)
   assert any('Nothing to train' in line for line in run(tmp_path))

@@ -93,12 +93,8 @@ class BudgetClock:
     self._clock = Clock(elapsed)
     return self._clock
 
-  def write(self) -> None:
-    """Writes plan.json."""
-    self.record.write(self._workdir)
-
   def begin(self, step: int, total_steps: int) -> int:
-    """The target in force for a process that starts at `step`.
+    """The target in force for a process that starts at `step`; it is written.
 
     Args:
       total_steps: of the config. Another one than the newest target was given
@@ -109,6 +105,7 @@ class BudgetClock:
       earlier = [x for x in record.targets if x.step < step]
       record.targets[:] = [*earlier, Target(step, total_steps, 'given')]
       record.end.clear()
+    record.write(self._workdir)
     return record.target_at(step).total_steps
 
   def pause(self, finished: int) -> None:
@@ -175,7 +172,7 @@ class BudgetClock:
     found = self._moved(step, config, val_tokens)
     if found and len(record.targets) < MOST_TARGETS:
       record.targets.append(found)
-      self.write()
+      record.write(self._workdir)
       return found
     return None
 
@@ -263,7 +260,7 @@ class BudgetClock:
       'elapsed_s': used,
       'bits_per_byte': measured,
     }
-    self.write()
+    self.record.write(self._workdir)
     left = self.record.seconds - used
     told = f'{abs(left):.1f} s {"left" if left >= 0 else "too late"}'
     logger.info(f'used {duration(used)} of {self.record.budget}: {told}')

@@ -18,7 +18,7 @@ from gpt.model.options import FUNCTION, SHAPE
 from gpt.reports import charts, plots
 from gpt.reports.markup import Markup, element, join
 from gpt.reports.series import Points, smooth, thin
-from gpt.reports.tables import config_table, eval_table, origin
+from gpt.reports.tables import config_table, eval_table, origin, plan_table
 from gpt.runs import metrics
 from gpt.runs.metrics import is_number, number
 from gpt.runs.record import RunRecord, read_run
@@ -53,6 +53,7 @@ def report(workdir: str | os.PathLike, defaults: dict | None = None) -> str:
   body = [
     header(record, name),
     tiles(record),
+    plan_table(record),
     element('h2', 'Curves'),
     curves(record),
     samples(record),

@@ -2,6 +2,7 @@
 
 import json
 
+from gpt.planning import outcome
 from gpt.reports.markup import Markup, element, escape, join
 from gpt.runs.config_file import flatten
 from gpt.runs.info import versions
@@ -58,6 +59,42 @@ def eval_table(record: RunRecord) -> Markup:
     return table
   note = 'Full passes over the validation split (weights, value):'
   return join(table, element('p', note, class_='note'), element('table', *full))
+
+
+def plan_table(record: RunRecord) -> Markup:
+  """What a budget planned beside what happened; nothing for other runs."""
+  facts = outcome.describe(record.workdir)
+  if facts is None:
+    return Markup('')
+  head = element('tr', *map(_head, (facts['budget'], 'planned', 'real')))
+  body = [
+    element('tr', element('td', what), _cell(planned), _cell(real or 'not yet'))
+    for what, planned, real in outcome.rows(facts)
+  ]
+  moves = [
+    element(
+      'tr',
+      _cell(f'{target["step"]:,}'),
+      _cell(f'{target["total_steps"]:,}'),
+      element('td', target['why']),
+      _cell(number(1e3 * target['step_s'] or None, '.4g')),
+    )
+    for target in facts['targets']
+  ]
+  names = ('at step', 'steps in all', 'because', 'ms/step')
+  return join(
+    element('h2', 'Plan'),
+    element('table', head, *body),
+    element(
+      'details',
+      element('summary', f'{len(moves)} targets'),
+      element('table', element('tr', *map(_head, names)), *moves),
+    ),
+  )
+
+
+def _head(text: str) -> Markup:
+  return element('th', text)
 
 
 def _cell(text: str, tag: str = 'td') -> Markup:

@@ -83,8 +83,8 @@ def finite(x: float | None) -> float | None:
   return None if x is None or not math.isfinite(x) else float(x)
 
 
-def page(facts: dict) -> str:
-  """The facts of `describe` for people, one topic per line."""
+def page(facts: dict, more: dict[str, str] | None = None) -> str:
+  """The facts of `describe` for people, one topic per line, and `more`."""
   lines = {
     'run': f'{facts["workdir"]} ({facts["name"]})',
     'checkpoint': _checkpoint_line(facts),
@@ -101,6 +101,7 @@ def page(facts: dict) -> str:
       for name, version in facts['versions'].items()
     ),
     'params_sha256': facts['params_sha256'],
+    **(more or {}),
   }
   width = max(map(len, lines))
   return '\n'.join(f'{name:{width}}  {text}' for name, text in lines.items())

@@ -16,6 +16,7 @@ _RUN_FILES = {
   CONFIG,
   record.FILE,
   'metrics.jsonl',
+  'plan.json',
   'samples.txt',
   'tokenizer',
   'checkpoints',
