@@ -10,10 +10,12 @@ import os
 import re
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
-from gpt import logs
+from gpt import devices, logs
 from gpt.errors import UserError, quoted
+from gpt.kernels import library
 from gpt.planning import machine, plan, record, table, text
 from gpt.planning.clock import BudgetClock
 from gpt.planning.record import Record, Target
@@ -93,6 +95,9 @@ def _planned(
   values = flatten(config.to_dict())
   given = {key: x for key, x in values.items() if x is not None}
   with logs.shown_by_default():
+    devices.setup_devices(config.parallel.num_cpu_devices)
+    if jax.default_backend() == 'cpu':
+      library.load()  # Once compiled here, not when the time is nearly up.
     facts, where, made = planned(seconds, given)
     logger.info(table.text_of(config.budget, facts, where, made, given))
   chosen = {

@@ -23,6 +23,9 @@ from gpt.formats import (
 from gpt.formats.gguf import read_gguf, write_gguf
 from gpt.formats.gguf.vocabulary import tokenizer_keys
 from gpt.model import GPT, GPTConfig
+from gpt.planning import outcome
+from gpt.planning import record as plan
+from gpt.planning.record import Target
 from gpt.reports.html import report
 from gpt.runs import base, checkpoint, config_file, info, load, metrics, samples
 from gpt.runs.checkpoint import BEST, LATEST
@@ -174,6 +177,19 @@ def read_run(path):
 
 def read_record(path):
   return record.read(path)
+
+
+def make_plan(path):
+  now = {'bits_per_byte': 2.1}
+  targets = [Target(0, 100), Target(7, 90, 'measured', 12.5, 0.03)]
+  end = {'step': 90, 'elapsed_s': 57.5, 'bits_per_byte': {'final': 2.2}}
+  path.mkdir(exist_ok=True)
+  plan.Record('1m', 60.0, {'lr': 0.01}, {'now': now}, targets, end).write(path)
+
+
+def read_plan(path):
+  found = outcome.describe(path)
+  return found and outcome.line(found)
 
 
 def make_char(path):

@@ -75,6 +75,7 @@ KINDS = {
     quick=8,
   ),
   'record': Kind(files.make_run, files.read_record, ('data.json',)),
+  'plan': Kind(files.make_plan, files.read_plan),
   'char': Kind(files.make_char, files.read_tokenizer, exact=True),
   'spm': Kind(files.make_spm, files.read_tokenizer, exact=True),
   'randy': Kind(files.make_randy, files.read_tokenizer, exact=True),

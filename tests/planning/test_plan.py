@@ -10,7 +10,7 @@ from configs import budget as budget_config
 from configs import default
 from gpt.config_check import check_config
 from gpt.errors import UserError
-from gpt.planning import plan, table
+from gpt.planning import plan, recipe, table
 from gpt.planning.budget import seconds_of
 from gpt.planning.cost import Shape, memory_bytes, step_seconds
 from gpt.planning.entropy import Entropy
@@ -119,6 +119,7 @@ def test_a_plan_sets_every_key_that_a_budget_leaves_open():
   # And nothing else but what recipe.py may give.
   assert {k for k in made.options if k not in values} == set()
   assert set(made.options) - open_keys == set(usual())
+  assert set(recipe.options(96, 4, 67, 128, 1e6, 1e6)) <= open_keys
 
 
 @settings(max_examples=30, deadline=None)
