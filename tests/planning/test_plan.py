@@ -66,7 +66,7 @@ machines = st.builds(
 times = st.floats(10, 8 * 3600)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(texts, machines, times, st.floats(1, 100))
 def test_more_time_never_promises_a_worse_model(facts, where, seconds, factor):
   try:
@@ -77,7 +77,7 @@ def test_more_time_never_promises_a_worse_model(facts, where, seconds, factor):
   assert long.bits_per_byte <= short.bits_per_byte + 1e-9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(texts, machines, times)
 def test_a_plan_fits_time_and_memory_and_is_a_config(facts, where, seconds):
   try:
