@@ -1,13 +1,19 @@
 """How fast this machine multiplies matrices, measured in about a second.
 
+A measurement that agrees with the last one gives way to it, so that equal
+budgets get equal plans: $RGPT_CACHE/machine.json.
+
 The products are those of a training step: forward and backward pass of an MLP,
 on every device at once, through the model's own `matmul`.
 """
 
+import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
+import pathlib
 import time
 from typing import Any
 
@@ -17,6 +23,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gpt import devices
+from gpt.data.sources import cache_home
+from gpt.errors import UserError
+from gpt.fields import read_fields
+from gpt.files import write_atomic
 from gpt.model import GPTConfig
 from gpt.model.transformer import matmul
 
@@ -25,7 +35,10 @@ CPU_WIDTHS, CPU_ROWS = (96, 256), 512
 ACCELERATOR_WIDTHS, ACCELERATOR_ROWS = (384, 1536), 8192
 # Rounds of a measurement, of which the fastest counts, and seconds of a round.
 ROUNDS, ROUND_S = 5, 0.015
+# The last measurement, and how far from it another one is the same.
+FILE, SAME = 'machine.json', 0.12
 MEMINFO = '/proc/meminfo'
+Rates = dict[str, dict[int, float]]
 CGROUP = '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current'
 
 
@@ -45,7 +58,7 @@ class Machine:
   name: str
   devices: int
   memory: float
-  rates: dict[str, dict[int, float]]
+  rates: Rates
 
   def rate(self, dtype: str, width: int) -> float:
     """FLOP/s of products of a width, interpolated in its logarithm."""
@@ -80,7 +93,39 @@ def measure(num_cpu_devices: int = 0) -> Machine:
     for dtype in dtypes
   }
   memory = memory_of_cpu() if on_cpu else memory_of(jax.local_devices())
-  return Machine(device.platform, device.device_kind, mesh.size, memory, rates)
+  kind = device.platform, device.device_kind, mesh.size
+  if os.environ.get('RGPT_CACHE') != 'off':
+    rates = remembered(cache_home() / FILE, kind, rates)
+  return Machine(*kind, memory, rates)
+
+
+def remembered(path: pathlib.Path, kind: tuple, rates: Rates) -> Rates:
+  """The rates in a file if these, of the same kind, are about the same.
+
+  Otherwise the file gets them; one that cannot be written is no harm.
+  """
+  tree = {
+    'kind': list(kind),
+    'rates': [[d, w, x] for d, of in rates.items() for w, x in of.items()],
+  }
+  try:
+    fields = read_fields(path, max_bytes=1 << 16)
+    before = fields.items('rates', of=list, most=64)
+    same = fields.items('kind') == tree['kind'] and all(
+      a[:2] == b[:2] and abs(a[2] / b[2] - 1) < SAME
+      for a, b in zip(before, tree['rates'], strict=True)
+    )
+    if same:
+      return {
+        dtype: {w: float(x) for d, w, x in before if d == dtype}
+        for dtype in rates
+      }
+  except (UserError, ValueError, TypeError, IndexError):
+    pass
+  with contextlib.suppress(OSError):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(tree).encode())
+  return rates
 
 
 def product_rate(mesh: Mesh, dtype: str, width: int, rows: int) -> float:
