@@ -1,15 +1,15 @@
-"""Constants of law.py, fitted to 20 runs by launch.bench.law."""
+"""Constants of law.py, fitted to 29 runs by launch.bench.law."""
 
 COEFFICIENTS = {
-  'floor': 0.56509,
-  'per_parameter': 0.080322,
-  'parameter_power': 0.28371,
-  'per_byte': 0.22427,
-  'byte_power': 0.43413,
-  'useful_passes': 5.4876,
-  'parameters_per_byte': 0.87838,
-  'entropy_power': 1.1526,
-  'trend': 0.625,
-  'level': -0.16918,
-  'pieces': 0.021524,
+  'floor': 0.84761,
+  'per_parameter': 0.054496,
+  'parameter_power': 0.44134,
+  'per_byte': 0.21766,
+  'byte_power': 0.51843,
+  'useful_passes': 9.9798,
+  'parameters_per_byte': 4.0197,
+  'entropy_power': 1.0356,
+  'trend': -0.061972,
+  'level': -0.22978,
+  'pieces': 0.013768,
 }

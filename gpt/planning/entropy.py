@@ -11,16 +11,16 @@ References:
 """
 
 import dataclasses
-import math
 import re
 
 import numpy as np
 
 from gpt.errors import UserError
 
-# Bytes of context, and what every count of an n-gram gives to shorter ones.
-# Longer contexts know more than the networks that a budget of minutes trains.
-ORDER, DISCOUNT = 3, 0.75
+# What every count of an n-gram gives to shorter ones, by symbols of context.
+# A network that trains for minutes learns all that three symbols say, and of
+# longer contexts only those that come again and again.
+DISCOUNTS = (0.75, 0.75, 0.75, 0.75, 16, 12, 8, 6)
 # Bytes counted, an eighth of them to see what more text gives, bytes scored.
 LARGE, EIGHTH, SCORED = 1 << 19, 3, 1 << 16
 # Lengths of context that are looked for, and how many symbols back.
@@ -35,7 +35,7 @@ class Entropy:
   """What n-grams and repeats find in a text.
 
   Attributes:
-    bits: bits per held-out byte, having counted LARGE bytes.
+    bits: bits per held-out byte, having counted LARGE bytes, or all of them.
     gain: how many of them every doubling of the counted bytes saved.
   """
 
@@ -63,9 +63,7 @@ def measure(train: np.ndarray, held_out: np.ndarray) -> Entropy:
   large = min(LARGE, len(train))
   few = _bits_per_byte(sample(train, large >> EIGHTH), scored)
   many = _bits_per_byte(sample(train, large), scored)
-  gain = (few - many) / EIGHTH
-  # A short text has less to count: as if it went on like this.
-  return Entropy(many - gain * math.log2(LARGE / large), gain)
+  return Entropy(many, (few - many) / EIGHTH)
 
 
 def sample(data: np.ndarray, size: int) -> np.ndarray:
@@ -107,26 +105,25 @@ def _joined(data: np.ndarray) -> np.ndarray:
 def _by_counts(train: np.ndarray, scored: np.ndarray) -> np.ndarray:
   """float64[M]: the probability of each symbol of `scored`.
 
-    p_k(x | c) = max(n(cx) - d, 0) / n(c) + d t(c) / n(c) p_{k-1}(x | c')
+    p_k(x | c) = (max(n(cx) - d_k, 0) + r(c) p_{k-1}(x | c')) / n(c)
 
-  with t(c) different symbols after context c, and c' without its first one.
+  with r(c) what the symbols after context c gave away, the sum of their
+  min(n(cx), d_k), and c' without its first symbol.
   """
   p = np.full(len(scored), 1 / 256)
-  for order in range(ORDER + 1):
+  for order, discount in enumerate(DISCOUNTS):
+    if min(len(train), len(scored)) <= order:
+      break
     keys, counts = np.unique(_ngrams(train, order), return_counts=True)
-    contexts, starts, types = np.unique(
-      keys >> np.uint64(8), return_index=True, return_counts=True
-    )
+    contexts, starts = np.unique(keys >> np.uint64(8), return_index=True)
     totals = np.add.reduceat(counts, starts)
+    given = np.add.reduceat(np.minimum(counts, discount), starts)
     wanted = _ngrams(scored, order)
-    n = _look_up(keys, counts, wanted)
-    in_context = _look_up(contexts, totals, wanted >> np.uint64(8))
-    different = _look_up(contexts, types, wanted >> np.uint64(8))
-    shorter = p[order:]
-    mixed = np.maximum(n - DISCOUNT, 0) + DISCOUNT * different * shorter
-    p[order:] = np.where(
-      in_context > 0, mixed / np.maximum(in_context, 1), shorter
-    )
+    context = wanted >> np.uint64(8)
+    total = _look_up(contexts, totals, context)
+    kept = np.maximum(_look_up(keys, counts, wanted) - discount, 0)
+    mixed = kept + _look_up(contexts, given, context) * p[order:]
+    p[order:] = np.where(total > 0, mixed / np.maximum(total, 1), p[order:])
   return p
 
 
@@ -170,7 +167,7 @@ def _mixed(p: np.ndarray, here: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _ngrams(data: np.ndarray, order: int) -> np.ndarray:
   """uint64[N - order]: each byte and the `order` bytes before it, packed."""
-  length = len(data) - order
+  length = max(0, len(data) - order)
   packed = np.zeros(length, np.uint64)
   for i in range(order + 1):
     packed = packed << np.uint64(8) | data[i : i + length].astype(np.uint64)

