@@ -150,11 +150,17 @@ def get_config() -> ConfigDict:
   opt.plateau_max_reductions = 3
 
   config.data = data = ConfigDict()
-  # Files or globs, comma separated; 'shakespeare' (downloaded once); 'sample'
+  # Files, directories or globs, comma separated: plain text and JSON Lines
+  # (also .gz or .zst), Parquet, nanoGPT's token files (.bin), also those of
+  # hf://datasets/owner/name/...; 'shakespeare' (downloaded once); 'sample'
   # (built in); 'auto': train.txt if it exists, else shakespeare, else sample.
   data.path = 'auto'
-  # 'text' (plain UTF-8), 'lines' (one document per line) or 'chat' (JSON Lines,
-  # a conversation per line, see gpt/data/conversations.py).
+  # Field of JSON Lines or column of Parquet files that holds the text (or, with
+  # data.format=chat, the messages). '': text (of conversations: whole lines of
+  # JSON Lines, messages of Parquet).
+  data.text_field = ''
+  # 'text' (one text, or documents), 'lines' (one document per line) or 'chat'
+  # (conversations, see gpt/data/conversations.py).
   data.format = 'text'
   # 'char', 'sentencepiece' (byte-fallback BPE), 'hf' (byte-level BPE in Hugging
   # Face's format, as in microgpt; extra: hf) or 'randygpt' (a vocab.json).
@@ -171,6 +177,9 @@ def get_config() -> ConfigDict:
   data.document_separator = 'none'
   # Keep every training window inside one document (text; needs a separator).
   data.document_aware = False
+  # Windows of a text: 'random' (drawn with replacement), or 'shuffled' (each
+  # once in an epoch, in an order of its own; for corpora of few epochs).
+  data.order = 'random'
   # Skip lines and conversations longer than block_size instead of cutting them.
   data.skip_long = False
   # Tokens that count in the loss: 'all', or those of the 'assistant' (chat).

@@ -7,7 +7,8 @@ run that learns nothing.
 import math
 from typing import Any
 
-from gpt.data import prepare
+from gpt.data import text_choice
+from gpt.data.text_dataset import ORDERS
 from gpt.data.tokenizer_choice import asked_template
 from gpt.errors import UserError
 from gpt.model import GPTConfig
@@ -83,7 +84,7 @@ def check_config(config: Any) -> None:
 def check_data(data_config: Any) -> None:
   """Raises UserError for keys of config.data that do not go together."""
   format, loss_on = data_config.format, data_config.loss_on
-  prepare.check_format(format)
+  text_choice.check_format(format)
   if loss_on not in LOSSES:
     raise UserError(
       f'data.loss_on {loss_on!r} is not known; allowed: {", ".join(LOSSES)}'
@@ -93,7 +94,18 @@ def check_data(data_config: Any) -> None:
       f'data.loss_on=assistant needs data.format=chat, here it is {format}: '
       'set data.loss_on=all'
     )
+  order = text_choice.order(data_config)
+  if order not in ORDERS:
+    raise UserError(
+      f'data.order {order!r} is not known; allowed: {", ".join(ORDERS)}'
+    )
+  if order != 'random' and data_config.document_aware:
+    raise UserError(
+      f'data.order={order} cuts the text into windows, which '
+      'data.document_aware does by documents: leave one of them out'
+    )
   ignored = {
+    'order': format != 'text' and order != 'random',
     'chat_template': format != 'chat' and asked_template(data_config),
     'skip_long': format == 'text' and data_config.skip_long,
     'packing': format == 'text' and data_config.packing,
@@ -105,10 +117,12 @@ def check_data(data_config: Any) -> None:
     format == 'text'
     and data_config.document_aware
     and data_config.document_separator == 'none'
+    and not text_choice.text_field(data_config)
   ):
     raise UserError(
       'data.document_aware needs documents: --config.data.document_separator '
-      "says what ends one (blank_line, or a mark such as '<|eos|>')"
+      "says what ends one (blank_line, or a mark such as '<|eos|>'); the "
+      'records of --config.data.text_field are documents, too'
     )
   for key, given in ignored.items():
     if given:

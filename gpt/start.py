@@ -68,6 +68,17 @@ def load_data(
       if run.leader:
         shutil.rmtree(run.workdir / 'checkpoints', ignore_errors=True)
       tokenizer = tokenizer_of(init_from, config.data.tokenizer_path)
+  if jax.process_count() > 1:
+    prepare.encode_share(
+      config.data,
+      run.workdir,
+      run.begun,
+      tokenizer,
+      jax.process_index(),
+      jax.process_count(),
+      devices.process_zero_first(),
+    )
+  with devices.process_zero_first():
     tokenizer, corpus = prepare.prepare(
       config.data, run.workdir, run.begun, tokenizer
     )

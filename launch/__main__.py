@@ -25,7 +25,8 @@ GROUPS = {
   'Exchange with other programs': ('export', 'import_model', 'import_rgpt')
   + ('publish',),
   'Measure': ('bench.train', 'bench.decode', 'bench.serve', 'bench.turns')
-  + ('bench.hostile', 'bench.recipes', 'bench.profile', 'bench.law'),
+  + ('bench.hostile', 'bench.recipes', 'bench.profile', 'bench.law')
+  + ('bench.corpora',),
 }
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 USAGE = """\

@@ -1,16 +1,19 @@
 """Conversations in JSON Lines (`data.format='chat'`): reading and cleaning.
 
-Each line is an array of {"role": "user" | "assistant", "content": "..."},
-optionally with a {"role": "system"} turn first. Turns after the last assistant
+Each line, or the field data.text_field of each record, is an array of
+{"role": "user" | "assistant", "content": "..."}, optionally with a
+{"role": "system"} turn first. Turns after the last assistant
 turn carry no targets and are trimmed; a conversation without an assistant turn
 is skipped. gpt/tokenizers/chat_format.py defines the token layout.
 """
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from gpt.data import records
 from gpt.data.sources import Sources
 from gpt.data.text_reader import TextStats, iter_whole_lines
 from gpt.data.token_cache import Encoded, add_unknown
@@ -36,9 +39,18 @@ def parse(line: str, number: int) -> list[dict]:
     ) from e
   except (ValueError, RecursionError) as e:
     raise UserError(f'invalid JSON on line {number}: {e}') from e
+  return check_messages(messages, f'line {number}')
+
+
+def check_messages(messages: Any, where: str) -> list[dict]:
+  """`messages` if they are a conversation; `where` appears in errors.
+
+  Raises:
+    UserError: not an array of messages, or a role is unknown or out of place.
+  """
   if not isinstance(messages, list):
     raise UserError(
-      f'line {number}: expected an array of messages, found '
+      f'{where}: expected an array of messages, found '
       f'{type(messages).__name__}; example: [{{"role": "user", "content": '
       '"hello"}, {"role": "assistant", "content": "hi"}]'
     )
@@ -47,19 +59,19 @@ def parse(line: str, number: int) -> list[dict]:
       message.get('content'), str
     ):
       raise UserError(
-        f'line {number}: message {i + 1} is not '
+        f'{where}: message {i + 1} is not '
         '{"role": "...", "content": "..."} with strings'
       )
     role = message.get('role')
     if role == 'system' and i:
       raise UserError(
-        f'line {number}: only the first message may be a system turn, here it '
+        f'{where}: only the first message may be a system turn, here it '
         f'is message {i + 1}'
       )
     if role not in chat_format.ROLES:
       shown = role if isinstance(role, str) else json.dumps(role)
       raise UserError(
-        f'line {number}: unknown role "{shown[:MOST_QUOTED]}" ({EXPECTED})'
+        f'{where}: unknown role "{shown[:MOST_QUOTED]}" ({EXPECTED})'
       )
   return messages
 
@@ -93,6 +105,11 @@ def iter_located(
 ) -> Iterator[tuple[str, list[dict]]]:
   """Yields ('line 3 [FILE]', conversation), as iter_conversations."""
   for source in sources.items:
+    if source.are_records:
+      for where, value in records.iter_values(source, stats):
+        if messages := clean(check_messages(value, where), stats):
+          yield where, messages
+      continue
     for number, line in iter_whole_lines(source, stats):
       if not line.strip():
         continue

@@ -12,17 +12,18 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from gpt.data import conversations, templated
-from gpt.data.file_kinds import check_not_records
+from gpt.data import conversations, records, templated
+from gpt.data.corpus_tokens import load_or_encode
 from gpt.data.sources import Sources
 from gpt.data.text_dataset import SPLITS, random_uniform
 from gpt.data.text_reader import TextStats, iter_whole_lines
 from gpt.data.token_cache import (
   Encoded,
   EncodedInfo,
+  Encoder,
   encode_pieces,
-  load_or_encode,
 )
+from gpt.data.token_shards import TokenShards
 from gpt.errors import UserError
 from gpt.tokenizers import Tokenizer
 from gpt.tokenizers.chat_format import END_TURN, USER
@@ -51,7 +52,7 @@ class Documents:
     kind: as in gpt.data.sources.Sources.
   """
 
-  tokens: np.ndarray
+  tokens: np.ndarray | TokenShards
   starts: np.ndarray
   ends: np.ndarray
   held_out: np.ndarray
@@ -164,15 +165,18 @@ class TemplatedDocuments(Documents):
 def iter_lines_as_documents(
   sources: Sources, stats: TextStats
 ) -> Iterator[str]:
-  """Yields each nonblank line, without surrounding white space.
+  """Yields each nonblank line or record, without surrounding white space.
 
   Raises:
     UserError: a file cannot be read.
   """
   for source in sources.items:
-    check_not_records(source.name)
-    for _, line in iter_whole_lines(source, stats):
-      if document := line.strip():
+    if source.are_records:
+      texts = records.iter_texts(source, stats)
+    else:
+      texts = (line for _, line in iter_whole_lines(source, stats))
+    for text in texts:
+      if document := text.strip():
         yield document
 
 
@@ -230,6 +234,20 @@ def hold_out(keys: Iterable[Hashable], fraction: float) -> np.ndarray:
   return chosen[group]
 
 
+def encoding_of(
+  tokenizer: Tokenizer, format: str
+) -> tuple[str, Encoder, int | None]:
+  """`separator`, `encode` and `end` of corpus_tokens.load_or_encode.
+
+  Args:
+    format: 'lines' or 'chat'.
+  """
+  if format == 'chat' and tokenizer.chat_template:
+    end = templated.end_value(tokenizer)
+    return templated.name(tokenizer), templated.encode, end
+  return *FORMATS[format], None
+
+
 def open_documents(
   sources: Sources,
   tokenizer: Tokenizer,
@@ -254,12 +272,8 @@ def open_documents(
     UserError: the text has no documents or cannot be read; `val_fraction` is
       out of range.
   """
-  name, encode = FORMATS[format]
-  chat, end = format == 'chat', None
-  by_template = chat and bool(tokenizer.chat_template)
-  if by_template:
-    name, encode = templated.name(tokenizer), templated.encode
-    end = templated.end_value(tokenizer)
+  name, encode, end = encoding_of(tokenizer, format)
+  chat, by_template = format == 'chat', end is not None
   tokens, starts, info = load_or_encode(
     sources, tokenizer, name, cache_dir, tidy, encode, end
   )

@@ -1,21 +1,38 @@
-"""Files that are not text, recognized by their content.
+"""Kinds of files: records and token files by name, others by content.
 
-Training on them would succeed and learn rubbish, so they are refused by name.
+Files that are not text would train without an error, on rubbish. So they are
+refused by name.
 """
 
 import re
 
+from gpt.data.compressed import without_suffix
 from gpt.errors import UserError
 
+# Kinds of sources.
+TEXT, JSONL, PARQUET, TOKENS = 'text', 'jsonl', 'parquet', 'tokens'
+RECORDS = JSONL, PARQUET
+SUFFIXES = {
+  '.txt': TEXT,
+  '.text': TEXT,
+  '.md': TEXT,
+  '.jsonl': JSONL,
+  '.ndjson': JSONL,
+  '.parquet': PARQUET,
+  '.pq': PARQUET,
+  '.bin': TOKENS,
+}
+# Of a record, if data.text_field is not set; of conversations in Parquet.
+DEFAULT_FIELD, CHATS_FIELD = 'text', 'messages'
 HEAD_BYTES = 1 << 14  # Of a file, enough to recognize it.
 HOLE_BYTES = 1 << 20  # NUL bytes in a row that are no text.
-# How files begin that hold no text: what they are, and how to get at it.
 UNPACK = 'unpack it first'
+# How files begin that hold no text: what they are, and how to get at it.
 MAGIC = (
+  (b'PAR1', 'a Parquet file', 'name it .parquet'),
+  (b'\x1f\x8b', 'gzip data within gzip data', UNPACK),
+  (b'\x28\xb5\x2f\xfd', 'zstd data within compressed data', UNPACK),
   (b'PK\x03\x04', 'a zip archive', UNPACK),
-  (b'\x1f\x8b', 'gzip data', 'unpack it (gunzip)'),
-  (b'\x28\xb5\x2f\xfd', 'zstd data', 'unpack it (unzstd)'),
-  (b'PAR1', 'a Parquet file', 'write its text to a .txt file'),
   (b'BZh', 'bzip2 data', 'unpack it (bunzip2)'),
   (b'\xfd7zXZ\0', 'xz data', 'unpack it (unxz)'),
   (b'7z\xbc\xaf\x27\x1c', 'a 7-Zip archive', UNPACK),
@@ -35,9 +52,27 @@ TAR = (257, b'ustar')  # Offset and magic.
 # share of its characters.
 MOST_ODD = 0.3
 FEWEST_ODD = 16
-RECORDS = '.jsonl', '.ndjson'
 ODD = re.compile('[\0-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]')
 UTF16 = b'\xff\xfe', b'\xfe\xff'
+
+
+def kind_of(name: str, field: str = '') -> str:
+  """The kind of a file, by its name: unknown ones are plain text.
+
+  Args:
+    field: data.text_field; with it, .json is JSON Lines, as many data sets
+      have it.
+  """
+  name = without_suffix(name).lower()
+  if field and name.endswith('.json'):
+    return JSONL
+  return SUFFIXES.get(f'.{name.rpartition(".")[2]}', TEXT)
+
+
+def is_listed(name: str, field: str) -> bool:
+  """Whether a directory stands for this file too."""
+  known = (*SUFFIXES, *(('.json',) if field else ()))
+  return without_suffix(name).lower().endswith(known)
 
 
 def check_text(name: str, head: bytes) -> None:
@@ -86,17 +121,6 @@ def check_no_hole(name: str, block: bytes) -> None:
       f'not whole: {len(block):,} bytes in a row are NUL, as in a download '
       'that was cut or a sparse file',
       'get it again',
-    )
-
-
-def check_not_records(name: str) -> None:
-  """Raises UserError for JSON Lines, which are no plain text."""
-  if name.lower().endswith(RECORDS):
-    raise not_text(
-      name,
-      'JSON Lines, not plain text',
-      'set data.format=chat for conversations, write the text of other records '
-      'to a .txt file',
     )
 
 

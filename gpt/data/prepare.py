@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import pathlib
-import shutil
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,33 +15,27 @@ import numpy as np
 
 from gpt.data import record
 from gpt.data.conversations import cleanup_line
+from gpt.data.corpus_tokens import encode_share as encode_part
+from gpt.data.corpus_tokens import is_large, load_or_encode
 from gpt.data.document_dataset import DocumentDataset
-from gpt.data.documents import FORMATS as DOCUMENT_FORMATS
-from gpt.data.documents import Documents, open_documents
-from gpt.data.sources import Sources, find_sources
-from gpt.data.text_dataset import SPLITS, Corpus, TextDataset
-from gpt.data.token_cache import EncodedInfo, load_or_encode
-from gpt.data.tokenizer_choice import (
-  check_same,
-  chosen_template,
-  prepare_tokenizer,
+from gpt.data.documents import Documents, encoding_of, open_documents
+from gpt.data.sources import Sources
+from gpt.data.text_choice import (
+  check_format,
+  find_text,
+  make_tokenizer,
+  order,
 )
+from gpt.data.text_dataset import SPLITS, Corpus, TextDataset
+from gpt.data.token_cache import EncodedInfo
+from gpt.data.token_files import are_tokens, open_tokens
 from gpt.errors import UserError
-from gpt.tokenizers import Tokenizer, load_tokenizer
+from gpt.tokenizers import Tokenizer
 from gpt.tokenizers.base import EOS
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ('text', *DOCUMENT_FORMATS)
 Dataset = TextDataset | DocumentDataset
-
-
-def check_format(format: str) -> None:
-  """Raises UserError unless `format` is one of FORMATS."""
-  if format not in FORMATS:
-    raise UserError(
-      f'data.format {format!r} is not known; allowed: {", ".join(FORMATS)}'
-    )
 
 
 def create_dataset(
@@ -71,6 +64,7 @@ def create_dataset(
       tokenizer,
       config.data.document_aware,
       splits,
+      order(config.data),
     )
   dataset = DocumentDataset(
     corpus,
@@ -109,6 +103,13 @@ def open_data(
       data_config is not allowed.
   """
   check_format(data_config.format)
+  if are_tokens(sources):
+    if data_config.format != 'text':
+      raise UserError(
+        f'data.format={data_config.format} needs text, and '
+        f'{sources.items[0].name} holds tokens: set data.format=text'
+      )
+    return open_tokens(sources, tokenizer, cache_dir, data_config.val_fraction)
   if data_config.format == 'text':
     return open_corpus(
       sources,
@@ -152,7 +153,7 @@ def open_corpus(
     sources: the text.
     tokenizer: encodes it.
     cache_dir, tidy: see token_cache.load_or_encode.
-    document_separator: see text_reader.iter_pieces.
+    document_separator: see pieces.iter_pieces.
     document_aware: whether windows will stay inside documents.
     val_fraction: share of the tokens that validate, 0 to 1.
 
@@ -241,32 +242,16 @@ def prepare(
       no record and no tokenizer then.
   """
   workdir = pathlib.Path(workdir)
-  check_format(data_config.format)
-  recorded = record.read(workdir)
-  sources = find_sources(
-    data_config.path, prefer=recorded.get('kind', '') if begun else ''
-  )
-  if not sources.size:
-    raise UserError(f'the text is empty: {sources.description}')
-  if not begun:
-    recorded = _drop_leftovers(
-      data_config, workdir, recorded, sources, tokenizer
-    )
+  sources, recorded = find_text(data_config, workdir, begun, tokenizer)
   with contextlib.ExitStack() as undo:
-    if not (recorded or begun):
-      # Recorded first, so that an interrupted start can be cleaned up.
-      record.write(workdir, sources.kind, sources.description, '')
-      undo.callback(record.drop, workdir)
-      if not (workdir / 'tokenizer').exists():
-        undo.callback(shutil.rmtree, workdir / 'tokenizer', ignore_errors=True)
-    tokenizer = prepare_tokenizer(
-      data_config, workdir / 'tokenizer', sources, tokenizer
+    tokenizer = make_tokenizer(
+      data_config, workdir, sources, bool(recorded or begun), tokenizer, undo
     )
     corpus = open_data(
       data_config,
       sources,
       tokenizer,
-      data_config.cache_dir or workdir / 'cache',
+      sources.memory or workdir / 'cache',
       tidy=not data_config.cache_dir,
     )
     undo.pop_all()
@@ -283,39 +268,55 @@ def prepare(
   return tokenizer, corpus
 
 
-def _drop_leftovers(
+def encode_share(
   data_config: Any,
-  workdir: pathlib.Path,
-  recorded: dict[str, Any],
-  sources: Sources,
+  workdir: str | os.PathLike,
+  begun: bool,
   tokenizer: Tokenizer | None,
-) -> dict[str, Any]:
-  """Deletes a tokenizer that was made for another text or other settings.
+  share: int,
+  shares: int,
+  in_turn: contextlib.AbstractContextManager[None],
+  wait: bool = True,
+) -> None:
+  """Encodes one process's share of a large corpus; a small one waits.
 
-  Returns:
-    `recorded` if it still holds, or {} if it was deleted too.
+  Every process of a run calls it before `prepare`, which then finds all shards.
+
+  Args:
+    data_config, workdir, begun, tokenizer: see prepare.
+    share, shares: number of the process, from 0, and how many there are.
+    in_turn: lets process 0 make the tokenizer before the others look for it.
+    wait: wait for the shares of the others.
+
+  Raises:
+    UserError: as prepare.
   """
-  if 'text_sha256' not in recorded:
-    return recorded
-  directory = workdir / 'tokenizer'
-  if sources.sha256 == recorded['text_sha256']:
-    try:
-      saved = load_tokenizer(directory)
-      check_same(saved, data_config, tokenizer, directory)
-      if saved.chat_template == _wanted_template(data_config, tokenizer):
-        return recorded
-    except UserError:
-      pass
-  shutil.rmtree(directory, ignore_errors=True)
-  record.drop(workdir)
-  return {}
-
-
-def _wanted_template(data_config: Any, given: Tokenizer | None) -> str:
-  """The chat template the run would start with."""
-  if given is None and data_config.tokenizer_path:
-    given = load_tokenizer(data_config.tokenizer_path)
-  return chosen_template(data_config, given)
+  workdir = pathlib.Path(workdir)
+  with in_turn:
+    sources, recorded = find_text(data_config, workdir, begun, tokenizer)
+    if not is_large(sources):
+      return
+    with contextlib.ExitStack() as undo:
+      known = bool(recorded or begun)
+      tokenizer = make_tokenizer(
+        data_config, workdir, sources, known, tokenizer, undo
+      )
+      undo.pop_all()
+  assert sources.memory
+  name, encode, end = data_config.document_separator, None, None
+  if data_config.format != 'text':
+    name, encode, end = encoding_of(tokenizer, data_config.format)
+  encode_part(
+    sources,
+    tokenizer,
+    name,
+    sources.memory,
+    encode,
+    end,
+    share,
+    shares,
+    wait,
+  )
 
 
 def describe_corpus(corpus: Corpus | Documents) -> str:

@@ -9,17 +9,22 @@ import functools
 import glob
 import hashlib
 import io
+import logging
 import os
 import pathlib
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from gpt.data.file_kinds import check_no_hole
+from gpt.data import file_kinds, hub_datasets
+from gpt.data.compressed import decompressed
+from gpt.data.digests import digests
 from gpt.data.sample_text import sample_text
 from gpt.errors import MOST_QUOTED, UserError, quoted
 from gpt.files import open_file, write_atomic
+
+logger = logging.getLogger(__name__)
 
 SHAKESPEARE_URL = (
   'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/'
@@ -30,7 +35,6 @@ SHAKESPEARE_SHA256 = (
 )
 SHAKESPEARE_FILE = 'tinyshakespeare.txt'
 DOWNLOAD_TIMEOUT_S = 10
-READ_BYTES = 1 << 20
 BUILT_IN = ('shakespeare', 'sample', 'auto')
 # Begins the data.path of a run imported from elsewhere: the rest names files
 # of another machine, which are not read.
@@ -39,17 +43,48 @@ IMPORTED = 'imported:'
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One text: the file `path`, or the bytes `data`. `name` is for messages."""
+  """One text: the file `path`, or `data` or `records` in memory.
+
+  Attributes:
+    name: for messages.
+    path: a file, perhaps compressed.
+    data: bytes, if there is no path.
+    kind: 'text', 'jsonl', 'parquet' or 'tokens'.
+    field: of records, the one with the text; '': whole lines.
+    records: values of a Parquet file's field, if there is no path.
+    first: number of the first line of `data` or of the first of `records`.
+    offset: bytes of the file that come before `data`.
+  """
 
   name: str
   path: pathlib.Path | None = None
   data: bytes | None = None
+  kind: str = file_kinds.TEXT
+  field: str = ''
+  records: tuple[Any, ...] = ()
+  first: int = 1
+  offset: int = 0
 
   def open(self) -> BinaryIO:
-    """A binary reader. Raises UserError if the file cannot be read."""
+    """A reader of the bytes, decompressed.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
     if self.path is None:
       return io.BytesIO(self.data or b'')
-    return open_file(self.path)
+    return decompressed(open_file(self.path), self.name)
+
+  def open_raw(self) -> BinaryIO:
+    """A reader of the bytes as they are stored; raises UserError."""
+    return (
+      io.BytesIO(self.data or b'') if not self.path else open_file(self.path)
+    )
+
+  @property
+  def are_records(self) -> bool:
+    """Whether each record, not the text as a whole, is a document."""
+    return self.kind in file_kinds.RECORDS and bool(self.field)
 
   @property
   def size(self) -> int:
@@ -67,11 +102,13 @@ class Sources:
     kind: 'files', 'shakespeare' or 'sample'.
     items: the texts.
     description: where the text comes from, in words.
+    memory: directory that remembers the hashes of large files; None: none do.
   """
 
   kind: str
   items: tuple[Source, ...]
   description: str
+  memory: pathlib.Path | None = None
 
   @property
   def size(self) -> int:
@@ -97,13 +134,10 @@ class Sources:
   def _hashed(self) -> tuple[list[tuple[int, int]], str]:
     """`_state` before reading, and the hash; the files are read once."""
     state, total = self._state(), hashlib.sha256()
-    for item in self.items:
-      digest = hashlib.sha256()
-      with item.open() as f:
-        while block := f.read(READ_BYTES):
-          check_no_hole(item.name, block)
-          digest.update(block)
-      total.update(f'{item.size} {digest.hexdigest()}\n'.encode())
+    for item, digest in zip(self.items, digests(self.items, self.memory)):
+      total.update(f'{item.size} {digest}\n'.encode())
+      if item.are_records:
+        total.update(f'{item.kind} {item.field}\n'.encode())
     return state, total.hexdigest()
 
   def _state(self) -> list[tuple[int, int]]:
@@ -138,16 +172,21 @@ def imported(path: str) -> str:
 
 
 def find_sources(
-  path: str | os.PathLike | Iterable, prefer: str = ''
+  path: str | os.PathLike | Iterable,
+  prefer: str = '',
+  format: str = 'text',
+  field: str = '',
 ) -> Sources:
   """Finds the text that `data.path` names.
 
   Args:
-    path: files or globs (a string with commas, a list or a tuple), 'sample',
-      'shakespeare' or 'auto' (train.txt in the working directory, else
-      tinyshakespeare if available, else the sample).
+    path: files, directories, globs or hf://datasets/ addresses (a string with
+      commas, a list or a tuple), 'sample', 'shakespeare' or 'auto' (train.txt
+      in the working directory, else tinyshakespeare if available, else the
+      sample).
     prefer: for 'auto', the `kind` that the run used before, so a resumed run
       does not switch texts when a network or a file becomes available.
+    format, field: data.format and data.text_field.
 
   Raises:
     UserError: nothing was found, tinyshakespeare is not available, or `path`
@@ -169,37 +208,80 @@ def find_sources(
     return _auto(prefer)
   if not patterns:
     raise UserError(
-      'data.path is empty: give text files or globs, or shakespeare, sample '
-      'or auto'
+      'data.path is empty: give text files, directories or globs, or '
+      'shakespeare, sample or auto'
     )
-  return _files(patterns)
+  return _files(patterns, format, field)
 
 
-def _files(patterns: list[str]) -> Sources:
+def _files(
+  patterns: list[str], format: str = 'text', field: str = ''
+) -> Sources:
   paths: dict[str, None] = {}
   for pattern in patterns:
     expanded = os.path.expanduser(pattern)
+    if pattern.startswith(hub_datasets.SCHEME):
+      expanded = hub_datasets.download(pattern)
     if os.path.isfile(expanded):
       paths[expanded] = None
+      continue
+    if os.path.isdir(expanded):
+      paths.update(dict.fromkeys(_in_directory(expanded, field)))
       continue
     found = sorted(glob.glob(expanded, recursive=True))
     found = [p for p in found if os.path.isfile(p)]
     if not found:
-      what = 'is a directory' if os.path.isdir(expanded) else 'does not exist'
-      if what != 'is a directory' and os.path.lexists(expanded):
+      what = 'does not exist'
+      if os.path.lexists(expanded):
         what = 'is no file but a pipe, a device or a broken link'
       if glob.has_magic(pattern):
         what = 'matches no file'
       raise UserError(
         f'the text {pattern} {what} (working directory: {os.getcwd()}). Give '
-        'files or globs such as data/*.txt, or one of shakespeare, sample, auto'
+        'files, directories or globs such as data/*.txt, or one of '
+        'shakespeare, sample, auto'
       )
     paths.update(dict.fromkeys(found))
-  items = tuple(Source(p, pathlib.Path(p)) for p in paths)
+  items = tuple(_source(path, format, field) for path in paths)
   names = ', '.join(i.name for i in items[:3])
   if len(items) > 3:
-    names += f' and {len(items) - 3} more'
+    names += f' and {len(items) - 3:,} more'
   return Sources('files', items, names)
+
+
+def _in_directory(directory: str, field: str) -> list[str]:
+  """The text files in a directory and those below it, in order of names."""
+  found, others = [], []
+  for folder, folders, names in os.walk(directory):
+    folders[:] = sorted(name for name in folders if not name.startswith('.'))
+    for name in sorted(names):
+      if not name.startswith('.'):
+        listed = file_kinds.is_listed(name, field)
+        (found if listed else others).append(os.path.join(folder, name))
+  if not found:
+    holds = f'{len(others):,} others, such as {others[0]}' if others else 'none'
+    raise UserError(
+      f'the text {directory} is a directory without files named '
+      f'{", ".join(file_kinds.SUFFIXES)} (or these with .gz or .zst): it holds '
+      f'{holds}. Give a glob to read files of other names as text'
+    )
+  if others:
+    logger.info(
+      f'data: {directory} has {len(others):,} files of other kinds, which are '
+      f'not read, such as {others[0]}'
+    )
+  return sorted(found)
+
+
+def _source(path: str, format: str, field: str) -> Source:
+  """The source of a file: what its name says it is."""
+  kind = file_kinds.kind_of(path, field)
+  default = file_kinds.DEFAULT_FIELD
+  if format == 'chat':  # Each line is a conversation, without a field.
+    default = file_kinds.CHATS_FIELD if kind == file_kinds.PARQUET else ''
+  if kind not in file_kinds.RECORDS:
+    default = field = ''
+  return Source(path, pathlib.Path(path), kind=kind, field=field or default)
 
 
 def _sample() -> Sources:

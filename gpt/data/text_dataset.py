@@ -12,13 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpt.data.shuffle import permuted
 from gpt.data.token_cache import EncodedInfo
+from gpt.data.token_shards import TokenShards
 from gpt.errors import UserError
 from gpt.tokenizers import Tokenizer
 
 SPLITS = ('train', 'val', 'all')
 # Random streams: the last word of the initial Philox counter.
 TRAIN_STREAM, EVAL_STREAM = 0, 1
+OFFSET_STREAM = 5  # documents.py and document_dataset.py use 2, 3 and 4.
+ORDERS = ('random', 'shuffled')
 
 Batch = dict[str, np.ndarray]
 
@@ -37,7 +41,7 @@ class Corpus:
     kind: as in gpt.data.sources.Sources.
   """
 
-  tokens: np.ndarray
+  tokens: np.ndarray | TokenShards
   doc_starts: np.ndarray
   n_train: int
   description: str
@@ -111,6 +115,7 @@ class TextDataset:
     tokenizer: Tokenizer,
     document_aware: bool = False,
     splits: Iterable[str] = ('train', 'val'),
+    order: str = 'random',
   ) -> None:
     """Checks that the splits are long enough.
 
@@ -122,6 +127,8 @@ class TextDataset:
       tokenizer: the one that encoded the corpus.
       document_aware: keep windows inside documents.
       splits: the splits that will be used.
+      order: of the training windows: 'random', drawn with replacement, or
+        'shuffled', every window of an epoch once.
 
     Raises:
       UserError: a split is too short for one window.
@@ -131,6 +138,7 @@ class TextDataset:
     self.batch_size = batch_size
     self.seed = seed
     self.document_aware = document_aware
+    self.order = order
     self._bos, self._eos = tokenizer.bos_id, tokenizer.eos_id
     # int32[V]: UTF-8 bytes of each token, for bits per byte.
     self.bytes_V = np.array(
@@ -164,7 +172,10 @@ class TextDataset:
       tokens[:, 1:]; rows int32[B], indices into the whole batch. T is
       block_size.
     """
-    windows = self._choose('train', self._draws(step)[rows])
+    if self.order == 'shuffled':
+      windows = self._shuffled(step)[rows]
+    else:
+      windows = self._choose('train', self._draws(step)[rows])
     batch = self._read(windows)
     batch['rows'] = np.arange(self.batch_size, dtype=np.int32)[rows]
     return batch
@@ -207,6 +218,23 @@ class TextDataset:
     """float64[B, 2] in [0, 1): the random draws of a step's windows."""
     n = 2 * self.batch_size
     return random_uniform(self.seed, step, TRAIN_STREAM, n).reshape(-1, 2)
+
+  def _shuffled(self, step: int) -> list[Window]:
+    """The windows of a step; those of an epoch do not overlap.
+
+    An epoch has whole batches only. Its windows begin at an offset of its own,
+    so that no target is always the first of its window.
+    """
+    first, end = self.corpus.bounds('train')
+    T, B = self.block_size, self.batch_size
+    n = (end - first - T) // T  # With room for the offset.
+    if n < B:  # Too few for a batch: a text of a page or two.
+      return self._choose('train', self._draws(step))
+    epoch, i = divmod(step, n // B)
+    offset = int(random_uniform(self.seed, epoch, OFFSET_STREAM, 1)[0] * T)
+    numbers = permuted(np.arange(i * B, (i + 1) * B), n, self.seed, epoch)
+    starts = first + offset + numbers * T
+    return [Window(start, end, False) for start in starts.tolist()]
 
   def _choose(self, split: str, draws: np.ndarray) -> list[Window]:
     """The windows that the float64[n, 2] `draws` select."""

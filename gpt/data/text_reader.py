@@ -1,25 +1,23 @@
-"""Reads text files in bounded memory: repairs them and splits documents.
+"""Reads text files in bounded memory and repairs them.
 
-Callers get str with '\\n' line ends, in blocks that end at a line or a
-document. Every repair is counted, so it can be logged.
+Callers get str with '\\n' line ends, in blocks that end at a line. Every repair
+is counted, so it can be logged.
 """
 
 import codecs
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator
 
-from gpt.data.file_kinds import check_no_hole, check_not_records, check_text
-from gpt.data.sources import Source, Sources
+from gpt.data.file_kinds import check_no_hole, check_text
+from gpt.data.sources import Source
 from gpt.errors import UserError
-from gpt.tokenizers.base import EOS, iter_lines
+from gpt.tokenizers.base import iter_lines
 
 READ_BYTES = 1 << 20
 # A longer line is encoded in pieces of this many characters.
 MAX_LINE_CHARS = 1 << 20
 # A line that is a document is encoded at once, in up to 200 bytes a character.
 MAX_DOCUMENT_CHARS = 1 << 22
-LITERAL = re.compile(r'<[^<>\s]+>')
 
 
 @dataclasses.dataclass
@@ -40,6 +38,11 @@ class TextStats:
   trimmed: int = 0
   skipped: int = 0
   eos_marks: int = 0
+
+  def add(self, other: 'TextStats') -> None:
+    """Adds the counts of another part of the text."""
+    for name, count in dataclasses.asdict(other).items():
+      setattr(self, name, getattr(self, name) + count)
 
   def repairs(self) -> str:
     """The repairs in words; '' if the text was clean."""
@@ -66,10 +69,13 @@ def iter_text(source: Source, stats: TextStats) -> Iterator[str]:
   """
   decoder = codecs.getincrementaldecoder('utf-8')('replace')
   raw_tail, held, replaced, genuine = b'', '', 0, 0
-  first = True
+  first = not source.offset
+  # Blocks of a file are cut where they would be cut in the whole file.
+  size = READ_BYTES - source.offset % READ_BYTES
   with source.open() as f:
     while True:
-      raw = f.read(READ_BYTES)
+      raw = f.read(size)
+      size = READ_BYTES
       if first:
         check_text(source.name, raw)
       check_no_hole(source.name, raw)
@@ -136,7 +142,7 @@ def iter_whole_lines(
   Raises:
     UserError: a line of more than MAX_DOCUMENT_CHARS characters.
   """
-  number, held, size = 1, [], 0
+  number, held, size = source.first, [], 0
   for block in iter_blocks(iter_text(source, stats)):
     for part in iter_lines(block):
       held.append(part.removesuffix('\n'))
@@ -152,77 +158,3 @@ def iter_whole_lines(
         number, held, size = number + 1, [], 0
   if held:
     yield number, ''.join(held)
-
-
-def iter_pieces(
-  sources: Sources, separator: str, stats: TextStats
-) -> Iterator[str | None]:
-  """Yields pieces of text, and None between documents.
-
-  Args:
-    sources: the files.
-    separator: 'none' (all files are one text, joined at a line end);
-      'blank_line' (one or more blank lines, which are dropped, separate
-      documents); or a literal in angle brackets such as '<|eos|>' (it
-      separates documents, the text around it stays unchanged). With the last
-      two, each file starts a new document.
-    stats: counts of what was read.
-
-  Raises:
-    UserError: the separator is unknown, or a file cannot be read.
-  """
-  literal = separator if LITERAL.fullmatch(separator) else ''
-  if not literal and separator not in ('none', 'blank_line'):
-    raise UserError(
-      f'data.document_separator {separator!r} is not known; allowed: none, '
-      f'blank_line, or a literal in angle brackets such as {EOS}'
-    )
-  last: str | None = ''  # The previous piece; None after a document's end.
-  for source in sources.items:
-    check_not_records(source.name)
-    # Empty files need no join.
-    joined = not last or (separator == 'none' and last.endswith('\n'))
-    blocks = iter_blocks(iter_text(source, stats), literal)
-    pieces: Iterable[str | None] = blocks
-    if literal:
-      pieces = _split_literal(blocks, literal)
-    elif separator == 'blank_line':
-      pieces = _split_blank(blocks)
-    for last in pieces:
-      if not joined:
-        joined = True
-        yield '\n' if separator == 'none' else None
-      if separator == 'none' and last:
-        stats.eos_marks += last.count(EOS)
-      yield last
-
-
-def _split_literal(blocks: Iterable[str], literal: str) -> Iterator[str | None]:
-  for block in blocks:
-    for i, part in enumerate(block.split(literal)):
-      if i:
-        yield None
-      if part:
-        yield part
-
-
-def _split_blank(blocks: Iterable[str]) -> Iterator[str | None]:
-  started = ended = line_open = False
-  for block in blocks:
-    kept: list[str] = []
-    for line in iter_lines(block):
-      # A cut line continues in the next block; its rest is not a blank line.
-      if not line_open and not line.strip():
-        ended = started
-        continue
-      if ended:
-        if kept:
-          yield ''.join(kept)
-          kept = []
-        yield None
-        ended = False
-      started = True
-      kept.append(line)
-      line_open = not line.endswith('\n')
-    if kept:
-      yield ''.join(kept)

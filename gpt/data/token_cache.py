@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import sys
 import time
 import zlib
@@ -23,8 +24,9 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from gpt.data.pieces import iter_pieces
 from gpt.data.sources import Sources
-from gpt.data.text_reader import MAX_LINE_CHARS, TextStats, iter_pieces
+from gpt.data.text_reader import MAX_LINE_CHARS, TextStats
 from gpt.errors import UserError
 from gpt.fields import Fields
 from gpt.files import read_json, remove_leftovers, replacing, write_atomic
@@ -90,6 +92,11 @@ def corpus_fingerprint(
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def base_of(directory: pathlib.Path, fingerprint: str) -> pathlib.Path:
+  """The path of a token file and its side file, without a suffix."""
+  return directory / f'tokens-{fingerprint[:16]}'
+
+
 def load_or_encode(
   sources: Sources,
   tokenizer: Tokenizer,
@@ -104,7 +111,7 @@ def load_or_encode(
   Args:
     sources: the text.
     tokenizer: encodes it; its EOS id ends each document.
-    separator: see text_reader.iter_pieces; with `encode`, a name for that
+    separator: see pieces.iter_pieces; with `encode`, a name for that
       encoder that is not a separator.
     directory: of the token files. Runs and processes may share it: each
       writes its own temporary file and renames it.
@@ -127,7 +134,7 @@ def load_or_encode(
   largest = tokenizer.vocab_size - 1 if end is None else end
   fingerprint = corpus_fingerprint(text_sha256, tokenizer, separator, largest)
   directory = pathlib.Path(directory)
-  base = directory / f'tokens-{fingerprint[:16]}'
+  base = base_of(directory, fingerprint)
   info = _read_valid(base, fingerprint)
   if info is None:
     try:
@@ -147,7 +154,9 @@ def load_or_encode(
           f'{sources.description} changed while it was being encoded: try '
           'again once nothing writes to it'
         )
-      _remove_leftovers(directory, base if tidy else None)
+      remove_leftovers(directory)
+      if tidy:
+        remove_others(directory, base)
     except OSError as e:
       raise UserError(
         f'cannot write the token cache in {directory}: {e.strerror}; free '
@@ -215,17 +224,21 @@ def find_token(
 
 
 def encode_pieces(
-  pieces: Iterable[str | None], tokenizer: Tokenizer, unknown: dict[str, int]
+  pieces: Iterable[str | None],
+  tokenizer: Tokenizer,
+  unknown: dict[str, int],
+  continues: bool = False,
 ) -> Encoded:
   """Encodes pieces of text; None, the end of a document, becomes EOS.
 
   Args:
-    pieces: from text_reader.iter_pieces.
+    pieces: from pieces.iter_pieces.
     tokenizer: encodes them.
     unknown: gets the counts of characters that encoding drops.
+    continues: the first piece continues a document.
   """
   eos = np.array([tokenizer.eos_id], np.int32)
-  encode = tokenizer.encode
+  encode = tokenizer.encode_more if continues else tokenizer.encode
   for piece in pieces:
     if piece is None:
       encode = tokenizer.encode
@@ -308,12 +321,11 @@ def _encode_file(
   return info
 
 
-def _remove_leftovers(
-  directory: pathlib.Path, keep: pathlib.Path | None
-) -> None:
-  """Deletes old temporary files; with `keep`, every other token file too."""
-  remove_leftovers(directory)
-  if keep:
-    for path in directory.glob('tokens-*.*'):
-      if path.stem != keep.name:
-        path.unlink(missing_ok=True)
+def remove_others(directory: pathlib.Path, keep: pathlib.Path) -> None:
+  """Removes the tokens of other texts or tokenizers from a cache."""
+  for path in directory.glob('tokens-*.*'):
+    if path.stem != keep.name:
+      path.unlink(missing_ok=True)
+  for path in directory.glob('corpus-*'):
+    if path.name != keep.name:
+      shutil.rmtree(path, ignore_errors=True)

@@ -9,8 +9,11 @@ from typing import Any
 
 from gpt.data.conversations import iter_texts
 from gpt.data.documents import iter_lines_as_documents
+from gpt.data.pieces import iter_pieces
 from gpt.data.sources import Sources
-from gpt.data.text_reader import TextStats, iter_pieces
+from gpt.data.text_reader import TextStats
+from gpt.data.text_sample import sample
+from gpt.data.token_files import are_tokens
 from gpt.errors import UserError
 from gpt.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 from gpt.tokenizers.base import BOS, EOS, META_FILE
@@ -155,8 +158,19 @@ def check_same(
 
 
 def _texts(data_config: Any, sources: Sources) -> Iterator[str]:
-  """Yields the text of `sources`, without separators."""
+  """Yields the text of `sources`, or a sample, without separators.
+
+  Raises:
+    UserError: they hold tokens, not text.
+  """
+  if are_tokens(sources):
+    raise UserError(
+      f'{sources.items[0].name} holds tokens: name the tokenizer that made '
+      'them with --config.data.tokenizer_path'
+    )
   stats = TextStats()
+  if data_config.tokenizer != 'char':  # Which needs every character.
+    sources = sample(sources, whole_lines=data_config.format != 'text')
   if data_config.format == 'chat':
     yield from iter_texts(sources, stats)
   elif data_config.format == 'lines':

@@ -119,6 +119,8 @@ def read_config(workdir: str | os.PathLike) -> dict | None:
     groups['opt'].text('lora_targets')
   groups['data'].text('chat_template', '')
   top.text('budget', '', most=40)
+  groups['data'].text('text_field', '')
+  groups['data'].text('order', '')
   return config
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from gpt import devices, unfinished
-from gpt.data import prepare
+from gpt.data import prepare, text_choice
 from gpt.data.prepare import Dataset
 from gpt.data.sources import find_sources
 from gpt.errors import UserError
@@ -57,7 +57,10 @@ def open_dataset(
   )
   before = loaded.data
   sources = find_sources(
-    path or config.data.path, prefer='' if path else before.get('kind', '')
+    path or config.data.path,
+    '' if path else before.get('kind', ''),
+    config.data.format,
+    text_choice.text_field(config.data),
   )
   with unfinished.temporary_directory('rgpt-evaluate') as temporary:
     own_cache = config.data.cache_dir or workdir / 'cache'

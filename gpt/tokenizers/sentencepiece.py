@@ -36,6 +36,7 @@ SPACE = '\u2581'  # How SentencePiece writes a space.
 # SentencePiece reads U+2581 as a space (its issue 863, "won't fix").
 SPACE_PIECES = ('<0xE2>', '<0x96>', '<0x81>')
 TRAIN_BYTES = 10_000_000
+SLACK = 1.25
 MAX_ITEM_CHARS = 100_000  # Items above max_sentence_length vanish silently.
 MAX_WORD_CHARS = 100  # To learn from: a merge takes time for a whole word.
 LONG_WORD = re.compile(
@@ -119,7 +120,8 @@ class SentencePieceTokenizer(BaseTokenizer):
     return out[0] if len(out) == 1 else np.concatenate(out)
 
   def _encode_lines(self, lines: list[str]) -> np.ndarray:
-    ids = [i for line in self._sp.encode(lines) for i in line]
+    encoded = self._sp.encode(lines, num_threads=_threads())
+    ids = [i for line in encoded for i in line]
     return np.array(ids, np.int32)
 
   def _files(self) -> dict[str, bytes]:
@@ -127,6 +129,11 @@ class SentencePieceTokenizer(BaseTokenizer):
 
   def _meta(self) -> dict[str, Any]:
     return {'model': MODEL_FILE}
+
+
+def _threads() -> int:
+  """Threads of SentencePiece for a list of lines; -1: one per core."""
+  return int(os.environ.get('RGPT_TOKENIZER_THREADS', -1))
 
 
 def _line_batches(text: str) -> Iterator[list[str]]:
@@ -154,11 +161,11 @@ def sample_lines(
   """A reproducible uniform sample of lines of at most `max_bytes`.
 
   One pass in bounded memory: each line draws a number in [0, 1) and stays while
-  that is below a threshold, which is halved when the lines exceed the limit.
-  SentencePiece's own sampling is not reproducible.
+  that is below a threshold, which falls when the lines exceed the limit by
+  SLACK. SentencePiece's own sampling is not reproducible.
 
   Returns:
-    (lines in their order, fraction of lines kept: 1, 1/2, 1/4, ...).
+    (lines in their order, about the fraction of lines kept).
   """
   rng = random.Random(seed)
   kept: list[tuple[float, int, str]] = []
@@ -173,11 +180,25 @@ def sample_lines(
           size = len(item.encode('utf-8', 'replace'))
           kept.append((draw, size, item))
           held += size
-          while held > max_bytes and len(kept) > 1:
-            threshold /= 2
-            kept = [k for k in kept if k[0] < threshold]
+          if held > SLACK * max_bytes:
+            kept, threshold = _lowest(kept, max_bytes)
             held = sum(k[1] for k in kept)
+  if held > max_bytes:
+    kept, threshold = _lowest(kept, max_bytes)
   return [k[2] for k in kept], threshold
+
+
+def _lowest(
+  drawn: list[tuple[float, int, str]], max_bytes: int
+) -> tuple[list[tuple[float, int, str]], float]:
+  """The lines with the lowest draws that fit, at least one; the threshold."""
+  order = sorted(drawn)
+  sizes = np.cumsum([size for _, size, _ in order])
+  n = max(1, int(np.searchsorted(sizes, max_bytes, 'right')))
+  if n == len(order):
+    return drawn, 1.0
+  threshold = order[n][0]
+  return [line for line in drawn if line[0] < threshold], threshold
 
 
 def training_lines(texts: Iterable[str], max_bytes: int) -> list[str]:

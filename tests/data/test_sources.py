@@ -50,7 +50,7 @@ def test_files_are_joined_at_a_line_end(tmp_path):
   [
     ('missing.txt', 'does not exist'),
     ('*.nothing', 'matches no file'),
-    ('.', 'is a directory'),
+    ('.', 'is a directory without files named'),
     ('', 'is empty'),
     ([], 'is empty'),
   ],

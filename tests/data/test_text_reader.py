@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.data import prepare, sources, text_reader
+from gpt.data.pieces import iter_pieces
 from gpt.errors import UserError
 from gpt.tokenizers import EOS, build_tokenizer
 from tests.support import data_tools
@@ -27,7 +28,7 @@ relaxed = settings(deadline=None, max_examples=100)
 def documents_of(separator, *texts):
   """Documents of in-memory texts, joined from their pieces."""
   docs = ['']
-  for piece in text_reader.iter_pieces(
+  for piece in iter_pieces(
     memory_source(*texts), separator, text_reader.TextStats()
   ):
     if piece is None:
@@ -147,9 +148,7 @@ def test_documents_do_not_depend_on_block_sizes(docs, size, longest):
 def test_long_lines_are_read_in_pieces():
   n = 2 * text_reader.MAX_LINE_CHARS + 5
   source = memory_source('x' * n + '\n')
-  pieces = list(
-    text_reader.iter_pieces(source, 'none', text_reader.TextStats())
-  )
+  pieces = list(iter_pieces(source, 'none', text_reader.TextStats()))
   assert ''.join(pieces) == 'x' * n + '\n'
   limit = text_reader.MAX_LINE_CHARS + text_reader.READ_BYTES
   assert max(map(len, pieces)) <= limit

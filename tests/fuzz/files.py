@@ -8,8 +8,9 @@ import numpy as np
 
 from configs import default, smoke
 from gpt.data import conversations, record, token_cache
+from gpt.data.pieces import iter_pieces
 from gpt.data.sources import find_sources
-from gpt.data.text_reader import TextStats, iter_pieces
+from gpt.data.text_reader import TextStats
 from gpt.errors import UserError
 from gpt.formats import (
   architectures,

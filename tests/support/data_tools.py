@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from gpt.data import prepare, sources, text_reader
+from gpt.data import pieces, prepare, sources, text_reader
 from gpt.data.sample_text import sample_text
 from gpt.tokenizers import CharTokenizer
 
@@ -65,7 +65,7 @@ def read_all(path, separator='none'):
   """(pieces, TextStats) of the files that `path` names."""
   stats = text_reader.TextStats()
   found = sources.find_sources(path)
-  return list(text_reader.iter_pieces(found, separator, stats)), stats
+  return list(pieces.iter_pieces(found, separator, stats)), stats
 
 
 def read_text(path):

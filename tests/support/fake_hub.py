@@ -181,7 +181,9 @@ class Handler(BaseHTTPRequestHandler):
     token = self.headers.get('Authorization', '').removeprefix('Bearer ')
     self.user = self.hub.tokens.get(token)
     self.token = token
-    return urllib.parse.unquote(self.path.partition('?')[0])
+    path = urllib.parse.unquote(self.path.partition('?')[0])
+    # Data sets have addresses of their own; here they are repositories, too.
+    return re.sub('^(/api)?/datasets/', lambda m: API if m[1] else '/', path)
 
   def _refused(self, repo) -> bool:
     """Answers what must not be read by this client."""
