@@ -81,6 +81,7 @@ CALLED_BY_LIBRARIES = {
   'one_text',  # pydantic
   'preflight_response',  # starlette
   'read_format_and_includes',  # pydantic
+  'readinto',  # io
   'read_structure',  # pydantic
   'read_tools',  # pydantic
   'refuse_foreign',  # pydantic

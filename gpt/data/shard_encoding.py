@@ -4,6 +4,7 @@ A shard that is complete stays, whatever happens to the process: the same
 command goes on with the next one.
 """
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -136,15 +137,14 @@ def load(
   totals.crc32 = zlib.crc32(np.array(crcs, '<u4').tobytes())
   stamps = {n: token_shards.stamp(corpus.directory / n) for n in infos}
   if stamps != known:
-    token_shards.write_sealed(
-      manifest,
-      {
-        **dataclasses.asdict(totals),
-        'files': [s.name for s in corpus.sources.items],
-        'shards': {n: info.n_tokens for n, info in infos.items()},
-        'checked': stamps,
-      },
-    )
+    values = {
+      **dataclasses.asdict(totals),
+      'files': [s.name for s in corpus.sources.items],
+      'shards': {n: info.n_tokens for n, info in infos.items()},
+      'checked': stamps,
+    }
+    with contextlib.suppress(OSError):  # A cache that only may be read.
+      token_shards.write_sealed(manifest, values)
   files = [
     (corpus.directory / f'{name}.bin', info.n_tokens, 0)
     for name, info in infos.items()

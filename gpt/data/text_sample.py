@@ -56,6 +56,9 @@ def _blocks(
         first = data.find(b'\n') + 1 if grid else 0
         if whole := data[first : data.rfind(b'\n') + 1]:
           offset = grid * READ_BYTES + first
+          name = source.name
+          if offset:  # Lines are counted from here.
+            name += f', from byte {offset:,} on'
           yield dataclasses.replace(
-            source, path=None, data=whole, offset=offset
+            source, name=name, path=None, data=whole, offset=offset
           )

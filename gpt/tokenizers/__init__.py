@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from gpt.errors import UserError, quoted
 from gpt.fields import Fields, read_fields
 from gpt.files import read_bytes, read_json
+from gpt.tokenizers import gpt2_files
 from gpt.tokenizers.base import (
   BOS,
   CHECKSUM,
@@ -205,6 +206,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     for directory in (path / 'tokenizer', path):
       if os.path.lexists(directory / META_FILE):
         return _with_template(_load_directory(directory), directory)
+    if gpt2_files.find_files(path):
+      return read_tokenizer(path, guess=True)
     for name in (VOCAB_FILE, MODEL_FILE):
       if (path / name).is_file():
         return load_tokenizer(path / name)
@@ -222,8 +225,13 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
   if path.name == META_FILE:
     return _with_template(_load_directory(path.parent), path.parent)
   if path.suffix == '.json':
-    if is_hf_json(_parsed(path)):
-      return read_hf_json(path)
+    spec = _parsed(path)
+    if is_hf_json(spec):
+      if marks_documents(spec):
+        return read_hf_json(path)
+      return read_tokenizer(path.parent, file=path.name, guess=True)
+    if gpt2_files.find_files(path.parent):
+      return read_tokenizer(path.parent, file='', guess=True)
     return read_vocab_json(path)
   return read_sentencepiece(path)
 

@@ -12,21 +12,30 @@ from typing import Any
 from gpt.errors import UserError
 from gpt.fields import Fields, read_fields
 from gpt.files import parse_json, read_bytes
-from gpt.tokenizers import sentencepiece_json
+from gpt.tokenizers import gpt2_files, sentencepiece_json
 from gpt.tokenizers.base import MAX_FILE_BYTES
 from gpt.tokenizers.huggingface import HfTokenizer, is_hf_json
 from gpt.tokenizers.template_files import CONFIG, template_in
 
 TOKENIZER, MODEL = 'tokenizer.json', 'tokenizer.model'
+# Tokens that end a text where no file beside the tokenizer names one.
+ENDS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '<|eos|>')
 NAMES = (CONFIG, 'special_tokens_map.json')
 IDS = ('generation_config.json', 'config.json')
 Path = str | os.PathLike[str]
 
 
-def read_tokenizer(directory: Path, vocab_size: int = 0) -> HfTokenizer:
+def read_tokenizer(
+  directory: Path,
+  vocab_size: int = 0,
+  file: str = TOKENIZER,
+  guess: bool = False,
+) -> HfTokenizer:
   """Reads the tokenizer of a model directory.
 
   Args:
+    file: name of its tokenizer.json.
+    guess: take a token of a usual name for EOS if no file names it.
     vocab_size: rows of the model's embedding; 0: as many as tokens.
 
   Raises:
@@ -34,7 +43,8 @@ def read_tokenizer(directory: Path, vocab_size: int = 0) -> HfTokenizer:
       embedding, or nothing names the token that ends a text.
   """
   directory = pathlib.Path(directory)
-  path = directory / TOKENIZER
+  path = directory / file
+  pair = gpt2_files.find_files(directory)
   bos = eos = None
   if path.is_file():
     data = read_bytes(path, MAX_FILE_BYTES)
@@ -51,12 +61,18 @@ def read_tokenizer(directory: Path, vocab_size: int = 0) -> HfTokenizer:
       raise UserError(f'{path}: {e}') from e
     bos, eos = pieces.name(pieces.bos), pieces.name(pieces.eos)
     texts = dict(enumerate(pieces.texts))
+  elif pair:
+    path = pair[0]
+    data = gpt2_files.to_tokenizer_json(*pair)
+    texts = _texts_by_id(parse_json(data, path))
   else:
     raise UserError(
       f'{directory} has no tokenizer: expected {TOKENIZER} or {MODEL}'
     )
   bos = _named(directory, 'bos', texts) or bos
   eos = _named(directory, 'eos', texts) or eos
+  if not (bos or eos) and guess:
+    eos = next((name for name in ENDS if name in texts.values()), None)
   if not (bos or eos):
     raise UserError(
       f'{directory}: nothing names the token that ends a text: add '

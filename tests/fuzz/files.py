@@ -1,5 +1,6 @@
 """Real files of every kind, small, and how each is read."""
 
+import gzip
 import json
 import shutil
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 
 from configs import default, smoke
-from gpt.data import conversations, record, token_cache
+from gpt.data import conversations, record, token_cache, token_files
 from gpt.data.pieces import iter_pieces
 from gpt.data.sources import find_sources
 from gpt.data.text_reader import TextStats
@@ -273,6 +274,31 @@ def read_hf_json(path):
 
 def make_text(path):
   (path / 'text.txt').write_text(TEXT)
+
+
+def make_records(path):
+  lines = [json.dumps({'text': line}) for line in TEXT.splitlines()[:30]]
+  (path / 'a.jsonl').write_text('\n'.join(lines))
+  (path / 'b.jsonl.gz').write_bytes(gzip.compress('\n'.join(lines).encode()))
+
+
+def read_records(path):
+  sources = find_sources([path / 'a.jsonl', path / 'b.jsonl.gz'])
+  return [x or '' for x in iter_pieces(sources, 'none', TextStats())]
+
+
+def make_token_file(path):
+  header = np.zeros(256, '<i4')
+  header[:3] = 20240520, 1, 300
+  ids = np.arange(300) % char().vocab_size
+  (path / 'a.bin').write_bytes(header.tobytes() + ids.astype('<u2').tobytes())
+
+
+def read_token_file(path):
+  corpus = token_files.open_tokens(
+    find_sources(path / 'a.bin'), char(), path / 'cache', 0.1
+  )
+  return np.array(corpus.tokens)
 
 
 def make_cache(path):

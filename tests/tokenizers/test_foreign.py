@@ -263,3 +263,38 @@ def test_models_that_change_text_are_refused(tmp_path, options, message):
   (tmp_path / 'tokenizer.model').write_bytes(model)
   with pytest.raises(UserError, match=message):
     read_tokenizer(tmp_path)
+
+
+def test_gpt2s_own_files_are_its_tokenizer(tmp_path):
+  foreign.write(tmp_path / 'gpt2', 'gpt2')
+  spec = json.loads((tmp_path / 'gpt2' / 'tokenizer.json').read_text())
+  vocab = spec['model']['vocab'] | {
+    token['content']: token['id'] for token in spec['added_tokens']
+  }
+  merges = [
+    pair if isinstance(pair, str) else ' '.join(pair)
+    for pair in spec['model']['merges']
+  ]
+  own = load_tokenizer(tmp_path / 'gpt2')
+  for names in (('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe')):
+    directory = tmp_path / names[0]
+    directory.mkdir()
+    (directory / names[0]).write_text(json.dumps(vocab))
+    text = '\n'.join(['#version: 0.2', *merges, ''])
+    (directory / names[1]).write_text(text)
+    for path in (directory, directory / names[0]):
+      found = load_tokenizer(path)
+      assert found.eos_id == own.eos_id
+      for sample in ('the king  spoke;\n\n 1234', '\u20ac <|endoftext|>'):
+        assert found.encode(sample).tolist() == own.encode(sample).tolist()
+
+
+def test_a_bare_tokenizer_json_ends_texts_with_a_token_of_a_known_name(
+  tmp_path,
+):
+  foreign.write(tmp_path / 'gpt2', 'gpt2')
+  data = (tmp_path / 'gpt2' / 'tokenizer.json').read_bytes()
+  (tmp_path / 'any.json').write_bytes(data)
+  own = load_tokenizer(tmp_path / 'gpt2')
+  found = load_tokenizer(tmp_path / 'any.json')
+  assert (found.bos_id, found.eos_id) == (own.bos_id, own.eos_id)
