@@ -39,7 +39,7 @@ from gpt.tokenizers.sentencepiece import TRAIN_BYTES, training_lines
 
 # In a tokenizer directory tokenizer.json is our own file (with the kind).
 HF_FILE = 'hf_tokenizer.json'
-BATCH_PIECES = 32
+BATCH_PIECES = 8
 PROBE = ' a\n\n\tb  e\u0301\U0001f642\x00\r\n12 <bos><|bos|>'
 
 
