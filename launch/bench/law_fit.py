@@ -155,14 +155,14 @@ def draw(path: pathlib.Path, rows: Sequence[Row]) -> None:
   fits = {k: fit([row for row in rows if row.kind != k]) for k in kinds}
 
   def points(axes):
-    ends = np.array([1.2, 4.0])
+    ends = np.array([0.4, 3.2])
     axes.fill_between(ends, 0.96 * ends, 1.04 * ends, color=GRID)
     for i, kind in enumerate(kinds):
       own = [row for row in rows if row.kind == kind]
       axes.plot(
         [row.predicted(fits[kind]) for row in own],
         [row.measured for row in own],
-        'o',
+        'os^D'[i // len(COLORS)],
         color=COLORS[i % len(COLORS)],
         markersize=5,
         alpha=0.75,
