@@ -230,8 +230,22 @@ def get_config() -> ConfigDict:
   # Sequences per device and micro-batch; a step sums the gradients of its
   # micro-batches. >= 0; 0: to fit the cache on a CPU, all at once elsewhere.
   parallel.micro_batch_size = 0
+  # Devices that split the batch, each with a copy of the shards below: a
+  # number, or 'auto': all that fsdp and tensor leave.
+  parallel.data = 'auto'
+  # Devices that share params and optimizer state, and split the batch. >= 1;
+  # must divide model.n_embd. data x fsdp x tensor = number of devices.
+  parallel.fsdp = 1
+  # Devices that share each matrix product. >= 1; must divide the heads, the
+  # key/value heads and the MLP width.
+  parallel.tensor = 1
   # Join the hosts of a cluster (jax.distributed) before the run.
   parallel.distributed = False
+  # Seconds to wait for the other processes at the start. >= 1.
+  parallel.join_s = 300
+  # Seconds without a sign of life after which a process counts as dead, and
+  # the others end. >= 5.
+  parallel.heartbeat_s = 15
 
   # Write TensorBoard event files to the workdir (extra: tensorboard).
   config.tensorboard = False

@@ -7,6 +7,7 @@ run that learns nothing.
 import math
 from typing import Any
 
+from gpt import devices
 from gpt.data import text_choice
 from gpt.data.text_dataset import ORDERS
 from gpt.data.tokenizer_choice import asked_template
@@ -67,6 +68,12 @@ def check_config(config: Any) -> None:
     )
   if not 0 < config.sample.top_p <= 1:
     raise UserError(f'sample.top_p {config.sample.top_p} is not in (0, 1]')
+  devices.mesh_axes(config.parallel)
+  for key, least in (('join_s', 1), ('heartbeat_s', 5)):
+    if config.parallel.get(key, least) < least:
+      raise UserError(
+        f'parallel.{key} {config.parallel[key]} must be at least {least}'
+      )
   check_data(config.data)
   schedules.from_config(config)
   optimizer.create(config)

@@ -1,14 +1,16 @@
-"""Backend, processes, mesh and shardings: data parallelism on one mesh axis.
+"""Backend, processes, and the mesh of their devices.
 
-The mesh has one axis, `data`, over the devices of all processes. Batches are
-sharded along it; params and optimizer state are replicated. A CPU is split
-into one device per core, because many XLA:CPU operations are single-threaded.
+The mesh has the axes `data`, `fsdp` and `tensor` over the devices of all
+processes. The rows of a batch are sharded along the first two; gpt/sharding.py
+says how the other two shard params. A CPU is split into one device per core,
+because many XLA:CPU operations are single-threaded.
 """
 
 import contextlib
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,14 +25,13 @@ try:
 except ImportError:  # jax < 0.6
   from jax.experimental.shard_map import shard_map
 
-DATA = 'data'
-SHARDED = PartitionSpec(DATA)
+DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
+AUTO = 'auto'
+SHARDED = PartitionSpec((DATA, FSDP))
 REPLICATED = PartitionSpec()
 
 # Ampere: the first GPUs with bfloat16 matrix units and cuDNN fused attention.
 CUDA_CAPABILITY = 8.0
-# `any_process` runs a collective only every so many steps.
-POLL_STEPS = 10
 
 Batch = dict[str, np.ndarray]
 
@@ -117,33 +118,6 @@ def enable_compilation_cache() -> None:
 # --- processes
 
 
-def initialize_distributed() -> None:
-  """Connects the processes of a run; call it before anything else uses JAX.
-
-  JAX finds the coordinator by itself on Slurm, Kubernetes, Open MPI and TPU
-  pods. Elsewhere, start each process with JAX_COORDINATOR_ADDRESS=HOST:PORT
-  (of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment.
-
-  Raises:
-    UserError: no coordinator was found, or it cannot be reached.
-  """
-  number = os.environ.get('JAX_NUM_PROCESSES')
-  index = os.environ.get('JAX_PROCESS_ID')
-  # XLA:CPU needs a collectives library; jax 0.5 does not choose one itself.
-  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  try:
-    jax.distributed.initialize(
-      num_processes=int(number) if number else None,
-      process_id=int(index) if index else None,
-    )
-  except (ValueError, RuntimeError) as e:
-    raise UserError(
-      f'parallel.distributed: cannot connect the processes of the run ({e}). '
-      'Start each with JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES=N '
-      'and JAX_PROCESS_ID=0 .. N-1 in its environment'
-    ) from e
-
-
 @contextlib.contextmanager
 def process_zero_first() -> Iterator[None]:
   """Runs the body on process 0, then on all other processes."""
@@ -154,50 +128,110 @@ def process_zero_first() -> Iterator[None]:
     multihost_utils.sync_global_devices('process_zero_first')
 
 
-def any_process(flag: bool, step: int, now: bool) -> bool:
-  """Whether `flag` is set on any process; all processes get the same answer.
-
-  This is a collective, so all processes must call it with the same step and
-  `now`. Unless `now`, only every tenth step communicates; the others return
-  False.
-  """
-  if not now and step % POLL_STEPS:
-    return False
+def any_process(flag: bool) -> bool:
+  """Whether `flag` is set on any process; all of them must ask."""
   return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def process_rows(rows: int) -> slice:
-  """This process's share of the rows of a global batch."""
-  share = rows // jax.process_count()
-  first = share * jax.process_index()
-  return slice(first, first + share)
+def process_rows(rows: int, mesh: Mesh) -> slice:
+  """This process's share of the rows of a global batch.
+
+  Processes share rows if `tensor` spans them.
+  """
+  each = rows // batch_shards(mesh)
+  tensor = mesh.shape[TENSOR]
+  own = [
+    i // tensor
+    for i, device in enumerate(mesh.devices.flat)
+    if device.process_index == jax.process_index()
+  ]
+  return slice(own[0] * each, (own[-1] + 1) * each)
 
 
 # --- mesh and shardings
 
 
-def create_mesh(batch_size: int, devices: Sequence[Any] | None = None) -> Mesh:
-  """A mesh with the axis `data` over the devices a batch can keep busy.
+def create_mesh(
+  batch_size: int,
+  devices: Sequence[Any] | None = None,
+  parallel: Mapping[str, Any] | None = None,
+) -> Mesh:
+  """A mesh over the devices, as config.parallel asks.
 
-  A step takes as long as the device with the most rows: with 64 rows, 11
-  devices of up to 6 rows are as fast as 12. So a single process uses the
-  fewest devices for which that maximum stays the same. Several processes use
-  all devices.
+  If only the batch is split, a single process uses the devices that the batch
+  can keep busy. A step takes as long as the device with the most rows: with 64
+  rows, 11 devices of up to 6 rows are as fast as 12. So it uses the fewest
+  devices for which that maximum stays the same. Several processes use all
+  devices, and so do meshes that shard the params.
 
   Args:
     batch_size: global batch size in rows.
-    devices: jax.Devices; default: all devices of all processes.
+    devices: jax.Devices; default: all devices of all processes, in JAX's order,
+      so that `tensor` stays within a process where it can.
+    parallel: `config.parallel`; reads `data`, `fsdp` and `tensor`. None, and
+      the configs of older runs: split the batch.
+
+  Raises:
+    UserError: the axes do not multiply to the number of devices.
   """
   devices = list(jax.devices() if devices is None else devices)
-  if jax.process_count() == 1:
-    rows = -(-batch_size // len(devices))
-    devices = devices[: -(-batch_size // rows)]
-  return Mesh(np.array(devices), (DATA,))
+  data, fsdp, tensor = mesh_axes(parallel or {})
+  if data is None and fsdp == tensor == 1:
+    if jax.process_count() == 1:
+      rows = -(-batch_size // len(devices))
+      devices = devices[: -(-batch_size // rows)]
+    data = len(devices)
+  if data is None:
+    data = max(1, len(devices) // (fsdp * tensor))
+  if data * fsdp * tensor != len(devices):
+    hint = ''
+    if getattr(devices[0], 'platform', '') == 'cpu':
+      each = data * fsdp * tensor / jax.process_count()
+      if each.is_integer():
+        hint = f' (--config.parallel.num_cpu_devices={int(each)})'
+    raise UserError(
+      f'parallel.data {data} x fsdp {fsdp} x tensor {tensor} is '
+      f'{data * fsdp * tensor} devices, and there are {len(devices)}: choose '
+      f'axes that multiply to {len(devices)}{hint}'
+    )
+  grid = np.array(devices).reshape(data, fsdp, tensor)
+  return Mesh(grid, (DATA, FSDP, TENSOR))
+
+
+def mesh_axes(parallel: Mapping[str, Any]) -> tuple[int | None, int, int]:
+  """(data, fsdp, tensor) of config.parallel; data is None for 'auto'.
+
+  Raises:
+    UserError: a value that no mesh has.
+  """
+  data, fsdp, tensor = (
+    parallel.get(name, default)
+    for name, default in ((DATA, AUTO), (FSDP, 1), (TENSOR, 1))
+  )
+  number = re.fullmatch('[1-9][0-9]{0,6}', str(data))
+  if data != AUTO and not number:
+    raise UserError(
+      f'parallel.data {data!r} is neither a number of devices nor {AUTO!r}'
+    )
+  for name, size in ((FSDP, fsdp), (TENSOR, tensor)):
+    if size < 1:
+      raise UserError(f'parallel.{name} {size} must be at least 1')
+  if fsdp * tensor > 1 and not hasattr(jax, 'shard_map'):
+    raise UserError(
+      f'parallel.fsdp {fsdp} and parallel.tensor {tensor} need JAX 0.6 or '
+      f'later, this is {jax.__version__}: leave them at 1'
+    )
+  return int(data) if number else None, fsdp, tensor
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """The number of parts that a batch is split into."""
+  return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
 def padded_batch_size(batch_size: int, mesh: Mesh, micro: int = 1) -> int:
-  """The next multiple of mesh size x micro-batch size; see `pad_rows`."""
-  unit = mesh.size * micro
+  """The next multiple of batch shards x micro-batch size; see `pad_rows`."""
+  unit = batch_shards(mesh) * micro
   return -(-batch_size // unit) * unit
 
 
@@ -207,7 +241,7 @@ def replicated_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The leading axis is sharded over the mesh."""
+  """The leading axis is sharded over `data` and `fsdp`."""
   return NamedSharding(mesh, SHARDED)
 
 
@@ -241,12 +275,21 @@ def pad_rows(batch: Batch, rows: int) -> Batch:
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-  """Global arrays, sharded over the mesh, from this process's numpy rows."""
+  """Global arrays, sharded over the mesh, from this process's numpy rows.
+
+  Args:
+    batch: the rows of `process_rows`.
+  """
   sharding = batch_sharding(mesh)
   if jax.process_count() == 1:
     return jax.device_put(batch, sharding)
+  rows = process_rows(batch_shards(mesh), mesh)
+  whole = batch_shards(mesh) / (rows.stop - rows.start)
   return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+    lambda x: jax.make_array_from_process_local_data(
+      sharding, x, (round(len(x) * whole), *x.shape[1:])
+    ),
+    batch,
   )
 
 

@@ -5,9 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
-from gpt import devices
+from gpt import sharding
 from gpt.formats import randygpt, randygpt_run
 from gpt.runs import checkpoint, failures, metrics
 from gpt.runs.checkpoint import BEST
@@ -36,15 +34,13 @@ def finish_run(trainer: Trainer) -> Result:
   trainer.check_presence(step)
   if not saved:
     raise failures.not_saved(trainer.checkpoints.last_error, run.workdir)
-  if run.leader:
-    write_rgpt_files(trainer)
+  write_rgpt_files(trainer)
   final = {}
   if outcome != 'interrupted':
     if config.eval.full_at_end:
       final = full_evaluation(trainer, step)
-    if run.leader:
-      prompt, text = config.sample.prompt, trainer.write_sample(step)
-      logger.info(f'sample after {prompt!r}:\n{prompt}{text}')
+    prompt, text = config.sample.prompt, trainer.write_sample(step)
+    logger.info(f'sample after {prompt!r}:\n{prompt}{text}')
     elapsed = trainer.clock.elapsed()
     trainer.metrics_log.write_end(step, outcome, final, elapsed)
     if trainer.budget and run.leader:
@@ -85,7 +81,7 @@ def full_evaluation(trainer: Trainer, step: int) -> dict:
   if int(best.name) != step:
     best_params = read_best(best, checkpoint.restore_params)
     if best_params is not None:
-      best_params = devices.put_replicated(best_params, trainer.mesh)
+      best_params = sharding.place(best_params, trainer.mesh)
       results['best'] = evaluate(best_params, 'val', None)
   for which, values in results.items():
     logger.info(
@@ -119,7 +115,9 @@ def write_rgpt_files(trainer: Trainer) -> None:
   if trainer.frozen or randygpt.obstacles(trainer.cfg):
     return
   workdir, names = trainer.run.workdir, ['checkpoint.bin']
-  state = jax.device_get(trainer.state)
+  state = sharding.to_host(trainer.state)
+  if not trainer.run.leader:
+    return
   randygpt_run.write_state(workdir / names[0], state, trainer.plateau.best_loss)
   path = checkpoint.find(workdir, BEST)
   if path.parent.name == BEST:

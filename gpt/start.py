@@ -1,6 +1,7 @@
 """The data and the initial state of a run: fresh, resumed or imported."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -12,7 +13,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from gpt import devices
+from gpt import devices, sharding
 from gpt.data import prepare
 from gpt.errors import UserError
 from gpt.formats import randygpt
@@ -27,7 +28,12 @@ from gpt.runs.weights import check_same_network, check_source, load_weights
 from gpt.runs.workdir import Run
 from gpt.tokenizers import Tokenizer, load_tokenizer
 from gpt.training import lora
-from gpt.training.state import TrainState, create_state, state_from_params
+from gpt.training.state import (
+  TrainState,
+  abstract_state,
+  create_state,
+  state_from_params,
+)
 from gpt.training.step import Frozen
 
 logger = logging.getLogger(__name__)
@@ -130,8 +136,11 @@ def initial_state(
   key: jax.Array,
   checkpoints: Checkpoints,
   init_from: str,
+  mesh: Mesh,
 ) -> tuple[TrainState, dict]:
   """(TrainState on host or device, metadata): restored, imported or fresh.
+
+  A fresh state whose params are sharded is made where it belongs.
 
   Imported weights are saved as the first checkpoint, so that a restart does
   not depend on `init_from`.
@@ -142,8 +151,11 @@ def initial_state(
   """
   check_model(run.workdir, model.cfg, config.opt)
   ema = config.opt.ema_decay > 0
-  create = jax.jit(lambda key: create_state(model, tx, key, ema=ema))
-  restored = checkpoints.restore_latest(jax.eval_shape(create, key))
+  abstract = abstract_state(model, tx, ema=ema)
+  target = abstract
+  if jax.process_count() > 1:  # Each process reads what its devices hold.
+    target = sharding.with_places(mesh, abstract)
+  restored = checkpoints.restore_latest(target)
   if restored is not None:
     state, meta = restored
     logger.info(f'resuming from step {int(state.step)}')
@@ -160,11 +172,17 @@ def initial_state(
     params = load_params(init_from, model.cfg)
     logger.info(f'starting from the weights of {init_from}')
     state = state_from_params(params, tx, ema=ema)
+    if jax.process_count() > 1:
+      state = sharding.place(state, mesh)
     checkpoints.save(checkpoint.LATEST, state, {})
     if not checkpoints.wait():
       raise failures.not_saved(checkpoints.last_error, run.workdir)
     return state, {}
-  return create(key), {}
+  create = functools.partial(create_state, model, tx, ema=ema)
+  if not sharding.is_sharded(mesh):
+    return jax.jit(create)(key), {}
+  places = sharding.shardings(mesh, abstract)
+  return jax.jit(create, out_shardings=places)(key), {}
 
 
 def load_params(source: str, cfg: GPTConfig) -> Params:
@@ -257,7 +275,7 @@ def announce(
     logger.info(lora.describe(config.opt, state.params))
   logger.info(
     f'steps {first} -> {config.total_steps} of {config.batch_size} x '
-    f'{cfg.block_size} tokens on {mesh.size} x {device.platform} '
+    f'{cfg.block_size} tokens on {sharding.described(mesh)} {device.platform} '
     f'({device.device_kind}), {cfg.dtype}, attention {cfg.attention}, '
     f'{micro_batch} sequences at once'
   )

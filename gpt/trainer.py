@@ -15,7 +15,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from gpt import devices, start
+from gpt import devices, sharding, start
 from gpt.data import prepare
 from gpt.data.prepare import Dataset
 from gpt.due import Due, what_is_due
@@ -81,7 +81,7 @@ class Trainer:
     self.tokenizer, self.dataset = tokenizer, dataset
     self.cfg = GPTConfig.from_config(config.model, tokenizer.vocab_size)
     self.model = lora.adapted(GPT(self.cfg), config.opt)
-    self.mesh = devices.create_mesh(config.batch_size)
+    self.mesh = sharding.mesh_for(config, self.cfg)
     self.micro_batch = micro_batch_size(config, self.mesh)
     self.tx = optimizer.create(
       config, self.mesh, mixed=self.cfg.dtype == 'mixed'
@@ -138,6 +138,7 @@ class Trainer:
       self._init_key,
       self.checkpoints,
       init_from,
+      self.mesh,
     )
     self.first = int(self.state.step)
     self.plateau = Plateau(**self.meta.get('plateau', {}))
@@ -177,8 +178,8 @@ class Trainer:
     if run.leader:
       save_config(run.workdir, config)
       prepare.keep_record(run.workdir, self.dataset.corpus)
-    self.state = devices.put_replicated(self.state, self.mesh)
-    self.frozen = devices.put_shared(self.frozen, self.mesh)
+    self.state = sharding.place(self.state, self.mesh)
+    self.frozen = sharding.place_frozen(self.frozen, self.mesh)
     self._rows = devices.padded_batch_size(
       config.batch_size, self.mesh, self.micro_batch
     )
@@ -285,7 +286,7 @@ class Trainer:
   def dispatch(self, step: int) -> None:
     """Starts a step, then reads the metrics of the one before it."""
     batch = local_rows(
-      self.dataset, step - 1, self.config.batch_size, self._rows
+      self.dataset, step - 1, self.config.batch_size, self._rows, self.mesh
     )
     batch = devices.put_batch(batch, self.mesh)
     if self._profiler:
@@ -378,22 +379,20 @@ class Trainer:
     self.state = dataclasses.replace(self.state, lr_scale=scale)
     if message:
       logger.info(message)
-    if config.eval.sample and run.leader:
+    if config.eval.sample:
       self.write_sample(step)
     if self.plateau.best_step == step:
       self.save(BEST)
 
   def write_sample(self, step: int) -> str:
-    """Samples from the weights of `step` into samples.txt."""
+    """Samples from the weights of `step` into samples.txt; '' elsewhere."""
     self.check_presence(step)
-    return samples.write(
-      self.config,
-      GPT(self.cfg),
-      lora.whole(self.model, eval_params(self.state), self.frozen),
-      self.tokenizer,
-      self.run.workdir,
-      step,
-    )
+    trained = sharding.to_host((eval_params(self.state), self.frozen))
+    if not self.run.leader:
+      return ''
+    params = lora.whole(self.model, *trained)
+    network = GPT(self.cfg), params, self.tokenizer
+    return samples.write(self.config, *network, self.run.workdir, step)
 
   def save(self, which: str) -> None:
     """Starts writing a checkpoint; warns if the one before it failed."""

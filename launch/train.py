@@ -23,7 +23,14 @@ from gpt import logs
 from gpt.errors import UserError
 from gpt.formats import hub
 from gpt.runs import config_file
-from launch import cli, common_flags, config_flag, pretrained, signals
+from launch import (
+  cli,
+  common_flags,
+  config_flag,
+  pretrained,
+  signals,
+  supervisor,
+)
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -131,6 +138,8 @@ def main(_: list[str]) -> int:
     )
   init_from = find_source(INIT_FROM.value, directory)
   config = read_config(directory, init_from)
+  if config.parallel.distributed and not supervisor.is_child():
+    return supervisor.watch(directory, config.parallel.heartbeat_s)
   logs.to_console('stdout', survive=True)
   began = time.perf_counter()
   if config.budget:
@@ -139,15 +148,16 @@ def main(_: list[str]) -> int:
     began -= process_age()
   from gpt.train import train_and_evaluate  # JAX, after the flags are right.
 
-  result = train_and_evaluate(
-    config,
-    directory,
-    init_from=init_from,
-    base=BASE.value,
-    additional_steps=ADDITIONAL_STEPS.value,
-    profile=PROFILE.value,
-    began=began,
-  )
+  with supervisor.ends_at_once():
+    result = train_and_evaluate(
+      config,
+      directory,
+      init_from=init_from,
+      base=BASE.value,
+      additional_steps=ADDITIONAL_STEPS.value,
+      profile=PROFILE.value,
+      began=began,
+    )
   return INTERRUPTED_CODE.value if result.outcome == 'interrupted' else 0
 
 

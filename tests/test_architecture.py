@@ -20,7 +20,7 @@ from tests.support.workdirs import ROOT
 # Everything that a package or module may import besides itself. `model` stands
 # for gpt.model, and a module in the folder gpt/ for itself.
 BASE = {'errors', 'files', 'fields', 'staging', 'unfinished'}
-BASE |= {'terminal', 'logs', 'devices'}
+BASE |= {'terminal', 'logs', 'devices', 'sharding', 'processes'}
 MAY_IMPORT = {
   'errors': set(),
   'unfinished': set(),
@@ -30,6 +30,8 @@ MAY_IMPORT = {
   'terminal': set(),
   'logs': {'terminal'},
   'devices': {'errors', 'logs'},
+  'sharding': {'errors', 'devices'},
+  'processes': {'errors', 'logs'},
   'model': BASE,
   'kernels': BASE | {'model'},
   'tokenizers': BASE,

@@ -34,6 +34,7 @@ class FakeDevice:
 
   def __init__(self, index):
     self.id = index
+    self.process_index = 0
 
 
 # (batch rows, devices) -> (devices used, rows on each).
@@ -55,7 +56,7 @@ def test_mesh_uses_only_the_devices_the_batch_can_keep_busy(
   rows, n_devices, used, each
 ):
   mesh = devices.create_mesh(rows, [FakeDevice(i) for i in range(n_devices)])
-  assert mesh.size == used and mesh.axis_names == (devices.DATA,)
+  assert dict(mesh.shape) == {'data': used, 'fsdp': 1, 'tensor': 1}
   padded = devices.padded_batch_size(rows, mesh)
   assert padded == used * each and padded - rows < used
   # All devices together would not need fewer rows each.
@@ -140,11 +141,14 @@ def test_processes_draw_disjoint_rows_of_the_same_batch(monkeypatch):
         'weights': np.ones((10, 1), np.float32)[rows],
       }
 
-  monkeypatch.setattr(jax, 'process_count', lambda: 4)
+  hosts = [FakeDevice(i) for i in range(4)]
+  for i, device in enumerate(hosts):
+    device.process_index = i
+  mesh = devices.create_mesh(10, hosts)
   parts = []
   for index in range(4):
     monkeypatch.setattr(jax, 'process_index', lambda index=index: index)
-    parts.append(local_rows(Dataset(), 0, 10, 16))
+    parts.append(local_rows(Dataset(), 0, 10, 16, mesh))
   assert [len(part['rows']) for part in parts] == [4] * 4
   weights = np.concatenate([part['weights'][:, 0] for part in parts])
   rows = np.concatenate([part['rows'] for part in parts])

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt import sharding
 from gpt.model.attention import attend_cached, causal_self_attention
 from gpt.model.config import ARCHS, GPTConfig
 from gpt.model.dropout import dropout
@@ -71,7 +72,8 @@ def weight(
 ) -> jax.Array:
   """A parameter of a module, drawn in float32 and stored as param_dtype."""
   dtype = jnp.dtype(module.cfg.param_dtype)
-  return module.param(name, lambda key: init(key, shape).astype(dtype))
+  stored = module.param(name, lambda key: init(key, shape).astype(dtype))
+  return sharding.gathered(name, stored)
 
 
 def norm(module: nn.Module, name: str, x_BLD: jax.Array) -> jax.Array:
@@ -114,7 +116,7 @@ class Block(nn.Module):
     x_BLD = x_BLD + dropout(att_BLD, cfg.dropout, seeds_Bx2, site)
     mlp_BLD = self.mlp(norm(self, 'mlp_norm', x_BLD))
     x_BLD = x_BLD + dropout(mlp_BLD, cfg.dropout, seeds_Bx2, site + 1)
-    return x_BLD, new_cache
+    return sharding.constrain(x_BLD, 'batch', None, None), new_cache
 
   def attention(
     self,
@@ -159,6 +161,10 @@ class Block(nn.Module):
     q_BLHK = heads(self.linear(x_BLD, 'wq', H * K), H)
     k_BLHK = heads(self.linear(x_BLD, 'wk', G * K), G)
     v_BLHK = heads(self.linear(x_BLD, 'wv', G * K), G)
+    q_BLHK, k_BLHK, v_BLHK = (
+      sharding.constrain(x, 'batch', None, 'heads', None)
+      for x in (q_BLHK, k_BLHK, v_BLHK)
+    )
     if cfg.qk_norm:
       q_gain = k_gain = None
       if cfg.qk_gain:
@@ -183,6 +189,7 @@ class Block(nn.Module):
     else:
       h_BLF = nn.relu(h_BLF)
       h_BLF = h_BLF * h_BLF if cfg.mlp == 'relu2' else h_BLF
+    h_BLF = sharding.constrain(h_BLF, 'batch', None, 'mlp')
     return self.linear(h_BLF, 'fc2', cfg.n_embd, out_init(cfg))
 
   def linear(
@@ -253,6 +260,7 @@ class GPT(nn.Module):
       length = tokens_BL.shape[1]
       x_BLD += wpe[None, :length] if positions_BL is None else wpe[positions_BL]
     x_BLD = x_BLD.astype(cfg.activation_dtype)
+    x_BLD = sharding.constrain(x_BLD, 'batch', None, None)
     if positions_BL is None:
       positions_BL = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None]
     if cfg.embed_norm:
@@ -321,6 +329,7 @@ def lm_logits(
   """float32[B, L, V] logits of the residual stream, soft-capped if set."""
   logits_BLV = matmul(x_BLD, lm_head_VD, cfg, transposed=True)
   logits_BLV = logits_BLV.astype(jnp.float32)
+  logits_BLV = sharding.constrain(logits_BLV, 'batch', None, 'vocab')
   if cfg.logit_softcap:
     logits_BLV = cfg.logit_softcap * jnp.tanh(logits_BLV / cfg.logit_softcap)
   return logits_BLV

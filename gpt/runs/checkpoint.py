@@ -8,8 +8,10 @@ Each holds four items: `params` (a dict of arrays, readable without knowing the
 optimizer), `ema` (likewise, if there is one), `rest` (step, optimizer state)
 and `meta` (JSON: format version, best loss, patience, elapsed time, checksums).
 Numpy trees carry no devices, so a checkpoint opens on every backend and JAX
-version. Orbax writes to a temporary name and renames, so a killed run
-leaves complete checkpoints only. checkpoint_writer.py writes them.
+version. Several processes write JAX arrays, each its part (divided.py); they
+are read as numpy trees too, or onto any mesh. Orbax writes to a temporary name
+and renames, so a killed run leaves complete checkpoints only.
+checkpoint_writer.py writes them.
 """
 
 import functools
@@ -21,7 +23,7 @@ import re
 import sys
 import types
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -30,7 +32,14 @@ import numpy as np
 from gpt.errors import UserError
 from gpt.model.params import Params
 from gpt.runs import weights_file
-from gpt.runs.checkpoint_meta import BEST, LATEST, list_steps, read_meta
+from gpt.runs.array_sums import sum_of
+from gpt.runs.checkpoint_meta import (
+  BEST,
+  LATEST,
+  SUMS,
+  list_steps,
+  read_meta,
+)
 from gpt.runs.format_version import NewerFormat
 from gpt.training.state import TrainState, untrained_state
 
@@ -110,16 +119,32 @@ def restore_state(
     return _untrained(path, target)
   params, ema, rest = split_state(target)
   meta = read_meta(path)
-  params = _restore_item(path, 'params', params)
-  ema = None if ema is None else _restore_item(path, 'ema', ema)
-  rest = _restore_item(path, 'rest', rest)
-  if checksum(params, ema, rest) != meta.get('checksum'):
+  params = restore_item(path, 'params', params)
+  ema = None if ema is None else restore_item(path, 'ema', ema)
+  rest = restore_item(path, 'rest', rest)
+  if SUMS in meta:
+    check_sums(meta, params=params, ema=ema, rest=rest)
+  elif checksum(params, ema, rest) != meta.get('checksum'):
     raise DamagedCheckpoint('the checksum does not match the arrays')
+  return checked_state(params, ema, rest, meta), meta
+
+
+def check_sums(meta: Mapping[str, Any], **items: Any) -> None:
+  """Raises DamagedCheckpoint if arrays are not those that were written."""
+  for name, tree in items.items():
+    if tree is not None and sum_of(tree) != meta[SUMS].get(name):
+      raise DamagedCheckpoint(f'the checksum does not match the {name}')
+
+
+def checked_state(
+  params: Params, ema: Params | None, rest: Any, meta: Mapping[str, Any]
+) -> TrainState:
+  """The state of a checkpoint, if arrays and metadata are of one step."""
   if int(rest['step']) != meta['step']:
     raise DamagedCheckpoint(
       f'its metadata has step {meta["step"]}, its arrays {int(rest["step"])}'
     )
-  return TrainState(params=params, ema=ema, **rest), meta
+  return TrainState(params=params, ema=ema, **rest)
 
 
 def _untrained(
@@ -150,13 +175,21 @@ def restore_params(path: str | os.PathLike) -> Params:
   if (pathlib.Path(path) / weights_file.FILE).exists():
     params = weights_file.read(path)
   else:
-    params = _restore_item(path, item, None)
-  if checksum(params) != meta.get('weights_checksum', checksum(params)):
+    params = restore_item(path, item, None)
+  if SUMS in meta:
+    check_sums(meta, **{item: params})
+  elif checksum(params) != meta.get('weights_checksum', checksum(params)):
     raise DamagedCheckpoint('the checksum does not match the weights')
   return params
 
 
-def _restore_item(path: str | os.PathLike, item: str, target: Any) -> Any:
+def restore_item(path: str | os.PathLike, item: str, target: Any) -> Any:
+  """One item of a checkpoint, read without a word to other processes.
+
+  Args:
+    target: a tree of arrays or ShapeDtypeStructs. Those with a sharding come
+      as JAX arrays, all others as numpy. None: the tree that was written.
+  """
   ocp = orbax()
   options = {}
   if jax.process_count() > 1:  # Each process reads independently: no barrier.
@@ -169,22 +202,32 @@ def _restore_item(path: str | os.PathLike, item: str, target: Any) -> Any:
   handler = ocp.StandardCheckpointHandler(**options)
   path = pathlib.Path(path).absolute() / item
   with ocp.Checkpointer(handler, **options) as checkpointer:
-    _check_size(checkpointer.metadata(path), path, target)
-    if target is None:
-      return checkpointer.restore(path)
-    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
+    metadata = _tree_of(checkpointer.metadata(path))
+    _check_size(metadata, path, target)
+    target = jax.tree.map(_wanted, metadata if target is None else target)
     return checkpointer.restore(path, args=ocp.args.StandardRestore(target))
+
+
+def _tree_of(metadata: Any) -> Any:
+  """Shapes and dtypes of Orbax's metadata, which its versions nest anew."""
+  metadata = getattr(metadata, 'item_metadata', metadata)
+  return getattr(metadata, 'tree', metadata)
+
+
+def _wanted(x: Any) -> Any:
+  if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is not None:
+    return x
+  return np.zeros(x.shape, x.dtype)
 
 
 def _check_size(metadata: Any, path: pathlib.Path, target: Any) -> None:
   """Raises DamagedCheckpoint for larger arrays than expected, before any is.
 
   Args:
-    metadata: of Orbax, whose versions nest it differently.
+    metadata: a tree of shapes and dtypes.
     target: the arrays expected; None: about as large as their files.
   """
-  metadata = getattr(metadata, 'item_metadata', metadata)
-  found = _bytes_of(getattr(metadata, 'tree', metadata))
+  found = _bytes_of(metadata)
   if target is None:
     sizes = (x.stat().st_size for x in path.rglob('*') if x.is_file())
     allowed = BYTES_ALLOWED + 10 * sum(sizes)

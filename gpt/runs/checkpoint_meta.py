@@ -7,6 +7,8 @@
     elapsed_s                       of training
     model                           the keys that decide what the weights are
     checksum, weights_checksum      CRC-32 of the arrays
+    sums                            instead, if several processes wrote them:
+                                    that of each item (array_sums.py)
     meta_checksum                   CRC-32 of all entries above
 
 Before 0.3 there was no `model` and no `meta_checksum`. The entry
@@ -28,7 +30,12 @@ from gpt.fields import Fields, read_fields
 from gpt.files import read_json
 from gpt.model.config import GPTConfig, option_names
 from gpt.model.options import FUNCTION, SHAPE
-from gpt.runs.format_version import FORMAT_KEY, FORMAT_VERSION, check_version
+from gpt.runs.format_version import (
+  DIVIDED_VERSION,
+  FORMAT_KEY,
+  FORMAT_VERSION,
+  check_version,
+)
 
 CONFIG = 'config.json'
 LATEST, BEST = 'latest', 'best'
@@ -37,6 +44,7 @@ MAX_BYTES = 1 << 20
 ADAPTERS = ('lora_rank', 'lora_alpha', 'lora_targets')
 CHECKSUM, MODEL = 'meta_checksum', 'model'
 SEALED = 'sealed_checkpoints'
+SUMS = 'sums'
 
 
 def list_steps(directory: str | os.PathLike) -> list[tuple[str, int]]:
@@ -63,7 +71,8 @@ def steps_by_kind(directory: str | os.PathLike) -> dict[str, list[int]]:
 
 def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
   """`meta` (JSON-able) with the format version and its own checksum."""
-  meta = {**meta, FORMAT_KEY: FORMAT_VERSION}
+  version = DIVIDED_VERSION if SUMS in meta else FORMAT_VERSION
+  meta = {**meta, FORMAT_KEY: version}
   return {**meta, CHECKSUM: _checksum(meta)}
 
 
@@ -135,6 +144,9 @@ def read_meta(path: str | os.PathLike) -> dict[str, Any]:
   fields.integer('checksum', 0, 2**32 - 1, None)
   fields.integer('weights_checksum', 0, 2**32 - 1, None)
   fields.mapping(MODEL, {})
+  sums = fields.mapping(SUMS, {})
+  for name in sums.values:
+    sums.integer(name, 0, 2**32 - 1)
   if 'plateau' in fields:
     plateau = fields.mapping('plateau')
     known = {

@@ -19,7 +19,7 @@ import numpy as np
 from gpt.errors import UserError
 from gpt.files import write_atomic
 from gpt.model.params import Params
-from gpt.runs import weights_file
+from gpt.runs import divided, weights_file
 from gpt.runs.checkpoint import (
   BEST,
   DAMAGED,
@@ -138,11 +138,11 @@ class Checkpoints:
     return step in self._saved[which]
 
   def save(self, which: str, state: TrainState, meta: dict) -> bool:
-    """Starts writing a host copy of the state; returns before it is on disk.
+    """Starts writing a copy of the state; returns before it is on disk.
 
     Args:
       which: LATEST or BEST.
-      state: on device or host.
+      state: on device or host; with several processes, on their mesh.
       meta: JSON-able; 'step', the model's options and checksums are added.
 
     Returns:
@@ -155,14 +155,19 @@ class Checkpoints:
     for kind in (LATEST, BEST) if jax.process_count() > 1 else (which,):
       self._finish(kind)
     failed_before = which in self._failed
-    params, ema, rest = to_host(split_state(state))
+    together = jax.process_count() > 1
+    copied = divided.copied if together else to_host
+    params, ema, rest = copied(split_state(state))
     step, loss = int(rest['step']), float(meta.get('best_loss', np.inf))
     if step in self._saved[which]:
       self._delete(which, step)
-    checksums = {
-      'checksum': checksum(params, ema, rest),
-      'weights_checksum': checksum(params if ema is None else ema),
-    }
+    if together:
+      checksums = divided.checksums(params, ema, rest)
+    else:
+      checksums = {
+        'checksum': checksum(params, ema, rest),
+        'weights_checksum': checksum(params if ema is None else ema),
+      }
     items = {
       'params': ocp.args.StandardSave(params),
       'rest': ocp.args.StandardSave(rest),
@@ -310,18 +315,22 @@ class Checkpoints:
     newer ones that could not be are moved to checkpoints/damaged.
 
     Args:
-      target: a TrainState of arrays or ShapeDtypeStructs, for the structure.
+      target: a TrainState of arrays or ShapeDtypeStructs, for the structure;
+        with several processes ShapeDtypeStructs with shardings.
 
     Raises:
       UserError: there are checkpoints and none can be read; nothing was
         changed.
     """
     found = list_steps(self.directory)
+    restore = restore_state
+    if jax.process_count() > 1:
+      found, restore = divided.agreed(found), divided.restore_together
     problems = []
     for i, (which, step) in enumerate(found):
       path = self.directory / which / str(step)
       try:
-        restored = restore_state(path, target)
+        restored = restore(path, target)
       except NewerFormat:
         raise
       except Exception as e:
@@ -333,7 +342,7 @@ class Checkpoints:
           f'{which}/{step} instead'
         )
       for bad_which, bad_step in found[:i]:
-        del self._saved[bad_which][bad_step]
+        self._saved[bad_which].pop(bad_step, None)
         if jax.process_index() == 0:
           _move(self.directory, bad_which, bad_step, DAMAGED)
       return restored

@@ -121,6 +121,9 @@ def read_config(workdir: str | os.PathLike) -> dict | None:
   top.text('budget', '', most=40)
   groups['data'].text('text_field', '')
   groups['data'].text('order', '')
+  groups['parallel'].text('data', 'auto')
+  for name in ('fsdp', 'tensor', 'join_s', 'heartbeat_s'):
+    groups['parallel'].integer(name, 1, 2**31, 1)
   return config
 
 

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,6 +72,8 @@ def explained(config: Any, workdir: str | os.PathLike) -> Iterator[None]:
   except (MemoryError, jax.errors.JaxRuntimeError) as e:
     if is_out_of_memory(e):
       raise out_of_memory(config) from e
+    if jax.process_count() > 1:
+      wait_for_verdict(config)
     raise
   except OSError as e:
     if e.errno in DISK_ERRORS:
@@ -89,6 +92,15 @@ def explained(config: Any, workdir: str | os.PathLike) -> Iterator[None]:
         '--workdir that stays'
       ) from e
     raise
+
+
+def wait_for_verdict(config: Any) -> None:
+  """Waits until JAX has noticed which process of the run is gone.
+
+  Then it ends this one, too, and launch/supervisor.py explains. A collective
+  fails earlier, and knows no more than that a connection was closed.
+  """
+  time.sleep(2 * config.parallel.get('heartbeat_s', 15))
 
 
 def is_out_of_memory(error: Exception) -> bool:

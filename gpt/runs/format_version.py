@@ -7,6 +7,8 @@ from gpt.errors import UserError, quoted
 
 # Raised when older versions would misread the file. 0.1 wrote no number.
 FORMAT_VERSION = 1
+# Of checkpoints that several processes wrote.
+DIVIDED_VERSION = 2
 FORMAT_KEY = 'format_version'
 
 
@@ -16,9 +18,9 @@ class NewerFormat(UserError):
 
 def check_version(version: Any, path: str | os.PathLike) -> None:
   """Raises NewerFormat if `version` is above what this program reads."""
-  if type(version) is int and version <= FORMAT_VERSION:
+  if type(version) is int and version <= DIVIDED_VERSION:
     return
   raise NewerFormat(
     f'{path} has {FORMAT_KEY} {quoted(version)}, and this version of rgpt '
-    f'reads up to {FORMAT_VERSION}: upgrade rgpt (pip install --upgrade rgpt)'
+    f'reads up to {DIVIDED_VERSION}: upgrade rgpt (pip install --upgrade rgpt)'
   )

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from gpt import devices, files, logs, unfinished
+from gpt import devices, files, logs, processes, unfinished
 from gpt.data import record
 from gpt.errors import UserError
 from gpt.runs import failures
@@ -49,6 +49,7 @@ class Run:
     interrupt: set by Ctrl-C, SIGTERM and SIGHUP once training begins.
     presence: notices that the workdir is gone.
     on_close: registers a function to call when the run is closed.
+    poll: asks the other processes.
   """
 
   workdir: pathlib.Path
@@ -58,6 +59,7 @@ class Run:
   interrupt: 'Interrupt'
   presence: Presence
   on_close: Callable[[Callable[[], None]], object]
+  poll: processes.Poll = dataclasses.field(default_factory=processes.Poll)
 
   @property
   def begun(self) -> bool:
@@ -68,11 +70,11 @@ class Run:
     """Whether any process was interrupted; the same answer in all of them.
 
     Args:
-      now: ask the other processes at this step (see devices.any_process).
+      now: ask the other processes at this step (see processes.Poll).
     """
     stop = self.interrupt.requested
     if jax.process_count() > 1:
-      stop = devices.any_process(stop, step, now)
+      stop = self.poll.any(stop, step, now)
     return stop
 
 
@@ -93,7 +95,7 @@ def open_run(workdir: str | os.PathLike, config: Any) -> Iterator[Run]:
   workdir = pathlib.Path(workdir)
   devices.setup_devices(config.parallel.num_cpu_devices)
   if config.parallel.distributed:
-    devices.initialize_distributed()
+    processes.join(config.parallel)
   if config.model.attention == 'cudnn' and 'cuda' not in devices.backend_name():
     raise UserError(
       'model.attention=cudnn needs a CUDA GPU; this machine has '

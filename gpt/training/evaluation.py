@@ -31,7 +31,8 @@ class Evaluator:
     self._mesh, self._dataset, self._frozen = mesh, dataset, frozen
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
     tokens = CPU_TOKENS if on_cpu else ACCELERATOR_TOKENS
-    self._rows = max(1, tokens // model.cfg.block_size) * mesh.size
+    self._rows = max(1, tokens // model.cfg.block_size)
+    self._rows *= devices.batch_shards(mesh)
     self._bytes_V = np.asarray(dataset.bytes_V, np.float32)
 
   def __call__(self, params: Params, split: str, windows: int | None) -> dict:
@@ -63,7 +64,7 @@ class Evaluator:
   def _measure(
     self, dataset: Any, params: Params, split: str, windows: int | None
   ) -> dict:
-    total, own = np.zeros(3), devices.process_rows(self._rows)
+    total, own = np.zeros(3), devices.process_rows(self._rows, self._mesh)
     for batch in dataset.eval_batches(split, windows, self._rows):
       batch = devices.pad_rows(batch, self._rows)
       batch = {name: x[own] for name, x in batch.items()}

@@ -19,10 +19,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gpt import sharding
 from gpt.model.mixed_precision import einsum_bf16, row_major
 
 # Coefficients of the quintic Newton-Schulz iteration (Jordan et al. 2024).
 A, B, C = 3.4445, -4.7750, 2.0315
+# Of matrices that a device stacks. The iteration needs about five times as
+# much; larger stacks would not make the products faster.
+STACK_BYTES = 128 << 20
 
 
 class MuonState(NamedTuple):
@@ -69,32 +73,78 @@ def orthogonalise(
 def orthogonalise_tree(
   tree: Any, steps: int, mesh: Mesh | None = None, mixed: bool = False
 ) -> Any:
-  """Orthogonalises every matrix of a tree, one stack per shape.
+  """Orthogonalises every matrix of a tree, in stacks of those alike.
 
   Args:
     tree: float32 matrices; tall ones are transposed on the way.
     mesh: shards each stack over its devices; None: a single device.
+
+  Returns:
+    The tree, its leaves sharded as the params are.
   """
   leaves, treedef = jax.tree.flatten(tree)
-  wide = [x if x.shape[0] <= x.shape[1] else x.T for x in leaves]
+  axes: list[tuple[Any, Any]] = [(None, None)] * len(leaves)
+  if mesh is not None and sharding.is_sharded(mesh):
+    placed = jax.tree.leaves(sharding.shardings(mesh, tree))
+    specs = [(*x.spec, None, None) for x in placed]
+    axes = [(rows, columns) for rows, columns, *_ in specs]
+  alike: dict[Any, list[int]] = {}
+  for i, (x, (rows, columns)) in enumerate(zip(leaves, axes)):
+    R, C = x.shape
+    key = (R, C, rows, columns) if R <= C else (C, R, columns, rows)
+    alike.setdefault(key, []).append(i)
   out: list[Any] = [None] * len(leaves)
-  for shape in sorted({x.shape for x in wide}):
-    members = [i for i, x in enumerate(wide) if x.shape == shape]
-    stack_NRC = jnp.stack([wide[i] for i in members])
-    if mixed:
-      stack_NRC = row_major(stack_NRC)
-    if mesh is not None and mesh.size > 1:
-      padding = -len(members) % mesh.size
-      stack_NRC = jnp.pad(stack_NRC, ((0, padding), (0, 0), (0, 0)))
-      sharded = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-      stack_NRC = jax.lax.with_sharding_constraint(stack_NRC, sharded)
-    stack_NRC = orthogonalise(stack_NRC, steps, mixed)
-    if mesh is not None and mesh.size > 1:
-      replicated = NamedSharding(mesh, PartitionSpec())
-      stack_NRC = jax.lax.with_sharding_constraint(stack_NRC, replicated)
-    for i, x in zip(members, stack_NRC):
-      out[i] = x if leaves[i].shape == shape else x.T
+  n_devices = mesh.size if mesh is not None else 1
+  for key in sorted(alike, key=lambda key: (*key[:2], str(key[2:]))):
+    (R, C, *held), members = key, alike[key]
+    limit = n_devices * max(1, STACK_BYTES // (4 * R * C))
+    for first in range(0, len(members), limit):
+      group = members[first : first + limit]
+      stack_NRC = jnp.stack(
+        [x if x.shape == (R, C) else x.T for x in (leaves[i] for i in group)]
+      )
+      if mixed:
+        stack_NRC = row_major(stack_NRC)
+      if mesh is not None and n_devices > 1:
+        padding = -len(group) % n_devices
+        stack_NRC = jnp.pad(stack_NRC, ((0, padding), (0, 0), (0, 0)))
+        stack_NRC = _resharded(stack_NRC, mesh, _spread(mesh, *held))
+      stack_NRC = orthogonalise(stack_NRC, steps, mixed)
+      if mesh is not None and n_devices > 1:
+        way_back = _spread(mesh, *held)[-2::-1] + [PartitionSpec(None, *held)]
+        stack_NRC = _resharded(stack_NRC, mesh, way_back)
+      for i, x in zip(group, stack_NRC):
+        out[i] = x if leaves[i].shape == (R, C) else x.T
   return jax.tree.unflatten(treedef, out)
+
+
+def _spread(
+  mesh: Mesh, rows: str | None, columns: str | None
+) -> list[PartitionSpec]:
+  """Ways to shard a stack, ending with N alone over all devices.
+
+  Each moves one axis of the mesh: an all-to-all, or a slice. XLA does not find
+  the way by itself, and would gather the stack on every device.
+
+  Args:
+    rows, columns: the axes of the mesh that shard its matrices.
+  """
+  moved = tuple(name for name in (columns, rows) if name)
+  rest = tuple(name for name in mesh.axis_names if name not in moved)
+  ways = []
+  if rows and columns:
+    ways.append(PartitionSpec(columns, rows, None))
+  if moved:
+    ways.append(PartitionSpec(moved, None, None))
+  return [*ways, PartitionSpec((*moved, *rest), None, None)]
+
+
+def _resharded(
+  x: jax.Array, mesh: Mesh, ways: list[PartitionSpec]
+) -> jax.Array:
+  for way in ways:
+    x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, way))
+  return x
 
 
 def split_tree(tree: Mapping[str, Any]) -> tuple[dict, dict]:

@@ -13,7 +13,7 @@ CPU_MICRO_TOKENS = 512
 
 def micro_batch_size(config: Any, mesh: Mesh) -> int:
   """Rows a device processes at once (`parallel.micro_batch_size`)."""
-  rows = -(-config.batch_size // mesh.size)
+  rows = -(-config.batch_size // devices.batch_shards(mesh))
   wanted = config.parallel.micro_batch_size
   if not wanted:
     if jax.default_backend() != 'cpu':
@@ -24,8 +24,10 @@ def micro_batch_size(config: Any, mesh: Mesh) -> int:
   return divisor if 2 * divisor > wanted else wanted
 
 
-def local_rows(dataset: Any, step: int, batch_size: int, padded: int) -> dict:
+def local_rows(
+  dataset: Any, step: int, batch_size: int, padded: int, mesh: Mesh
+) -> dict:
   """This process's share of the global batch of `padded` rows."""
-  own = devices.process_rows(padded)
+  own = devices.process_rows(padded, mesh)
   rows = slice(min(own.start, batch_size), min(own.stop, batch_size))
   return devices.pad_rows(dataset.batch_at(step, rows), own.stop - own.start)

@@ -5,6 +5,7 @@ order is a function of (seed, step), so this is all a checkpoint needs to resume
 exactly.
 """
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -52,6 +53,17 @@ def create_state(
   """
   params = model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
   return state_from_params(params, tx, ema=ema)
+
+
+def abstract_state(
+  model: GPT | Adapted,
+  tx: 'optax.GradientTransformation',
+  *,
+  ema: bool = False,
+) -> TrainState:
+  """A state as ShapeDtypeStructs; see `create_state`."""
+  create = functools.partial(create_state, model, tx, ema=ema)
+  return jax.eval_shape(create, jax.eval_shape(jax.random.key, 0))
 
 
 def state_from_params(

@@ -24,14 +24,15 @@ import optax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from gpt import devices
+from gpt import devices, sharding
 from gpt.model import GPT
 from gpt.model.dropout import row_seeds
 from gpt.model.losses import cross_entropy, weighted_sum
 from gpt.model.params import Params
+from gpt.training import lora
 from gpt.training.lora import Adapted
 from gpt.training.schedules import scale_lr
-from gpt.training.state import TrainState
+from gpt.training.state import TrainState, abstract_state
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -75,6 +76,7 @@ def gradients(
   frozen: Frozen = NOTHING,
   micro_batch_size: int = 0,
   axis: str | None = None,
+  shards: int = 1,
 ) -> tuple[Params, jax.Array, jax.Array]:
   """Gradient of the mean loss over the global batch.
 
@@ -87,14 +89,17 @@ def gradients(
     frozen: variables of the model that get no gradient.
     micro_batch_size: rows per forward and backward pass; must divide the
       number of rows. 0: all of them.
-    axis: mesh axis to sum over; None: a single device.
+    axis: mesh axis to sum over; None: a single device, or a program that XLA
+      divides.
+    shards: in the latter, the parts that a batch is split into; each works on
+      micro_batch_size rows at a time.
 
   Returns:
     (grads, nats, count): a tree like params, the float32[] sum of the losses
     and the float32[] sum of the weights, at least 1.
   """
   rows = batch['rows'].shape[0]
-  micro = micro_batch_size or rows
+  micro = micro_batch_size * shards or rows
   total = jnp.sum(batch['weights'])
   if axis is not None:
     total = jax.lax.psum(total, axis)
@@ -109,19 +114,29 @@ def gradients(
     loss, grads = grad_fn(params, batch)
   else:
     micro_batches = jax.tree.map(
-      lambda x: x.reshape(rows // micro, micro, *x.shape[1:]), batch
+      functools.partial(_micro_batches, rows // micro, shards), batch
     )
 
     def accumulate(
       carry: tuple[jax.Array, Params], batch: Batch
     ) -> tuple[tuple[jax.Array, Params], None]:
-      return jax.tree.map(jnp.add, carry, grad_fn(params, batch)), None
+      loss, grads = jax.tree.map(jnp.add, carry, grad_fn(params, batch))
+      return (loss, sharding.constrain_tree(grads)), None
 
     zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
     (loss, grads), _ = jax.lax.scan(accumulate, zeros, micro_batches)
   if axis is not None:
     loss, grads = jax.lax.psum((loss, grads), axis)
   return grads, loss * total, total
+
+
+def _micro_batches(n: int, shards: int, x: jax.Array) -> jax.Array:
+  """[rows, ...] -> [n, rows / n, ...], without moving rows between devices."""
+  if shards == 1:
+    return x.reshape(n, -1, *x.shape[1:])
+  x = x.reshape(shards, n, -1, *x.shape[1:]).swapaxes(0, 1)
+  x = x.reshape(n, -1, *x.shape[3:])
+  return sharding.constrain(x, None, 'batch', *[None] * (x.ndim - 2))
 
 
 def train_step(
@@ -216,9 +231,9 @@ def jit_train_step(
   min_lr: float = 0.0,
   ema_decay: float = 0.0,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """`train_step` compiled for a mesh: state replicated and donated.
+  """`train_step` compiled for a mesh: the state in its place, and donated.
 
-  The fourth argument, `frozen`, is replicated and never donated.
+  The fourth argument, `frozen`, is never donated.
 
   Args:
     moving_target: whether `total_steps` is given too, as the fifth argument.
@@ -234,6 +249,9 @@ def jit_train_step(
     frozen: Frozen,
   ) -> tuple[Params, jax.Array, jax.Array]:
     fn = functools.partial(gradients, model, micro_batch_size=micro_batch_size)
+    if sharding.is_sharded(mesh):
+      shards = devices.batch_shards(mesh)
+      return fn(params, batch, dropout_key, frozen, shards=shards)
     if mesh.size == 1:
       return fn(params, batch, dropout_key, frozen)
     every, own = devices.REPLICATED, devices.SHARDED
@@ -244,40 +262,58 @@ def jit_train_step(
       out_specs=every,
     )(params, batch, dropout_key, frozen)
 
-  step = functools.partial(
-    train_step,
-    model=model,
-    tx=tx,
-    schedule=schedule,
-    min_lr=min_lr,
-    ema_decay=ema_decay,
-    gradients_fn=gradients_fn,
-  )
+  def step(state: TrainState, *args: Any) -> tuple[TrainState, Metrics]:
+    with sharding.tracing(mesh):
+      return train_step(
+        state,
+        *args,
+        model=model,
+        tx=tx,
+        schedule=schedule,
+        min_lr=min_lr,
+        ema_decay=ema_decay,
+        gradients_fn=gradients_fn,
+      )
+
   replicated = devices.replicated_sharding(mesh)
+  state_sharding: Any = replicated
+  if sharding.is_sharded(mesh):
+    state_sharding = sharding.shardings(
+      mesh, abstract_state(model, tx, ema=ema_decay > 0)
+    )
   return jax.jit(
     step,
     in_shardings=(
-      replicated,
+      state_sharding,
       devices.batch_sharding(mesh),
       replicated,
-      replicated,
+      _frozen_sharding(model, mesh),
       *([replicated] if moving_target else []),
     ),
-    out_shardings=(replicated, replicated),
+    out_shardings=(state_sharding, replicated),
     donate_argnums=0,
   )
+
+
+def _frozen_sharding(model: Model, mesh: Mesh) -> Any:
+  if isinstance(model, GPT) or not sharding.is_sharded(mesh):
+    return devices.replicated_sharding(mesh)
+  return {'base': sharding.shardings(mesh, lora.abstract(model.model))}
 
 
 def jit_eval_step(
   model: Model, mesh: Mesh
 ) -> Callable[[Params, Batch, ArrayLike, Frozen], jax.Array]:
-  """`eval_step` compiled for a mesh: params replicated, not donated."""
+  """`eval_step` compiled for a mesh: params in their place, not donated."""
   replicated = devices.replicated_sharding(mesh)
 
   def step(
     params: Params, batch: Batch, bytes_V: jax.Array, frozen: Frozen
   ) -> jax.Array:
     fn = functools.partial(eval_step, model=model)
+    if sharding.is_sharded(mesh):
+      with sharding.tracing(mesh):
+        return fn(params, batch, bytes_V, frozen)
     if mesh.size == 1:
       return fn(params, batch, bytes_V, frozen)
     every, own = devices.REPLICATED, devices.SHARDED
@@ -288,13 +324,16 @@ def jit_eval_step(
       out_specs=every,
     )(params, batch, bytes_V, frozen)
 
+  params_sharding: Any = replicated
+  if sharding.is_sharded(mesh):
+    params_sharding = sharding.shardings(mesh, lora.abstract(model))
   return jax.jit(
     step,
     in_shardings=(
-      replicated,
+      params_sharding,
       devices.batch_sharding(mesh),
       replicated,
-      replicated,
+      _frozen_sharding(model, mesh),
     ),
     out_shardings=replicated,
   )
