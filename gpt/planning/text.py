@@ -5,8 +5,6 @@ files, and the rest is measured on pieces spread evenly over it.
 """
 
 import dataclasses
-import json
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -115,7 +113,7 @@ def measure(given: dict[str, Any]) -> Text:
     characters=distinct + 2 + 3 * (format == 'chat'),
     documents=round(size * len(documents) / total) if total else 0,
     long_document=int(np.quantile(lengths, LONG)) if lengths else 0,
-    opening=_opening(sources, format, text),
+    opening=_opening(format, documents, text),
   )
 
 
@@ -261,16 +259,11 @@ def _density(tokenizer: Tokenizer, text: str) -> float:
   return len(text.encode()) / max(1, len(tokenizer.encode(text)))
 
 
-def _opening(sources: Sources, format: str, text: str) -> str:
+def _opening(format: str, documents: Sequence[bytes], text: str) -> str:
   """A prompt for the sample: a first message, or the first words."""
   if format == 'lines':
     return ''
   if format == 'chat':
-    with sources.items[0].open() as f:
-      line = f.readline(1 << 20).decode('utf-8', 'replace')
-    return json.loads(line)[0]['content'][:200]
+    return documents[0].split(b'\n')[0].decode('utf-8', 'replace')[:200]
   words = text.lstrip().split('\n')[0][:40]
   return words.rsplit(' ', 1)[0] if len(words) == 40 else words
-
-
-logger = logging.getLogger(__name__)
