@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 
+from gpt.planning import law
+from gpt.planning.entropy import Entropy
 from gpt.planning.record import MOST_TARGETS, Record, Target
 from gpt.runs.metrics import Clock, duration
 
@@ -208,8 +210,24 @@ class BudgetClock:
       return None
     if wanted == total and not first:
       return None
-    logger.info(_describe(why, step, total, wanted, step_s))
-    return Target(step, wanted, why, elapsed, step_s)
+    expected = self.expected(wanted)
+    logger.info(_describe(why, step, total, wanted, step_s, expected))
+    return Target(step, wanted, why, elapsed, step_s, expected)
+
+  def expected(self, total_steps: int) -> float:
+    """Bits per byte after that many steps of the planned model; 0: unknown."""
+    try:
+      now, text = self.record.plan['now'], self.record.plan['text']
+      seen = now['tokens_seen'] / now['steps'] * total_steps
+      return law.bits_per_byte(
+        now['parameters'],
+        seen,
+        now['tokens_seen'] / now['passes'],
+        now['bytes_per_token'],
+        Entropy(**text['entropy']),
+      )
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+      return 0.0  # The facts of plan.json are for readers, who may edit them.
 
   def intervals(self, target: Target) -> dict[str, int]:
     """Steps between evals and saves that suit the first measured target.
@@ -267,10 +285,14 @@ class BudgetClock:
 
 
 def _describe(
-  why: str, step: int, total: int, wanted: int, step_s: float
+  why: str, step: int, total: int, wanted: int, step_s: float, expected: float
 ) -> str:
   speed = f'{1e3 * step_s:.3g} ms/step'
+  promise = f'; expected now: {expected:.3f} bits/byte' if expected else ''
   if why == 'measured':
-    return f'step {step}: {speed} measured, total_steps is {wanted:,}'
+    return f'step {step}: {speed} measured, total_steps is {wanted:,}{promise}'
   reason = 'slower, the decay begins earlier' if why == 'late' else 'faster'
-  return f'step {step}: {speed}, {reason}: total_steps {total:,} -> {wanted:,}'
+  return (
+    f'step {step}: {speed}, {reason}: total_steps {total:,} -> {wanted:,}'
+    f'{promise}'
+  )

@@ -13,9 +13,10 @@ def describe(workdir: str | os.PathLike) -> dict[str, Any] | None:
 
   Returns:
     budget (as given), budget_s, used_s (None before the end),
-    expected_bits_per_byte, bits_per_byte (of the full pass of the weights that
-    are used; None before the end, or without a full pass), planned_steps,
-    total_steps, targets ([{step, total_steps, why, ...}]).
+    expected_bits_per_byte (of the plan), expected_for_steps (of the steps that
+    the clock allowed; None: not measured), bits_per_byte (of the full pass of
+    the weights that are used; None before the end, or without a full pass),
+    planned_steps, total_steps, targets ([{step, total_steps, why, ...}]).
 
   Raises:
     UserError: plan.json is damaged.
@@ -33,6 +34,7 @@ def describe(workdir: str | os.PathLike) -> dict[str, Any] | None:
     'budget_s': kept.seconds,
     'used_s': end.number('elapsed_s', 0, 1e12, None),
     'expected_bits_per_byte': now.number('bits_per_byte', 0, 1e6, None),
+    'expected_for_steps': kept.last.expected or None,
     'bits_per_byte': reached.number('best', 0, 1e6, final),
     'planned_steps': kept.targets[0].total_steps,
     'total_steps': kept.last.total_steps,
@@ -42,18 +44,18 @@ def describe(workdir: str | os.PathLike) -> dict[str, Any] | None:
 
 def rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
   """(what, planned, what happened; '' where it has not happened yet)."""
-  used = facts['used_s']
+  used, reached = facts['used_s'], number(facts['bits_per_byte'], '.4f')
+  expected = [
+    number(facts[name], '.4f')
+    for name in ('expected_bits_per_byte', 'expected_for_steps')
+  ]
   return [
     (
       'time',
       duration(facts['budget_s']),
       '' if used is None else duration(used),
     ),
-    (
-      'bits/byte',
-      number(facts['expected_bits_per_byte'], '.4f'),
-      number(facts['bits_per_byte'], '.4f'),
-    ),
+    ('bits/byte', ' and then '.join(filter(None, expected)), reached),
     ('steps', f'{facts["planned_steps"]:,}', f'{facts["total_steps"]:,}'),
   ]
 

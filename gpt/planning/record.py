@@ -38,6 +38,7 @@ class Target:
     why: 'planned', 'measured', 'late', 'early' or 'given'.
     elapsed_s: seconds of the run by then.
     step_s: measured seconds of a step; 0: not measured.
+    expected: bits per byte for that many steps; 0: not known.
   """
 
   step: int
@@ -45,6 +46,7 @@ class Target:
   why: str = 'planned'
   elapsed_s: float = 0.0
   step_s: float = 0.0
+  expected: float = 0.0
 
 
 @dataclasses.dataclass
@@ -113,4 +115,5 @@ def _target(fields: Fields) -> Target:
     why=fields.text('why', most=40),
     elapsed_s=fields.number('elapsed_s', 0, 1e12),
     step_s=fields.number('step_s', 0, 1e12),
+    expected=fields.number('expected', 0, 1e6, 0.0),
   )
