@@ -17,6 +17,7 @@ WORKDIR ?= runs/quickstart
 # All tests: make test-metal METAL_TESTS=tests
 METAL_TESTS ?= $(addprefix tests/,model training decoding kernels runs \
   formats/test_randygpt_run.py launch/test_generate_cli.py \
+  planning/test_machine.py test_budget_runs.py \
   test_architecture.py test_devices.py test_metal.py test_old_workdirs.py \
   test_start.py test_train.py test_train_resume.py)
 

@@ -80,7 +80,7 @@ def measure(num_cpu_devices: int = 0) -> Machine:
     num_cpu_devices: of config.parallel.
   """
   devices.setup_devices(num_cpu_devices)
-  mesh = Mesh(np.array(jax.local_devices()), (devices.DATA,))
+  mesh = devices.create_mesh(jax.local_device_count())
   device = mesh.devices.flat[0]
   on_cpu = device.platform == 'cpu'
   widths = CPU_WIDTHS if on_cpu else ACCELERATOR_WIDTHS

@@ -131,6 +131,17 @@ def test_python_and_traced_steps_agree(name):
     )
 
 
+@pytest.mark.parametrize('name', ['randy', 'linear_warmup', 'wsd'])
+def test_another_target_needs_no_other_program(name):
+  schedule = jax.jit(with_warmup(name))
+  for total in (100, 60, 250):
+    usual = with_warmup(name, total_steps=total)
+    for step in (0, 5, 40, 59, 99):
+      rate = float(schedule(np.int32(step), np.int32(total)))
+      assert rate == pytest.approx(float(usual(step)), rel=1e-5, abs=1e-6)
+  assert schedule._cache_size() == 1
+
+
 @pytest.mark.parametrize(
   'lr, scale, scaled',
   [
