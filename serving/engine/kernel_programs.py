@@ -216,8 +216,9 @@ class KernelPrograms(Programs):
       np.int32(k),
     )
     # What lies beyond is undefined, even as numbers.
-    cut = slice(b), slice(k)
-    return state, np.asarray(tokens_bk)[cut], np.asarray(logits_bkV)[cut]
+    if logits:
+      logits_bkV = np.asarray(logits_bkV)[:b, :k]
+    return state, np.asarray(tokens_bk)[:b, :k], logits_bkV
 
   def score(
     self, params: Any, tokens: np.ndarray, targets: np.ndarray

@@ -256,7 +256,7 @@ def test_a_block_of_the_server_has_no_logits_beyond_its_rows_and_steps():
     programs.new_state(),
     np.arange(2, dtype=np.int32),
     *(zeros, zeros, zeros),
-    sampling.settings(2),
+    sampling.settings(3),
     np.zeros((2, 3), np.float32),
   )
   assert tokens.shape == (2, 3) and logits.shape == (2, 3, 67)
