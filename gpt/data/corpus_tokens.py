@@ -19,6 +19,7 @@ from gpt.tokenizers import Tokenizer
 
 # Bytes of files; starting processes takes longer than encoding less.
 SHARDS_FROM = 48 << 20
+TRIES = 3  # A damaged shard is found when all are complete.
 
 
 def load_or_encode(
@@ -43,15 +44,22 @@ def load_or_encode(
       sources, tokenizer, separator, directory, tidy, encode, end
     )
   found = shard_encoding.load(corpus, sources.sha256)
-  while found is None:
+  for _ in range(TRIES):
+    if found is not None:
+      break
     encode_share(sources, tokenizer, separator, directory, encode, end)
-    found = shard_encoding.load(corpus, sources.sha256)
     if sources.have_changed():
       shutil.rmtree(corpus.directory, ignore_errors=True)
       raise UserError(
         f'{sources.description} changed while it was being encoded: try again '
         'once nothing writes to it'
       )
+    found = shard_encoding.load(corpus, sources.sha256)
+  if found is None:
+    raise UserError(
+      f'the shards in {corpus.directory} are damaged as soon as they are '
+      'written: set --config.data.cache_dir to another disk'
+    )
   tokens, ends, info = found
   if tidy:
     token_cache.remove_others(directory, corpus.directory)

@@ -263,7 +263,8 @@ def _in_directory(directory: str, field: str) -> list[str]:
     raise UserError(
       f'the text {directory} is a directory without files named '
       f'{", ".join(file_kinds.SUFFIXES)} (or these with .gz or .zst): it holds '
-      f'{holds}. Give a glob to read files of other names as text'
+      f'{holds}. Give a glob to read files of other names as text, or one of '
+      'shakespeare, sample, auto'
     )
   if others:
     logger.info(

@@ -39,7 +39,7 @@ from gpt.tokenizers.sentencepiece import TRAIN_BYTES, training_lines
 
 # In a tokenizer directory tokenizer.json is our own file (with the kind).
 HF_FILE = 'hf_tokenizer.json'
-BATCH_PIECES = 8
+BATCH_PIECES = 64
 PROBE = ' a\n\n\tb  e\u0301\U0001f642\x00\r\n12 <bos><|bos|>'
 
 
@@ -313,6 +313,8 @@ class HfTokenizer(BaseTokenizer):
 
   def count_unknown(self, text: str) -> dict[str, int]:
     """Characters of `text` without tokens, with their counts."""
+    if self._missing is not None and not self._missing:
+      return {}
     text = replace_surrogates(text)
     return count_of(text, {c for c in set(text) if self._is_unknown(c)})
 

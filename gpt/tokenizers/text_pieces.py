@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 # The `tokenizers` library takes 200 to 900 bytes for a character at once, and
 # twice the time for each in a word of 2^17 of them.
-PIECE = 1 << 14  # Characters, from which a text is cut at the next place,
+PIECE = 1 << 12  # Characters, from which a text is cut at the next place,
 MOST = 1 << 15  # and after which anywhere.
 # Before the one space between two words, or after the one line end. Words never
 # contain either, and no look-ahead of a rule that splits text into words goes
