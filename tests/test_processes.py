@@ -27,6 +27,7 @@ ARGS = (
   '--config.checkpoint.every=10',
   '--config.model.n_layer=1',
   '--config.sample.max_tokens=2',
+  '--config.min_lr=3e-3',  # That of the start: no target changes the losses.
 )
 FSDP = ('--config.parallel.fsdp=2',)
 
