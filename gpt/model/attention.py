@@ -168,10 +168,9 @@ def causal_self_attention(
   Returns:
     float[B, L, H, K] in the dtype of q.
   """
-  if kernel == 'cudnn' and segments_BL is None:
-    return jax.nn.dot_product_attention(
-      q_BLHK, k_BLGK, v_BLGK, is_causal=True, implementation='cudnn'
-    )
+  # cuDNN takes a mask for even lengths only.
+  if kernel == 'cudnn' and (segments_BL is None or q_BLHK.shape[1] % 2 == 0):
+    return fused_attention(q_BLHK, k_BLGK, v_BLGK, segments_BL)
   if kernel == 'blocked':
     k_BLHK, v_BLHK = repeat_kv(q_BLHK, k_BLGK), repeat_kv(q_BLHK, v_BLGK)
     qkv = (x.transpose(0, 2, 1, 3) for x in (q_BLHK, k_BLHK, v_BLHK))
@@ -183,6 +182,35 @@ def causal_self_attention(
   if segments_BL is not None:
     mask_BLS = mask_BLS & (segments_BL[:, :, None] == segments_BL[:, None, :])
   return attend(q_BLHK, k_BLGK, v_BLGK, mask_BLS)
+
+
+def fused_attention(
+  q_BLHK: jax.Array,
+  k_BLGK: jax.Array,
+  v_BLGK: jax.Array,
+  segments_BL: jax.Array | None = None,
+  implementation: str = 'cudnn',
+) -> jax.Array:
+  """`causal_self_attention` in one kernel of JAX.
+
+  The mask of packed documents is bool[B, 1, L, L], the same array for all
+  heads and layers; the scores themselves never are in memory.
+
+  Args:
+    implementation: 'xla' is the same function on any backend.
+  """
+  same_document: Any = None
+  if segments_BL is not None:
+    same = segments_BL[:, :, None] == segments_BL[:, None, :]
+    same_document = same[:, None]
+  return jax.nn.dot_product_attention(
+    q_BLHK,
+    k_BLGK,
+    v_BLGK,
+    mask=same_document,
+    is_causal=True,
+    implementation=implementation,
+  )
 
 
 # Queries are processed in this many row blocks: blocks above the diagonal are

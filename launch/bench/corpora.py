@@ -1,4 +1,4 @@
-"""Measure encoding of a large text beside the `tokenizers` library alone.
+"""Measure encoding of a large text beside `tokenizers` alone.
 
     python -m launch.bench.corpora --megabytes=1000 --directory=/tmp/corpus
     python -m launch.bench.corpora --path='data/*.txt' --directory=/tmp/corpus

@@ -32,6 +32,18 @@ def peak_rss_mb() -> float:
   return peak * (1 if sys.platform == 'darwin' else 1024) / 1e6
 
 
+def peak_device_mb() -> float | None:
+  """Peak memory of the accelerator in this process, MB; None on a CPU."""
+  if torch := sys.modules.get('torch'):
+    if torch.cuda.is_available():
+      return torch.cuda.max_memory_allocated() / 1e6
+  elif jax := sys.modules.get('jax'):
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if 'peak_bytes_in_use' in stats:
+      return stats['peak_bytes_in_use'] / 1e6
+  return None
+
+
 def serve(
   name: str, build: Callable[[str], tuple[Callable[[], Any], dict]]
 ) -> None:
@@ -64,7 +76,8 @@ def serve(
     if isinstance(units, tuple):  # The contestant measured its own time.
       units, wall = units
       cpu = wall
-    reply({'wall': wall, 'cpu': cpu, 'units': units, 'rss_mb': peak_rss_mb()})
+    memory = {'rss_mb': peak_rss_mb(), 'device_mb': peak_device_mb()}
+    reply({'wall': wall, 'cpu': cpu, 'units': units, **memory})
 
 
 class Worker:
@@ -114,6 +127,7 @@ class Worker:
       'max': speeds[-1],
       'cpu_us_per_token': 1e6 * statistics.median(cpu),
       'peak_rss_mb': self.rounds[-1]['rss_mb'],
+      'device_mb': self.rounds[-1]['device_mb'],
       **self.facts,
     }
 

@@ -40,6 +40,15 @@ def line() -> str:
   return f'{_processor()[0]}, {num_cores()} cores, Python {version}'
 
 
+def commit() -> str:
+  """The checked-out commit, with + if files differ; '' without git."""
+  args = ['git', 'describe', '--always', '--dirty=+']
+  try:
+    return subprocess.run(args, capture_output=True, text=True).stdout.strip()
+  except OSError:  # git is not installed.
+    return ''
+
+
 def _processor() -> tuple[str, set[str]]:
   """(name, all flags) as Linux or macOS has them."""
   name, flags = platform.processor() or platform.machine(), set()

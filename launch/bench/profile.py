@@ -77,6 +77,11 @@ def main(_):
   print('\nlongest operations')
   for name, (ms, n) in sorted(found.items(), key=lambda x: -x[1][0])[:12]:
     print(f'{name:40.40s}{ms / STEPS:10.1f} ms{n / STEPS:8.0f} x')
+  line = {'machine': machine.facts(), **facts, 'step_ms': whole}
+  longest = sorted(found.items(), key=lambda x: -x[1][0])[:30]
+  line['kinds_ms'] = dict(kinds)
+  line['longest_ms'] = {name: ms / STEPS for name, (ms, _) in longest}
+  print(json.dumps(line))
 
 
 if __name__ == '__main__':

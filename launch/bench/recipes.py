@@ -132,7 +132,7 @@ def run(
     )
   args = command(recipe, seed, workdir, changes)
   print(f'$ {shlex.join(args[1:])}', flush=True)
-  made_from = commit()
+  made_from = machine.commit()
   with tempfile.TemporaryDirectory() as cache:
     began = time.perf_counter()
     process = subprocess.run(
@@ -176,15 +176,6 @@ def check_settings(
         f'{workdir} was made with {key} {old!r}, the recipe has {new!r} now: '
         'remove it to repeat the run'
       )
-
-
-def commit() -> str:
-  """The checked-out commit, with + if files differ; '' without git."""
-  args = ['git', 'describe', '--always', '--dirty=+']
-  try:
-    return subprocess.run(args, capture_output=True, text=True).stdout.strip()
-  except OSError:  # git is not installed.
-    return ''
 
 
 def show_head() -> None:

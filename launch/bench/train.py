@@ -18,13 +18,15 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from gpt import devices
+from gpt.errors import UserError
+from gpt.planning import kinds
 from launch import cli
 from launch.bench import harness, shapes
 
 Contestant = tuple[Callable[[], int], dict[str, Any]]
 
 MIXED, AUTOCAST = 'ours mixed', 'torch compile bf16'
-PEAK_TFLOPS = {'H200': 989.0, 'H100': 989.0, 'A100': 312.0}  # dense bf16
+MUON = 'ours muon'
 
 PRESET = flags.DEFINE_string('preset', 'l', 'A size preset or a shape.')
 BATCH_SIZE = flags.DEFINE_integer(
@@ -45,6 +47,12 @@ ROUNDS = flags.DEFINE_integer(
 )
 PEER = flags.DEFINE_enum(
   'peer', 'torch', ['torch', 'none'], 'What to compare with.'
+)
+CONTESTANTS = flags.DEFINE_list(
+  'contestants',
+  [],
+  'Instead of all: ours, ours mixed, ours muon, torch eager, torch compile, '
+  'torch compile bf16.',
 )
 MICRO = flags.DEFINE_integer(
   'micro_batch_size', 0, 'parallel.micro_batch_size of rgpt.'
@@ -202,8 +210,29 @@ def build(name: str) -> Contestant:
   if name.startswith('ours'):
     if name == MIXED:
       config.model.dtype = 'mixed'
+    if name == MUON:
+      config.opt.name = 'muon'
     return build_ours(config)
   return build_torch(config, name)
+
+
+def check_contestants(names: list[str]) -> None:
+  """Raises UserError for a name that is not one of --contestants."""
+  allowed = ['ours', MIXED, MUON, 'torch eager', 'torch compile', AUTOCAST]
+  if unknown := [name for name in names if name not in allowed]:
+    raise UserError(
+      f'--contestants={",".join(unknown)}: allowed are {", ".join(allowed)}'
+    )
+  if names[0] != 'ours':
+    raise UserError('--contestants begins with ours, the one to compare with')
+
+
+def muon_share(rows: list[dict]) -> dict[str, float]:
+  """The speed with Muon beside that with AdamW, if both were measured."""
+  speed = {row['name']: row['tokens_per_s'] for row in rows}
+  if MUON not in speed or 'ours' not in speed:
+    return {}
+  return {'ours muon / ours': speed[MUON] / speed['ours']}
 
 
 def main(_):
@@ -214,14 +243,16 @@ def main(_):
   names = ['ours', MIXED] if DTYPE.value in ('auto', 'float32') else ['ours']
   if PEER.value == 'torch':
     names += ['torch eager', 'torch compile', AUTOCAST]
+  if CONTESTANTS.value:
+    check_contestants(CONTESTANTS.value)
+    names = CONTESTANTS.value
   rows = harness.compare(names, 'launch.bench.train', ROUNDS.value)
-  params = rows[0]['params']
+  params = next(row['params'] for row in rows if 'params' in row)
   for row in rows:
     flops = flops_per_token(config, params) * row['tokens_per_s']
     row['gflops'] = flops / 1e9
-    peak = [v for k, v in PEAK_TFLOPS.items() if k in rows[0]['device']]
-    if peak:
-      row['mfu'] = flops / (peak[0] * 1e12)
+    if kind := kinds.of_device(rows[0]['device']):
+      row['mfu'] = flops / kind.flops
   title = (
     f'training {PRESET.value}: {params:,} parameters, batch '
     f'{BATCH_SIZE.value} x {config.model.block_size}, dropout {DROPOUT.value}'
@@ -232,9 +263,10 @@ def main(_):
     title,
     rows,
     'ours',
-    ['gflops', 'mfu'],
-    apart=apart,
+    ['gflops', 'mfu', 'device_mb'],
+    apart=[*apart, *(row for row in rows if row['name'] == MUON)],
     pair=(MIXED, AUTOCAST),
+    ratios=muon_share(rows),
   )
 
 

@@ -11,6 +11,7 @@ import pytest
 from gpt import devices
 from gpt.errors import UserError
 from launch import local
+from tests.support.commands import is_running
 from tests.support.workdirs import ROOT, command
 
 SCRIPT = """
@@ -122,14 +123,6 @@ def test_processes_do_not_outlive_a_launcher_that_is_killed():
   while any(map(is_running, pids)):
     assert time.monotonic() < deadline
     time.sleep(0.05)
-
-
-def is_running(pid):
-  try:
-    with open(f'/proc/{pid}/stat') as file:
-      return file.read().rpartition(')')[2].split()[0] != 'Z'
-  except OSError:
-    return False
 
 
 def test_a_reader_that_has_left_does_not_end_the_run(tmp_path):

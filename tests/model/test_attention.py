@@ -12,6 +12,7 @@ from gpt.model.attention import (
   KERNELS,
   attend,
   causal_self_attention,
+  fused_attention,
   resolve_kernel,
 )
 
@@ -142,3 +143,14 @@ def test_cudnn_is_rejected_where_it_cannot_work():
   ):
     with pytest.raises(UserError, match='cudnn needs a GPU of compute'):
       resolve_kernel('cudnn', *given)
+
+
+@pytest.mark.parametrize('segmented', [False, True])
+@pytest.mark.parametrize('shape', [(2, 16, 2, 2, 8), (3, 18, 4, 2, 8)])
+def test_the_arguments_of_the_fused_kernel_say_the_formula(shape, segmented):
+  """Its mask, causality and groups; computed by XLA, for want of a GPU."""
+  q, k, v = random_qkv(shape)
+  segments = random_segments(*shape[:2]) if segmented else None
+  found = fused_attention(q, k, v, segments, implementation='xla')
+  wanted = causal_self_attention(q, k, v, segments, kernel='plain')
+  np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)

@@ -121,3 +121,12 @@ def assert_refused(done: Done, *texts: str) -> None:
   assert len(done.err.strip().splitlines()) <= 2, done.err
   for text in texts:
     assert text in done.err
+
+
+def is_running(pid: int) -> bool:
+  """Whether a process runs; one that ended and was not waited for doesn't."""
+  try:
+    with open(f'/proc/{pid}/stat') as file:
+      return file.read().rpartition(')')[2].split()[0] != 'Z'
+  except OSError:
+    return False

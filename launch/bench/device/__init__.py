@@ -1,0 +1,1 @@
+"""The parts of launch.bench.gpu, each a process of its own."""

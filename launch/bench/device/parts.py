@@ -1,0 +1,249 @@
+"""Runs the parts of launch.bench.gpu in turn, and keeps the time."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl import flags
+
+from gpt import files
+from gpt.errors import UserError
+from launch.bench import machine
+
+SECONDS = flags.DEFINE_float(
+  'seconds', 420.0, 'Time for all parts together.', lower_bound=1.0
+)
+OUTPUT = flags.DEFINE_string(
+  'output',
+  '',
+  'JSON file, written after every part. Default: gpu.json, in $OUT if set.',
+)
+ONLY = flags.DEFINE_list('only', [], 'Parts to run; default: all.')
+TOY = flags.DEFINE_bool(
+  'toy', False, 'Toy sizes; the default where JAX finds no accelerator.'
+)
+flags.DEFINE_string('wheels', '', 'Folder of wheels; see above.')
+ERROR_CHARACTERS = 2000
+GRACE = 5.0  # Seconds that a part has to end after SIGTERM.
+SHARE = '0.28'  # Of the memory for a process of JAX: three are side by side.
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One measurement: a command whose last line of stdout is JSON.
+
+  Attributes:
+    name: of the part.
+    module: below launch.bench.
+    args: its flags; toy: those at toy size.
+    seconds: its time limit.
+  """
+
+  name: str
+  module: str
+  args: str
+  toy: str
+  seconds: float
+
+
+TRAIN = '--rounds=3 --dropout=0 --contestants=ours,'
+TOY_TRAIN = (
+  '--preset=xs --batch_size=2 --rounds=1 --steps=2 --contestants=ours,'
+)
+PARTS = (
+  Part('checks', 'device.checks', '', '--small', 75),
+  Part(
+    'train_124m',
+    'train',
+    '--preset=gpt2_124m --batch_size=16 --vocab_size=50304 '
+    + TRAIN
+    + '"ours muon","torch compile"',
+    TOY_TRAIN + '"ours muon","torch eager"',
+    110,
+  ),
+  Part(
+    'shakespeare_gpu',
+    'device.recipe',
+    '--recipe=shakespeare_gpu --seconds=60',
+    '--recipe=smoke --seconds=20',
+    85,
+  ),
+  Part(
+    'train_l',
+    'train',
+    '--preset=l --batch_size=256 ' + TRAIN + '"torch compile"',
+    TOY_TRAIN + '"torch eager"',
+    60,
+  ),
+  Part(
+    'decode',
+    'decode',
+    '--preset=l --batch=1,8,64,256 --peer=torch --rounds=2',
+    '--preset=xs --batch=1,2 --peer=torch --rounds=1 --tokens=16',
+    60,
+  ),
+  Part(
+    'serve',
+    'serve',
+    '--preset=l --scenario=load --clients=64 --slots=64 --rounds=1 '
+    '--seconds=8 --shares=0.8',
+    '--preset=xs --scenario=load --clients=2 --slots=2 --rounds=1 --seconds=1 '
+    '--shares=0.8 --max_tokens=8',
+    70,
+  ),
+  Part(
+    'train_xl',
+    'train',
+    '--preset=xl --batch_size=128 ' + TRAIN + '"torch compile"',
+    TOY_TRAIN + '"torch eager"',
+    60,
+  ),
+  Part(
+    'profile',
+    'profile',
+    '--preset=gpt2_124m --batch_size=16 --vocab_size=50304 --dropout=0',
+    '--preset=xs --batch_size=2',
+    45,
+  ),
+)
+
+
+def main(_: list[str]) -> None:
+  unknown = set(ONLY.value) - {part.name for part in PARTS}
+  if unknown:
+    raise UserError(
+      f'--only={",".join(sorted(unknown))}: the parts are '
+      f'{", ".join(part.name for part in PARTS)}'
+    )
+  began = time.perf_counter()
+  path = pathlib.Path(
+    OUTPUT.value or os.path.join(os.environ.get('OUT', ''), 'gpu.json')
+  )
+  device = find_device()
+  toy = TOY.value or device.get('platform') in (None, 'cpu')
+  report: dict[str, Any] = {
+    'device': device,
+    'toy': toy,
+    'machine': machine.facts(),
+    'commit': machine.commit(),
+    'parts': {},
+  }
+  for part in PARTS:
+    if ONLY.value and part.name not in ONLY.value:
+      continue
+    left = SECONDS.value - (time.perf_counter() - began)
+    if left < 1:
+      report['parts'][part.name] = {'error': 'no time was left'}
+    else:
+      print(f'{part.name} ...', file=sys.stderr, flush=True)
+      report['parts'][part.name] = measure(part, toy, min(part.seconds, left))
+      print(outcome(report['parts'][part.name]), file=sys.stderr, flush=True)
+    report['seconds'] = time.perf_counter() - began
+    files.write_atomic(path, json.dumps(report, indent=1).encode())
+  print(json.dumps(report))
+
+
+def find_device() -> dict[str, Any]:
+  """What JAX finds, asked in a process of its own: it would keep the memory."""
+  script = (
+    'import jax, json; d = jax.devices()[0]; print(json.dumps('
+    "{'platform': d.platform, 'kind': d.device_kind}))"
+  )
+  try:
+    done = subprocess.run(
+      [sys.executable, '-c', script],
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+  except (subprocess.TimeoutExpired, IndexError, ValueError) as e:
+    return {'error': f'JAX finds no device: {e}'}
+  with contextlib.suppress(OSError):
+    query = ['nvidia-smi', '--query-gpu=name,driver_version,memory.total']
+    done = subprocess.run(
+      [*query, '--format=csv,noheader'], capture_output=True, text=True
+    )
+    found['nvidia_smi'] = done.stdout.strip()
+  return found
+
+
+def measure(part: Part, toy: bool, seconds: float) -> dict[str, Any]:
+  """Runs a part; its JSON, and `error` if it failed or took too long."""
+  args = (part.toy if toy else part.args).replace('"', '')
+  command = [sys.executable, '-m', f'launch.bench.{part.module}']
+  command += _words(args)
+  began = time.perf_counter()
+  env = {'XLA_PYTHON_CLIENT_MEM_FRACTION': SHARE, **os.environ}
+  with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    process = subprocess.Popen(
+      command, stdout=out, stderr=err, env=env, start_new_session=True
+    )
+    try:
+      code = process.wait(seconds)
+      error = f'exit code {code}' if code else ''
+    except subprocess.TimeoutExpired:
+      error = f'not done after {seconds:.0f} s'
+    finally:
+      end_group(process)
+    result = last_json(read(out))
+    if not result and not error:
+      error = 'it printed no JSON'
+    if error:
+      result |= {'error': error, 'stderr': read(err)[-ERROR_CHARACTERS:]}
+  wall = time.perf_counter() - began
+  return {'command': ' '.join(command[1:]), 'wall_s': wall, **result}
+
+
+def _words(args: str) -> list[str]:
+  """Words of a command line in which only a value may hold a space."""
+  words: list[str] = []
+  for word in args.split():
+    if word.startswith('--'):
+      words.append(word)
+    else:
+      words[-1] += f' {word}'
+  return words
+
+
+def end_group(process: subprocess.Popen) -> None:
+  """Ends a process and those it has started."""
+  for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
+    try:
+      os.killpg(process.pid, number)
+    except ProcessLookupError:
+      return
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.wait(seconds)
+
+
+def read(file: Any) -> str:
+  """All text of a temporary file."""
+  file.seek(0)
+  return file.read().decode(errors='replace')
+
+
+def last_json(text: str) -> dict[str, Any]:
+  """The last line that is a JSON object; {} without one."""
+  for line in reversed(text.splitlines()):
+    with contextlib.suppress(ValueError):
+      found = json.loads(line)
+      if isinstance(found, dict):
+        return found
+  return {}
+
+
+def outcome(result: dict[str, Any]) -> str:
+  """One line about a part that has ended."""
+  wall = f'{result["wall_s"]:.0f} s'
+  if 'error' in result:
+    return f'  failed after {wall}: {result["error"]}'
+  return f'  done in {wall}'

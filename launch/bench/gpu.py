@@ -1,0 +1,28 @@
+"""Check and measure one GPU in at most 7 minutes.
+
+    python -m launch.bench.gpu --output=gpu.json
+    python -m launch.bench.gpu --wheels=wheels      (installs what is missing)
+    python -m launch.bench.gpu --only=checks,train_124m
+    python -m launch.bench.gpu --toy                (on a CPU, at toy size)
+
+Every part is a process with a time limit. One that fails or takes too long is
+reported, and the next one starts. --output is written again after every part;
+the last line of stdout is the same JSON object. Nothing needs a network.
+PyTorch takes part where it is installed (extra: bench).
+"""
+
+import sys
+
+from launch.bench.device import wheels
+
+wheels.install_missing(sys.argv[1:])
+
+from absl import flags  # noqa: E402
+
+from launch import cli  # noqa: E402
+from launch.bench.device import parts  # noqa: E402
+
+flags.adopt_module_key_flags(parts)
+
+if __name__ == '__main__':
+  cli.run(parts.main)

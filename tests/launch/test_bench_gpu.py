@@ -1,0 +1,138 @@
+"""launch.bench.gpu: parts that fail, hang or are missing, and wheels."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from launch.bench.device import parts, wheels
+from launch.bench.device.parts import Part
+from tests.support.commands import assert_refused, is_running, run_all
+from tests.support.workdirs import ROOT, launch
+
+PROBE = 'rgpt_wheel_probe'
+
+
+@pytest.fixture
+def script(monkeypatch):
+  """A function that makes a part of a Python script."""
+  run = subprocess.Popen
+
+  def make(code: str, seconds: float = 20) -> Part:
+    monkeypatch.setattr(
+      parts.subprocess,
+      'Popen',
+      lambda _, **kwargs: run([sys.executable, '-c', code], **kwargs),
+    )
+    return Part('part', 'none', '', '', seconds)
+
+  return make
+
+
+def test_a_part_reports_the_last_object_it_has_printed(script):
+  part = script('print(\'{"a": 1}\\n[2]\\n{"b": 2}\\nend\')')
+  result = parts.measure(part, toy=True, seconds=20)
+  assert result['b'] == 2 and 'a' not in result and 'error' not in result
+
+
+def test_a_part_that_fails_is_reported_with_its_error(script):
+  part = script(
+    'print(\'{"done": 1}\', flush=True); raise ValueError("broken")'
+  )
+  result = parts.measure(part, toy=True, seconds=20)
+  assert result['error'] == 'exit code 1' and result['done'] == 1
+  assert result['stderr'].strip().endswith('ValueError: broken')
+
+
+def test_a_part_that_hangs_is_ended_with_its_children(script, tmp_path):
+  pid = tmp_path / 'pid'
+  part = script(
+    'import subprocess, time\n'
+    'child = subprocess.Popen(["sleep", "600"])\n'
+    f'open({str(pid)!r}, "w").write(str(child.pid))\n'
+    'print(\'{"begun": true}\', flush=True)\n'
+    'time.sleep(600)'
+  )
+  result = parts.measure(part, toy=True, seconds=2)
+  assert result['error'] == 'not done after 2 s' and result['begun']
+  assert not is_running(int(pid.read_text()))
+
+
+def test_a_part_without_a_result_is_no_success(script):
+  result = parts.measure(script('print("hello")'), toy=True, seconds=20)
+  assert result['error'] == 'it printed no JSON'
+
+
+def test_every_part_has_a_limit_and_all_fit():
+  assert all(part.seconds > 0 for part in parts.PARTS)
+  for part in parts.PARTS:
+    path = ROOT / 'launch' / 'bench' / (part.module.replace('.', '/') + '.py')
+    assert path.exists(), part.name
+
+
+def test_unknown_parts_are_refused():
+  (done,) = run_all([['launch.bench.gpu', '--only=chekcs']])
+  assert_refused(done, '--only=chekcs: the parts are checks, train_124m')
+
+
+@pytest.mark.slow
+def test_results_are_written_as_they_come(tmp_path):
+  path = tmp_path / 'gpu.json'
+  args = ['--only=shakespeare_gpu', f'--output={path}', '--toy', '--seconds=90']
+  out, err = launch('bench.gpu', *args)
+  line = json.loads(out.splitlines()[-1])
+  assert json.loads(path.read_text()) == line
+  part = line['parts']['shakespeare_gpu']
+  assert part.keys() >= {'step', 'loss', 'best_val_loss', 'wall_s'}, part
+  assert part['step'] == 20 and line['toy']
+
+
+# --- wheels
+
+
+def make_wheel(folder) -> None:
+  info = f'{PROBE}-1.0.dist-info'
+  with zipfile.ZipFile(folder / f'{PROBE}-1.0-py3-none-any.whl', 'w') as file:
+    file.writestr(f'{PROBE}.py', 'FOUND = True\n')
+    file.writestr(
+      f'{info}/METADATA',
+      f'Metadata-Version: 2.1\nName: {PROBE}\nVersion: 1.0\n',
+    )
+    file.writestr(
+      f'{info}/WHEEL',
+      'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\n'
+      'Tag: py3-none-any\n',
+    )
+    file.writestr(f'{info}/RECORD', '')
+
+
+def test_only_packages_that_are_not_installed_are_missing(tmp_path):
+  make_wheel(tmp_path)
+  (tmp_path / 'numpy-9.9-py3-none-any.whl').touch()
+  assert wheels.missing(str(tmp_path)) == [PROBE.replace('_', '-')]
+  assert wheels.folder_of(['--toy', '--wheels', 'a']) == 'a'
+  assert wheels.folder_of(['--wheels=b']) == 'b'
+  assert wheels.folder_of(['--toy']) == ''
+
+
+@pytest.mark.slow
+def test_missing_packages_are_installed_from_the_folder(tmp_path):
+  make_wheel(tmp_path)
+  code = (
+    'from launch.bench.device import wheels\n'
+    f'wheels.install_missing(["--wheels={tmp_path}"])\n'
+  )
+  env = dict(
+    os.environ, PIP_TARGET=str(tmp_path / 'site'), PYTHONPATH=str(ROOT)
+  )
+  subprocess.run([sys.executable, '-c', code], env=env, check=True)
+  assert (tmp_path / 'site' / f'{PROBE}.py').exists()
+
+
+def test_a_folder_that_is_not_there_is_refused():
+  (done,) = run_all([['launch.bench.gpu', '--wheels=nowhere']])
+  assert done.code == 2
+  assert done.err == 'error: --wheels=nowhere is not a directory of wheels\n'
