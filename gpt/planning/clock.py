@@ -35,8 +35,8 @@ LATE, EARLY = 0.01, 0.03
 PATIENCE = 0.03
 # and, to end later, if at least this part is left.
 WORTH_RAISING = 0.15
-# Seconds of steps whose mean predicts those that follow.
-RECENT = 10.0
+# Part of the budget, and most seconds, whose steps predict those that follow.
+RECENT_SHARE, RECENT_S = 0.05, 10.0
 # Of a forward pass, relative to a training step, until an eval was timed.
 FORWARD = 0.4
 # A step that takes that long, with so little of it computing, was stopped.
@@ -80,8 +80,9 @@ class BudgetClock:
     self._lap: float | None = None
     self._cpu = 0.0
     self._paused, self._compiled = 0.0, False
-    self._pause_s: float | None = None  # Of an eval with what belongs to it.
-    self._token_s: float | None = None  # Of a forward pass.
+    # In steps, whose time follows the machine's: an eval with what belongs to
+    # it, and a token of a forward pass. 0: not measured.
+    self._pause_steps = self._token_steps = 0.0
 
   def start(self, elapsed: float | None) -> Clock:
     """The clock of the run.
@@ -118,13 +119,13 @@ class BudgetClock:
   def resume(self, evaluated: bool) -> None:
     """Steps are timed from now on; `evaluated`: after an eval."""
     self._lap, self._cpu = time.perf_counter(), time.process_time()
-    if evaluated:
-      self._pause_s = self._lap - self._paused
+    if evaluated and (step_s := self.step_seconds()):
+      self._pause_steps = (self._lap - self._paused) / step_s
 
   def evaluated(self, seconds: float, tokens: int) -> None:
     """A quick eval took so long; the first of a process compiles."""
-    if self._compiled:
-      self._token_s = seconds / max(tokens, 1)
+    if self._compiled and (step_s := self.step_seconds()):
+      self._token_steps = seconds / max(tokens, 1) / step_s
     self._compiled = True
 
   def _add(self, finished: int) -> None:
@@ -145,8 +146,9 @@ class BudgetClock:
     self._trained += seconds
     self._lap, self._cpu = now, cpu
     self._recent.append((self._trained, finished))
+    recent = min(RECENT_S, RECENT_SHARE * self.record.seconds)
     while len(self._recent) > 8 and (
-      self._trained - self._recent[1][0] > RECENT
+      self._trained - self._recent[1][0] > recent
     ):
       self._recent.popleft()
 
@@ -196,7 +198,7 @@ class BudgetClock:
     if not step_s:
       return None
     end_s = self.end_seconds(config, step_s, val_tokens)
-    pause_s = self._pause_s or self.eval_seconds(config, step_s)
+    pause_s = self._pause_steps * step_s or self.eval_seconds(config, step_s)
     left = AIM * seconds - elapsed - end_s - pause_s
     share = step_s + pause_s / every
     wanted = max(step + 1, finished + int(left / share))
@@ -261,7 +263,7 @@ class BudgetClock:
   def _forward_seconds(self, config: Any, step_s: float) -> float:
     """Seconds to evaluate a token."""
     tokens = config.batch_size * config.model.block_size
-    return self._token_s or FORWARD * step_s / tokens
+    return step_s * (self._token_steps or FORWARD / tokens)
 
   def finish(self, step: int, final: dict) -> None:
     """Records how the run ended, and logs what it used of its budget.

@@ -104,6 +104,12 @@ def test_a_machine_that_changes_its_speed_moves_the_target(
   assert len(kept.targets) < 40
 
 
+def test_a_machine_that_becomes_slower_and_slower_ends_in_time(time, tmp_path):
+  kept = planned()
+  _, used = train(kept, tmp_path, time, lambda step: 0.03 + 3e-4 * step)
+  assert 0.85 * BUDGET < used < 1.03 * BUDGET
+
+
 def test_a_resumed_run_moves_its_target_at_the_same_steps(time, tmp_path):
   kept = planned()
   moved, _ = train(
