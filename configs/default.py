@@ -82,10 +82,11 @@ def get_config() -> ConfigDict:
   model.zero_init = False
   # Standard deviation of the initial weights. >= 0; 0: that of the arch.
   model.init_std = 0.0
-  # Matmul dtype: 'auto' (bfloat16 on CUDA and TPU, else float32), 'float32',
-  # 'bfloat16', or 'mixed' (bfloat16 operands, float32 sums and activations, for
-  # CPUs with bfloat16 instructions). On Metal it is always float32, and so are
-  # parameters, norms, softmax and loss everywhere.
+  # Matmul dtype: 'float32', 'bfloat16', 'mixed' (bfloat16 operands, float32
+  # sums and activations), or 'auto': bfloat16 on CUDA and TPU, mixed on CPUs
+  # with bfloat16 instructions, else float32. On a CPU config.json records which
+  # of them it was, and the run keeps it on any machine. On Metal it is always
+  # float32, and so are parameters, norms, softmax and loss everywhere.
   model.dtype = 'auto'
   # Dtype in which weights are kept, in memory and in checkpoints: 'float32', or
   # 'bfloat16' for models that are used or adapted, not trained.

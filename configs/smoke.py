@@ -18,6 +18,7 @@ def get_config():
   config.model.n_head = 4
   config.model.n_layer = 2
   config.model.block_size = 32
+  config.model.dtype = 'float32'  # The same numbers on every processor.
   config.data.path = 'sample'
   config.eval.every = 5
   config.eval.windows = 8

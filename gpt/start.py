@@ -13,7 +13,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from gpt import devices, sharding
+from gpt import devices, processor, sharding
 from gpt.data import prepare
 from gpt.errors import UserError
 from gpt.formats import randygpt
@@ -89,6 +89,33 @@ def load_data(
       config.data, run.workdir, run.begun, tokenizer
     )
   return tokenizer, prepare.create_dataset(config, corpus, tokenizer)
+
+
+def with_dtype(run: Run, config: Any) -> Any:
+  """The config with the dtype that 'auto' means for this run, to be recorded.
+
+  A run keeps the dtype it began with, on any machine. A new one on a CPU gets
+  'mixed' if the processors of all processes multiply bfloat16, else 'float32'.
+  Two are 'float32' everywhere: adapters, which would need a merged copy of
+  their base, and runs on jax 0.5, kept for jax-metal, whose bfloat16 has not
+  been measured on a Mac. Accelerators keep 'auto', which means the same on all
+  of a kind.
+  """
+  if config.model.dtype != 'auto':
+    return config
+  if run.saved:
+    dtype = run.saved['model'].get('dtype', 'auto')
+  elif devices.backend_name() == 'cpu':
+    plain_products = lora.rank(config) > 0 or not hasattr(jax, 'shard_map')
+    able = processor.multiplies_bfloat16()
+    if jax.process_count() > 1:
+      able = not devices.any_process(not able)
+    dtype = 'mixed' if able and not plain_products else 'float32'
+  else:
+    return config
+  config = config.copy_and_resolve_references()
+  config.model.dtype = dtype
+  return config
 
 
 def check_base(config: Any, init_from: str) -> None:

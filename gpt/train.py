@@ -16,7 +16,7 @@ from gpt.finish import finish_run
 from gpt.planning import budget
 from gpt.runs.result import Result
 from gpt.runs.workdir import open_run
-from gpt.start import load_data
+from gpt.start import load_data, with_dtype
 from gpt.trainer import Trainer
 
 
@@ -53,6 +53,7 @@ def train_and_evaluate(
   config, clock = budget.settle(config, workdir, began, init_from)
   check_config(config)
   with open_run(workdir, config) as run:
+    config = with_dtype(run, config)
     tokenizer, dataset = load_data(run, config, init_from)
     with Trainer(run, config, tokenizer, dataset, clock) as trainer:
       trainer.start_or_resume(init_from, additional_steps, base)

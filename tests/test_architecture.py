@@ -20,7 +20,7 @@ from tests.support.workdirs import ROOT
 # Everything that a package or module may import besides itself. `model` stands
 # for gpt.model, and a module in the folder gpt/ for itself.
 BASE = {'errors', 'files', 'fields', 'staging', 'unfinished'}
-BASE |= {'terminal', 'logs', 'devices', 'sharding', 'processes'}
+BASE |= {'terminal', 'logs', 'processor', 'devices', 'sharding', 'processes'}
 MAY_IMPORT = {
   'errors': set(),
   'unfinished': set(),
@@ -29,6 +29,7 @@ MAY_IMPORT = {
   'fields': {'errors', 'files'},
   'terminal': set(),
   'logs': {'terminal'},
+  'processor': set(),
   'devices': {'errors', 'logs'},
   'sharding': {'errors', 'devices'},
   'processes': {'errors', 'logs'},

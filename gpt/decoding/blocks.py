@@ -103,6 +103,17 @@ def stride_for(mode: str, block_size: int) -> int:
   return 1 if mode == 'exact' else max(1, block_size // 2)
 
 
+def for_decoding(model: GPT) -> GPT:
+  """The model, with float32 products where those of its training are mixed.
+
+  So a text does not depend on what decodes it: the compiled kernels have no
+  mixed products, and nor have steps of one token.
+  """
+  if model.cfg.dtype != 'mixed':
+    return model
+  return GPT(dataclasses.replace(model.cfg, dtype='float32'))
+
+
 def prefill(model: GPT, params: Params, tokens_BL: jax.Array) -> KVCache:
   """Computes the cache of whole rows.
 

@@ -13,6 +13,7 @@ import numpy as np
 from gpt import kernels
 from gpt.decoding.blocks import (
   bucket_for,
+  for_decoding,
   steps_until_slide,
   stride_for,
   window_start,
@@ -64,6 +65,7 @@ def generate(
     UserError: invalid arguments; a prompt longer than the window with
       window='stop'.
   """
+  model = for_decoding(model)
   cfg = model.cfg
   stride = stride_for(window, cfg.block_size)
   tokens = [list(map(int, p)) for p in prompts]

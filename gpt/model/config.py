@@ -405,7 +405,8 @@ def matmul_dtype(dtype: str) -> str:
 def resolve_dtype(name: str, backend: str) -> str:
   """Resolves 'auto' to bfloat16 on GPUs and TPUs, and to float32 elsewhere.
 
-  Metal has no bfloat16: everything is float32 there.
+  A new run on a CPU records another (gpt.start.with_dtype). Metal has no
+  bfloat16: everything is float32 there.
 
   Args:
     backend: of gpt.devices.backend_name.

@@ -1,9 +1,10 @@
-"""Mixed-precision matmuls: bfloat16 operands, float32 sums and results.
+"""Products of activations and weights as XLA:CPU computes them fastest.
 
-With bfloat16 instructions a matmul takes half the time of float32. XLA:CPU
-uses them only for row-major operands, a float32 output and contracted axes in
-their usual places. So the gradients are written out here, and operands that
-need a transposition are copied first.
+With bfloat16 instructions a product of bfloat16 operands takes half the time of
+float32. XLA:CPU uses them only for row-major operands, a float32 output and
+contracted axes in their usual places, and gradients of weights in float32 take
+up to twice as long in another layout. So the gradients are written out here,
+and operands that need a transposition are copied first.
 """
 
 import functools
@@ -32,43 +33,50 @@ def row_major(x: jax.Array) -> jax.Array:
 row_major.defvjp(lambda x: (row_major(x), None), lambda _, dout: (dout,))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def mixed_product(
-  x: jax.Array, w: jax.Array, transposed: bool = False
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def product(
+  x: jax.Array, w: jax.Array, transposed: bool = False, dtype: str = 'float32'
 ) -> jax.Array:
-  """x @ w with operands rounded to bfloat16, in value and gradient.
+  """x @ w with operands rounded to a dtype, in value and gradient.
 
   Args:
     x: float32[..., in].
-    w: float32[in, out]; with `transposed`, float32[out, in] and x @ w.T.
+    w: float[in, out]; with `transposed`, float[out, in] and x @ w.T.
+    dtype: 'bfloat16' or 'float32'.
 
   Returns:
     float32[..., out].
   """
-  return einsum_bf16('...i,oi->...o' if transposed else '...i,io->...o', x, w)
+  terms = '...i,oi->...o' if transposed else '...i,io->...o'
+  return einsum_f32(terms, x.astype(dtype), w.astype(dtype))
 
 
 def _forward(
-  x: jax.Array, w: jax.Array, transposed: bool
+  x: jax.Array, w: jax.Array, transposed: bool, dtype: str
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return mixed_product(x, w, transposed), (x.astype(jnp.bfloat16), w)
+  return product(x, w, transposed, dtype), (x.astype(dtype), w)
 
 
 def _backward(
-  transposed: bool, saved: tuple[jax.Array, jax.Array], dout: jax.Array
+  transposed: bool,
+  dtype: str,
+  saved: tuple[jax.Array, jax.Array],
+  dout: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   x, w = saved
-  dout = dout.astype(jnp.bfloat16)
-  dx = einsum_bf16('...o,oi->...i' if transposed else '...o,io->...i', dout, w)
+  dout = dout.astype(dtype)
+  terms = '...o,oi->...i' if transposed else '...o,io->...i'
+  dx = einsum_f32(terms, dout, w.astype(dtype))
   x_ni = x.reshape(-1, x.shape[-1])
   dout_no = dout.reshape(-1, dout.shape[-1])
   # Copy the smaller factor; the result may then be transposed.
   copied = x_ni.shape[1] <= dout_no.shape[1]
   if copied:
-    dw = einsum_bf16('in,no->io', row_major(x_ni.T), dout_no)
+    dw = einsum_f32('in,no->io', row_major(x_ni.T), dout_no)
   else:
-    dw = einsum_bf16('on,ni->oi', row_major(dout_no.T), x_ni)
-  return dx, row_major(dw).T if copied == transposed else dw
+    dw = einsum_f32('on,ni->oi', row_major(dout_no.T), x_ni)
+  dw = row_major(dw).T if copied == transposed else dw
+  return dx, dw.astype(w.dtype)
 
 
-mixed_product.defvjp(_forward, _backward)
+product.defvjp(_forward, _backward)

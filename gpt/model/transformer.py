@@ -25,7 +25,7 @@ from gpt.model.attention import attend_cached, causal_self_attention
 from gpt.model.config import ARCHS, GPTConfig
 from gpt.model.dropout import dropout
 from gpt.model.kv_cache import KeysValues, KVCache
-from gpt.model.mixed_precision import mixed_product
+from gpt.model.mixed_precision import product
 from gpt.model.norms import along_last, layer_norm, rms_norm
 from gpt.model.rope_frequencies import rope_frequencies
 
@@ -310,8 +310,13 @@ def matmul(
   x: jax.Array, w: jax.Array, cfg: GPTConfig, transposed: bool = False
 ) -> jax.Array:
   """x @ w for float[in, out] w, or x @ w.T, in the dtype of x."""
-  if cfg.dtype == 'mixed' and x.shape[1] > 1:
-    return mixed_product(x, w, transposed)
+  # The attention kernel for CPUs stands for their layouts. A matrix with an
+  # adapter is no array, and needs no gradient that would be slow.
+  written_out = cfg.dtype == 'mixed' or (
+    cfg.dtype == 'float32' and cfg.attention == 'blocked'
+  )
+  if written_out and x.shape[1] > 1 and isinstance(w, jax.Array | np.ndarray):
+    return product(x, jnp.asarray(w), transposed, cfg.matmul_dtype)
   w = (w.T if transposed else w).astype(x.dtype)
   if x.shape[1] == 1:  # XLA:CPU is slow along an axis of length 1, and
     return (x[:, 0] @ w)[:, None]  # bfloat16 does not pay for few rows.

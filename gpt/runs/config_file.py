@@ -158,8 +158,13 @@ def read_configs(
 
 
 def differences(saved: dict, config: Any) -> dict:
-  """{key: (saved, now)} of all keys that differ."""
+  """{key: (saved, now)} of all keys that differ.
+
+  A model.dtype of 'auto' is that of the run, whatever it is.
+  """
   old, new = flatten(saved), flatten(plain(config))
+  if new.get('model.dtype') == 'auto':
+    new['model.dtype'] = old.get('model.dtype')
   return {
     key: (old.get(key), new.get(key))
     for key in sorted(old.keys() | new.keys())

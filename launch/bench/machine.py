@@ -3,9 +3,9 @@
 import os
 import platform
 import subprocess
-import sys
 from typing import Any
 
+from gpt import processor
 from gpt.devices import num_cores
 
 # Instructions that our products, XLA's or a peer's choose between.
@@ -22,7 +22,7 @@ def facts() -> dict[str, Any]:
   """For a JSON line: processor, its FLAGS, cores, variables, versions."""
   import jax
 
-  name, flags = _processor()
+  name, flags = processor.describe()
   return {
     'cpu': name,
     'cpu_flags': [flag for flag in FLAGS if flag in flags],
@@ -37,7 +37,7 @@ def facts() -> dict[str, Any]:
 def line() -> str:
   """The processor, the cores this process may use, and Python's version."""
   version = platform.python_version()
-  return f'{_processor()[0]}, {num_cores()} cores, Python {version}'
+  return f'{processor.describe()[0]}, {num_cores()} cores, Python {version}'
 
 
 def commit() -> str:
@@ -47,28 +47,3 @@ def commit() -> str:
     return subprocess.run(args, capture_output=True, text=True).stdout.strip()
   except OSError:  # git is not installed.
     return ''
-
-
-def _processor() -> tuple[str, set[str]]:
-  """(name, all flags) as Linux or macOS has them."""
-  name, flags = platform.processor() or platform.machine(), set()
-  try:
-    with open('/proc/cpuinfo') as f:
-      entries = [line.partition(':')[::2] for line in f]
-  except OSError:
-    return _from_sysctl() or name, flags
-  for key, value in reversed(entries):
-    if key.strip() == 'model name':
-      name = value.strip()
-    elif key.strip() in ('flags', 'Features'):
-      flags = set(value.split())
-  return name, flags
-
-
-def _from_sysctl() -> str:
-  """The processor's name on macOS; '' elsewhere."""
-  if sys.platform != 'darwin':
-    return ''
-  command = ['sysctl', '-n', 'machdep.cpu.brand_string']
-  done = subprocess.run(command, capture_output=True, text=True)
-  return done.stdout.strip()

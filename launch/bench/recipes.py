@@ -158,6 +158,7 @@ def run(
     'wall_s': wall,
     'steps': end['step'],
     'commit': made_from,
+    'machine': machine.facts(),
     **numbers,
   }
   result.write_text(json.dumps(row))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt import kernels
-from gpt.decoding import sampling
+from gpt.decoding import blocks, sampling
 from gpt.kernels import calls, columns
 from gpt.kernels.weights import Packed
 from gpt.model import GPT
@@ -36,6 +36,7 @@ def make_programs(
     lanes: for XLA; kernels have one lane, and use all cores in it.
     weights: see kernels.plan_for.
   """
+  model = blocks.for_decoding(model)
   plan = None if shapes else kernels.plan_for(model.cfg, weights)
   if plan is not None:
     return KernelPrograms(model, plan, slots)

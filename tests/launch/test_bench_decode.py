@@ -1,6 +1,7 @@
 """launch.bench.decode --model: a GGUF file beside llama.cpp."""
 
 import json
+import pathlib
 import sys
 
 import pytest
@@ -80,6 +81,17 @@ def test_programs_of_llama_cpp_are_found_beside_each_other(
   monkeypatch.setenv('LLAMA_CPP', str(tmp_path / given))
   found = llama_cpp.find_binary('llama-server')
   assert found == str(tmp_path / 'llama-server')
+
+
+def test_every_benchmark_that_ends_with_a_json_line_names_the_machine():
+  folder = pathlib.Path(machine.__file__).parent
+  ends = {p.stem: p.read_text() for p in folder.glob('*.py')}
+  ends = {k: text for k, text in ends.items() if 'print(json.dumps' in text}
+  # law_fit fits a table of runs: nothing in its line depends on a speed.
+  assert {k for k, text in ends.items() if 'machine.facts()' not in text} <= {
+    'law_fit'
+  }
+  assert 'harness' in ends
 
 
 def test_the_machine_is_part_of_the_json_line():

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from gpt.decoding import generation, sampling
 from gpt.model import GPT, GPTConfig
-from gpt.model.mixed_precision import mixed_product
+from gpt.model.mixed_precision import product
 from tests.support.models import random_params
 
 size = st.integers(1, 70)
+dtypes = st.sampled_from(['float32', 'bfloat16'])
 SHAPE = {
   'vocab_size': 31,
   'n_embd': 48,
@@ -35,18 +36,20 @@ OPTIONS = {
 }
 
 
-def rounded(x):
-  return np.asarray(jnp.asarray(x).astype(jnp.bfloat16), np.float64)
+def rounded(x, dtype):
+  return np.asarray(jnp.asarray(x).astype(dtype), np.float64)
 
 
 @settings(max_examples=10)
-@given(st.integers(1, 3), size, size, size, st.booleans())
-@example(1, 1, 64, 64, False)
-@example(2, 32, 64, 256, False)
-@example(2, 32, 256, 64, False)
-@example(2, 32, 64, 256, True)
-@example(2, 32, 256, 64, True)
-def test_value_and_gradient_for_every_shape(batch, n, i, o, transposed):
+@given(st.integers(1, 3), size, size, size, st.booleans(), dtypes)
+@example(1, 1, 64, 64, False, 'bfloat16')
+@example(2, 32, 64, 256, False, 'float32')
+@example(2, 32, 64, 256, False, 'bfloat16')
+@example(2, 32, 256, 64, False, 'bfloat16')
+@example(2, 32, 64, 256, True, 'bfloat16')
+@example(2, 32, 256, 64, True, 'float32')
+@example(2, 32, 256, 64, True, 'bfloat16')
+def test_value_and_gradient_for_every_shape(batch, n, i, o, transposed, dtype):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(batch, n, i)).astype(np.float32)
   w = rng.normal(size=(o, i) if transposed else (i, o)).astype(np.float32)
@@ -54,18 +57,37 @@ def test_value_and_gradient_for_every_shape(batch, n, i, o, transposed):
 
   @jax.jit
   def both(x, w, dout):
-    out, pull = jax.vjp(lambda x, w: mixed_product(x, w, transposed), x, w)
+    out, pull = jax.vjp(lambda x, w: product(x, w, transposed, dtype), x, w)
     return (out, *pull(dout))
 
   out, dx, dw = both(x, w, dout)
   assert {a.dtype for a in (out, dx, dw)} == {np.dtype('float32')}
-  x, w, dout = rounded(x), rounded(w), rounded(dout)
+  x, w, dout = (rounded(a, dtype) for a in (x, w, dout))
   w = w.T if transposed else w
   close = {'rtol': 1e-4, 'atol': 1e-4}
   np.testing.assert_allclose(out, x @ w, **close)
   np.testing.assert_allclose(dx, dout @ w.T, **close)
   want = np.einsum('bni,bno->io', x, dout)
   np.testing.assert_allclose(dw.T if transposed else dw, want, **close)
+
+
+def test_float32_products_written_out_have_the_gradients_of_plain_ones():
+  tokens = np.random.default_rng(0).integers(0, 31, (3, 24))
+  shape = {**SHAPE, 'pos': 'rope', 'tied_embeddings': True}
+  plain, blocked = (
+    GPT(GPTConfig(**shape, attention=kernel)) for kernel in ('plain', 'blocked')
+  )
+  params = random_params(plain.cfg, std=0.1)
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def gradient(params, model):
+    return jax.grad(lambda p: model.apply({'params': p}, tokens).var())(params)
+
+  want, got = (
+    jax.device_get(gradient(params, model)) for model in (plain, blocked)
+  )
+  for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(a).max())
 
 
 @functools.cache
