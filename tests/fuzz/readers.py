@@ -98,7 +98,9 @@ KINDS = {
     writes=True,
   ),
   'records': Kind(files.make_records, files.read_records),
-  'token file': Kind(files.make_token_file, files.read_token_file),
+  'token file': Kind(
+    files.make_token_file, files.read_token_file, ('a.bin',), writes=True
+  ),
   'metrics': Kind(files.make_logs, files.read_metrics, ('metrics.jsonl',)),
   'samples': Kind(files.make_logs, files.read_samples, ('samples.txt',)),
   'rgpt': Kind(files.make_rgpt, files.read_rgpt),
