@@ -7,7 +7,7 @@ the attention of decoding.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -189,7 +189,7 @@ def fused_attention(
   k_BLGK: jax.Array,
   v_BLGK: jax.Array,
   segments_BL: jax.Array | None = None,
-  implementation: str = 'cudnn',
+  implementation: Literal['cudnn', 'xla'] = 'cudnn',
 ) -> jax.Array:
   """`causal_self_attention` in one kernel of JAX.
 

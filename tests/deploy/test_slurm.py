@@ -49,8 +49,9 @@ class Cluster:
       path = folder / name
       path.write_text(text.replace('{python}', sys.executable))
       path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    python = folder / 'python'
-    python.symlink_to(sys.executable)
+    python = folder / 'python'  # A link would lose its environment.
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
 
   def submit(self, *args: str, **more: str) -> subprocess.Popen:
     """`sbatch deploy/slurm.sbatch ARGS`."""

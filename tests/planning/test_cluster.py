@@ -59,7 +59,7 @@ def test_impossible_plans_are_refused():
   cases = {
     'keeps 8 of 16 devices busy': ['--devices=16'],
     'multiply to 8': ['--devices=8', '--config.parallel.fsdp=3'],
-    '--kind=h1000 is not known; allowed: a100': ['--kind=h1000'],
+    '--kind=h1000 is not known; allowed: a100': ['--devices=8', '--kind=h1000'],
     'n_head': ['--devices=8', '--config.parallel.tensor=8'],
   }
   done = run_all([[*SMOKE, *args] for args in cases.values()])
