@@ -130,7 +130,7 @@ def read_meta(path: str | os.PathLike) -> dict[str, Any]:
   """
   fields = _fields(path)
   meta, workdir = dict(fields.values), pathlib.Path(path).parents[2]
-  check_version(meta.get(FORMAT_KEY, 1), path)
+  check_version(meta.get(FORMAT_KEY, 1), path, DIVIDED_VERSION)
   if CHECKSUM in meta or MODEL in meta or are_sealed(workdir):
     if meta.get(CHECKSUM) != _checksum(meta):
       raise UserError(

@@ -16,11 +16,13 @@ class NewerFormat(UserError):
   """A file that a newer version of rgpt wrote."""
 
 
-def check_version(version: Any, path: str | os.PathLike) -> None:
-  """Raises NewerFormat if `version` is above what this program reads."""
-  if type(version) is int and version <= DIVIDED_VERSION:
+def check_version(
+  version: Any, path: str | os.PathLike, newest: int = FORMAT_VERSION
+) -> None:
+  """Raises NewerFormat if `version` is above `newest`, which can be read."""
+  if type(version) is int and version <= newest:
     return
   raise NewerFormat(
     f'{path} has {FORMAT_KEY} {quoted(version)}, and this version of rgpt '
-    f'reads up to {DIVIDED_VERSION}: upgrade rgpt (pip install --upgrade rgpt)'
+    f'reads up to {newest}: upgrade rgpt (pip install --upgrade rgpt)'
   )

@@ -11,7 +11,12 @@ from gpt.runs import checkpoint
 from gpt.runs.checkpoint_meta import are_sealed
 from gpt.runs.checkpoint_writer import Checkpoints
 from gpt.runs.config_file import CONFIG, read_config, save_config
-from gpt.runs.format_version import FORMAT_KEY, FORMAT_VERSION, NewerFormat
+from gpt.runs.format_version import (
+  DIVIDED_VERSION,
+  FORMAT_KEY,
+  FORMAT_VERSION,
+  NewerFormat,
+)
 from gpt.runs.load import load_model
 
 
@@ -44,7 +49,7 @@ def test_a_newer_config_is_refused_whatever_else_it_has(tmp_path, version):
 def test_a_newer_checkpoint_is_no_damaged_one(copy):
   """It is named, neither skipped nor moved aside."""
   meta = checkpoint.find(copy) / 'meta' / 'metadata'
-  edit(meta, **{FORMAT_KEY: FORMAT_VERSION + 1})
+  edit(meta, **{FORMAT_KEY: DIVIDED_VERSION + 1})
   for read in (load_model, Checkpoints):
     with pytest.raises(NewerFormat, match='upgrade rgpt'):
       read(copy)
