@@ -474,7 +474,7 @@ def make_chat(path):
 
 
 def read_chat(path):
-  sources = find_sources(str(path / 'chat.jsonl'))
+  sources = find_sources(str(path / 'chat.jsonl'), format='chat')
   return list(conversations.iter_conversations(sources, TextStats()))
 
 
