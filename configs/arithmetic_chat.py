@@ -4,8 +4,10 @@
     rgpt train --config=arithmetic_chat --workdir=runs/arithmetic
     rgpt evaluate --workdir=runs/arithmetic --task=arithmetic
 
-4 layers x 128, 4 heads, context 128. The problems come from reasoning-gym
-(extra: evals); those that `evaluate` asks are never written for training.
+4 layers x 128, 4 heads, context 128; 0.89M parameters. The problems come from
+reasoning-gym (extra: evals); those that `evaluate` asks are never written for
+training. No full run has been recorded.
+
 Digits are tokens of their own, and the words around them a token each.
 """
 

@@ -59,6 +59,7 @@ def test_a_run_that_goes_on_keeps_its_dtype(monkeypatch, saved, able, backend):
 
 def test_auto_differs_from_no_recorded_dtype():
   config = smoke.get_config()
+  config.model.dtype = 'auto'
   saved = plain(config)
   saved['model']['dtype'] = 'mixed'
   assert differences(saved, config) == {}

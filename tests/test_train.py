@@ -408,7 +408,7 @@ def test_what_is_measured_is_the_average_of_the_weights(tmp_path):
   ):
     evaluate = Evaluator(loaded.model, devices.create_mesh(1), dataset)
     average = evaluate(checkpoint.restore_params(path), split, None)
-    params = checkpoint._restore_item(path, 'params', None)
+    params = checkpoint.restore_item(path, 'params', None)
     raw = evaluate(params, split, None)
     windows = loaded.config['eval']['windows']
     quick = evaluate(loaded.params, split, windows)['nats_per_token']

@@ -20,9 +20,9 @@ wheels.install_missing(sys.argv[1:])
 from absl import flags  # noqa: E402
 
 from launch import cli  # noqa: E402
-from launch.bench.device import parts  # noqa: E402
+from launch.bench.device import run  # noqa: E402
 
-flags.adopt_module_key_flags(parts)
+flags.adopt_module_key_flags(run)
 
 if __name__ == '__main__':
-  cli.run(parts.main)
+  cli.run(run.main)

@@ -46,8 +46,7 @@ SECONDS = flags.DEFINE_float('seconds', math.inf, 'Pause after this long.')
 FIT = flags.DEFINE_bool('fit', False, 'Make no runs.')
 
 ROOT = pathlib.Path(__file__).parents[2]
-TABLE = ROOT / 'docs' / 'figures' / 'law.csv'
-FIGURE = TABLE.with_suffix('.png')
+FIGURE = law_fit.TABLE.with_suffix('.png')
 COEFFICIENTS = ROOT / 'gpt' / 'planning' / 'coefficients.py'
 VAL_FRACTION = 0.1
 # Texts above this many bytes are validated on windows, not to their end.
@@ -255,16 +254,16 @@ def final_loss(workdir: pathlib.Path) -> float:
 
 def finished() -> set[str]:
   """Names of the runs in the table."""
-  if not TABLE.exists():
+  if not law_fit.TABLE.exists():
     return set()
-  with TABLE.open(encoding='utf-8') as file:
+  with law_fit.TABLE.open(encoding='utf-8') as file:
     return {row['run'] for row in csv.DictReader(file)}
 
 
 def append(row: dict) -> None:
   """Adds a line to the table."""
-  new = not TABLE.exists()
-  with TABLE.open('a', encoding='utf-8', newline='') as file:
+  new = not law_fit.TABLE.exists()
+  with law_fit.TABLE.open('a', encoding='utf-8', newline='') as file:
     writer = csv.DictWriter(file, list(row), lineterminator='\n')
     if new:
       writer.writeheader()
@@ -291,7 +290,7 @@ def make_all() -> None:
 
 def fit_and_draw() -> None:
   """The fit of the table: constants, residuals, figure."""
-  rows = law_fit.read_table(TABLE)
+  rows = law_fit.read_table(law_fit.TABLE)
   coefficients = law_fit.fit(rows)
   law_fit.write(coefficients, len(rows), COEFFICIENTS)
   law_fit.describe(rows, coefficients)

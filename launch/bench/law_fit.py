@@ -13,6 +13,8 @@ import numpy as np
 from gpt.planning.entropy import Entropy
 from gpt.planning.law import Coefficients, bits_per_byte
 
+TABLE = pathlib.Path(__file__).parents[2] / 'docs' / 'figures' / 'law.csv'
+
 # Where the fit starts, and what it stays near where the runs do not decide.
 PRIOR = Coefficients(
   floor=0.4,

@@ -89,7 +89,8 @@ def test_every_preset_file_has_a_published_count():
   assert files == {f'model_{preset}' for preset in PRESETS}
 
 
-@pytest.mark.parametrize('name', CONFIG_FILES)
+# A budget chooses its network later.
+@pytest.mark.parametrize('name', sorted({*CONFIG_FILES} - {'budget'}))
 def test_every_config_file_builds_abstractly(name):
   config = load(name)
   cfg = GPTConfig.from_config(config.model, CHARS)

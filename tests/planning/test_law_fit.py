@@ -7,9 +7,9 @@ import pytest
 
 from gpt.planning.coefficients import COEFFICIENTS
 from gpt.planning.law import Coefficients
-from launch.bench import law, law_fit
+from launch.bench import law_fit
 
-ROWS = law_fit.read_table(law.TABLE)
+ROWS = law_fit.read_table(law_fit.TABLE)
 
 
 def test_the_table_has_the_runs_that_a_law_needs():

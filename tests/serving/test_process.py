@@ -67,7 +67,7 @@ from launch import cli, serve
 from serving import prompts
 encode = prompts.encode
 def get_stuck(tokenizer, prompt):
-  if prompt == 'stuck':
+  if prompt.startswith('stuck'):
     os.write(1, b'a worker is stuck\\n')
     threading.Event().wait()
   return encode(tokenizer, prompt)
@@ -232,7 +232,7 @@ def stuck(workdir, *flags):
     concurrent.futures.ThreadPoolExecutor(3) as pool,
     serving(workdir, *flags, program=('-c', STUCK)) as server,
   ):
-    asked = [pool.submit(ask, 'stuck') for _ in range(2)]
+    asked = [pool.submit(ask, 'stuck' * 1000) for _ in range(2)]
     wait_until(lambda: server.log.count('a worker is stuck') == 2)
     yield server, [*asked, pool.submit(ask, 'a')]
 
