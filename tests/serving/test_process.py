@@ -232,9 +232,10 @@ def stuck(workdir, *flags):
     concurrent.futures.ThreadPoolExecutor(3) as pool,
     serving(workdir, *flags, program=('-c', STUCK)) as server,
   ):
+    # Short prompts need no worker.
     asked = [pool.submit(ask, 'stuck' * 1000) for _ in range(2)]
     wait_until(lambda: server.log.count('a worker is stuck') == 2)
-    yield server, [*asked, pool.submit(ask, 'a')]
+    yield server, [*asked, pool.submit(ask, 'a' * 1001)]
 
 
 def test_requests_before_the_engine_time_out(workdir):
