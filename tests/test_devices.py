@@ -7,7 +7,6 @@ hosts of a cluster do.
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 
@@ -18,11 +17,10 @@ import pytest
 from gpt import devices
 from gpt.errors import UserError
 from gpt.training.rows import local_rows, micro_batch_size
+from tests.support.group import Group
 from tests.support.train_process import (
   ROOT,
-  Training,
   arguments,
-  environment,
   latest,
   timeless,
   train,
@@ -179,37 +177,6 @@ SMALL = [
 ]
 
 
-class Pair:
-  """Two processes of one run."""
-
-  def __init__(self, workdir, *args):
-    with socket.socket() as free:
-      free.bind(('localhost', 0))
-      port = free.getsockname()[1]
-    self.processes = [
-      Training(
-        workdir,
-        *args,
-        '--config.parallel.distributed',
-        '--config.parallel.num_cpu_devices=1',
-        env=environment(
-          JAX_COORDINATOR_ADDRESS=f'localhost:{port}',
-          JAX_NUM_PROCESSES='2',
-          JAX_PROCESS_ID=str(index),
-        ),
-      )
-      for index in range(2)
-    ]
-
-  def finish(self):
-    """stdout of process 0; both processes must have succeeded."""
-    results = [process.finish() for process in self.processes]
-    for code, out, err in results:
-      assert code == 0 and 'Traceback' not in err, (out, err)
-    assert 'step ' not in results[1][1]  # Only process 0 logs.
-    return results[0][1]
-
-
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path):
   """Also with 5 rows, which two processes cannot share evenly; and resumed."""
@@ -217,7 +184,7 @@ def test_two_processes_train_like_one(tmp_path):
     one, two = tmp_path / f'{name}-one', tmp_path / f'{name}-two'
     args = [*SMALL, f'--config.batch_size={batch_size}']
     train(one, *args, '--config.parallel.num_cpu_devices=2')
-    Pair(two, *args).finish()
+    Group(2, two, *args).finish()
     (given, meta), (wanted, _) = latest(two), latest(one)
     assert meta['step'] == 4
     # Sums over processes and sums over devices may round differently.
@@ -240,15 +207,19 @@ def test_two_processes_train_like_one(tmp_path):
     assert {path.name for path in two.iterdir()} == names
 
   args = [x for x in args if not x.startswith('--config.total_steps')]
-  out = Pair(two, *args, '--additional_steps=2').finish()
+  out = Group(2, two, *args, '--additional_steps=2').finish()
   assert 'resuming from step 4' in out
   assert latest(two)[1]['step'] == 6
 
 
 @pytest.mark.slow
 def test_interrupting_one_of_two_processes_stops_both(tmp_path):
-  pair = Pair(
-    tmp_path, *SMALL, '--config.total_steps=100000', '--config.eval.every=1000'
+  pair = Group(
+    2,
+    tmp_path,
+    *SMALL,
+    '--config.total_steps=100000',
+    '--config.eval.every=1000',
   )
   pair.processes[0].wait_for('step 0 | val')
   pair.processes[1].send(signal.SIGTERM)

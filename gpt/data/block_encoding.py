@@ -12,7 +12,7 @@ from gpt.tokenizers import Tokenizer
 
 
 class Task(NamedTuple):
-  """How to encode every block.
+  """Settings shared by all blocks of an encoding.
 
   Attributes:
     tokenizer: a directory that load_tokenizer reads.

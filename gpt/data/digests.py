@@ -22,7 +22,7 @@ FILE = 'hashes.json'
 
 
 class Readable(Protocol):
-  """What a Source offers."""
+  """The interface of a Source."""
 
   @property
   def name(self) -> str: ...

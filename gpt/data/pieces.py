@@ -15,7 +15,7 @@ LITERAL = re.compile(r'<[^<>\s]+>')
 
 @dataclasses.dataclass(frozen=True)
 class Before:
-  """What comes before a part of a corpus.
+  """State carried over from the preceding part of a corpus.
 
   Attributes:
     open: text since the last end of a document.

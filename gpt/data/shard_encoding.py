@@ -40,7 +40,7 @@ WAIT_SECONDS = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """What to encode, how, and where to.
+  """A corpus to encode, with its tokenizer and its target directory.
 
   Attributes:
     sources: the text.
@@ -264,7 +264,7 @@ def _cut(
 
 
 def _start_of(corpus: Corpus, segments: list[Segment], i: int) -> Place:
-  """Where a segment begins: at the end of the one before, if that is known."""
+  """The start of a segment: the end of the previous one, if known."""
   if i:
     shards, complete = shards_of(corpus, i - 1)
     if complete:

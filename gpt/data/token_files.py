@@ -38,7 +38,7 @@ SCAN_TOKENS = 1 << 22
 
 @dataclasses.dataclass(frozen=True)
 class TokenFile:
-  """Where the ids of a file are: `count` of them from byte `offset` on."""
+  """A file with `count` token ids, starting at byte `offset`."""
 
   path: pathlib.Path
   offset: int

@@ -10,7 +10,7 @@ import pathlib
 from gpt.errors import UserError, quoted
 from gpt.files import parse_json, read_bytes
 from gpt.tokenizers.base import MAX_FILE_BYTES
-from gpt.tokenizers.hf_parts import added_token
+from gpt.tokenizers.hf_parts import added_token, byte_level_bpe
 
 # Vocabulary and merges.
 PAIRS = (('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe'))
@@ -58,26 +58,12 @@ def to_tokenizer_json(vocab: pathlib.Path, merges: pathlib.Path) -> bytes:
     'trim_offsets': True,
     'use_regex': True,
   }
-  spec = {
-    'version': '1.0',
-    'truncation': None,
-    'padding': None,
-    'added_tokens': [added_token(ids[END], END)] if END in ids else [],
-    'normalizer': None,
-    'pre_tokenizer': bytes_,
-    'post_processor': None,
-    'decoder': bytes_,
-    'model': {
-      'type': 'BPE',
-      'dropout': None,
-      'unk_token': None,
-      'continuing_subword_prefix': None,
-      'end_of_word_suffix': None,
-      'fuse_unk': False,
-      'byte_fallback': False,
-      'ignore_merges': False,
-      'vocab': ids,
-      'merges': pairs,
-    },
-  }
+  spec = byte_level_bpe(
+    ids,
+    pairs,
+    [added_token(ids[END], END)] if END in ids else [],
+    normalizer=None,
+    pre_tokenizer=bytes_,
+    decoder=bytes_,
+  )
   return json.dumps(spec).encode()

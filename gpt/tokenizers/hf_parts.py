@@ -224,6 +224,41 @@ def added_token(id: int, content: str, special: bool = True) -> Spec:
   }
 
 
+def byte_level_bpe(
+  vocab: dict[str, int],
+  merges: list,
+  added: list[Spec],
+  *,
+  normalizer: Spec | None,
+  pre_tokenizer: Spec,
+  decoder: Spec,
+  ignore_merges: bool = False,
+) -> Spec:
+  """The tokenizer.json of a BPE over bytes, as a dict."""
+  return {
+    'version': '1.0',
+    'truncation': None,
+    'padding': None,
+    'added_tokens': added,
+    'normalizer': normalizer,
+    'pre_tokenizer': pre_tokenizer,
+    'post_processor': None,
+    'decoder': decoder,
+    'model': {
+      'type': 'BPE',
+      'dropout': None,
+      'unk_token': None,
+      'continuing_subword_prefix': None,
+      'end_of_word_suffix': None,
+      'fuse_unk': False,
+      'byte_fallback': False,
+      'ignore_merges': ignore_merges,
+      'vocab': vocab,
+      'merges': merges,
+    },
+  }
+
+
 def added_in_text(spec: Spec) -> list[Spec]:
   """The added tokens that are text: runs of white space.
 

@@ -1,7 +1,7 @@
 """Measure encoding of a large text beside `tokenizers` alone.
 
-    python -m launch.bench.corpora --megabytes=1000 --directory=/tmp/corpus
-    python -m launch.bench.corpora --path='data/*.txt' --directory=/tmp/corpus
+    python -m launch.bench.corpora --megabytes=1000 --directory=runs/corpus
+    python -m launch.bench.corpora --path='data/*.txt' --directory=runs/corpus
 
 Generates a text (words of a made-up language by Zipf's law, deleted at the
 end), trains a byte-level BPE on it, and encodes it into shards with all cores.

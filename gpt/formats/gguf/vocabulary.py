@@ -30,7 +30,7 @@ from gpt.tokenizers.chat_format import (
   is_chat_tokenizer,
   stop_ids,
 )
-from gpt.tokenizers.hf_parts import byte_alphabet
+from gpt.tokenizers.hf_parts import byte_alphabet, byte_level_bpe
 from gpt.tokenizers.sentencepiece import SPACE
 from gpt.tokenizers.sentencepiece_json import (
   BYTE,
@@ -175,32 +175,20 @@ def _read_byte_level(
   # Added tokens behind all others stay out of the model, as in Llama 3's file,
   # where a word that is a token is taken whole.
   last = max((i for i, type in enumerate(types) if type == NORMAL), default=-1)
-  spec = {
-    'version': '1.0',
-    'truncation': None,
-    'padding': None,
-    'added_tokens': added,
-    'normalizer': rule.normalizer,
-    'pre_tokenizer': rule.pre_tokenizer,
-    'post_processor': None,
-    'decoder': words.BYTE_LEVEL,
-    'model': {
-      'type': 'BPE',
-      'dropout': None,
-      'unk_token': None,
-      'continuing_subword_prefix': None,
-      'end_of_word_suffix': None,
-      'fuse_unk': False,
-      'byte_fallback': False,
-      'ignore_merges': rule.ignore_merges,
-      'vocab': {
-        token: id
-        for id, (token, type) in enumerate(zip(tokens, types))
-        if type != UNUSED and id <= last
-      },
-      'merges': merges,
-    },
+  vocab = {
+    token: id
+    for id, (token, type) in enumerate(zip(tokens, types))
+    if type != UNUSED and id <= last
   }
+  spec = byte_level_bpe(
+    vocab,
+    merges,
+    added,
+    normalizer=rule.normalizer,
+    pre_tokenizer=rule.pre_tokenizer,
+    decoder=words.BYTE_LEVEL,
+    ignore_merges=rule.ignore_merges,
+  )
   return json.dumps(spec, ensure_ascii=False).encode(), rule.ignore_merges
 
 
