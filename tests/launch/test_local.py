@@ -12,6 +12,7 @@ from gpt import devices
 from gpt.errors import UserError
 from launch import local
 from tests.support.commands import is_running
+from tests.support.serving_tools import wait_until
 from tests.support.workdirs import ROOT, command
 
 SCRIPT = """
@@ -119,10 +120,7 @@ def test_processes_do_not_outlive_a_launcher_that_is_killed():
   pids = [int(process.stdout.readline().split()[1]) for _ in range(2)]
   process.kill()
   process.communicate(timeout=30)
-  deadline = time.monotonic() + 30
-  while any(map(is_running, pids)):
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
+  wait_until(lambda: not any(map(is_running, pids)))
 
 
 def test_a_reader_that_has_left_does_not_end_the_run(tmp_path):

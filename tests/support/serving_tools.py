@@ -9,6 +9,7 @@ import string
 import subprocess
 import sys
 import threading
+import time
 
 import httpx
 import numpy as np
@@ -220,11 +221,10 @@ def keyed_client(server):
 
 def wait_until(condition, seconds=PATIENCE):
   """Polls a condition that another process will soon make true."""
-  import time
-
   deadline = time.monotonic() + seconds
   while not condition():
     assert time.monotonic() < deadline, 'it did not happen'
+    time.sleep(0.005)
 
 
 def receive(sock, size=1 << 16) -> bytes:
