@@ -21,6 +21,7 @@ SUFFIXES = {
   '.parquet': PARQUET,
   '.pq': PARQUET,
   '.bin': TOKENS,
+  '.npy': TOKENS,
 }
 # Of a record, if data.text_field is not set; of conversations in Parquet.
 DEFAULT_FIELD, CHATS_FIELD = 'text', 'messages'
@@ -45,7 +46,9 @@ MAGIC = (
   (b'GGUF', 'a GGUF model', ''),
   (b'SQLite format 3\0', 'an SQLite database', ''),
   (b'ARROW1\0\0', 'an Arrow file', 'convert it to Parquet'),
-  (b'\x93NUMPY', 'a NumPy array', ''),
+  (b'\x93NUMPY', 'a NumPy array', 'name it .npy if it holds token ids'),
+  (b'RGPT000', 'a model of RandyGPT', ''),
+  (b'\x89HDF\r\n', 'an HDF5 file', ''),
 )
 TAR = (257, b'ustar')  # Offset and magic.
 # No text has bytes that UTF-8 does not allow, or control characters, in this
@@ -70,9 +73,13 @@ def kind_of(name: str, field: str = '') -> str:
 
 
 def is_listed(name: str, field: str) -> bool:
-  """Whether a directory stands for this file too."""
-  known = (*SUFFIXES, *(('.json',) if field else ()))
-  return without_suffix(name).lower().endswith(known)
+  """Whether a directory stands for this file too.
+
+  Arrays are named themselves: few of those beside a text hold tokens.
+  """
+  known = [suffix for suffix in SUFFIXES if suffix != '.npy']
+  known += ['.json'] if field else []
+  return without_suffix(name).lower().endswith(tuple(known))
 
 
 def check_text(name: str, head: bytes) -> None:

@@ -26,7 +26,7 @@ ADDRESS = re.compile(
 WHOLE = [
   f'*{suffix}{packed}'
   for suffix in SUFFIXES
-  if suffix not in ('.md', '.bin')
+  if suffix not in ('.md', '.bin', '.npy')
   for packed in ('', *PACKED)
 ]
 

@@ -1,11 +1,5 @@
-"""Token files of other programs, read as they are: nanoGPT's and llm.c's.
+"""Token files of other programs, read as they are (token_headers.py)."""
 
-nanoGPT's .bin holds ids and nothing else. Those of llm.c and of the programs
-that follow it begin with 256 int32: a magic number, a version, and the number
-of tokens.
-"""
-
-import dataclasses
 import hashlib
 import json
 import logging
@@ -16,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from gpt.data import token_shards
+from gpt.data import token_headers, token_shards
 from gpt.data.file_kinds import TOKENS
 from gpt.data.sources import Source, Sources
 from gpt.data.text_dataset import Corpus
 from gpt.data.text_reader import TextStats
-from gpt.data.token_cache import EncodedInfo, token_dtype
+from gpt.data.token_cache import EncodedInfo
+from gpt.data.token_headers import TokenFile
 from gpt.data.token_shards import TokenShards
 from gpt.errors import UserError
 from gpt.files import write_atomic
@@ -29,21 +24,8 @@ from gpt.tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-HEADER_BYTES = 1024
-# First int32 -> dtype of the ids (llm.c: GPT-2, Llama 3).
-MAGIC = {20240520: '<u2', 20240801: '<u4'}
 VALIDATION = re.compile(r'(^|[^a-z])val(id|idation)?([^a-z]|$)')
 SCAN_TOKENS = 1 << 22
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenFile:
-  """A file with `count` token ids, starting at byte `offset`."""
-
-  path: pathlib.Path
-  offset: int
-  count: int
-  dtype: str
 
 
 def are_tokens(sources: Sources) -> bool:
@@ -82,7 +64,7 @@ def open_tokens(
     UserError: a file is damaged or has ids that the tokenizer has not.
   """
   items = sorted(sources.items, key=_validates)
-  files = [_read(item, tokenizer.vocab_size) for item in items]
+  files = [token_headers.read(item, tokenizer.vocab_size) for item in items]
   if len({file.dtype for file in files}) > 1:
     raise UserError(
       'the token files hold ids of 2 and of 4 bytes: name files of one kind'
@@ -121,31 +103,6 @@ def open_tokens(
 
 def _validates(source: Source) -> bool:
   return bool(VALIDATION.search(os.path.basename(source.name).lower()))
-
-
-def _read(source: Source, vocab_size: int) -> TokenFile:
-  assert source.path
-  with source.open_raw() as file:
-    start = file.read(12)
-  head = np.frombuffer(start if len(start) == 12 else bytes(12), '<i4')
-  known = MAGIC.get(int(head[0]))
-  if known:
-    count, offset = int(head[2]), HEADER_BYTES
-    expected = offset + count * np.dtype(known).itemsize
-    if expected != source.size:
-      raise UserError(
-        f'{source.name}: its header announces {count:,} tokens, so '
-        f'{expected:,} bytes, but it has {source.size:,}: get the file again'
-      )
-    return TokenFile(source.path, offset, count, known)
-  dtype = token_dtype(vocab_size)
-  if source.size % dtype.itemsize or not source.size:
-    raise UserError(
-      f'{source.name} has {source.size:,} bytes, which are no token ids of '
-      f'{dtype.itemsize} bytes (the tokenizer has {vocab_size:,} tokens): name '
-      'a file of nanoGPT or llm.c, or the tokenizer that made it'
-    )
-  return TokenFile(source.path, 0, source.size // dtype.itemsize, dtype.str)
 
 
 def _scan(

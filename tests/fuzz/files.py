@@ -292,11 +292,15 @@ def make_token_file(path):
   header[:3] = 20240520, 1, 300
   ids = np.arange(300) % char().vocab_size
   (path / 'a.bin').write_bytes(header.tobytes() + ids.astype('<u2').tobytes())
+  np.save(path / 'b.npy', ids.astype('<u2'))
 
 
 def read_token_file(path):
   corpus = token_files.open_tokens(
-    find_sources(path / 'a.bin'), char(), path / 'cache', 0.1
+    find_sources([path / 'a.bin', path / 'b.npy']),
+    char(),
+    path / 'cache',
+    0.1,
   )
   return np.array(corpus.tokens)
 

@@ -99,7 +99,10 @@ KINDS = {
   ),
   'records': Kind(files.make_records, files.read_records),
   'token file': Kind(
-    files.make_token_file, files.read_token_file, ('a.bin',), writes=True
+    files.make_token_file,
+    files.read_token_file,
+    ('a.bin', 'b.npy'),
+    writes=True,
   ),
   'metrics': Kind(files.make_logs, files.read_metrics, ('metrics.jsonl',)),
   'samples': Kind(files.make_logs, files.read_samples, ('samples.txt',)),
