@@ -6,6 +6,7 @@ bug in rgpt and keeps its traceback.
 
 import contextlib
 import os
+import re
 import reprlib
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +14,19 @@ from typing import Any
 MOST_QUOTED = 200  # Characters of a file that one message may quote.
 
 
+# What a terminal obeys, but for line ends: control characters, and marks that
+# change the direction of text.
+OBEYED = re.compile('[\0-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]')
+
+
 class UserError(ValueError):
-  """Says what was given, what is allowed and what to change."""
+  """Says what was given, what is allowed and what to change.
+
+  As a string it is safe to print: names in damaged files may hold anything.
+  """
+
+  def __str__(self) -> str:
+    return OBEYED.sub(lambda c: repr(c[0])[1:-1], super().__str__())
 
 
 def quoted(value: Any) -> str:

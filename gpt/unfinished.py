@@ -15,10 +15,11 @@ import shutil
 import socket
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _names: set[str] = set()
 _cleared: set[str] = set()  # Targets.
+_actions: list[Callable[[], object]] = []
 
 
 def name_beside(path: pathlib.Path) -> pathlib.Path:
@@ -97,7 +98,20 @@ def remove(path: pathlib.Path) -> None:
   forget(path)
 
 
+@contextlib.contextmanager
+def if_abandoned(action: Callable[[], object]) -> Iterator[None]:
+  """Calls `action` if the process is ended while the block runs."""
+  _actions.append(action)
+  try:
+    yield
+  finally:
+    _actions.remove(action)
+
+
 def remove_all() -> None:
   """Deletes everything that is unfinished."""
   for name in list(_names):
     remove(pathlib.Path(name))
+  for action in reversed(_actions):
+    with contextlib.suppress(OSError):
+      action()

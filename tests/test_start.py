@@ -11,7 +11,7 @@ import types
 import pytest
 
 from configs import smoke
-from gpt import start, trainer
+from gpt import start, trainer, unfinished
 from gpt.runs import checkpoint, checkpoint_writer, workdir
 from gpt.runs.checkpoint import BEST, LATEST
 from gpt.tokenizers import build_tokenizer
@@ -167,6 +167,24 @@ def test_a_refused_start_leaves_a_new_workdir_as_it_was(
   before = sorted(tmp_path.rglob('*'))
   assert words in refused(workdir, changes)
   assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('exists', [False, True])
+def test_an_interrupted_start_keeps_a_workdir_only_for_what_it_prepared(
+  tmp_path, exists
+):
+  path = tmp_path / 'runs' / 'a'
+  if exists:
+    path.mkdir(parents=True)
+  before = sorted(tmp_path.rglob('*'))
+  with workdir.open_run(path, smoke.get_config()):
+    assert (path / '.lock').exists()
+    unfinished.remove_all()  # What Ctrl-C does before it ends the process.
+    assert sorted(tmp_path.rglob('*')) == before
+  with workdir.open_run(path, smoke.get_config()):
+    (path / 'tokenizer').mkdir()
+    unfinished.remove_all()
+  assert (path / '.lock').exists() and (path / 'tokenizer').exists()
 
 
 def test_a_lock_that_a_refused_start_removed_is_not_held(tmp_path, monkeypatch):

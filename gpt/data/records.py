@@ -107,9 +107,9 @@ def iter_rows(source: Source, skip: int = 0) -> Iterator[tuple[int, list[Any]]]:
             yield row + drop + 1, values[drop:]
           row += len(values)
   except (library.ArrowException, OSError) as e:
+    reason = ' '.join(str(e).split())[:MOST_QUOTED]
     raise UserError(
-      f'{source.name}: damaged Parquet data ({str(e)[:MOST_QUOTED]}): get the '
-      'file again'
+      f'{source.name}: damaged Parquet data ({reason}): get the file again'
     ) from e
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from gpt.errors import UserError
+from gpt.errors import UserError, quoted
 from gpt.fields import Fields, read_fields
 from gpt.files import open_file
 from gpt.formats import hub, huggingface, microgpt, randygpt_hf
@@ -104,7 +104,7 @@ def _explain_no_weights(path: pathlib.Path) -> None:
   if (path / ADAPTERS).is_file():
     base = read_fields(path / ADAPTERS).values.get('base_model_name_or_path')
     raise UserError(
-      f'{path} holds adapters (LoRA) of {str(base)[:200]!r} and no model: '
+      f'{path} holds adapters (LoRA) of {quoted(base)} and no model: '
       'merge them into their base first (peft: merge_and_unload), and import '
       'the result'
     )

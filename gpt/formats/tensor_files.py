@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from gpt.errors import UserError
+from gpt.errors import UserError, quoted
 from gpt.files import open_file, parse_json, read_json
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
@@ -115,10 +115,10 @@ def _shards(directory: pathlib.Path) -> dict[str, Entry]:
     raise UserError(f'{index} has no weight_map of tensors and their files')
   for name in places.values():
     plain = isinstance(name, str) and name.endswith('.safetensors')
-    if not plain or any(c in name for c in '/\\\0'):
+    if not plain or len(name) > 255 or any(c in name for c in '/\\\0'):
       raise UserError(
-        f'{index} names the file {str(name)[:200]!r}: only .safetensors files '
-        'of the same directory are read'
+        f'{index} names the file {quoted(name)}: only .safetensors files of '
+        'the same directory are read'
       )
   found: dict[str, Entry] = {}
   for file in sorted(set(places.values())):
@@ -132,7 +132,7 @@ def _shards(directory: pathlib.Path) -> dict[str, Entry]:
   for name, file in places.items():
     if name not in found or found[name].path.name != file:
       raise UserError(
-        f'{directory / file} lacks {name[:200]!r}, which {INDEX} has'
+        f'{directory / file} lacks {quoted(name)}, which {INDEX} has'
       )
   return found
 
@@ -166,7 +166,7 @@ def read_header(path: Path) -> dict[str, Entry]:
   spans = {name: _span(path, name, entry) for name, entry in header.items()}
   for name, (start, stop) in sorted(spans.items(), key=lambda item: item[1]):
     if start != end:
-      raise _damaged(path, f'{name[:200]} does not begin where the last ends')
+      raise _damaged(path, f'{quoted(name)} does not begin where the last ends')
     end = stop
     entry = header[name]
     shape = tuple(entry['shape'])
@@ -187,7 +187,7 @@ def _span(path: pathlib.Path, name: str, entry: Any) -> tuple[int, int]:
     start, *stop = offsets or [0]
     if stop == [start + math.prod(shape or []) * sizes[str(dtype)]]:
       return start, stop[0]
-  raise _damaged(path, f'the entry of {name[:200]} is wrong')
+  raise _damaged(path, f'the entry of {quoted(name)} is wrong')
 
 
 def _are_counts(values: Any) -> bool:

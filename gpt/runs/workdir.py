@@ -157,28 +157,40 @@ def make_workdir(workdir: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def _made_for(workdir: pathlib.Path) -> Iterator[None]:
-  """Creates the directory, and removes it if an error leaves it empty."""
+  """Creates the directory; removes it if an error or Ctrl-C leaves it empty."""
   missing = [p for p in (workdir, *workdir.parents) if not os.path.lexists(p)]
-  make_workdir(workdir)
-  try:
-    yield
-  except Exception:
+
+  def undo() -> None:
     with contextlib.suppress(OSError):  # Something is in it, or it is gone.
       for path in missing:
         path.rmdir()
-    raise
+
+  with unfinished.if_abandoned(undo):
+    make_workdir(workdir)
+    try:
+      yield
+    except Exception:
+      undo()
+      raise
 
 
 @contextlib.contextmanager
 def _empty_again_if_refused(workdir: pathlib.Path) -> Iterator[None]:
   """Removes what a start wrote into an empty directory, if it is refused.
 
-  Enter it with the lock held. A start that was killed keeps its data, which the
-  next one uses. Once there is a config.json, everything stays.
+  Enter it with the lock held. A start that was interrupted keeps its data,
+  which the next one uses, but no lock alone. Once there is a config.json,
+  everything stays.
   """
+
+  def undo() -> None:
+    if os.listdir(workdir) == [LOCK]:
+      unfinished.remove(workdir / LOCK)
+
   was_empty = os.listdir(workdir) == [LOCK]
   try:
-    yield
+    with unfinished.if_abandoned(undo):
+      yield
   except (UserError, OSError):
     if was_empty and not (workdir / CONFIG).exists():
       for name in (*STARTED, LOCK):

@@ -123,6 +123,9 @@ class HfTokenizer(BaseTokenizer):
     hf_parts.check_before_reading(data)
     try:
       self._tokenizer = tokenizers.Tokenizer.from_str(data.decode('utf-8'))
+      # Before anything is encoded: a few bytes may ask for 10^9 of padding.
+      self._tokenizer.no_truncation()
+      self._tokenizer.no_padding()
       # The library's own serialization has the fields that older files lack.
       spec = json.loads(self._tokenizer.to_str())
     except Exception as e:  # The library raises bare Exception.
@@ -241,8 +244,6 @@ class HfTokenizer(BaseTokenizer):
       spec = {**spec, 'added_tokens': white}
       self._tokenizer = _library().Tokenizer.from_str(json.dumps(spec))
     self._tokenizer.encode_special_tokens = True
-    self._tokenizer.no_truncation()
-    self._tokenizer.no_padding()
 
   def _missing_bytes(self, spec: dict[str, Any]) -> frozenset[int] | None:
     """Bytes without a token, or None for vocabularies of whole characters."""

@@ -1,14 +1,12 @@
 """RandyGPT's vocab.json, used by models trained there.
 
 Lines are encoded separately and joined by the id of the newline. Inside a line
-the applicable merge with the lowest merged id is applied everywhere, left to
-right, until none applies.
+merges apply as randy_merges.py says.
 """
 
-import heapq
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -23,84 +21,12 @@ from gpt.tokenizers.base import (
   check_special_tokens,
   count_of,
 )
+from gpt.tokenizers.randy_merges import Merges
 
 VOCAB_FILE = 'vocab.json'
 # A line is merged in pieces of as many characters, at least, cut where no merge
-# reaches across; at most in such. A character takes 200 bytes meanwhile.
-PIECE, MOST = 1 << 14, 1 << 17
-
-
-def merge_everywhere(
-  symbols: list[int], pair: tuple[int, int], merged: int
-) -> list[int]:
-  """`symbols` with each occurrence of `pair` merged, left to right."""
-  out, i = [], 0
-  while i < len(symbols):
-    if tuple(symbols[i : i + 2]) == pair:
-      out.append(merged)
-      i += 2
-    else:
-      out.append(symbols[i])
-      i += 1
-  return out
-
-
-def merge_by_passes(
-  symbols: list[int], merges: Mapping[tuple[int, int], int]
-) -> list[int]:
-  """The rule of the format, literally: one pass for each lowest merged id.
-
-  Args:
-    symbols: ids of one line.
-    merges: {(left id, right id): merged id}.
-  """
-  while True:
-    found = [merges.get(p, -1) for p in zip(symbols, symbols[1:])]
-    found = [m for m in found if m >= 0]
-    if not found:
-      return symbols
-    lowest = min(found)
-    for pair in [p for p, m in merges.items() if m == lowest]:
-      symbols = merge_everywhere(symbols, pair, lowest)
-
-
-def merge_by_heap(
-  symbols: list[int], merges: Mapping[tuple[int, int], int]
-) -> list[int]:
-  """The result of merge_by_passes in O(n log n) for ordered vocabularies.
-
-  If the parts of each merge have lower ids than the merged token, a merge can
-  only create pairs with a higher merged id. Taking the leftmost pair of the
-  lowest id from a heap is then one left-to-right pass.
-  """
-  n = len(symbols)
-  symbols = list(symbols)
-  right = list(range(1, n + 1))
-  left = list(range(-1, n - 1))
-  heap = []
-  for i in range(n - 1):
-    m = merges.get((symbols[i], symbols[i + 1]))
-    if m is not None:
-      heap.append((m, i, symbols[i], symbols[i + 1]))
-  heapq.heapify(heap)
-  while heap:
-    m, i, a, b = heapq.heappop(heap)
-    j = right[i]
-    if symbols[i] != a or j >= n or symbols[j] != b:
-      continue  # One of the two has been merged with its other neighbour.
-    symbols[i], symbols[j] = m, -1
-    k = right[i] = right[j]
-    if k < n:
-      left[k] = i
-      new = merges.get((m, symbols[k]))
-      if new is not None:
-        heapq.heappush(heap, (new, i, m, symbols[k]))
-    h = left[i]
-    if h >= 0:
-      new = merges.get((symbols[h], m))
-      if new is not None:
-        heapq.heappush(heap, (new, h, symbols[h], m))
-  return [s for s in symbols if s >= 0]
+# reaches across; at most in such.
+PIECE, MOST = 1 << 19, 1 << 20
 
 
 class RandyTokenizer(BaseTokenizer):
@@ -137,7 +63,7 @@ class RandyTokenizer(BaseTokenizer):
     for i, token in enumerate(self.vocab[2:], start=2):
       id_of.setdefault(token, i)
     self._char_ids = {t: i for t, i in id_of.items() if len(t) == 1}
-    self._merge_ids: dict[tuple[int, int], int] = {}
+    merged: dict[tuple[int, int], int] = {}
     for a, b in self.merges:
       for token in (a, b, a + b):
         if token not in id_of:
@@ -145,11 +71,10 @@ class RandyTokenizer(BaseTokenizer):
             f'broken RandyGPT vocabulary: the merge {quoted([a, b])} needs the '
             f'token {quoted(token)}, which is not in "vocab"'
           )
-      self._merge_ids.setdefault((id_of[a], id_of[b]), id_of[a + b])
+      merged.setdefault((id_of[a], id_of[b]), id_of[a + b])
     ends = ((a[-1:], b[:1]) for a, b in self.merges)
     self._joints = {tuple(map(self._char_ids.get, pair)) for pair in ends}
-    ordered = all(max(pair) < m for pair, m in self._merge_ids.items())
-    self._merge = merge_by_heap if ordered else merge_by_passes
+    self._merges = Merges(merged)
     names = check_special_tokens(special_tokens)
     n = len(self.vocab)
     self.special_tokens = {BOS: 0, EOS: 1} | {
@@ -171,7 +96,7 @@ class RandyTokenizer(BaseTokenizer):
         ids.append(newline)
       known = [self._char_ids[c] for c in line if c in self._char_ids]
       for piece in self._pieces(known):
-        ids += self._merge(piece, self._merge_ids)
+        ids += self._merges.apply(piece)
     return np.array(ids, np.int32)
 
   def _pieces(self, chars: list[int]) -> Iterator[list[int]]:

@@ -154,3 +154,17 @@ def test_reading_takes_at_most_half_as_much_again_as_the_weights(
     check=True,
   )
   assert int(done.stdout) < 1.5 * size
+
+
+def test_errors_hold_nothing_that_a_terminal_obeys(tmp_path):
+  name = '\x1b[2J\u202ex\n'
+  entry = {'dtype': 'X', 'shape': [1], 'data_offsets': [0, 4]}
+  header = json.dumps({name: entry}).encode()
+  path = tmp_path / 'a.safetensors'
+  path.write_bytes(len(header).to_bytes(8, 'little') + header + bytes(4))
+  with pytest.raises(UserError) as e:
+    read_header(path)
+  assert str(e.value).isprintable() and 'x1b[2J' in str(e.value)
+  assert str(UserError('a\x1b[2J\x9b\u2066 b\nc')) == (
+    'a\\x1b[2J\\x9b\\u2066 b\nc'
+  )

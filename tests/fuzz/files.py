@@ -1,29 +1,16 @@
-"""Real files of every kind, small, and how each is read."""
+"""Real files of runs, tokenizers and texts, small, and how each is read."""
 
 import gzip
 import json
-import shutil
 
 import jax
 import numpy as np
 
-from configs import default, smoke
+from configs import smoke
 from gpt.data import conversations, record, token_cache, token_files
 from gpt.data.pieces import iter_pieces
 from gpt.data.sources import find_sources
-from gpt.data.text_reader import TextStats
-from gpt.errors import UserError
-from gpt.formats import (
-  architectures,
-  convert,
-  foreign,
-  huggingface,
-  microgpt,
-  randygpt,
-  tensors,
-)
-from gpt.formats.gguf import read_gguf, write_gguf
-from gpt.formats.gguf.vocabulary import tokenizer_keys
+from gpt.data.text_reader import TextStats, iter_whole_lines
 from gpt.model import GPT, GPTConfig
 from gpt.planning import outcome
 from gpt.planning import record as plan
@@ -244,7 +231,8 @@ def make_hf_json(path):
   (path / 'hf_tokenizer.json').rename(path / 'tokenizer.json')
 
 
-def _values(tokenizer):
+def tokenizer_values(tokenizer):
+  """What a tokenizer does."""
   ids = tokenizer.encode(PROBE)
   return [
     tokenizer.kind,
@@ -257,19 +245,19 @@ def _values(tokenizer):
 
 
 def read_tokenizer(path):
-  return _values(load_tokenizer(path))
+  return tokenizer_values(load_tokenizer(path))
 
 
 def read_vocab(path):
-  return _values(read_vocab_json(path / 'vocab.json'))
+  return tokenizer_values(read_vocab_json(path / 'vocab.json'))
 
 
 def read_model(path):
-  return _values(read_sentencepiece(path / 'spm.model'))
+  return tokenizer_values(read_sentencepiece(path / 'spm.model'))
 
 
 def read_hf_json(path):
-  return _values(hf_json(path / 'tokenizer.json'))
+  return tokenizer_values(hf_json(path / 'tokenizer.json'))
 
 
 def make_text(path):
@@ -325,151 +313,8 @@ def read_samples(path):
   return samples.read(path)
 
 
-def make_rgpt(path):
-  cfg = GPTConfig(vocab_size=20, **SIZES)
-  params = randomized(abstract_state(cfg).params)
-  state = randygpt.from_params(
-    params, params, params, iter=6, adam_step=7, best_loss=np.float32(2.5)
-  )
-  randygpt.write_rgpt(path / 'a.bin', state)
-
-
-def read_rgpt(path):
-  file = path / 'a.bin'
-  randygpt.infer_shape(file, 16)
-  return randygpt.to_params(randygpt.read_rgpt(file, 8, 2, 16))
-
-
-def make_tensors(path):
-  arrays = {f'x{i}': np.arange(6.0).reshape(2, 3) + i for i in range(4)}
-  tensors.write_tensors(path / 'a.safetensors', arrays, 'f32', {'a': 'b'})
-
-
-def read_tensors(path):
-  return tensors.read_tensors(path / 'a.safetensors')
-
-
-def _foreign(path, write, arch, **options):
-  tokenizer = build_tokenizer('hf', [TEXT], 300, CHAT_TOKENS)
-  cfg = GPTConfig(
-    vocab_size=tokenizer.vocab_size, arch=arch, **SIZES, **options
-  )
-  write(path, cfg, randomized(abstract_state(cfg).params), tokenizer, 'f32')
-
-
-def make_microgpt(path):
-  def write(*args):
-    microgpt.write_microgpt(*args, end_id=0)
-
-  _foreign(path, write, 'microgpt')
-
-
-def make_our_hf(path):
-  def write(*args):
-    saved = config_file.plain(tiny_config())
-    huggingface.write_hf(*args, {'config': saved, 'step': 3}, 'A card.')
-
-  _foreign(path, write, 'randy', pos='rope', final_norm=True)
-
-
-def make_stock(model_type, **options):
-  """A writer of a transformers directory without a trace of ours, sharded."""
-  family = architectures.FAMILIES[model_type]
-
-  def write(path, *args):
-    saved = config_file.plain(tiny_config())
-    record = {'config': saved, 'step': 3}
-    huggingface.write_hf(path, *args, record, 'A card.', family)
-    shutil.rmtree(path / 'rgpt_tokenizer')
-    config = json.loads((path / 'config.json').read_text())
-    del config['rgpt']
-    (path / 'config.json').write_text(json.dumps(config))
-    whole = path / 'model.safetensors'
-    found, places = tensors.read_tensors(whole), {}
-    for i in (0, 1):
-      names, file = sorted(found)[i::2], f'model-{i + 1}-of-2.safetensors'
-      tensors.write_tensors(path / file, {n: found[n] for n in names}, 'f32')
-      places |= dict.fromkeys(names, file)
-    index = {'metadata': {}, 'weight_map': places}
-    (path / f'{whole.name}.index.json').write_text(json.dumps(index))
-    whole.unlink()
-
-  return lambda path: _foreign(path, write, 'randy', **options)
-
-
-def make_randygpt_hf(path):
-  """As RandyGPT publishes a model: its vocab.json is named tokenizer.json."""
-  make_randy(path)
-  (path / 'vocab.json').rename(path / 'tokenizer.json')
-  size = len(json.loads((path / 'tokenizer.json').read_text())['vocab'])
-  cfg = GPTConfig(vocab_size=size, **SIZES)
-  names = {
-    'wte': 'wte.weight',
-    'wpe': 'wpe.weight',
-    'lm_head': 'lm_head.weight',
-  }
-  leaves = {'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
-  leaves |= {x: f'attn.{x}' for x in ('wq', 'wk', 'wv', 'wo')}
-  found = {}
-  for name, x in randomized(abstract_state(cfg).params).items():
-    if name in names:
-      found[names[name]] = x
-      continue
-    layer = name.replace('block_', 'layers.')
-    found |= {f'{layer}.{leaves[k]}.weight': v.T for k, v in x.items()}
-  tensors.write_tensors(path / 'model.safetensors', found, 'f32')
-  config = {'model_type': 'randygpt', 'vocab_size': size, **SIZES}
-  config |= {'bos_token_id': 0, 'eos_token_id': 1}
-  (path / 'config.json').write_text(json.dumps(config))
-
-
-def make_gguf(path):
-  def write(path, cfg, params, tokenizer, dtype):
-    keys = tokenizer_keys(tokenizer)
-    write_gguf(path / 'a.gguf', cfg, params, keys, 'q8_0', 'a')
-
-  options = {'mlp': 'swiglu', 'pos': 'rope', 'norm_gain': True}
-  _foreign(path, write, 'randy', final_norm=True, **options)
-
-
-def read_gguf_file(path):
-  model = read_gguf(path / 'a.gguf')
-  return (
-    model.options,
-    model.params,
-    _values(model.tokenizer),
-    model.chat_template,
-  )
-
-
-def read_stock(path):
-  model = huggingface.read_hf(path)
-  return model.options, model.params, _values(model.tokenizer)
-
-
 def read_report(path):
   return report(path)
-
-
-def read_foreign(path):
-  model = foreign.read_foreign(path)
-  return model.options, model.params, _values(model.tokenizer)
-
-
-def make_import(path):
-  (path / 'in').mkdir()
-  make_our_hf(path / 'in')
-
-
-def read_import(path):
-  """An import that fails leaves nothing."""
-  out = path / 'out'
-  try:
-    convert.import_directory(path / 'in', 'auto', default.get_config(), out)
-  except UserError:
-    assert not out.exists() or not list(out.iterdir())
-    raise
-  return load.load_model(out).params
 
 
 def make_chat(path):
@@ -482,19 +327,15 @@ def read_chat(path):
   return list(conversations.iter_conversations(sources, TextStats()))
 
 
-def _text(path, separator):
-  sources = find_sources(str(path / 'text.txt'))
-  return [x or '' for x in iter_pieces(sources, separator, TextStats())]
-
-
 def read_text(path):
-  return ''.join(_text(path, 'blank_line'))
+  sources = find_sources(str(path / 'text.txt'))
+  return ''.join(
+    x or '' for x in iter_pieces(sources, 'blank_line', TextStats())
+  )
 
 
 def read_lines(path):
   sources = find_sources(str(path / 'text.txt'))
-  from gpt.data.text_reader import iter_whole_lines
-
   return [
     line for s in sources.items for _, line in iter_whole_lines(s, TextStats())
   ]

@@ -131,7 +131,7 @@ def _raw(text: str, rng: random.Random) -> str:
   )
 
 
-def _places(value, depth=0):
+def _places(value):
   """Every (container, key) in a JSON value."""
   items = ()
   if isinstance(value, dict):
@@ -141,7 +141,7 @@ def _places(value, depth=0):
     items = items[:20] + items[-20:]
   for key, child in items:
     yield value, key
-    yield from _places(child, depth + 1)
+    yield from _places(child)
 
 
 def _bytes(data: bytes, rng: random.Random) -> tuple[str, bytes]:

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from gpt.errors import UserError
-from tests.fuzz import files
+from tests.fuzz import files, models
 from tests.fuzz.mutate import mutate
 
 SECONDS = 5  # Of processor time for one file.
@@ -106,29 +106,29 @@ KINDS = {
   ),
   'metrics': Kind(files.make_logs, files.read_metrics, ('metrics.jsonl',)),
   'samples': Kind(files.make_logs, files.read_samples, ('samples.txt',)),
-  'rgpt': Kind(files.make_rgpt, files.read_rgpt),
-  'safetensors': Kind(files.make_tensors, files.read_tensors),
-  'microgpt': Kind(files.make_microgpt, files.read_foreign, needs=HF),
+  'rgpt': Kind(models.make_rgpt, models.read_rgpt),
+  'safetensors': Kind(models.make_tensors, models.read_tensors),
+  'microgpt': Kind(models.make_microgpt, models.read_foreign, needs=HF),
   'rgpt-hf': Kind(
-    files.make_our_hf, files.read_foreign, ('*.json', '*.s*'), needs=HF
+    models.make_our_hf, models.read_foreign, ('*.json', '*.s*'), needs=HF
   ),
   'import': Kind(
-    files.make_import,
-    files.read_import,
+    models.make_import,
+    models.read_import,
     ('in/*.json', 'in/rgpt_tokenizer/*'),
     writes=True,
     needs=HF,
     quick=8,
   ),
   'llama': Kind(
-    files.make_stock(
+    models.make_stock(
       'llama', mlp='swiglu', pos='rope', norm_gain=True, final_norm=True
     ),
-    files.read_stock,
+    models.read_stock,
     needs=HF,
   ),
   'gpt2': Kind(
-    files.make_stock(
+    models.make_stock(
       'gpt2',
       mlp='gelu',
       norm='layer',
@@ -137,11 +137,11 @@ KINDS = {
       bias=True,
       tied_embeddings=True,
     ),
-    files.read_stock,
+    models.read_stock,
     needs=HF,
   ),
-  'randygpt-hf': Kind(files.make_randygpt_hf, files.read_foreign),
-  'gguf': Kind(files.make_gguf, files.read_gguf_file, needs=(*HF, 'gguf')),
+  'randygpt-hf': Kind(models.make_randygpt_hf, models.read_foreign),
+  'gguf': Kind(models.make_gguf, models.read_gguf_file, needs=(*HF, 'gguf')),
   'report': Kind(
     files.make_run,
     files.read_report,

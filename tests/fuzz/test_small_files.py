@@ -13,7 +13,8 @@ from gpt.errors import UserError
 from gpt.formats import microgpt, tensors
 from gpt.runs.load import load_model
 from gpt.tokenizers import load_tokenizer
-from tests.fuzz import files
+from tests.fuzz import files, models
+from tests.fuzz.readers import KINDS, same
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +48,23 @@ def test_an_id_far_above_the_number_of_tokens(tmp_path, id, place):
     load_tokenizer(tmp_path)
 
 
+def test_padding_that_a_tokenizer_asks_for_is_never_made(tmp_path):
+  pytest.importorskip('tokenizers')
+  KINDS['llama'].make(tmp_path)
+  before = KINDS['llama'].read(tmp_path)
+
+  def change(spec):
+    spec['padding']['pad_to_multiple_of'] = 10**9
+
+  edit(tmp_path / 'tokenizer.json', change)
+  assert same(KINDS['llama'].read(tmp_path), before)
+
+
 @pytest.mark.parametrize('n_layer', [10**6, 2**31, 4000, 10**30])
 def test_more_layers_than_there_are_weights(tmp_path, n_layer):
   pytest.importorskip('tokenizers')
   (tmp_path / 'foreign').mkdir()
-  files.make_microgpt(tmp_path / 'foreign')
+  models.make_microgpt(tmp_path / 'foreign')
   edit(tmp_path / 'foreign' / 'meta.json', lambda x: x.update(n_layer=n_layer))
   with pytest.raises(UserError, match=f'n_layer .*{n_layer}'):
     microgpt.read_microgpt(tmp_path / 'foreign')

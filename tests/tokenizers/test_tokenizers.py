@@ -22,6 +22,7 @@ from gpt.tokenizers import (
   StreamDecoder,
   build_tokenizer,
   load_tokenizer,
+  randy_merges,
   randygpt,
 )
 from tests.support.tokenizer_tools import CHAT, TEXT, train_spm
@@ -143,22 +144,33 @@ def test_randy_round_trip(randy, text):
 
 
 @st.composite
-def merge_tables(draw):
-  """{(left, right): merged} in training order, over symbols 0..3."""
+def merge_tables(draw, ordered):
+  """{(left, right): merged} over symbols 0..3; merged ids may repeat."""
   n = draw(st.integers(1, 12))
   pairs = {}
   for merged in range(4, 4 + n):
     part = st.integers(0, merged - 1)
-    pairs.setdefault((draw(part), draw(part)), merged)
+    pairs.setdefault((draw(part), draw(part)), merged - draw(st.booleans()))
+  if ordered:
+    pairs = {pair: m for pair, m in pairs.items() if max(pair) < m}
   return pairs
 
 
+LINES = st.lists(st.integers(0, 3), max_size=40)
+
+
 @relaxed
-@given(merge_tables(), st.lists(st.integers(0, 3), max_size=40))
-def test_heap_merging_equals_the_written_rule(merges, symbols):
-  assert randygpt.merge_by_heap(symbols, merges) == (
-    randygpt.merge_by_passes(symbols, merges)
-  )
+@given(merge_tables(ordered=True), LINES)
+def test_heap_merging_equals_the_written_rule(merges, line):
+  merges = randy_merges.Merges(merges)
+  assert merges.by_heap(line) == merges.by_passes(line)
+
+
+@relaxed
+@given(merge_tables(ordered=False), LINES)
+def test_merging_by_ranks_equals_the_written_rule(merges, line):
+  merges = randy_merges.Merges(merges)
+  assert merges.by_ranks(line) == merges.by_passes(line)
 
 
 @given(

@@ -237,7 +237,7 @@ def read_options(
   for key, value in keys.unknown().items():
     raise keys.refuse(
       f'the model has {FEATURES.get(key, "a feature")} that rgpt lacks: '
-      f'{name}.{key[:200]} = {quoted(value)}'
+      f'{name}.{quoted(key)[1:-1]} = {quoted(value)}'
     )
   n_embd = keys.whole('embedding_length')
   n_head = keys.whole('attention.head_count')
