@@ -176,12 +176,14 @@ def test_an_interrupted_start_keeps_a_workdir_only_for_what_it_prepared(
   path = tmp_path / 'runs' / 'a'
   if exists:
     path.mkdir(parents=True)
+  config = smoke.get_config()
+  config.parallel.num_cpu_devices = 4  # As the other tests in this process.
   before = sorted(tmp_path.rglob('*'))
-  with workdir.open_run(path, smoke.get_config()):
+  with workdir.open_run(path, config):
     assert (path / '.lock').exists()
     unfinished.remove_all()  # What Ctrl-C does before it ends the process.
     assert sorted(tmp_path.rglob('*')) == before
-  with workdir.open_run(path, smoke.get_config()):
+  with workdir.open_run(path, config):
     (path / 'tokenizer').mkdir()
     unfinished.remove_all()
   assert (path / '.lock').exists() and (path / 'tokenizer').exists()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Protocol
 
-from gpt.data.file_kinds import JSONL, TEXT, check_no_hole
+from gpt.data.file_kinds import PARQUET, check_no_hole
 from gpt.errors import UserError
 from gpt.files import read_json, write_atomic
 
@@ -82,10 +82,9 @@ def _known(item: Readable, known: dict[str, Any]) -> tuple[str, list[int], str]:
 
 def _digest(item: Readable) -> str:
   digest = hashlib.sha256()
-  lines = item.kind in (TEXT, JSONL)
   with item.open_raw() as file:
     while block := file.read(READ_BYTES):
-      if lines:
+      if item.kind != PARQUET:
         check_no_hole(item.name, block)
       digest.update(block)
   return digest.hexdigest()

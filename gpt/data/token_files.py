@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpt.data import token_headers, token_shards
-from gpt.data.file_kinds import TOKENS
+from gpt.data.file_kinds import TOKENS, check_no_hole
 from gpt.data.sources import Source, Sources
 from gpt.data.text_dataset import Corpus
 from gpt.data.text_reader import TextStats
@@ -131,6 +131,7 @@ def _scan(
       n = min(SCAN_TOKENS, file.count - first)
       at = file.offset + first * tokens.dtype.itemsize
       part = np.fromfile(file.path, tokens.dtype, n, offset=at)
+      check_no_hole(str(file.path), part.tobytes())
       if int(part.max()) > most:
         most, where = int(part.max()), file.path
       before = sum(f.count for f in files[: files.index(file)])

@@ -1,6 +1,7 @@
 """Token files of other programs and shards of nanochat, read as they are."""
 
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -82,6 +83,13 @@ def test_files_named_val_validate(tokenizer, tmp_path):
   assert corpus.n_val == 1000
   assert np.array_equal(corpus.tokens[corpus.n_train :], ids[:1000])
   assert np.array_equal(corpus.tokens[: corpus.n_train], ids[1000:])
+
+
+def test_a_hole_is_refused_before_a_terabyte_of_it_is_read(tokenizer, tmp_path):
+  path = write(tmp_path / 'a.bin', b'\1\0')
+  os.truncate(path, 1 << 40)
+  with pytest.raises(UserError, match='bytes in a row are NUL'):
+    load(tmp_path, [path])
 
 
 def test_ends_of_documents_are_found(tokenizer, tmp_path):
