@@ -215,6 +215,11 @@ def tracing(mesh: Mesh) -> Iterator[None]:
     _mesh.reset(token)
 
 
+def divided() -> bool:
+  """Whether XLA divides the arrays of the program that is being traced."""
+  return _mesh.get() is not None
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """x, sharded along its logical axes in the program that is being traced."""
   mesh = _mesh.get()

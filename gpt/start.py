@@ -63,8 +63,12 @@ def load_data(
       that workdir, since the weights know its tokens.
 
   Raises:
-    UserError: no such source of weights or text, or they do not fit together.
+    UserError: no such source of weights or text, or they do not fit together;
+      a mesh that does not fit the devices or the model.
   """
+  # Before one process writes what another that fails removes. Any vocabulary
+  # will do: none is refused.
+  sharding.mesh_for(config, GPTConfig.from_config(config.model, 1))
   with devices.process_zero_first():
     tokenizer = None
     if not run.begun:  # Checked before anything is written.

@@ -10,7 +10,7 @@ fails, the others are ended, and its exit code is that of this command.
 """
 
 import asyncio
-import ctypes
+import functools
 import importlib.util
 import os
 import pathlib
@@ -23,7 +23,7 @@ from typing import TextIO
 from absl import flags
 
 from gpt.errors import UserError
-from launch import cli
+from launch import cli, signals
 
 PROCESSES = flags.DEFINE_integer(
   'processes', 2, 'Processes to start.', lower_bound=1
@@ -39,7 +39,6 @@ PREFIX = re.compile(r'(rgpt|launch)[. ]')
 JOINING = ('train',)  # Commands whose processes join (parallel.distributed).
 DISTRIBUTED = '--config.parallel.distributed'
 CPU_DEVICES = '--config.parallel.num_cpu_devices'
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h.
 CHUNK = 1 << 16
 LAST_WORDS = 2.0  # Seconds for the output of a process that has ended.
 
@@ -111,11 +110,6 @@ def free_port() -> int:
     return free.getsockname()[1]
 
 
-def die_with_parent() -> None:
-  """In a child, on Linux: SIGTERM if the launcher is killed."""
-  ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
-
-
 class Group:
   """The processes of one run.
 
@@ -149,7 +143,8 @@ class Group:
           env=env,
           # Not of the terminal's group: Ctrl-C reaches them once, from here.
           start_new_session=True,
-          preexec_fn=die_with_parent if sys.platform == 'linux' else None,
+          # SIGTERM if the launcher is killed.
+          preexec_fn=functools.partial(signals.end_with_parent, signal.SIGTERM),
         )
       )
     await asyncio.gather(*(self._follow(i, grace) for i in range(processes)))

@@ -6,11 +6,13 @@ handler ends the process itself. Commands with something to save or to stop
 (train, chat, serve) have handlers of their own while they do that.
 """
 
+import ctypes
 import os
 import signal
 import sys
 import types
 
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h.
 HELD = ('SIGINT', 'SIGTERM')
 _state = {'taken': False}
 
@@ -59,3 +61,9 @@ def leave(number: int, frame: types.FrameType | None) -> None:
   except OSError:
     pass
   os._exit(128 + number)
+
+
+def end_with_parent(number: int) -> None:
+  """In a child before its exec, on Linux: `number` when its parent dies."""
+  if sys.platform == 'linux':
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, number)

@@ -7,7 +7,7 @@ of the run has died, the parent says so in one line instead.
 """
 
 import contextlib
-import ctypes
+import functools
 import os
 import pathlib
 import re
@@ -22,13 +22,12 @@ from collections.abc import Iterator
 
 from gpt.errors import UserError
 from gpt.runs.checkpoint_meta import list_steps
-from launch import program
+from launch import program, signals
 
 CHILD = 'RGPT_SUPERVISED'
 # Exit code of a process whose run has lost another one (EX_TEMPFAIL of
 # sysexits.h): the same command goes on.
 LOST_PEER = 75
-KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h.
 PASSED_ON = ('SIGINT', 'SIGTERM', 'SIGHUP')
 # The first line of C++'s last words, which are held back until it has ended or
 # has gone on for so many seconds.
@@ -48,13 +47,12 @@ def watch(workdir: str, heartbeat_s: int) -> int:
     workdir: of the run.
     heartbeat_s: config.parallel.heartbeat_s.
   """
-  linux = sys.platform == 'linux'
   child = subprocess.Popen(
     sys.orig_argv,
     env={**os.environ, CHILD: '1'},
     stderr=subprocess.PIPE,
     start_new_session=True,  # Ctrl-C reaches it once, from here.
-    preexec_fn=_die_with_parent if linux else None,
+    preexec_fn=functools.partial(signals.end_with_parent, signal.SIGKILL),
   )
 
   def pass_on(number: int, frame: types.FrameType | None) -> None:
@@ -84,10 +82,6 @@ def watch(workdir: str, heartbeat_s: int) -> int:
       file=sys.stderr,
     )
   return code if code >= 0 else 128 - code
-
-
-def _die_with_parent() -> None:
-  ctypes.CDLL(None).prctl(KILL_WITH_PARENT, signal.SIGKILL)
 
 
 def _show_stderr(child: subprocess.Popen) -> bytes:

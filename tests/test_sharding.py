@@ -142,6 +142,7 @@ def test_a_sharded_run_resumes_elsewhere_and_is_used_like_any_other(tmp_path):
   from tests.support.workdirs import launch
 
   args = ['--config.opt.name=muon', '--config.eval.full_at_end']
+  args += ['--config.min_lr=3e-3']  # That of the start, whatever the target.
   whole, split = tmp_path / 'whole', tmp_path / 'split'
   mesh = [
     '--config.parallel.num_cpu_devices=8',

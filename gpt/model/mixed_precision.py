@@ -12,6 +12,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from gpt import sharding
+
 
 def einsum_f32(terms: str, x: jax.Array, y: jax.Array) -> jax.Array:
   """einsum of two arrays of equal dtype; sums and result in float32."""
@@ -25,7 +27,13 @@ def einsum_bf16(terms: str, x: jax.Array, y: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def row_major(x: jax.Array) -> jax.Array:
-  """A row-major copy of x; stops XLA:CPU from folding a transposition."""
+  """A row-major copy of x; stops XLA:CPU from folding a transposition.
+
+  Not of arrays that are divided over devices: to flatten one, XLA would gather
+  it first.
+  """
+  if sharding.divided():
+    return x
   return jax.lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
 
 

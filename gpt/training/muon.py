@@ -108,11 +108,12 @@ def orthogonalise_tree(
       if mesh is not None and n_devices > 1:
         padding = -len(group) % n_devices
         stack_NRC = jnp.pad(stack_NRC, ((0, padding), (0, 0), (0, 0)))
-        stack_NRC = _resharded(stack_NRC, mesh, _spread(mesh, *held))
+        # Stacked where the matrices are: else XLA would send each by itself.
+        ways = [PartitionSpec(None, *held), *_spread(mesh, *held)]
+        stack_NRC = _resharded(stack_NRC, mesh, ways)
       stack_NRC = orthogonalise(stack_NRC, steps, mixed)
       if mesh is not None and n_devices > 1:
-        way_back = _spread(mesh, *held)[-2::-1] + [PartitionSpec(None, *held)]
-        stack_NRC = _resharded(stack_NRC, mesh, way_back)
+        stack_NRC = _resharded(stack_NRC, mesh, ways[-2::-1])
       for i, x in zip(group, stack_NRC):
         out[i] = x if leaves[i].shape == (R, C) else x.T
   return jax.tree.unflatten(treedef, out)

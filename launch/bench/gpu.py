@@ -5,9 +5,11 @@
     python -m launch.bench.gpu --only=checks,train_124m
     python -m launch.bench.gpu --toy                (on a CPU, at toy size)
 
-Every part is a process with a time limit. One that fails or takes too long is
-reported, and the next one starts. --output is written again after every part;
-the last line of stdout is the same JSON object. Nothing needs a network.
+Every part is a process with a time limit, and all share --seconds. One that
+fails or takes too long is reported, and the next one starts; parts for which no
+time is left are skipped, and the report says so. --output is written again
+after every part; the last line of stdout is the same JSON object. Nothing needs
+a network.
 PyTorch takes part where it is installed (extra: bench).
 """
 

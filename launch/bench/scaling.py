@@ -12,6 +12,7 @@ core), not what more machines would gain. Runs take turns.
 import json
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from absl import flags
 from gpt.devices import num_cores
 from gpt.errors import UserError
 from gpt.runs import metrics
-from launch import cli
+from launch import cli, signals
 from launch.bench import harness, machine
 
 PRESET = flags.DEFINE_string('preset', 's', 'Size preset to train.')
@@ -37,6 +38,10 @@ STEPS = flags.DEFINE_integer(
 )
 ROUNDS = flags.DEFINE_integer(
   'rounds', 3, 'Runs of each number of processes.', lower_bound=1
+)
+
+LIMIT = flags.DEFINE_float(
+  'limit', 600.0, 'Seconds that a run may take.', lower_bound=1.0
 )
 
 
@@ -59,13 +64,26 @@ def train(processes: int, cores: int, cache: str) -> float:
       '--config.parallel.num_cpu_devices=1',
     ]
     own = sorted(os.sched_getaffinity(0))[:cores]
-    done = subprocess.run(
-      command,
-      capture_output=True,
-      text=True,
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'RGPT_CACHE': cache},
-      preexec_fn=lambda: os.sched_setaffinity(0, own),
-    )
+
+    def start() -> None:
+      os.sched_setaffinity(0, own)
+      signals.end_with_parent(signal.SIGTERM)  # Its processes end with it.
+
+    try:
+      done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'RGPT_CACHE': cache},
+        preexec_fn=start,
+        timeout=LIMIT.value,
+      )
+    except subprocess.TimeoutExpired as e:
+      last = (e.stdout or b'').decode(errors='replace')[-2000:]
+      raise UserError(
+        f'{processes} processes were not done after {LIMIT.value:.0f} s '
+        f'(--limit):\n{last}'
+      ) from e
     if done.returncode:
       raise UserError(f'{processes} processes failed:\n{done.stderr[-2000:]}')
     lines = metrics.read_lines(workdir)

@@ -1,14 +1,16 @@
 """launch.bench.gpu: parts that fail, hang or are missing, and wheels."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import types
 import zipfile
 
 import pytest
 
-from launch.bench.device import parts, wheels
+from launch.bench.device import parts, run, wheels
 from launch.bench.device.parts import Part
 from tests.support.commands import assert_refused, is_running, run_all
 from tests.support.serving_tools import wait_until
@@ -78,6 +80,37 @@ def test_every_part_has_a_limit_and_a_program():
 def test_unknown_parts_are_refused():
   (done,) = run_all([['launch.bench.gpu', '--only=chekcs']])
   assert_refused(done, '--only=chekcs: the parts are checks, train_124m')
+
+
+def test_all_parts_end_in_time_if_every_one_hangs(
+  script, tmp_path, monkeypatch
+):
+  hanging = script(
+    'import signal, time\n'
+    'signal.signal(signal.SIGTERM, signal.SIG_IGN)\n'
+    'print(\'{"begun": true}\', flush=True)\n'
+    'time.sleep(600)',
+    seconds=3,
+  )
+  names = [f'part{i}' for i in range(9)]
+  both = [dataclasses.replace(hanging, name=name) for name in names]
+  monkeypatch.setattr(parts, 'PARTS', both)
+  monkeypatch.setattr(parts, 'GRACE', 1.0)
+  # Subprocesses of their own, which the script would replace.
+  monkeypatch.setattr(parts, 'find_device', dict)
+  monkeypatch.setattr(run.machine, 'facts', dict)
+  monkeypatch.setattr(run.machine, 'commit', str)
+  path = tmp_path / 'gpu.json'
+  given = {'SECONDS': 11.0, 'OUTPUT': str(path), 'ONLY': [], 'TOY': True}
+  for name, value in given.items():
+    monkeypatch.setattr(run, name, types.SimpleNamespace(value=value))
+  run.main([])
+  report = json.loads(path.read_text())
+  assert report['seconds'] <= 11.0
+  assert [*report['parts']] == names
+  first, last = report['parts']['part0'], report['parts']['part8']
+  assert first['error'] == 'not done after 3 s' and first['begun']
+  assert last['skipped'].endswith(' were left of 11 s')
 
 
 @pytest.mark.slow

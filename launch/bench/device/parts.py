@@ -12,7 +12,8 @@ import time
 from typing import Any
 
 ERROR_CHARACTERS = 2000
-GRACE = 5.0  # Seconds that a part has to end after SIGTERM.
+GRACE = 5.0  # Seconds that a part has to end after SIGTERM, and SIGKILL.
+LEAST = 1.0  # Seconds below which no part is started.
 SHARE = '0.28'  # Of the memory for a process of JAX: three are side by side.
 
 
@@ -24,7 +25,7 @@ class Part:
     name: of the part.
     module: below launch.bench.
     args: its flags; toy: those at toy size.
-    seconds: its time limit.
+    seconds: its time limit; less where less is left of the time for all.
   """
 
   name: str
@@ -121,6 +122,15 @@ def find_device() -> dict[str, Any]:
   return found
 
 
+def limit(part: Part, left: float) -> float:
+  """Seconds that a part may take, if so many are left; 0: it is skipped.
+
+  The time to end one that hangs is set aside.
+  """
+  seconds = min(part.seconds, left - 2 * GRACE)
+  return seconds if seconds >= LEAST else 0.0
+
+
 def measure(part: Part, toy: bool, seconds: float) -> dict[str, Any]:
   """Runs a part; its JSON, and `error` if it failed or took too long."""
   args = (part.toy if toy else part.args).replace('"', '')
@@ -188,6 +198,8 @@ def last_json(text: str) -> dict[str, Any]:
 
 def outcome(result: dict[str, Any]) -> str:
   """One line about a part that has ended."""
+  if 'skipped' in result:
+    return f'  skipped: {result["skipped"]}'
   wall = f'{result["wall_s"]:.0f} s'
   if 'error' in result:
     return f'  failed after {wall}: {result["error"]}'

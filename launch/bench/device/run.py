@@ -53,16 +53,13 @@ def main(_: list[str]) -> None:
     if ONLY.value and part.name not in ONLY.value:
       continue
     left = SECONDS.value - (time.perf_counter() - began)
-    if left < 1:
-      report['parts'][part.name] = {'error': 'no time was left'}
-    else:
-      print(f'{part.name} ...', file=sys.stderr, flush=True)
-      report['parts'][part.name] = parts.measure(
-        part, toy, min(part.seconds, left)
-      )
-      print(
-        parts.outcome(report['parts'][part.name]), file=sys.stderr, flush=True
-      )
+    seconds = parts.limit(part, left)
+    print(f'{part.name} ...', file=sys.stderr, flush=True)
+    result = {'skipped': f'{left:.0f} s were left of {SECONDS.value:.0f} s'}
+    if seconds:
+      result = parts.measure(part, toy, seconds)
+    report['parts'][part.name] = result
+    print(parts.outcome(result), file=sys.stderr, flush=True)
     report['seconds'] = time.perf_counter() - began
     files.write_atomic(path, json.dumps(report, indent=1).encode())
   print(json.dumps(report))
