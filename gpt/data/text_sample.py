@@ -14,7 +14,9 @@ MANY_FILES = 256
 
 
 def sample(sources: Sources, whole_lines: bool) -> Sources:
-  """Blocks in memory from all over a corpus; all of it if it is small.
+  """Blocks in memory from all over a corpus.
+
+  All of it if it is small, or if no line fits into a block.
 
   Every k-th block of READ_BYTES counts. Those between are skipped, or at least
   not decoded where a file is compressed. Of many such files, every k-th counts.
@@ -26,7 +28,7 @@ def sample(sources: Sources, whole_lines: bool) -> Sources:
   if every < 2:
     return sources
   items = list(_blocks(sources, every, whole_lines))
-  return dataclasses.replace(sources, items=tuple(items))
+  return dataclasses.replace(sources, items=tuple(items)) if items else sources
 
 
 def _blocks(
