@@ -10,8 +10,8 @@ from gpt.kernels.calls import (
   Plan,
   jit_decode,
   jit_fill,
-  jit_init_state,
   jit_seat,
+  new_state,
 )
 from gpt.kernels.weights import packed
 from gpt.model.params import Params
@@ -23,7 +23,7 @@ class KernelRows:
   def __init__(self, plan: Plan, params: Params, rows: int) -> None:
     self._plan, self._rows = plan, rows
     self._weights = packed(plan.cfg, params, plan.pairs)
-    self._state = jit_init_state(plan, rows)
+    self._state = new_state(plan, rows)
     self.active = list(range(rows))
 
   def fill(

@@ -9,7 +9,7 @@ import numpy as np
 from flax import struct
 from jax import ffi
 
-from gpt.kernels.weights import PANEL, Packed, in_large_pages
+from gpt.kernels.weights import PANEL, Packed, move_to_large_pages
 from gpt.model.config import MLPS, GPTConfig
 
 MAX_STEPS = 64  # A block writes at most so many columns past the window.
@@ -245,5 +245,5 @@ jit_seat = jax.jit(seat, donate_argnums=0)
 def new_state(plan: Plan, slots: int) -> KernelState:
   """As `init_state`, outside of any program, in large pages."""
   state = jit_init_state(plan, slots)
-  in_large_pages(state.k, state.v)
+  move_to_large_pages(state.k, state.v)
   return state

@@ -55,11 +55,13 @@ INLINE void accumulate(vec (&acc)[R][C], const float* x, int ldx,
 // The same with x rounded to bfloat16, too: twice the products a cycle.
 template <bool AHEAD, int R, int C>
 INLINE void accumulate(vec (&acc)[R][C], const Pair* x, int ldx,
-                       const Pair* w, int ldw, int in, size_t) {
+                       const Pair* w, int ldw, int in, size_t ahead) {
   for (int i = 0; i < (in + 1) / 2; i++) {
     __m512i wi[C];
     unroll<C>(EACH(c) {
-      wi[c] = _mm512_loadu_si512(w + (size_t)i * ldw + W * c);
+      const Pair* p = w + (size_t)i * ldw + W * c;
+      wi[c] = _mm512_loadu_si512(p);
+      if constexpr (AHEAD) __builtin_prefetch(p + ahead, 0, 2);
     });
     unroll<R>(EACH(r) {
       __m512i xi = _mm512_set1_epi32(x[(size_t)r * ldx + i].bits);
@@ -101,7 +103,8 @@ INLINE void tile_columns(const X* x, int ldx, const E* w, int ldw, int in,
   }
 }
 
-// AHEAD: also ask for what lies `ahead` elements of w further on.
+// AHEAD: also ask for what lies `ahead` elements of w further on. The processor
+// itself stops asking at the end of each 4 KB.
 template <bool AHEAD = false, class X, class E, class F>
 static void product(const X* x, int ldx, int rows, const E* w, int ldw, int in,
                     int columns, const F& put, size_t ahead = 0) {
@@ -145,19 +148,24 @@ static void linear_of(const X* x, int ldx, int rows, const Matrix& m, float* y,
     int columns = std::min((m.out - c0 + W - 1) / W * W, width);
     if (columns <= 0) return;
     const E* w = (const E*)m.panels + panel * m.size() + part * width;
-    product(x + (size_t)r0 * ldx, ldx, std::min(chunk, rows - r0), w, PANEL,
-            m.in, columns, [&](int r, int c, vec sum) {
-              float* to = y + (size_t)(r0 + r) * ldy + c0 + c;
-              if (m.bias) sum += load(m.bias + c0 + c);
-              switch (then) {
-                case Then::STORE: break;
-                case Then::ADD: sum += load(to); break;
-                case Then::RELU: sum = sum > 0 ? sum : vec{}; break;
-                case Then::RELU2: sum = sum > 0 ? sum * sum : vec{}; break;
-                case Then::GELU: sum = gelu(sum); break;
-              }
-              store(to, sum);
-            });
+    const X* from = x + (size_t)r0 * ldx;
+    int count = std::min(chunk, rows - r0);
+    auto put = [&](int r, int c, vec sum) {
+      float* to = y + (size_t)(r0 + r) * ldy + c0 + c;
+      if (m.bias) sum += load(m.bias + c0 + c);
+      switch (then) {
+        case Then::STORE: break;
+        case Then::ADD: sum += load(to); break;
+        case Then::RELU: sum = sum > 0 ? sum : vec{}; break;
+        case Then::RELU2: sum = sum > 0 ? sum * sum : vec{}; break;
+        case Then::GELU: sum = gelu(sum); break;
+      }
+      store(to, sum);
+    };
+    // One row streams as fast as memory; more compute while the next panel
+    // comes.
+    if (count == 1) product(from, ldx, 1, w, PANEL, m.in, columns, put);
+    else product<true>(from, ldx, count, w, PANEL, m.in, columns, put, m.size());
   });
 }
 

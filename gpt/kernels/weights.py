@@ -5,6 +5,7 @@ stacked: a program has 23 operands for the weights of any depth.
 """
 
 import ctypes
+import mmap
 import sys
 import weakref
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from gpt.model.rope_frequencies import rope_frequencies
 from gpt.model.transformer import BIASES
 
 PANEL = 64
+LARGE_PAGE = 2 << 20
 MADV_COLLAPSE = 25  # of Linux
 NONE = np.zeros(0, np.float32)  # An operand that the model does without.
 
@@ -73,9 +75,8 @@ def pack(
     # The key holds the sources, so that no id is another array's later.
     key = (pairs, *map(id, sources))
     if key not in known:
-      made = jnp.asarray(make(list(map(jax.device_get, sources))))
-      in_large_pages(made)
-      known[key] = made, sources
+      made = in_large_pages(make(list(map(jax.device_get, sources))))
+      known[key] = jax.device_put(made), sources  # The same memory.
     return known[key][0]
 
   def single(name: str) -> Any:
@@ -147,21 +148,40 @@ def _stacked(sources: list[np.ndarray]) -> np.ndarray:
   return np.stack(sources).astype(np.float32)
 
 
-def in_large_pages(*arrays: Any) -> None:
-  """Moves arrays to pages of 2 MB where Linux can (6.1 or later).
+def in_large_pages(x: np.ndarray) -> np.ndarray:
+  """x, or a copy of it in pages of 2 MB where Linux has them.
 
   A product that streams through small pages waits for the page tables: reading
   weights took twice as long.
   """
+  if x.nbytes < LARGE_PAGE // 2 or not hasattr(mmap, 'MADV_HUGEPAGE'):
+    return x
+  size = -(-x.nbytes // LARGE_PAGE) * LARGE_PAGE
+  try:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    room = mmap.mmap(-1, size + LARGE_PAGE, flags)
+    room.madvise(mmap.MADV_HUGEPAGE)
+  except OSError:  # E.g. a Linux that was built without them.
+    return x
+  memory = np.frombuffer(room, np.uint8)
+  start = -memory.ctypes.data % LARGE_PAGE
+  copy = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+  copy[...] = x
+  return copy
+
+
+def move_to_large_pages(*arrays: Any) -> None:
+  """As `in_large_pages`, for arrays of JAX where they lie (Linux 6.1)."""
   if sys.platform != 'linux':
     return
-  libc, size = ctypes.CDLL(None), 2 << 20
+  libc = ctypes.CDLL(None)
   for x in arrays:
-    start = -(-x.unsafe_buffer_pointer() // size) * size
-    length = (x.unsafe_buffer_pointer() + x.nbytes) // size * size - start
-    if length > 0:  # An older kernel refuses: nothing is lost.
+    start = -(-x.unsafe_buffer_pointer() // LARGE_PAGE) * LARGE_PAGE
+    end = (x.unsafe_buffer_pointer() + x.nbytes) // LARGE_PAGE * LARGE_PAGE
+    if start < end:  # An older kernel refuses: nothing is lost.
       advice = ctypes.c_int(MADV_COLLAPSE)
-      libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
+      length = ctypes.c_size_t(end - start)
+      libc.madvise(ctypes.c_void_p(start), length, advice)
 
 
 def padded(x: np.ndarray) -> np.ndarray:
