@@ -192,7 +192,10 @@ class Engine:
     return running.union(self.scheduler.waiting_jobs())
 
   def _turn(self) -> None:
-    self.prefixes.keep([self.weights, *self.adapters.values()])
+    weights = [self.weights, *self.adapters.values()]
+    self.prefixes.keep(weights)
+    for lane in self.lanes:
+      lane.keep(weights)
     self._drop_cancelled()
     self._enter_columns()  # Before others take their slots.
     hold_back(self._jobs)
@@ -290,7 +293,6 @@ class Engine:
       if seq is None or lane is None:
         return
       job = seq.job
-      lane.take(seq)
       self._take_columns_back(seq)
       if job.weights is None:
         name = job.adapter
@@ -299,8 +301,7 @@ class Engine:
         self._metrics.queue_time.observe(waited)
         self._metrics.prompt_tokens.inc(job.prompt_tokens)
         self._send(job, Started())
-      if not seq.columns:
-        self._find_columns(seq)
+      self._take(lane, seq)
       if job.wants_scores and seq.scores is None:
         self._begin_scores(seq)
 
@@ -328,16 +329,12 @@ class Engine:
     self.prefixes.unreserve(seq.reserved)
     seq.reserved = 0
 
-  def _find_columns(self, seq: Sequence) -> None:
-    """Begins a sequence with what is known of its prompt."""
-    job = seq.job
-    short = len(seq) <= self.block_size and not job.sampling.embed
-    if not (self.prefixes.limit and short):
-      return
-    assert job.weights is not None
-    seq.columns = self.prefixes.find(job.weights, seq.window(0))
-    if not seq.sampled:
-      seq.cached = sum(piece.shape[2] for piece in seq.columns)
+  def _take(self, lane: Lane, seq: Sequence) -> None:
+    """Gives a sequence a slot, and what is known of its prompt."""
+    short = len(seq) <= self.block_size and not seq.job.sampling.embed
+    reuses = self.prefixes.limit and short and not seq.columns
+    lane.take(seq, self.prefixes if reuses else None)
+    if reuses and not seq.sampled:
       self._metrics.prefix_queries.inc(len(seq))
       self._metrics.prefix_hits.inc(seq.cached)
 

@@ -171,6 +171,7 @@ class Sequence:
     start: first token of the window in the cache; -1: the cache is empty.
     columns: keys and values to begin the cache with, in pieces; see
       Programs.write_columns.
+    kept: columns that its slot has from another sequence, if it begins so.
     cached: tokens of its prompt that needed no prefill.
     reserved: bytes of `columns` that the prefix cache counts.
     since: when it got its slot, time.perf_counter().
@@ -202,6 +203,7 @@ class Sequence:
     self.counted = 0
     self.start = -1
     self.columns: list[np.ndarray] = []
+    self.kept = 0
     self.cached = 0
     self.reserved = 0
     self.since = 0.0

@@ -8,7 +8,7 @@ does not depend on its lane.
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -19,8 +19,9 @@ from gpt.devices import num_cores
 from gpt.model.params import Params
 from serving.engine import jobs
 from serving.engine.jobs import Sequence
-from serving.engine.prefixes import PrefixCache
+from serving.engine.prefixes import BLOCK, PrefixCache
 from serving.engine.programs import MANY_ROWS, Programs
+from serving.engine.weights import Weights
 
 # Steps of a block in which some row yields its first token: few, so that the
 # token comes soon. With MANY_ROWS nearly every block holds such a row, so there
@@ -57,7 +58,9 @@ class Lane:
     self.active: list[Sequence] = []
     self._programs = programs
     self._cfg = programs.model.cfg
-    self._free = list(range(slots))[::-1]
+    self._free = list(range(slots))  # The longest unused first.
+    # Free slot -> the weights and the tokens of the columns left in it.
+    self._left: dict[int, tuple[Weights, np.ndarray]] = {}
     self._sampling = sampling.settings(programs.slots)
     # Number of rows -> running average of the seconds a decode step takes.
     self._step_seconds: dict[int, float] = {}
@@ -72,6 +75,7 @@ class Lane:
     """Clears the device state; no sequence may be active."""
     self._state = self._programs.new_state()
     self._news.clear()
+    self._left.clear()
 
   def warm_up(self, params: Params) -> None:
     """Runs every program once: first runs are slow."""
@@ -82,10 +86,28 @@ class Lane:
   def free(self) -> int:
     return len(self._free)
 
-  def take(self, seq: Sequence) -> None:
-    """Gives a sequence a slot; the next `step` fills its cache."""
-    slot = seq.slot = self._free.pop()
-    seq.lane = self.index
+  def take(self, seq: Sequence, prefixes: PrefixCache | None) -> None:
+    """Gives a sequence a slot; the next `step` fills its cache.
+
+    Args:
+      prefixes: it begins with the longest part of its prompt that these have,
+        or that was left in a free slot; None: all of it is computed.
+    """
+    slot = self._free[0]
+    if prefixes is not None and seq.job.weights is not None:
+      kept = {free: self._common(free, seq) for free in self._free}
+      slot = max(kept, key=kept.__getitem__)
+      columns = prefixes.find(seq.job.weights, seq.window(0))
+      found = sum(piece.shape[2] for piece in columns)
+      if found > kept[slot]:
+        seq.columns = columns
+      else:
+        seq.kept = kept[slot]
+      if not seq.sampled:
+        seq.cached = max(found, kept[slot])
+    self._free.remove(slot)
+    self._left.pop(slot, None)
+    seq.lane, seq.slot = self.index, slot
     self.active.append(seq)
     s, rows = seq.job.sampling, self._sampling
     rows.seed[slot] = seq.seed
@@ -100,8 +122,7 @@ class Lane:
 
   def release(self, seq: Sequence) -> None:
     """Takes the slot from a sequence that has ended or was cancelled."""
-    self.active.remove(seq)
-    self._free.append(seq.slot)
+    self._free_slot(seq)
     self._news.append((seq, seq.slot))
 
   def preempt(self, seq: Sequence, reserve: Callable[[int], bool]) -> None:
@@ -118,23 +139,48 @@ class Lane:
     if filled and n and reserve(size):
       columns = self._programs.read_columns(self._state, seq.slot, 0, n)
       seq.columns, seq.reserved = [columns], size
+    self._free_slot(seq)
     seq.start = -1
+
+  def _free_slot(self, seq: Sequence) -> None:
     self.active.remove(seq)
     self._free.append(seq.slot)
+    if columns := self._columns_of(seq):
+      self._left[seq.slot] = columns
+
+  def _columns_of(self, seq: Sequence) -> tuple[Weights, np.ndarray] | None:
+    """The weights and the tokens of the columns that others may use, if any."""
+    weights = seq.job.weights
+    if seq.start or weights is None:  # It has slid, or never began.
+      return None
+    tokens = seq.window(0)
+    if self._only_prompts:
+      tokens = tokens[: len(seq.prompt) - 1]
+    return weights, tokens
+
+  def _common(self, slot: int, seq: Sequence) -> int:
+    """How many columns of a free slot a sequence can begin with."""
+    weights, left = self._left.get(slot, (None, NOTHING))
+    if weights is not seq.job.weights:
+      return 0
+    tokens = seq.window(0)
+    n = min(len(tokens), len(left))
+    differ = np.flatnonzero(tokens[:n] != left[:n])
+    n = int(differ[0]) if len(differ) else n
+    return n if n >= BLOCK else 0  # Fewer are not worth a word.
+
+  def keep(self, weights: Collection[Weights]) -> None:
+    """Forgets the columns of all other weights."""
+    self._left = {
+      slot: left for slot, left in self._left.items() if left[0] in weights
+    }
 
   def enter_columns(self, prefixes: PrefixCache) -> None:
     """Offers the columns of new prompts and of completed texts for reuse."""
     for seq, slot in self._news:
-      if seq.start or seq.job.weights is None:  # It has slid, or never began.
-        continue
-      tokens = seq.window(0)
-      if self._only_prompts:
-        tokens = tokens[: len(seq.prompt) - 1]
-      prefixes.enter(
-        seq.job.weights,
-        tokens,
-        functools.partial(self._programs.read_columns, self._state, slot),
-      )
+      if columns := self._columns_of(seq):
+        read = functools.partial(self._programs.read_columns, self._state, slot)
+        prefixes.enter(*columns, read)
     self._news.clear()
 
   def step(
@@ -171,7 +217,7 @@ class Lane:
     job = seq.job
     assert job.weights is not None
     seq.start = blocks.window_start(len(seq), self._cfg.block_size, stride)
-    tokens, first = seq.window(seq.start), 0
+    tokens, first, seq.kept = seq.window(seq.start), seq.kept, 0
     if seq.uniforms is None:  # Drawn while the prompt is prefilled.
       seq.uniforms = self._programs.uniforms(seq.seed, 0)
     if seq.columns:

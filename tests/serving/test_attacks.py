@@ -175,9 +175,10 @@ def test_a_conversation_reports_what_its_next_turn_reused(server):
   with server.client() as client:
     client.post(path, json=body)
     usage = client.post(path, json=body).json()['usage']
-  assert usage['prompt_tokens_details'] == {'cached_tokens': 16}
+  cached = usage['prompt_tokens'] - 1  # The last one chooses the next.
+  assert usage['prompt_tokens_details'] == {'cached_tokens': cached}
   metrics = server.metrics()
-  assert metrics['rgpt_prefix_cache_hits_total'] >= 16
+  assert metrics['rgpt_prefix_cache_hits_total'] >= cached
   assert metrics['rgpt_prefix_cache_bytes'] > 0
 
 

@@ -87,8 +87,7 @@ def test_the_next_turn_prefills_only_what_is_new(cached):
   first = list(range(3, 60)) * 2
   text, _ = run(cached, first, max_tokens=14, seed=1)
   turn = [*first, *text, 5, 6, 7]
-  # Its last token has no column, nor what does not fill a block.
-  known = (len(first) + len(text) - 1) // BLOCK * BLOCK
+  known = len(first) + len(text) - 1  # Its last token has no column.
   assert run(cached, turn, max_tokens=1) == (
     run(cached, turn, max_tokens=1)[0],
     known,
@@ -113,8 +112,25 @@ def test_choices_of_a_prompt_report_what_their_first_one_reused(cached):
   run(cached, prompt, max_tokens=1)
   job = cached.submit(prompt, [5], n=6, max_tokens=2)
   cached.wait(job)
-  assert job.cached_tokens == (len(prompt) - 1) // BLOCK * BLOCK
-  assert job.cached_tokens < job.prompt_tokens
+  assert (
+    (len(prompt) - 1) // BLOCK * BLOCK
+    <= job.cached_tokens
+    < len(prompt)
+    < job.prompt_tokens
+  )
+
+
+def test_a_free_slot_is_taken_again_with_all_columns_it_has(cached, plain):
+  prompt = np.random.default_rng(7).integers(3, 60, 37).tolist()
+  text, _ = run(cached, prompt, max_tokens=5)
+  longer = [*prompt, *text, 9, 8]
+  again, known = run(cached, longer, max_tokens=9)
+  # Its last token has no column; blocks would have given 32.
+  assert known == len(prompt) + len(text) - 1
+  assert (again, 0) == run(plain, longer, max_tokens=9)
+  other, known = run(cached, [*prompt[:20], 4, 4], max_tokens=9)
+  assert known == 20
+  assert (other, 0) == run(plain, [*prompt[:20], 4, 4], max_tokens=9)
 
 
 def test_windows_that_have_moved_are_not_kept(cached):
@@ -134,7 +150,7 @@ def test_new_weights_start_from_nothing(cached, plain):
     harness.engine.swap(new)
   text, known = run(cached, prompt, max_tokens=20)
   assert known == 0 and text == run(plain, prompt, max_tokens=20)[0]
-  assert run(cached, prompt, max_tokens=20) == (text, 48)
+  assert run(cached, prompt, max_tokens=20) == (text, len(prompt) - 1)
   for harness in (cached, plain):
     harness.engine.swap(old)
   assert run(cached, prompt, max_tokens=2)[1] == 0  # Dropped, not hidden.
