@@ -6,6 +6,7 @@ handler ends the process itself. Commands with something to save or to stop
 (train, chat, serve) have handlers of their own while they do that.
 """
 
+import atexit
 import ctypes
 import os
 import signal
@@ -22,6 +23,9 @@ def take_over() -> None:
   default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
   if default and not _state['taken']:
     signal.signal(signal.SIGINT, leave)
+    # The first that is registered runs last. After it Python gives signals
+    # their default back, and a command that has finished would be killed.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
   _state['taken'] = True
   if hasattr(signal, 'pthread_sigmask'):
     # What `hold` has blocked before an exec.

@@ -36,6 +36,31 @@ signals.hold()
 os.kill(os.getpid(), signal.SIGINT)
 os.execv(sys.executable, [sys.executable, '-m', 'launch.info', '--help'])
 """
+WHILE_PYTHON_ENDS = """
+import os, signal
+from launch import cli
+
+class Late:
+  def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGINT):
+    kill(pid, number)
+
+def main(_):
+  cli.late = Late()
+  print('done')
+
+cli.run(main)
+"""
+
+
+def test_an_interrupt_after_the_end_of_a_command_is_none():
+  done = subprocess.run(
+    [sys.executable, '-c', WHILE_PYTHON_ENDS],
+    cwd=ROOT,
+    env=environment(),
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stdout, done.stderr) == (0, 'done\n', '')
 
 
 @pytest.mark.parametrize('program', [SWALLOWED, ACROSS_EXEC])
