@@ -58,7 +58,7 @@ class Lane:
     self.active: list[Sequence] = []
     self._programs = programs
     self._cfg = programs.model.cfg
-    self._free = list(range(slots))  # The longest unused first.
+    self._free = list(range(slots))[::-1]  # The newest last: it is in caches.
     # Free slot -> the weights and the tokens of the columns left in it.
     self._left: dict[int, tuple[Weights, np.ndarray]] = {}
     self._sampling = sampling.settings(programs.slots)
@@ -93,9 +93,9 @@ class Lane:
       prefixes: it begins with the longest part of its prompt that these have,
         or that was left in a free slot; None: all of it is computed.
     """
-    slot = self._free[0]
+    slot = self._free[-1]
     if prefixes is not None and seq.job.weights is not None:
-      kept = {free: self._common(free, seq) for free in self._free}
+      kept = {free: self._common(free, seq) for free in self._free[::-1]}
       slot = max(kept, key=kept.__getitem__)
       columns = prefixes.find(seq.job.weights, seq.window(0))
       found = sum(piece.shape[2] for piece in columns)
