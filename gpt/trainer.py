@@ -405,7 +405,8 @@ class Trainer:
     }
     if not self.checkpoints.save(which, self.state, meta):
       error = self.checkpoints.last_error
-      logger.warning(failures.not_written(int(self.state.step), error))
+      if not failures.is_of_peer(error):  # launch.supervisor says who ended.
+        logger.warning(failures.not_written(int(self.state.step), error))
 
   def result(self, outcome: str, final: dict | None = None) -> Result:
     """The Result of a run that ends at the current step."""

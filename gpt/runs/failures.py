@@ -54,6 +54,11 @@ def _change(error: str) -> str:
   return 'Free some space'
 
 
+def is_of_peer(error: str) -> bool:
+  """Whether a write failed because another process of the run has ended."""
+  return 'Gloo' in error
+
+
 def not_written(step: int, error: str) -> str:
   """The warning about a checkpoint that was due by `step`."""
   question = '' if MANY_FILES in error else ' Is the disk full?'
