@@ -201,11 +201,22 @@ def restore_item(path: str | os.PathLike, item: str, target: Any) -> Any:
     )
   handler = ocp.StandardCheckpointHandler(**options)
   path = pathlib.Path(path).absolute() / item
+  _check_files(path)
   with ocp.Checkpointer(handler, **options) as checkpointer:
     metadata = _tree_of(checkpointer.metadata(path))
     _check_size(metadata, path, target)
     target = jax.tree.map(_wanted, metadata if target is None else target)
     return checkpointer.restore(path, args=ocp.args.StandardRestore(target))
+
+
+def _check_files(path: pathlib.Path) -> None:
+  """Raises DamagedCheckpoint for what Orbax would wait for, such as a pipe."""
+  for file in path.rglob('*'):
+    if not file.is_file() and not file.is_dir():
+      raise DamagedCheckpoint(
+        f'{file.relative_to(path.parent)} is no file but a pipe, a device or a '
+        'broken link'
+      )
 
 
 def _tree_of(metadata: Any) -> Any:

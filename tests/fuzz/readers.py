@@ -27,11 +27,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from gpt import unfinished
 from gpt.errors import UserError
 from tests.fuzz import files, models
 from tests.fuzz.mutate import mutate
 
 SECONDS = 5  # Of processor time for one file.
+NOT_FILES = 0.05  # How often something else stands in the place of a file.
+NODES = {
+  'a pipe': os.mkfifo,
+  'a directory': os.mkdir,
+  'a link to itself': lambda path: os.symlink(path.name, path),
+}
 MEMORY = 200 << 20  # Bytes for one file, beside 10 times its size.
 
 
@@ -215,7 +222,14 @@ def fuzz(
       rng = random.Random(f'{kind} {seed} {i}')
       target = rng.choice(targets)
       what, data = mutate(original[str(target)], rng)
-      (bad / target).write_bytes(data)
+      wanted_files = original | {str(target): data}
+      if rng.random() < NOT_FILES:
+        what, data = rng.choice(list(NODES)), b''
+        wanted_files.pop(str(target))
+        (bad / target).unlink()
+        NODES[what](bad / target)
+      else:
+        (bad / target).write_bytes(data)
       label = f'{kind} {seed} {i}: {target}: {what}'
       before(i, len(data))
       try:
@@ -235,8 +249,9 @@ def fuzz(
         shutil.rmtree(bad)
         shutil.copytree(good, bad)
       else:
-        if snapshot(bad) != original | {str(target): data}:
+        if snapshot(bad) != wanted_files:
           faults.append(f'{label}: reading changed files')
+        unfinished.remove(bad / target)
         (bad / target).write_bytes(original[str(target)])
   return counts, faults
 

@@ -5,6 +5,7 @@ Damage is done to the files themselves: truncated, overwritten, deleted.
 
 import json
 import math
+import os
 import pathlib
 
 import jax
@@ -367,3 +368,16 @@ def test_arrays_much_larger_than_their_files_are_not_read(
   monkeypatch.setattr(checkpoint, 'BYTES_ALLOWED', 0)
   with pytest.raises(DamagedCheckpoint, match='its params have 4,000,000 byt'):
     checkpoint.restore_params(path)
+
+
+def test_a_pipe_in_a_checkpoint_is_named(tmp_path):
+  save(tmp_path, (LATEST, 1, 2.0))
+  path = checkpoint.find(tmp_path, LATEST)
+  for file in [x for x in (path / 'params').rglob('*') if x.is_file()]:
+    data = file.read_bytes()
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(DamagedCheckpoint, match='is no file but a pipe'):
+      checkpoint.restore_params(path)
+    file.unlink()
+    file.write_bytes(data)
