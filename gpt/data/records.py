@@ -14,6 +14,7 @@ from gpt.data.text_reader import TextStats, iter_whole_lines
 from gpt.errors import MOST_QUOTED, UserError, quoted
 
 BATCH_ROWS = 256
+TEXTS = ('string', 'large_string')  # Types of Parquet columns.
 
 
 def iter_texts(source: Source, stats: TextStats) -> Iterator[str]:
@@ -90,8 +91,13 @@ def iter_rows(source: Source, skip: int = 0) -> Iterator[tuple[int, list[Any]]]:
   library: Any = importlib.import_module('pyarrow')
   try:
     with source.open() as opened:
-      file = parquet.ParquetFile(opened, buffer_size=1 << 20)
-      field = _column(file, source)
+      schema = parquet.ParquetFile(opened).schema_arrow
+      field = _column(schema.names, source)
+      # A text that is repeated is read once.
+      texts = [field] if str(schema.field(field).type) in TEXTS else []
+      file = parquet.ParquetFile(
+        opened, read_dictionary=texts, buffer_size=1 << 20
+      )
       row = 0
       for group in range(file.num_row_groups):
         n = file.metadata.row_group(group).num_rows
@@ -101,7 +107,7 @@ def iter_rows(source: Source, skip: int = 0) -> Iterator[tuple[int, list[Any]]]:
         for batch in file.iter_batches(
           BATCH_ROWS, [group], [field], use_threads=False
         ):
-          values = batch.column(0).to_pylist()
+          values = _values(batch.column(0))
           if row + len(values) > skip:
             drop = max(0, skip - row)
             yield row + drop + 1, values[drop:]
@@ -113,9 +119,16 @@ def iter_rows(source: Source, skip: int = 0) -> Iterator[tuple[int, list[Any]]]:
     ) from e
 
 
-def _column(file: Any, source: Source) -> str:
+def _values(column: Any) -> list[Any]:
+  """The values of a column; those that are repeated are the same objects."""
+  if not hasattr(column, 'dictionary'):
+    return column.to_pylist()
+  words = column.dictionary.to_pylist()
+  return [None if i is None else words[i] for i in column.indices.to_pylist()]
+
+
+def _column(names: list[str], source: Source) -> str:
   """The column to read; it is of text, or of lists for conversations."""
-  names = file.schema_arrow.names
   if source.field not in names:
     raise UserError(
       f'{source.name} has no column {quoted(source.field)}; its columns: '

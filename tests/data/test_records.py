@@ -11,6 +11,7 @@ from pyarrow import parquet
 from gpt.data import prepare
 from gpt.data.documents import iter_lines_as_documents
 from gpt.data.pieces import iter_pieces
+from gpt.data.records import iter_rows
 from gpt.data.sources import find_sources
 from gpt.data.text_reader import TextStats
 from gpt.errors import UserError
@@ -212,3 +213,13 @@ def test_the_hash_of_a_text_knows_the_field(tmp_path):
   fields = [find_sources(path, '', 'text', f).sha256 for f in ('', 'body')]
   chat = find_sources(path, '', 'chat').sha256
   assert len({*fields, chat}) == 3
+
+
+def test_a_repeated_text_of_a_parquet_file_takes_memory_once(tmp_path):
+  path = str(tmp_path / 'a.parquet')
+  texts = pyarrow.table({'text': ['long ' * 9, None, 'long ' * 9, '']})
+  parquet.write_table(texts, path)
+  (source,) = find_sources(path, '', 'text', '').items
+  ((row, values),) = iter_rows(source)
+  assert row == 1 and values == ['long ' * 9, None, 'long ' * 9, '']
+  assert values[0] is values[2]
