@@ -26,7 +26,7 @@ GROUPS = {
   + ('publish',),
   'Measure': ('bench.train', 'bench.decode', 'bench.serve', 'bench.turns')
   + ('bench.hostile', 'bench.recipes', 'bench.profile', 'bench.law')
-  + ('bench.corpora', 'bench.gpu', 'bench.scaling'),
+  + ('bench.corpora', 'bench.gpu', 'bench.scaling', 'bench.cluster'),
 }
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 USAGE = """\

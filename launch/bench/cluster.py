@@ -1,13 +1,13 @@
-"""Plan GPTs of 124M, 350M and 1B on 1 to 256 devices; the table of scaling.md.
+"""Plan GPTs of 124M to 1B on 1 to 256 devices.
 
     python -m launch.bench.cluster --kind=h100
     python -m launch.bench.cluster --devices=64 --models=1B
 
-Every cell is launch.plan's: the real step, compiled for devices that are not
-there. Of the meshes below the fastest one that fits is shown. Models of 2 and 4
-layers are compiled, and extended to all layers (gpt/planning/layers.py). One
-process per number of devices; about a minute each on two cores. The last line
-is JSON.
+The table of docs/scaling.md. Every cell is launch.plan's: the real step,
+compiled for devices that are not there. Of the meshes below the fastest one
+that fits is shown. Models of 2 and 4 layers are compiled, and extended to all
+layers (gpt/planning/layers.py). One process per number of devices; about a
+minute each on two cores. The last line is JSON.
 """
 
 import json

@@ -13,6 +13,8 @@ a network.
 PyTorch takes part where it is installed (extra: bench).
 """
 
+import os
+import pathlib
 import sys
 
 from launch.bench.device import wheels
@@ -24,7 +26,26 @@ from absl import flags  # noqa: E402
 from launch import cli  # noqa: E402
 from launch.bench.device import run  # noqa: E402
 
-flags.adopt_module_key_flags(run)
+SECONDS = flags.DEFINE_float(
+  'seconds', 420.0, 'Time for all parts together.', lower_bound=1.0
+)
+OUTPUT = flags.DEFINE_string(
+  'output',
+  '',
+  'JSON file, written after every part. Default: gpu.json, in $OUT if set.',
+)
+ONLY = flags.DEFINE_list('only', [], 'Parts to run; default: all.')
+TOY = flags.DEFINE_bool(
+  'toy', False, 'Toy sizes; the default where JAX finds no accelerator.'
+)
+flags.DEFINE_string('wheels', '', 'Folder of wheels; see above.')
+
+
+def main(_: list[str]) -> None:
+  default = os.path.join(os.environ.get('OUT', ''), 'gpu.json')
+  path = pathlib.Path(OUTPUT.value or default)
+  run.run_parts(SECONDS.value, path, ONLY.value, TOY.value)
+
 
 if __name__ == '__main__':
-  cli.run(run.main)
+  cli.run(main)

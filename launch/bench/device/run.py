@@ -1,47 +1,40 @@
 """All parts of launch.bench.gpu, one after the other."""
 
 import json
-import os
 import pathlib
 import sys
 import time
+from collections.abc import Collection
 from typing import Any
-
-from absl import flags
 
 from gpt import files
 from gpt.errors import UserError
 from launch.bench import machine
 from launch.bench.device import parts
 
-SECONDS = flags.DEFINE_float(
-  'seconds', 420.0, 'Time for all parts together.', lower_bound=1.0
-)
-OUTPUT = flags.DEFINE_string(
-  'output',
-  '',
-  'JSON file, written after every part. Default: gpu.json, in $OUT if set.',
-)
-ONLY = flags.DEFINE_list('only', [], 'Parts to run; default: all.')
-TOY = flags.DEFINE_bool(
-  'toy', False, 'Toy sizes; the default where JAX finds no accelerator.'
-)
-flags.DEFINE_string('wheels', '', 'Folder of wheels; see above.')
 
+def run_parts(
+  seconds: float, path: pathlib.Path, only: Collection[str], toy: bool
+) -> None:
+  """Runs the parts, writes their report after each and prints it at the end.
 
-def main(_: list[str]) -> None:
-  unknown = set(ONLY.value) - {part.name for part in parts.PARTS}
-  if unknown:
+  Args:
+    seconds: for all of them together; parts without time left are skipped.
+    path: JSON file of the report.
+    only: names of parts; empty: all.
+    toy: toy sizes, also without being asked where there is no accelerator.
+
+  Raises:
+    UserError: there is no such part.
+  """
+  if unknown := set(only) - {part.name for part in parts.PARTS}:
     raise UserError(
       f'--only={",".join(sorted(unknown))}: the parts are '
       f'{", ".join(part.name for part in parts.PARTS)}'
     )
   began = time.perf_counter()
-  path = pathlib.Path(
-    OUTPUT.value or os.path.join(os.environ.get('OUT', ''), 'gpu.json')
-  )
   device = parts.find_device()
-  toy = TOY.value or device.get('platform') in (None, 'cpu')
+  toy = toy or device.get('platform') in (None, 'cpu')
   report: dict[str, Any] = {
     'device': device,
     'toy': toy,
@@ -50,14 +43,14 @@ def main(_: list[str]) -> None:
     'parts': {},
   }
   for part in parts.PARTS:
-    if ONLY.value and part.name not in ONLY.value:
+    if only and part.name not in only:
       continue
-    left = SECONDS.value - (time.perf_counter() - began)
-    seconds = parts.limit(part, left)
+    left = seconds - (time.perf_counter() - began)
+    limit = parts.limit(part, left)
     print(f'{part.name} ...', file=sys.stderr, flush=True)
-    result = {'skipped': f'{left:.0f} s were left of {SECONDS.value:.0f} s'}
-    if seconds:
-      result = parts.measure(part, toy, seconds)
+    result = {'skipped': f'{left:.0f} s were left of {seconds:.0f} s'}
+    if limit:
+      result = parts.measure(part, toy, limit)
     report['parts'][part.name] = result
     print(parts.outcome(result), file=sys.stderr, flush=True)
     report['seconds'] = time.perf_counter() - began
