@@ -1,4 +1,4 @@
-"""Where the ids of a token file begin, how many there are, and their dtype.
+"""Headers of token files: offset, number and dtype of the ids.
 
   nanoGPT                 ids and nothing else
   llm.c, modded-nanogpt   256 int32: magic number, version, number of tokens

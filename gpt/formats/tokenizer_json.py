@@ -31,7 +31,7 @@ from gpt.tokenizers import (
   Tokenizer,
 )
 from gpt.tokenizers.base import BOS
-from gpt.tokenizers.hf_parts import added_token
+from gpt.tokenizers.hf_parts import added_token, bpe_spec
 
 ISOLATED = {'type': 'Split', 'behavior': 'Isolated', 'invert': False}
 FUSE = {'type': 'Fuse'}
@@ -100,32 +100,19 @@ def to_json(
   order = range(len(found.tokens)) if order is None else order
   names = names or {}
   text = {old: names.get(old, found.tokens[old]) for old in order}
-  spec = {
-    'version': '1.0',
-    'truncation': None,
-    'padding': None,
-    'added_tokens': [
+  spec = bpe_spec(
+    {text[old]: new for new, old in enumerate(order)},
+    [list(pair) for pair in found.merges],
+    [
       added_token(new, text[old])
       for new, old in enumerate(order)
       if old in found.control
     ],
-    'normalizer': None,
-    'pre_tokenizer': found.pre_tokenizer,
-    'post_processor': None,
-    'decoder': found.decoder,
-    'model': {
-      'type': 'BPE',
-      'dropout': None,
-      'unk_token': None,
-      'continuing_subword_prefix': None,
-      'end_of_word_suffix': None,
-      'fuse_unk': False,
-      'byte_fallback': found.byte_fallback,
-      'ignore_merges': False,
-      'vocab': {text[old]: new for new, old in enumerate(order)},
-      'merges': [list(pair) for pair in found.merges],
-    },
-  }
+    normalizer=None,
+    pre_tokenizer=found.pre_tokenizer,
+    decoder=found.decoder,
+    byte_fallback=found.byte_fallback,
+  )
   return json.dumps(spec, ensure_ascii=False, indent=1).encode()
 
 

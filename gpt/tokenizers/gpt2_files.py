@@ -10,7 +10,7 @@ import pathlib
 from gpt.errors import UserError, quoted
 from gpt.files import parse_json, read_bytes
 from gpt.tokenizers.base import MAX_FILE_BYTES
-from gpt.tokenizers.hf_parts import added_token, byte_level_bpe
+from gpt.tokenizers.hf_parts import added_token, bpe_spec
 
 # Vocabulary and merges.
 PAIRS = (('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe'))
@@ -58,7 +58,7 @@ def to_tokenizer_json(vocab: pathlib.Path, merges: pathlib.Path) -> bytes:
     'trim_offsets': True,
     'use_regex': True,
   }
-  spec = byte_level_bpe(
+  spec = bpe_spec(
     ids,
     pairs,
     [added_token(ids[END], END)] if END in ids else [],

@@ -224,17 +224,18 @@ def added_token(id: int, content: str, special: bool = True) -> Spec:
   }
 
 
-def byte_level_bpe(
+def bpe_spec(
   vocab: dict[str, int],
   merges: list,
   added: list[Spec],
   *,
   normalizer: Spec | None,
-  pre_tokenizer: Spec,
+  pre_tokenizer: Spec | None,
   decoder: Spec,
+  byte_fallback: bool = False,
   ignore_merges: bool = False,
 ) -> Spec:
-  """The tokenizer.json of a BPE over bytes, as a dict."""
+  """The tokenizer.json of a BPE without dropout, as a dict."""
   return {
     'version': '1.0',
     'truncation': None,
@@ -251,7 +252,7 @@ def byte_level_bpe(
       'continuing_subword_prefix': None,
       'end_of_word_suffix': None,
       'fuse_unk': False,
-      'byte_fallback': False,
+      'byte_fallback': byte_fallback,
       'ignore_merges': ignore_merges,
       'vocab': vocab,
       'merges': merges,

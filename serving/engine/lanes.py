@@ -95,9 +95,10 @@ class Lane:
     """
     slot = self._free[-1]
     if prefixes is not None and seq.job.weights is not None:
-      kept = {free: self._common(free, seq) for free in self._free[::-1]}
+      weights, tokens = seq.job.weights, seq.window(0)
+      kept = {i: self._common(i, weights, tokens) for i in self._free[::-1]}
       slot = max(kept, key=kept.__getitem__)
-      columns = prefixes.find(seq.job.weights, seq.window(0))
+      columns = prefixes.find(weights, tokens)
       found = sum(piece.shape[2] for piece in columns)
       if found > kept[slot]:
         seq.columns = columns
@@ -158,12 +159,11 @@ class Lane:
       tokens = tokens[: len(seq.prompt) - 1]
     return weights, tokens
 
-  def _common(self, slot: int, seq: Sequence) -> int:
-    """How many columns of a free slot a sequence can begin with."""
-    weights, left = self._left.get(slot, (None, NOTHING))
-    if weights is not seq.job.weights:
+  def _common(self, slot: int, weights: Weights, tokens: np.ndarray) -> int:
+    """Columns of a free slot that begin a window of these tokens."""
+    known, left = self._left.get(slot, (None, NOTHING))
+    if known is not weights:
       return 0
-    tokens = seq.window(0)
     n = min(len(tokens), len(left))
     differ = np.flatnonzero(tokens[:n] != left[:n])
     n = int(differ[0]) if len(differ) else n

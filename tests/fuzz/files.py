@@ -232,7 +232,7 @@ def make_hf_json(path):
 
 
 def tokenizer_values(tokenizer):
-  """What a tokenizer does."""
+  """The observable behaviour of a tokenizer."""
   ids = tokenizer.encode(PROBE)
   return [
     tokenizer.kind,

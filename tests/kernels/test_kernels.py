@@ -1,6 +1,7 @@
 """The compiled kernels agree with the model in JAX."""
 
 import dataclasses
+import mmap
 import os
 import signal
 import warnings
@@ -16,6 +17,7 @@ from gpt import kernels
 from gpt.decoding import generation, sampling
 from gpt.errors import UserError
 from gpt.kernels import calls, columns, library
+from gpt.kernels.weights import LARGE_PAGE, in_large_pages
 from gpt.model import GPT, GPTConfig
 from serving.engine.kernel_programs import KernelPrograms
 
@@ -260,3 +262,11 @@ def test_a_block_of_the_server_has_no_logits_beyond_its_rows_and_steps():
     np.zeros((2, 3), np.float32),
   )
   assert tokens.shape == (2, 3) and logits.shape == (2, 3, 67)
+
+
+@pytest.mark.skipif(not hasattr(mmap, 'MADV_HUGEPAGE'), reason='of Linux')
+def test_large_weights_lie_in_large_pages_and_are_not_copied_again():
+  x = np.arange(3 << 18, dtype=np.float32).reshape(3, -1)
+  on_device = jax.device_put(in_large_pages(x))
+  assert np.array_equal(on_device, x)
+  assert on_device.unsafe_buffer_pointer() % LARGE_PAGE == 0

@@ -30,7 +30,7 @@ from gpt.tokenizers.chat_format import (
   is_chat_tokenizer,
   stop_ids,
 )
-from gpt.tokenizers.hf_parts import byte_alphabet, byte_level_bpe
+from gpt.tokenizers.hf_parts import bpe_spec, byte_alphabet
 from gpt.tokenizers.sentencepiece import SPACE
 from gpt.tokenizers.sentencepiece_json import (
   BYTE,
@@ -180,7 +180,7 @@ def _read_byte_level(
     for id, (token, type) in enumerate(zip(tokens, types))
     if type != UNUSED and id <= last
   }
-  spec = byte_level_bpe(
+  spec = bpe_spec(
     vocab,
     merges,
     added,
