@@ -99,8 +99,8 @@ def get_config() -> ConfigDict:
   model.remat = False
 
   config.opt = opt = ConfigDict()
-  # 'adamw', or 'muon' (orthogonalised momentum for the block matrices, AdamW
-  # for the rest).
+  # 'adamw', 'muon' (orthogonalised momentum for the block matrices, AdamW for
+  # the rest), or 'normuon' (which then evens out the neurons of each matrix).
   opt.name = 'adamw'
   # 'randy': constant for (1 - decay_fraction) of total_steps, then cosine to
   # min_lr. 'linear_warmup': warmup, then linear to 0. 'wsd': warmup, stable,

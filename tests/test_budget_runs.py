@@ -164,7 +164,7 @@ def test_what_is_given_is_not_chosen(quick, tmp_path):
   config = saved(tmp_path)
   assert config['total_steps'] == 6 and config['eval']['every'] == 3
   assert config['lr'] == 1e-3 and config['model']['dropout'] == 0.25
-  assert config['model']['n_embd'] == 32 and config['opt']['name'] == 'muon'
+  assert config['model']['n_embd'] == 32 and config['opt']['name'] == 'normuon'
   kept = record.read(tmp_path)
   assert targets(tmp_path) == {0: 6}  # The clock leaves it alone.
   assert not kept.chosen.keys() & {*given, *SMALL}

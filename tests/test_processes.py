@@ -102,6 +102,9 @@ def test_a_changed_byte_of_any_shard_is_noticed(four, tmp_path):
   [
     (0, ('os.mkdir', 'latest/20.orbax-checkpoint-tmp')),
     (0, ('os.rename', 'latest/20.orbax-checkpoint-tmp')),
+    # Others than the first write without Python: as their second save begins.
+    (1, ('_thread.start_.*', 'async_save', 2)),
+    (3, ('_thread.start_.*', 'async_save', 2)),
   ],
 )
 def test_any_process_may_be_killed_and_the_run_ends_with_the_same_bits(

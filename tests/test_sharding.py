@@ -37,6 +37,7 @@ def mesh_of(data, fsdp, tensor):
     ('adamw', ['1x8x1']),
     pytest.param('adamw', ALL, marks=pytest.mark.slow),
     pytest.param('muon', ALL, marks=pytest.mark.slow),
+    pytest.param('normuon', ALL, marks=pytest.mark.slow),
   ],
 )
 def test_the_result_does_not_depend_on_the_mesh(name, meshes):
@@ -64,7 +65,7 @@ def test_the_result_does_not_depend_on_the_mesh(name, meshes):
 
 
 @needs_jax_06
-@pytest.mark.parametrize('name', ['adamw', 'muon'])
+@pytest.mark.parametrize('name', ['adamw', 'muon', 'normuon'])
 def test_every_matrix_of_the_state_is_sharded(name):
   from configs import default
 

@@ -284,7 +284,7 @@ def test_the_last_update_may_diverge(tmp_path):
     },
     {'opt.schedule': 'wsd', 'opt.warmup_steps': 2, 'opt.ema_decay': 0.9},
     {
-      'opt.name': 'muon',
+      'opt.name': 'normuon',
       'opt.clip': 'global_norm',
       'model.pos': 'rope',
       'model.final_norm': True,
@@ -292,7 +292,7 @@ def test_the_last_update_may_diverge(tmp_path):
       'data.document_aware': True,
     },
   ],
-  ids=['microgpt', 'wsd-ema', 'muon-rope-documents'],
+  ids=['microgpt', 'wsd-ema', 'normuon-rope-documents'],
 )
 def test_variant_runs_and_resumes_exactly(tmp_path, changes):
   changes = {'total_steps': 6, **changes}

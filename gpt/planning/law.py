@@ -1,10 +1,11 @@
 """The loss that a run will reach: a scaling law for few data, read often.
 
-    L = b^p exp(q g + c) v^w (e + A N'^-alpha + B T'^-beta)
+    L = exp(c) b^p (f / b)^q v^w (e + A N'^-alpha + B T'^-beta)
 
-in bits per byte, for a text with n-gram entropy b and gain g (entropy.py) and
-v bytes per token. A text of U bytes supports about kappa U parameters, and
-reading it again teaches less each time, as if there were at most 1 + R passes:
+in bits per byte, for a text with n-gram entropy b (f, if fewer bytes are
+counted: entropy.py) and v bytes per token. A text of U bytes supports about
+kappa U parameters, and reading it again teaches less each time, as if there
+were at most 1 + R passes:
 
     1 / N' = 1 / N + 1 / (kappa U)
     T' = U (x + R (1 - exp(-y / R))),  x = min(1, T / U),  y = max(0, T / U - 1)
@@ -82,7 +83,8 @@ def bits_per_byte(
   useful = 1 / (MILLION / parameters + 1 / (c.parameters_per_byte * size))
   level = (
     entropy.bits**c.entropy_power
-    * math.exp(c.level + c.trend * entropy.gain)
+    * (entropy.fewer / entropy.bits) ** c.trend
+    * math.exp(c.level)
     * bytes_per_token**c.pieces
   )
   return level * (

@@ -88,7 +88,7 @@ def options(
     'model.final_norm': True,
     'model.logit_softcap': 15.0,
     'model.zero_init': True,
-    'opt.name': 'muon',
+    'opt.name': 'normuon',
     'opt.muon_lr': round(min(0.05, MUON_LR * narrow * length), 6),
     'opt.muon_momentum': 0.9,
     'opt.schedule': 'wsd',

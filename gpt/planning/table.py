@@ -159,9 +159,10 @@ def _regularisation(
 
 
 def _optimizer(options: Mapping[str, Any]) -> str:
-  if options['opt.name'] != 'muon':
-    return options['opt.name']
-  return f'and {options["opt.muon_lr"]:g} for the matrices of blocks (muon)'
+  name = options['opt.name']
+  if name == 'adamw':
+    return name
+  return f'and {options["opt.muon_lr"]:g} for the matrices of blocks ({name})'
 
 
 def _others(plan: Plan) -> str:

@@ -243,7 +243,7 @@ def check(config: Any) -> None:
   if opt.name != 'adamw':
     raise UserError(
       f'opt.lora_rank={opt.lora_rank} needs opt.name=adamw, here it is '
-      f'{opt.name}: muon is for whole matrices, not for their factors'
+      f'{opt.name}, which is for whole matrices, not for their factors'
     )
   if opt.lora_rank > config.model.n_embd:
     raise UserError(

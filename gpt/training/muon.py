@@ -7,8 +7,11 @@ At small batch sizes the iterations cost as much as the gradients. Matrices of
 equal shape are therefore stacked into one batched product, and the stack is
 sharded over the mesh instead of being computed on every device.
 
+NorMuon also divides each neuron's part of an update by its running norm.
+
 References:
-  Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon).
+  Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon);
+  Li et al. 2025, NorMuon (https://arxiv.org/abs/2510.05491), algorithm 1.
 """
 
 from collections.abc import Mapping
@@ -27,6 +30,8 @@ A, B, C = 3.4445, -4.7750, 2.0315
 # Of matrices that a device stacks. The iteration needs about five times as
 # much; larger stacks would not make the products faster.
 STACK_BYTES = 128 << 20
+# Decay of NorMuon's running mean squares.
+NEURON_DECAY = 0.95
 
 
 class MuonState(NamedTuple):
@@ -39,6 +44,20 @@ class MuonState(NamedTuple):
 
   momentum: Any
   rest: Any
+
+
+class NorMuonState(NamedTuple):
+  """NorMuon's optimizer state.
+
+  Attributes:
+    momentum, rest: of MuonState.
+    squares: tree of float32[out], a running mean for each output of the block
+      matrices.
+  """
+
+  momentum: Any
+  rest: Any
+  squares: Any
 
 
 def orthogonalise(
@@ -172,6 +191,35 @@ def join_trees(
   }
 
 
+def by_neurons(squares: Any, updates: Any) -> tuple[Any, Any]:
+  """Evens out how much the outputs of each matrix change.
+
+    s_t = decay s_{t-1} + (1 - decay) mean_in(o_t^2)
+    o'_t = o_t / sqrt(s_t), scaled back to the Frobenius norm of o_t
+
+  Args:
+    squares: tree of float32[out], s_{t-1}.
+    updates: tree of float32[in, out], o_t.
+
+  Returns:
+    (s_t, o'_t).
+  """
+  squares = jax.tree.map(
+    lambda s, o: (
+      NEURON_DECAY * s + (1 - NEURON_DECAY) * jnp.mean(o * o, axis=0)
+    ),
+    squares,
+    updates,
+  )
+
+  def even(s: jax.Array, o: jax.Array) -> jax.Array:
+    divided = o / (jnp.sqrt(s)[None] + 1e-8)
+    size, now = jnp.sum(o * o), jnp.sum(divided * divided)
+    return divided * jnp.sqrt(size / (now + 1e-12))
+
+  return squares, jax.tree.map(even, squares, updates)
+
+
 def muon(
   rest: optax.GradientTransformation,
   *,
@@ -179,6 +227,7 @@ def muon(
   momentum: float = 0.95,
   steps: int = 5,
   weight_decay: float = 0.0,
+  by_neuron: bool = False,
   mesh: Mesh | None = None,
   mixed: bool = False,
 ) -> optax.GradientTransformation:
@@ -186,8 +235,8 @@ def muon(
 
     m_t = momentum m_{t-1} + (1 - momentum) g_t
     n_t = momentum m_t + (1 - momentum) g_t
-    u_t = scale (sqrt(max(1, out / in)) orthogonalise(n_t)
-                 + weight_decay * params)
+    o_t = orthogonalise(n_t)
+    u_t = scale (sqrt(max(1, out / in)) o_t + weight_decay * params)
 
   Args:
     rest: the transformation of all other params.
@@ -195,6 +244,7 @@ def muon(
     momentum: decay of the Nesterov momentum.
     steps: Newton-Schulz iterations.
     weight_decay: decoupled weight decay of the block matrices.
+    by_neuron: NorMuon: o_t goes through `by_neurons` first.
     mesh: devices that share the iterations; None: a single device.
     mixed: see `orthogonalise`.
 
@@ -206,13 +256,17 @@ def muon(
     optax.contrib.muon, the Nesterov average has no bias correction.
   """
 
-  def init(params: Any) -> MuonState:
+  def init(params: Any) -> MuonState | NorMuonState:
     blocks, others = split_tree(params)
-    return MuonState(jax.tree.map(jnp.zeros_like, blocks), rest.init(others))
+    momentum = jax.tree.map(jnp.zeros_like, blocks)
+    if not by_neuron:
+      return MuonState(momentum, rest.init(others))
+    squares = jax.tree.map(lambda p: jnp.zeros(p.shape[1]), blocks)
+    return NorMuonState(momentum, rest.init(others), squares)
 
   def update(
     updates: Any, state: Any, params: Any = None
-  ) -> tuple[dict[str, Any], MuonState]:
+  ) -> tuple[dict[str, Any], MuonState | NorMuonState]:
     if params is None:
       raise ValueError('muon needs params: tx.update(updates, state, params)')
     blocks, others = split_tree(updates)
@@ -223,18 +277,23 @@ def muon(
     nesterov = jax.tree.map(
       lambda m, g: momentum * m + (1 - momentum) * g, average, blocks
     )
+    orthogonal = orthogonalise_tree(nesterov, steps, mesh, mixed)
+    if by_neuron:
+      squares, orthogonal = by_neurons(state.squares, orthogonal)
     directions = jax.tree.map(
       # sqrt(out / in): the outputs change equally, whatever the shape.
       lambda o, p: (
         scale
         * (o * max(1.0, p.shape[1] / p.shape[0]) ** 0.5 + weight_decay * p)
       ),
-      orthogonalise_tree(nesterov, steps, mesh, mixed),
+      orthogonal,
       params_blocks,
     )
     rest_directions: Any
     rest_directions, rest_state = rest.update(others, state.rest, params_others)
     joined = join_trees(directions, rest_directions)
+    if by_neuron:
+      return joined, NorMuonState(average, rest_state, squares)
     return joined, MuonState(average, rest_state)
 
   return optax.GradientTransformation(init, update)

@@ -16,11 +16,14 @@ from jax.sharding import Mesh
 from gpt.errors import UserError
 from gpt.training import muon
 
+# Values of opt.name whose matrices of blocks get Muon.
+MUONS = ('muon', 'normuon')
+
 
 def create(
   config: Any, mesh: Mesh | None = None, mixed: bool = False
 ) -> optax.GradientTransformation:
-  """Gradient clipping, then AdamW or Muon, from `config.opt`.
+  """Gradient clipping, then AdamW, Muon or NorMuon, from `config.opt`.
 
   Args:
     config: Any; reads `lr` and `opt`.
@@ -36,7 +39,7 @@ def create(
   opt = config.opt
   if opt.name == 'adamw':
     return optax.chain(clipping(opt), adamw(opt))
-  if opt.name == 'muon':
+  if opt.name in MUONS:
     if opt.muon_lr <= 0 or opt.muon_steps < 1 or not 0 <= opt.muon_momentum < 1:
       raise UserError(
         f'opt.muon_lr {opt.muon_lr} must be positive, opt.muon_steps '
@@ -52,10 +55,13 @@ def create(
         steps=opt.muon_steps,
         mixed=mixed,
         weight_decay=opt.weight_decay,
+        by_neuron=opt.name == 'normuon',
         mesh=mesh,
       ),
     )
-  raise UserError(f'opt.name {opt.name!r} is not known; allowed: adamw, muon')
+  raise UserError(
+    f'opt.name {opt.name!r} is not known; allowed: adamw, {", ".join(MUONS)}'
+  )
 
 
 def adamw(opt: Any) -> optax.GradientTransformation:

@@ -5,10 +5,12 @@
     python -m launch.bench.law --data=../shared/data     (makes runs, then fits)
     python -m launch.bench.law --seconds=150 --shard=0/2       (some of them)
     python -m launch.bench.law --fit        (the table as it is, and the figure)
+    python -m launch.bench.law --add=runs/budgets/sotu-5m-1     (with a budget)
 
 Every run is `rgpt train` on one core with options of gpt/planning/recipe.py. A
 finished run is a line of docs/figures/law.csv, and is not repeated; one that
-was cut short goes on exactly. --fit rewrites gpt/planning/coefficients.py.
+was cut short goes on exactly. --add makes no runs: it appends finished ones
+that had a budget. --fit rewrites gpt/planning/coefficients.py.
 """
 
 import csv
@@ -33,7 +35,7 @@ from absl import flags
 from gpt.data.sample_text import sample_text
 from gpt.errors import UserError
 from gpt.files import write_atomic
-from gpt.planning import entropy, recipe
+from gpt.planning import entropy, outcome, recipe, record
 from launch import cli
 from launch.bench import law_fit, law_runs
 
@@ -44,6 +46,7 @@ OUTPUT = flags.DEFINE_string('output', 'runs/law', 'Directory of the runs.')
 SHARD = flags.DEFINE_string('shard', '0/1', 'i/n: every n-th run, from i on.')
 SECONDS = flags.DEFINE_float('seconds', math.inf, 'Pause after this long.')
 FIT = flags.DEFINE_bool('fit', False, 'Make no runs.')
+ADD = flags.DEFINE_list('add', [], 'Workdirs of runs with a budget to add.')
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIGURE = law_fit.TABLE.with_suffix('.png')
@@ -219,7 +222,7 @@ def make(run: law_runs.Run, seconds: float) -> dict | None:
     'text': run.text,
     'text_bytes': len(data),
     'bits': round(facts.bits, 4),
-    'gain': round(facts.gain, 4),
+    'fewer': round(facts.fewer, 4),
     'vocab': run.vocab,
     'bytes_per_token': round(n_train / text_tokens, 4),
     'width': run.width,
@@ -232,6 +235,7 @@ def make(run: law_runs.Run, seconds: float) -> dict | None:
     'dropout': chosen['model.dropout'],
     'weight_decay': chosen['opt.weight_decay'],
     'bits_per_byte': round(final_loss(workdir), 5),
+    'optimizer': chosen['opt.name'],
   }
 
 
@@ -288,6 +292,50 @@ def make_all() -> None:
     print(f'{run.name}: {row["bits_per_byte"]:.4f} bits/byte', flush=True)
 
 
+def row_of_budget(workdir: pathlib.Path) -> dict:
+  """The line of a finished run that had a budget; its steps are the real ones.
+
+  Raises:
+    UserError: it had none, or is not finished.
+  """
+  kept, facts = record.read(workdir), outcome.describe(workdir)
+  if kept is None or facts is None or not facts['bits_per_byte']:
+    raise UserError(f'{workdir} holds no finished run with a budget')
+  now, text = kept.plan['now'], kept.plan['text']
+  options, steps = now['options'], facts['total_steps']
+  pieces = options['data.tokenizer'] != 'char'
+  context = options['model.block_size']
+  return {
+    'run': workdir.name,
+    'text': pathlib.Path(options['data.path']).stem,
+    'text_bytes': text['bytes'],
+    'bits': round(text['entropy']['bits'], 4),
+    'fewer': round(text['entropy']['fewer'], 4),
+    'vocab': now['vocab'] if pieces else 0,
+    'bytes_per_token': round(now['bytes_per_token'], 4),
+    'width': options['model.n_embd'],
+    'depth': options['model.n_layer'],
+    'context': context,
+    'parameters': now['parameters'],
+    'text_tokens': round(now['tokens_seen'] / now['passes']),
+    'tokens_seen': steps * options['batch_size'] * context,
+    'steps': steps,
+    'dropout': options['model.dropout'],
+    'weight_decay': options['opt.weight_decay'],
+    'bits_per_byte': round(facts['bits_per_byte'], 5),
+    'optimizer': options['opt.name'],
+  }
+
+
+def add_all() -> None:
+  """Appends the runs of --add that the table lacks."""
+  for name in ADD.value:
+    row = row_of_budget(pathlib.Path(name))
+    if row['run'] not in finished():
+      append(row)
+      print(f'{row["run"]}: {row["bits_per_byte"]:.4f} bits/byte', flush=True)
+
+
 def fit_and_draw() -> None:
   """The fit of the table: constants, residuals, figure."""
   rows = law_fit.read_table(law_fit.TABLE)
@@ -298,6 +346,9 @@ def fit_and_draw() -> None:
 
 
 def main(_):
+  if ADD.value:
+    add_all()
+    return
   if not FIT.value:
     make_all()
   if FIT.value or math.isinf(SECONDS.value):

@@ -73,4 +73,10 @@ RUNS = (
   Run('shakespeare', 1000, 128, 4, 128, 1500),
   Run('oasst1', 1000, 96, 4, 128, 1200),
   Run('stdlib', 1000, 128, 6, 128, 2000),
+  # Minutes, on texts that are hardly read once.
+  Run('sotu', 2000, 128, 4, 128, 2500),
+  Run('chitchat', 2000, 128, 4, 128, 2500),
+  Run('stdlib', 2000, 128, 4, 128, 2500),
+  Run('plays', 2000, 128, 4, 128, 2500),
+  Run('kjv', 2000, 128, 4, 128, 2500),
 )

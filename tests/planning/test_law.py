@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gpt.planning.entropy import Entropy
 from gpt.planning.law import bits_per_byte
 
-ENGLISH = Entropy(3.0, 0.15)
+ENGLISH = Entropy(2.5, 2.8)
 sizes = st.floats(1e4, 1e8)
 texts = st.floats(2e4, 1e9)
 seen = st.floats(1e4, 1e10)

@@ -110,10 +110,18 @@ def reference_orthogonalise(x, steps):
   return x.T if tall else x
 
 
-def test_updates_equal_the_reference_muon():
+def reference_by_neurons(mean, o):
+  """Algorithm 1 of NorMuon, scaled to the norm that the update had."""
+  mean = 0.95 * mean + 0.05 * (o**2).mean(axis=0)
+  divided = o / np.sqrt(mean)
+  return mean, divided * np.linalg.norm(o) / np.linalg.norm(divided)
+
+
+@pytest.mark.parametrize('name', ['muon', 'normuon'])
+def test_updates_equal_the_reference(name):
   """Three updates from a config, with clipping, decay and both rates."""
   config = default.get_config()
-  config.lr, config.opt.name = 0.01, 'muon'
+  config.lr, config.opt.name = 0.01, name
   config.opt.muon_lr, config.opt.muon_momentum = 0.05, 0.8
   config.opt.muon_steps, config.opt.weight_decay = 4, 0.1
   config.opt.clip, config.opt.clip_value = 'element', 0.5
@@ -136,16 +144,18 @@ def test_updates_equal_the_reference_muon():
     directions, opt_state = jax.jit(tx.update)(grads, opt_state, given)
     given = jax.tree.map(lambda p, u: p - config.lr * u, given, directions)
 
-  for name, shape in shapes.items():
-    p = params['block_0'][name].astype(np.float64)
-    m = np.zeros(shape)
+  for key, shape in shapes.items():
+    p = params['block_0'][key].astype(np.float64)
+    m, mean = np.zeros(shape), np.zeros(shape[1])
     for grads in all_grads:
-      g = np.clip(grads['block_0'][name].astype(np.float64), -0.5, 0.5)
+      g = np.clip(grads['block_0'][key].astype(np.float64), -0.5, 0.5)
       m = 0.8 * m + 0.2 * g
       direction = reference_orthogonalise(0.8 * m + 0.2 * g, 4)
+      if name == 'normuon':
+        mean, direction = reference_by_neurons(mean, direction)
       direction *= max(1.0, shape[1] / shape[0]) ** 0.5
       p = p - 0.05 * (direction + 0.1 * p)
-    np.testing.assert_allclose(given['block_0'][name], p, atol=2e-5)
+    np.testing.assert_allclose(given['block_0'][key], p, atol=2e-5)
   adamw = optimizer.adamw(config.opt)
   wte, state = params['wte'], adamw.init({'wte': params['wte']})
   for grads in all_grads:
