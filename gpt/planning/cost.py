@@ -24,6 +24,7 @@ class StepCost:
       rate of such products alone.
     elementwise: products' worth of everything else, in FLOPs per token, layer
       and unit of width, at the rate of float32.
+    pieces: the same per token and piece of the vocabulary: the softmax.
     muon: time of the Newton-Schulz iterations, as `products`.
     update: seconds per parameter of the optimizer's other work.
     launch: seconds of a step that does nothing.
@@ -31,16 +32,17 @@ class StepCost:
 
   products: float
   elementwise: float
+  pieces: float
   muon: float
   update: float
   launch: float
 
 
-# Fitted to steps in mixed precision on two cores of a Zen 4.
-ON_CPU = StepCost(0.58, 2200.0, 1.1, 1.4e-8, 5e-4)
+# Fitted to steps in both precisions on two quiet cores of a Zen 4.
+ON_CPU = StepCost(0.98, 3500.0, 60.0, 0.6, 1.4e-8, 5e-4)
 # Estimates: no accelerator has been measured. They only place the first plan; a
 # run replaces them by its own times.
-ON_ACCELERATOR = StepCost(1.3, 4000.0, 1.5, 4e-11, 3e-3)
+ON_ACCELERATOR = StepCost(1.3, 4000.0, 100.0, 1.5, 4e-11, 3e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +80,11 @@ def step_seconds(shape: Shape, machine: Machine) -> float:
   cost = ON_CPU if machine.platform == 'cpu' else ON_ACCELERATOR
   rate = machine.rate(shape.dtype, D)
   products = 6 * (12 * N * D * D + V * D) + 6 * N * D * T
-  elementwise = cost.elementwise * N * D / machine.rate('float32', D)
+  others = cost.elementwise * N * D + cost.pieces * V
+  others /= machine.rate('float32', D)
   muon = 300 * N * D**3
   return (
-    shape.tokens * (cost.products * products / rate + elementwise)
+    shape.tokens * (cost.products * products / rate + others)
     + cost.muon * muon / rate
     + cost.update * shape.parameters
     + cost.launch
