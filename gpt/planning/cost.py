@@ -24,7 +24,8 @@ class StepCost:
       rate of such products alone.
     elementwise: products' worth of everything else, in FLOPs per token, layer
       and unit of width, at the rate of float32.
-    pieces: the same per token and piece of the vocabulary: the softmax.
+    scores: the same per column of the context as well: attention's softmax.
+    pieces: the same per token and piece of the vocabulary: the last softmax.
     muon: time of the Newton-Schulz iterations, as `products`.
     update: seconds per parameter of the optimizer's other work.
     launch: seconds of a step that does nothing.
@@ -32,6 +33,7 @@ class StepCost:
 
   products: float
   elementwise: float
+  scores: float
   pieces: float
   muon: float
   update: float
@@ -39,10 +41,10 @@ class StepCost:
 
 
 # Fitted to steps in both precisions on two quiet cores of a Zen 4.
-ON_CPU = StepCost(0.98, 3500.0, 60.0, 0.6, 1.4e-8, 5e-4)
+ON_CPU = StepCost(0.9, 3900.0, 8.1, 145.0, 0.63, 1.4e-8, 5e-4)
 # Estimates: no accelerator has been measured. They only place the first plan; a
 # run replaces them by its own times.
-ON_ACCELERATOR = StepCost(1.3, 4000.0, 100.0, 1.5, 4e-11, 3e-3)
+ON_ACCELERATOR = StepCost(1.3, 4000.0, 2.0, 100.0, 1.5, 4e-11, 3e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ def step_seconds(shape: Shape, machine: Machine) -> float:
   cost = ON_CPU if machine.platform == 'cpu' else ON_ACCELERATOR
   rate = machine.rate(shape.dtype, D)
   products = 6 * (12 * N * D * D + V * D) + 6 * N * D * T
-  others = cost.elementwise * N * D + cost.pieces * V
+  others = (cost.elementwise + cost.scores * T) * N * D + cost.pieces * V
   others /= machine.rate('float32', D)
   muon = 300 * N * D**3
   return (
