@@ -266,7 +266,8 @@ class Trainer:
     windows, began = self.config.eval.windows, time.perf_counter()
     found = self.evaluate(eval_params(self.state), 'val', windows)
     if self.budget:
-      self.budget.evaluated(time.perf_counter() - began, found['tokens'])
+      seconds, bits = time.perf_counter() - began, found['bits_per_byte']
+      self.budget.evaluated(seconds, found['tokens'], bits)
     return found
 
   def _aim_at(self, total_steps: int) -> None:

@@ -1,11 +1,12 @@
 """The loss that a run will reach: a scaling law for few data, read often.
 
-    L = exp(c) b^p (f / b)^q v^w (e + A N'^-alpha + B T'^-beta)
+    L = exp(c) b^p (f / b)^q v^w (e + A N'^(-h alpha) + B T'^(-h beta))
 
 in bits per byte, for a text with n-gram entropy b (f, if fewer bytes are
-counted: entropy.py) and v bytes per token. A text of U bytes supports about
-kappa U parameters, and reading it again teaches less each time, as if there
-were at most 1 + R passes:
+counted: entropy.py) and v bytes per token. Texts of which counting more bytes
+tells more also give more to larger and longer runs: h = (f / b)^s. A text of U
+bytes supports blocks of about kappa U parameters, and reading it again teaches
+less each time, as if there were at most 1 + R passes:
 
     1 / N' = 1 / N + 1 / (kappa U)
     T' = U (x + R (1 - exp(-y / R))),  x = min(1, T / U),  y = max(0, T / U - 1)
@@ -13,7 +14,11 @@ were at most 1 + R passes:
 `launch.bench.law` makes the runs that the constants in coefficients.py are
 fitted to; docs/results.md has the residuals.
 
+N counts the parameters of the blocks, without embeddings and head (Kaplan et
+al. 2020); U and T only what has a loss: of conversations, the answers.
+
 References:
+  Kaplan et al. 2020 (https://arxiv.org/abs/2001.08361);
   Hoffmann et al. 2022 (https://arxiv.org/abs/2203.15556): the sum of powers.
   Muennighoff et al. 2023 (https://arxiv.org/abs/2305.16264): T' and its decay.
 """
@@ -30,7 +35,8 @@ MILLION = 1e6
 
 @dataclasses.dataclass(frozen=True)
 class Coefficients:
-  """Constants of the law; all but `level`, `trend` and `pieces` are positive.
+  """Constants of the law; all but `level`, `trend`,
+  `yield_power` and `pieces` are positive.
 
   Attributes:
     floor: e.
@@ -39,6 +45,7 @@ class Coefficients:
     useful_passes: R.
     parameters_per_byte: kappa.
     entropy_power, trend, level: p, q and c.
+    yield_power: s.
     pieces: w.
   """
 
@@ -51,6 +58,7 @@ class Coefficients:
   parameters_per_byte: float
   entropy_power: float
   trend: float
+  yield_power: float
   level: float
   pieces: float
 
@@ -66,9 +74,9 @@ def bits_per_byte(
   """Validation loss of a run of the family of recipe.py, in bits per byte.
 
   Args:
-    parameters: of the model, embeddings and head included.
+    parameters: of the blocks.
     tokens_seen: tokens trained on, repeats included.
-    text_tokens: tokens of the training split.
+    text_tokens: tokens of the training split; of both only those with a loss.
     bytes_per_token: of the text under its tokenizer; 1 for ASCII characters.
     entropy: of the text: entropy.measure.
     coefficients: None: the fitted ones.
@@ -87,8 +95,9 @@ def bits_per_byte(
     * math.exp(c.level)
     * bytes_per_token**c.pieces
   )
+  more = (entropy.fewer / entropy.bits) ** c.yield_power
   return level * (
     c.floor
-    + c.per_parameter * useful**-c.parameter_power
-    + c.per_byte * taught**-c.byte_power
+    + c.per_parameter * useful ** (-more * c.parameter_power)
+    + c.per_byte * taught ** (-more * c.byte_power)
   )

@@ -14,8 +14,9 @@ def describe(workdir: str | os.PathLike) -> dict[str, Any] | None:
   Returns:
     budget (as given), budget_s, used_s (None before the end),
     expected_bits_per_byte (of the plan), expected_for_steps (of the steps that
-    the clock allowed; None: not measured), bits_per_byte (of the full pass of
-    the weights that are used; None before the end, or without a full pass),
+    the clock allowed; None: not measured), expected_halfway (by the losses of
+    the first half; None before it), bits_per_byte (of the full pass of the
+    weights that are used; None before the end, or without a full pass),
     planned_steps, total_steps, targets ([{step, total_steps, why, ...}]).
 
   Raises:
@@ -26,6 +27,7 @@ def describe(workdir: str | os.PathLike) -> dict[str, Any] | None:
     return None
   where = os.path.join(workdir, record.FILE)
   now = Fields(kept.plan.get('now', {}), f'{where}: plan: now')
+  halfway = Fields(kept.plan.get('halfway', {}), f'{where}: plan: halfway')
   end = Fields(kept.end, f'{where}: end')
   reached = end.mapping('bits_per_byte', {})
   final = reached.number('final', 0, 1e6, None)
@@ -35,6 +37,7 @@ def describe(workdir: str | os.PathLike) -> dict[str, Any] | None:
     'used_s': end.number('elapsed_s', 0, 1e12, None),
     'expected_bits_per_byte': now.number('bits_per_byte', 0, 1e6, None),
     'expected_for_steps': kept.last.expected or None,
+    'expected_halfway': halfway.number('bits_per_byte', 0, 1e6, None),
     'bits_per_byte': reached.number('best', 0, 1e6, final),
     'planned_steps': kept.targets[0].total_steps,
     'total_steps': kept.last.total_steps,
@@ -47,7 +50,11 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
   used, reached = facts['used_s'], number(facts['bits_per_byte'], '.4f')
   expected = [
     number(facts[name], '.4f')
-    for name in ('expected_bits_per_byte', 'expected_for_steps')
+    for name in (
+      'expected_bits_per_byte',
+      'expected_for_steps',
+      'expected_halfway',
+    )
   ]
   return [
     (

@@ -29,6 +29,9 @@ MEMORY_SHARE = 0.6
 PIECES_PER_WIDTH = 24
 # bfloat16 products pay where they are so much faster.
 WORTH_BFLOAT16 = 1.15
+# A model of twice the size has to promise a loss lower by this part: the law
+# does not know how it overfits a short text.
+WORTH_DOUBLING = 0.003
 # Fewer steps teach nothing.
 FEWEST_STEPS = 20
 # Validation splits, and the part of the time that a full pass may take.
@@ -104,7 +107,7 @@ def make(
 def best(
   text: Text, machine: Machine, seconds: float, given: Mapping[str, Any]
 ) -> Outlook:
-  """The outlook with the lowest expected loss; of equals, the smallest model.
+  """The outlook with the lowest expected loss, if no smaller model is near it.
 
   Raises:
     UserError: no run fits the time or the memory.
@@ -117,7 +120,7 @@ def best(
     elif outlook.steps < FEWEST_STEPS and 'total_steps' not in given:
       needed = outlook.fixed_s + FEWEST_STEPS * outlook.step_s
       shortest = min(shortest, needed / AIM)
-    elif found is None or outlook.bits_per_byte < found.bits_per_byte:
+    elif found is None or _handicapped(outlook) < _handicapped(found):
       found = outlook
   if found is not None:
     return found
@@ -130,6 +133,12 @@ def best(
     f'no model fits in the memory, {machine.memory / 1e9:.2g} GB: '
     f'{too_large} shapes need more than {MEMORY_SHARE:.0%} of it. Close other '
     'programs, or give a smaller --config.model.n_embd'
+  )
+
+
+def _handicapped(outlook: Outlook) -> float:
+  return outlook.bits_per_byte * outlook.parameters ** math.log2(
+    1 + WORTH_DOUBLING
   )
 
 
@@ -220,7 +229,11 @@ def look(
     passes=passes,
     bytes_per_token=density,
     bits_per_byte=law.bits_per_byte(
-      parameters, seen, train_tokens, density, text.entropy
+      recipe.block_parameters(width, depth),
+      text.share_trained * seen,
+      text.share_trained * train_tokens,
+      density,
+      text.entropy,
     ),
     fixed_s=fixed,
     memory=cost.memory_bytes(shape, machine),

@@ -21,7 +21,12 @@ def parameters(width: int, depth: int, vocab: int) -> int:
   Its blocks have four matrices D x D and an MLP of width 4 D; embedding and
   head are separate, and positions (RoPE) have no parameters.
   """
-  return 12 * depth * width**2 + 2 * vocab * width
+  return block_parameters(width, depth) + 2 * vocab * width
+
+
+def block_parameters(width: int, depth: int) -> int:
+  """Parameters of the blocks: 12 N D^2."""
+  return 12 * depth * width**2
 
 
 def batch_size(context: int, tokens_seen: float) -> int:

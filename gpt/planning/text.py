@@ -25,10 +25,10 @@ from gpt.tokenizers.chat_format import as_turns
 SAMPLE, HELD_OUT, PIECES = 1 << 20, 1 << 17, 16
 # A vocabulary of so many tokens needs a text of so many bytes.
 VOCABULARIES = {
-  512: 50_000,
-  1000: 150_000,
-  2000: 600_000,
-  4000: 3_000_000,
+  512: 300_000,
+  1000: 500_000,
+  2000: 800_000,
+  4000: 4_000_000,
   8000: 20_000_000,
   16000: 200_000_000,
 }
@@ -46,6 +46,8 @@ class Text:
     format: 'text', 'lines' or 'chat', as data.format.
     bytes: of the whole text; of conversations, what is said in them.
     share_read: the part of the files that is content: 1 but for JSON Lines.
+    share_trained: the part of the content that has a loss: what the assistant
+      says, in conversations.
     distinct_bytes, distinct_characters: in the samples.
     entropy: what byte n-grams find in it.
     bytes_per_token: {vocabulary: bytes of a token}; 0 stands for characters.
@@ -60,6 +62,7 @@ class Text:
   format: str
   bytes: int
   share_read: float
+  share_trained: float
   distinct_bytes: int
   distinct_characters: int
   entropy: Entropy
@@ -87,9 +90,9 @@ def measure(given: dict[str, Any]) -> Text:
   val_fraction = given.get('data.val_fraction') or 0.1
   if format == 'text':
     train, held_out = _split_bytes(sources, val_fraction)
-    documents, share = [], 1.0
+    documents, share, trained = [], 1.0, 1.0
   else:
-    documents, share = _documents(sources, format)
+    documents, share, trained = _documents(sources, format)
     train, held_out = _split_documents(documents)
   text = train.decode('utf-8', 'ignore')
   found = entropy.measure(
@@ -105,6 +108,7 @@ def measure(given: dict[str, Any]) -> Text:
     format=format,
     bytes=size,
     share_read=share,
+    share_trained=1.0 if given.get('data.loss_on') == 'all' else trained,
     distinct_bytes=int(np.unique(np.frombuffer(train, np.uint8)).size),
     distinct_characters=distinct,
     entropy=found,
@@ -166,48 +170,61 @@ def _split_bytes(sources: Sources, val_fraction: float) -> tuple[bytes, bytes]:
   return b''.join(train), b''.join(held_out)
 
 
-def _documents(sources: Sources, format: str) -> tuple[list[bytes], float]:
-  """(sampled lines or conversations, content bytes per byte read).
+def _documents(
+  sources: Sources, format: str
+) -> tuple[list[bytes], float, float]:
+  """Sampled lines or conversations.
 
-  The texts of a conversation are joined by newlines.
+  Returns:
+    (their content, the texts of a conversation joined by newlines; bytes of
+    content per byte read; the part of the content that has a loss).
 
   Raises:
     UserError: the first lines are no conversations, or there are none.
   """
   found: list[bytes] = []
-  read = 0
+  read = trained = 0
   pieces = read_pieces(sources, 0, sources.size, SAMPLE + HELD_OUT)
   for i, piece in enumerate(pieces):
     lines = piece.split(b'\n')
     # A piece from the middle begins and ends within a line.
     lines = lines[i > 0 : len(lines) - (i + 1 < len(pieces))]
     for number, line in enumerate(lines, 1):
-      content = _content(line, format, number, strict=i == 0)
+      content, said = _content(line, format, number, strict=i == 0)
       if content:
         found.append(content)
         read += len(line) + 1
+        trained += said
   if not found:
     raise UserError(
       f'{sources.description} holds no '
       f'{"conversations" if format == "chat" else "lines"} to learn from'
     )
-  return found, min(1.0, sum(map(len, found)) / read)
+  size = sum(map(len, found))
+  return found, min(1.0, size / read), min(1.0, trained / size)
 
 
-def _content(line: bytes, format: str, number: int, strict: bool) -> bytes:
-  """What is said in a line; b'' if there is nothing to learn."""
+def _content(
+  line: bytes, format: str, number: int, strict: bool
+) -> tuple[bytes, int]:
+  """(what is said in a line, bytes of it that have a loss)."""
   text = line.decode('utf-8', 'replace').strip()
   if format != 'chat' or not text:
-    return text.encode()
+    return text.encode(), len(text.encode())
   try:
     messages = conversations.parse(text, number)
   except UserError:
     if strict:
       raise
-    return b''
+    return b'', 0
   messages = conversations.clean(messages, TextStats())
-  texts = [x for _, texts in as_turns(messages) for x in texts]
-  return '\n'.join(texts).encode('utf-8', 'replace')
+  turns = as_turns(messages)
+  texts = [x for _, texts in turns for x in texts]
+  answers = [x for role, texts in turns if role == 'assistant' for x in texts]
+  content, said = (
+    '\n'.join(x).encode('utf-8', 'replace') for x in (texts, answers)
+  )
+  return content, len(said)
 
 
 def _split_documents(documents: Sequence[bytes]) -> tuple[bytes, bytes]:

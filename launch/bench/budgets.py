@@ -107,6 +107,7 @@ def run(text: str, time_given: str, recipe: str) -> dict:
       for key in (
         'expected_bits_per_byte',
         'expected_for_steps',
+        'expected_halfway',
         'bits_per_byte',
         'planned_steps',
         'total_steps',
@@ -124,7 +125,8 @@ def show(row: dict) -> None:
   print(
     f'{row["text"]:18s}{row["budget"]:>6s} {row["recipe"] or "plan":18s}'
     f'{row["wall_s"]:8.1f}{row["share"]:8.1%}{expected or 0:9.4f}'
-    f'{row["expected_for_steps"] or 0:9.4f}{reached or 0:9.4f}{off:+8.1%}'
+    f'{row["expected_for_steps"] or 0:9.4f}'
+    f'{row.get("expected_halfway") or 0:9.4f}{reached or 0:9.4f}{off:+8.1%}'
     f'{row["planned_steps"]:8d}{row["total_steps"]:8d}',
     flush=True,
   )
@@ -138,7 +140,7 @@ def main(_: list[str]) -> None:
   print(machine.line())
   print(
     f'{"text":18s}{"budget":>6s} {"recipe":18s}{"wall s":>8s}{"share":>8s}'
-    f'{"planned":>9s}{"then":>9s}{"reached":>9s}{"off":>8s}{"steps":>8s}'
+    f'{"planned":>9s}{"then":>9s}{"halfway":>9s}{"reached":>9s}{"off":>8s}{"steps":>8s}'
     f'{"made":>8s}'
   )
   rows = []

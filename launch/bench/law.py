@@ -236,6 +236,7 @@ def make(run: law_runs.Run, seconds: float) -> dict | None:
     'weight_decay': chosen['opt.weight_decay'],
     'bits_per_byte': round(final_loss(workdir), 5),
     'optimizer': chosen['opt.name'],
+    'share_trained': 1.0,
   }
 
 
@@ -324,6 +325,7 @@ def row_of_budget(workdir: pathlib.Path) -> dict:
     'weight_decay': options['opt.weight_decay'],
     'bits_per_byte': round(facts['bits_per_byte'], 5),
     'optimizer': options['opt.name'],
+    'share_trained': round(text['share_trained'], 4),
   }
 
 

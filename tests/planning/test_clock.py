@@ -110,6 +110,45 @@ def test_a_machine_that_becomes_slower_and_slower_ends_in_time(time, tmp_path):
   assert 0.85 * BUDGET < used < 1.03 * BUDGET
 
 
+FACTS = {
+  'now': {
+    'tokens_seen': 2e6,
+    'steps': 1000,
+    'parameters': 5e5,
+    'passes': 2.0,
+    'bytes_per_token': 1.0,
+  },
+  'text': {'entropy': {'bits': 2.5, 'fewer': 2.8}},
+}
+
+
+def test_halfway_the_losses_of_a_run_correct_the_law(time, tmp_path):
+  kept = planned(plan=copy.deepcopy(FACTS))
+  budget = BudgetClock(kept, tmp_path, time.now)
+  budget.begin(0, 1000)
+  budget.start(None)
+  lost = 1.1  # This text is 10 % harder than the law expects.
+  for step in (400, 500, 600):
+    budget.pause(step)
+    excess = 1 + clock.EXCESS * (1 - step / 1000) / (1 - clock.HALFWAY)
+    budget.evaluated(0.5, 1000, lost * excess * budget.expected(step))
+    budget.resume(evaluated=True)
+    assert ('halfway' in kept.plan) == (step >= 500)
+  found = record.read(tmp_path).plan['halfway']
+  assert found['step'] == 500
+  assert found['bits_per_byte'] == pytest.approx(lost * budget.expected(1000))
+
+
+def test_without_the_facts_of_a_plan_nothing_is_foreseen(time, tmp_path):
+  kept = planned(plan={'now': {}, 'text': 'edited'})
+  budget = BudgetClock(kept, tmp_path, time.now)
+  budget.begin(0, 1000)
+  budget.start(None)
+  budget.pause(500)
+  budget.evaluated(0.5, 1000, 2.0)
+  assert 'halfway' not in kept.plan
+
+
 def test_a_resumed_run_moves_its_target_at_the_same_steps(time, tmp_path):
   kept = planned()
   moved, _ = train(
