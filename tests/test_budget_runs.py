@@ -140,11 +140,13 @@ def test_report_and_info_show_the_plan_beside_what_happened(quick, tmp_path):
   assert page.code == plain.code == 0, page.err + plain.err
   line = next(x for x in plain.out.splitlines() if x.startswith('plan '))
   shown = (tmp_path / 'report.html').read_text()
-  for value in (expected, reached):
-    assert f'{value:.4f}' in line and f'>{value:.4f}<' in shown
+  halfway = kept.plan['halfway']['bits_per_byte']
+  for text in (f'{expected:.4f} and then {halfway:.4f}', f'{reached:.4f}'):
+    assert text in line and f'>{text}<' in shown
   assert 'steps 30 -> 20' in line and '<h2>Plan</h2>' in shown
   told = json.loads(facts.out)['plan']
   assert told['budget'] == '1m' and told['used_s'] > 0
+  assert told['expected_halfway'] == halfway
   assert [x['step'] for x in told['targets']] == [0, 5, 9, 14]
 
 

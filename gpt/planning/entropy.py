@@ -12,6 +12,7 @@ References:
 
 import dataclasses
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,6 +23,8 @@ DISCOUNTS = (0.75, 0.75, 0.75, 1.5, 1.5, 1.5)
 # Bytes counted, first a quarter of them to see what more text gives; bytes
 # scored.
 LARGE, QUARTER, SCORED = 1 << 19, 1 << 17, 1 << 16
+# Symbols from which on a line is no longer compared with the one before.
+SORTED = 8
 # Lengths of context that are looked for, and how many symbols back.
 REPEATS, WINDOW = (4, 5, 6), 64
 # Samples are this many pieces, spread evenly: a book's chapters differ.
@@ -78,8 +81,8 @@ def _bits_per_byte(train: np.ndarray, scored: np.ndarray) -> float:
   """Bits per byte of `scored`, by counts of `train` and by its own repeats."""
   symbols = _joined(scored)
   p = _by_counts(_joined(train), symbols)
-  before, right = _lines(symbols)
-  p = _mixed(p, before, right)
+  for here, right in _lines(symbols):
+    p = _mixed(p, here, right)
   for length in REPEATS:
     before, right = _repeats(symbols, length)
     p = _mixed(p, before, right)
@@ -126,14 +129,21 @@ def _by_counts(train: np.ndarray, scored: np.ndarray) -> np.ndarray:
   return p
 
 
-def _lines(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Where a line begins, and whether it begins like the one before.
+def _lines(symbols: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """What the line before says about one that begins like it: sorted lists.
 
-  Returns:
-    Indices of symbols, int64[K]; bool[K].
+  Yields:
+    For every number of symbols in which lines agree, from 0 to SORTED - 1: the
+    indices of the symbols that follow, int64[K], and whether those agree, too,
+    bool[K].
   """
   begins = np.flatnonzero(symbols[:-1] == NEWLINE) + 1
-  return begins[1:], symbols[begins[1:]] == symbols[begins[:-1]]
+  here, before = begins[1:], begins[:-1]
+  for _ in range(SORTED):
+    right = symbols[here] == symbols[before]
+    yield here, right
+    on = right & (symbols[here] != NEWLINE) & (here + 1 < len(symbols))
+    here, before = here[on] + 1, before[on] + 1
 
 
 def _repeats(symbols: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

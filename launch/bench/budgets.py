@@ -23,8 +23,10 @@ import time
 from absl import flags
 
 from configs import budget as budget_config
+from gpt.data.sources import find_sources
 from gpt.errors import UserError
 from gpt.planning import budget, outcome
+from gpt.planning.text import detect_format
 from gpt.runs.config_file import flatten
 from launch import cli, config_flag
 from launch.bench import machine
@@ -49,11 +51,17 @@ OF_THE_TEXT = (
 )
 
 
-def settings(recipe: str) -> dict:
-  """The values of a recipe for all that a plan would choose."""
+def settings(recipe: str, text: str) -> dict:
+  """The values of a recipe for all that a plan would choose.
+
+  Of conversations the context is not among them: it decides how much of each
+  is read, and evaluated.
+  """
   values = flatten(config_flag.load_config(f'configs/{recipe}.py').to_dict())
   keys = ' '.join(budget_config.CHOSEN.values()).split()
   found = {key: values[key] for key in keys if key not in OF_THE_TEXT}
+  if detect_format(find_sources(text)) == 'chat':
+    del found['model.block_size']
   if found['data.tokenizer'] == 'char':
     del found['data.vocab_size']  # It would ask for pieces.
   return found | {'model.mlp': values['model.mlp']}
@@ -80,7 +88,7 @@ def run(text: str, time_given: str, recipe: str) -> dict:
     f'--config.seed={SEED.value}',
   ]
   if recipe:
-    args += [f'--config.{key}={x}' for key, x in settings(recipe).items()]
+    args += [f'--config.{key}={x}' for key, x in settings(recipe, text).items()]
   print(f'$ {shlex.join(args[1:])}', flush=True)
   with tempfile.TemporaryDirectory() as cache:
     began = time.perf_counter()

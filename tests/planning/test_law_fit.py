@@ -13,7 +13,7 @@ ROWS = law_fit.read_table(law_fit.TABLE)
 
 
 def test_the_table_has_the_runs_that_a_law_needs():
-  assert len(ROWS) >= 25
+  assert len(ROWS) >= 40
   assert len({row.kind for row in ROWS}) >= 5
   assert min(row.text_tokens for row in ROWS) < 2e5
   assert max(row.text_tokens for row in ROWS) > 1e7
@@ -29,12 +29,12 @@ def test_the_fit_of_the_table_gives_the_constants():
 def test_the_law_predicts_its_runs():
   coefficients = Coefficients(**COEFFICIENTS)
   errors = [abs(row.residual(coefficients)) for row in ROWS]
-  assert statistics.median(errors) < 0.012
-  assert max(errors) < 0.06
+  assert statistics.median(errors) < 0.022
+  assert max(errors) < 0.13
 
 
 def test_the_law_predicts_texts_it_has_not_seen():
   residuals = law_fit.left_out(ROWS)
   errors = [abs(r) for rs in residuals.values() for r in rs]
-  assert statistics.median(errors) < 0.03
-  assert sum(e < 0.04 for e in errors) > 0.7 * len(errors)
+  assert statistics.median(errors) < 0.05
+  assert sum(e < 0.08 for e in errors) > 0.8 * len(errors)

@@ -31,6 +31,7 @@ def text(size: int, format: str = 'text', **changes) -> Text:
     format=format,
     bytes=size,
     share_read=1.0,
+    share_trained=1.0,
     distinct_bytes=90,
     distinct_characters=90,
     entropy=Entropy(2.5, 2.8),
