@@ -141,8 +141,8 @@ def test_report_and_info_show_the_plan_beside_what_happened(quick, tmp_path):
   line = next(x for x in plain.out.splitlines() if x.startswith('plan '))
   shown = (tmp_path / 'report.html').read_text()
   halfway = kept.plan['halfway']['bits_per_byte']
-  for text in (f'{expected:.4f} and then {halfway:.4f}', f'{reached:.4f}'):
-    assert text in line and f'>{text}<' in shown
+  for told in (f'{expected:.4f} and then {halfway:.4f}', f'{reached:.4f}'):
+    assert told in line and f'>{told}<' in shown
   assert 'steps 30 -> 20' in line and '<h2>Plan</h2>' in shown
   told = json.loads(facts.out)['plan']
   assert told['budget'] == '1m' and told['used_s'] > 0
