@@ -117,7 +117,7 @@ def _row(values: dict[str, str]) -> Row:
     bytes_per_token=float(values['bytes_per_token']),
     measured=float(values['bits_per_byte']),
     worse=WORSE[values['optimizer']],
-    weight=PLANNED if re.search(r'-\d+[mh]-', values['run']) else 1.0,
+    weight=PLANNED if re.search(r'-\d+[smh]-', values['run']) else 1.0,
   )
 
 
