@@ -25,8 +25,9 @@ GROUPS = {
   'Exchange with other programs': ('export', 'import_model', 'import_rgpt')
   + ('publish',),
   'Measure': ('bench.train', 'bench.decode', 'bench.serve', 'bench.turns')
-  + ('bench.hostile', 'bench.recipes', 'bench.profile', 'bench.law')
-  + ('bench.corpora', 'bench.gpu', 'bench.scaling', 'bench.cluster'),
+  + ('bench.hostile', 'bench.recipes', 'bench.profile', 'bench.budgets')
+  + ('bench.law', 'bench.corpora', 'bench.gpu', 'bench.scaling')
+  + ('bench.cluster',),
 }
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 USAGE = """\
