@@ -1,4 +1,4 @@
-"""Train within a budget, and beside it the speedruns in the same time.
+"""Train within budgets, and beside them speedruns in the same time.
 
     python -m launch.bench.budgets --texts=book.txt,log.txt --budgets=1m,5m
     python -m launch.bench.budgets --texts=book.txt --budgets=1m \\
@@ -22,49 +22,17 @@ import time
 
 from absl import flags
 
-from configs import budget as budget_config
-from gpt.data.sources import find_sources
 from gpt.errors import UserError
 from gpt.planning import budget, outcome
-from gpt.planning.text import detect_format
-from gpt.runs.config_file import flatten
-from launch import cli, config_flag
+from launch import cli
 from launch.bench import machine
+from launch.bench.recipe_settings import settings
 
 TEXTS = flags.DEFINE_list('texts', [], 'Files, as data.path.')
 BUDGETS = flags.DEFINE_list('budgets', ['1m'], 'Times, as 90s, 10m or 8h.')
 AGAINST = flags.DEFINE_list('against', [], 'Recipes of configs, by name.')
 SEED = flags.DEFINE_integer('seed', 1, 'Seed of every run.')
 OUTPUT = flags.DEFINE_string('output', 'runs/budgets', 'Directory of the runs.')
-
-# What a plan chooses for its text, whoever has chosen the rest.
-OF_THE_TEXT = (
-  'total_steps',
-  'data.format',
-  'data.loss_on',
-  'data.packing',
-  'data.val_fraction',
-  'eval.every',
-  'eval.windows',
-  'checkpoint.every',
-  'sample.prompt',
-)
-
-
-def settings(recipe: str, text: str) -> dict:
-  """The values of a recipe for all that a plan would choose.
-
-  Of conversations the context is not among them: it decides how much of each
-  is read, and evaluated.
-  """
-  values = flatten(config_flag.load_config(f'configs/{recipe}.py').to_dict())
-  keys = ' '.join(budget_config.CHOSEN.values()).split()
-  found = {key: values[key] for key in keys if key not in OF_THE_TEXT}
-  if detect_format(find_sources(text)) == 'chat':
-    del found['model.block_size']
-  if found['data.tokenizer'] == 'char':
-    del found['data.vocab_size']  # It would ask for pieces.
-  return found | {'model.mlp': values['model.mlp']}
 
 
 def run(text: str, time_given: str, recipe: str) -> dict:

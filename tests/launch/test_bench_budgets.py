@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from launch.bench import budgets
+from launch.bench.recipe_settings import settings
 from tests.support.workdirs import launch
 
 CHAT = [
@@ -24,17 +24,17 @@ def files(tmp_path):
 
 def test_a_recipe_brings_its_model_and_not_the_length_of_the_run(files):
   book, _ = files
-  given = budgets.settings('speedrun_10min', book)
+  given = settings('speedrun_10min', book)
   assert given['model.n_embd'] == 128 and given['model.block_size'] == 256
   assert given['opt.name'] == 'muon' and given['model.dtype'] == 'mixed'
   assert not given.keys() & {'total_steps', 'data.vocab_size', 'eval.every'}
-  given = budgets.settings('shakespeare_bpe', book)
+  given = settings('shakespeare_bpe', book)
   assert given['data.vocab_size'] == 1000
 
 
 def test_all_read_conversations_to_the_same_length(files):
   _, chat = files
-  assert 'model.block_size' not in budgets.settings('speedrun_10min', chat)
+  assert 'model.block_size' not in settings('speedrun_10min', chat)
 
 
 @pytest.mark.parametrize(
