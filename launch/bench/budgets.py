@@ -1,4 +1,4 @@
-"""Train within budgets, and beside them speedruns in the same time.
+"""Train within budgets, and speedruns in the same time.
 
     python -m launch.bench.budgets --texts=book.txt,log.txt --budgets=1m,5m
     python -m launch.bench.budgets --texts=book.txt --budgets=1m \\
