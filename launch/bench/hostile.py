@@ -100,13 +100,13 @@ class Load:
       'ignore_eos': True,
       'seed': rng.randrange(2**31),
     }
-    client, began = load.Client(self._port), time.perf_counter()
-    result = await client.request(body)
-    while result.status == 503:
-      await asyncio.sleep(RETRY)
-      self.refused.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    with contextlib.closing(load.Client(self._port)) as client:
       result = await client.request(body)
-    client.close()
+      while result.status == 503:
+        await asyncio.sleep(RETRY)
+        self.refused.append(time.perf_counter() - began)
+        result = await client.request(body)
     texts = result.texts() if result.status == 200 else []
     tokens = round(sum(n for _, n in texts))
     if tokens == body['max_tokens']:
@@ -145,10 +145,9 @@ class Load:
       'n': rng.choice([1, 1, 4, 8]),
       'echo': rng.random() < 0.2,
     }
-    client = load.Client(self._port)
-    result = await client.request(body, rng.expovariate(5))
+    with contextlib.closing(load.Client(self._port)) as client:
+      result = await client.request(body, rng.expovariate(5))
     self._check(result.status, result.aborted)
-    client.close()
 
   async def _fuzzing(self, rng: random.Random) -> None:
     """Sends a damaged request and reads what comes back."""

@@ -72,6 +72,8 @@ async def measure(ports: dict[str, int], rounds: int) -> dict:
         seconds[f'next {name}'].append(again)
     if len(set(texts)) > 1:
       raise RuntimeError('reuse has changed a text')
+  for client in clients.values():
+    client.close()
   return seconds
 
 
