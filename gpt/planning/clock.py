@@ -144,7 +144,7 @@ class BudgetClock:
     """Records, halfway, what a run with this loss will reach."""
     total, now = self.record.last.total_steps, self._finished
     known = self.record.plan.get('halfway')
-    if known or not HALFWAY * total <= now < total:
+    if known or not HALFWAY * total <= now < total or not math.isfinite(bits):
       return
     expected, here = self.expected(total), self.expected(now)
     if not expected or not here:

@@ -130,7 +130,7 @@ def _by_counts(train: np.ndarray, scored: np.ndarray) -> np.ndarray:
 
 
 def _lines(symbols: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """What the line before says about one that begins like it: sorted lists.
+  """Guesses from the previous line where both begin alike, as in sorted lists.
 
   Yields:
     For every number of symbols in which lines agree, from 0 to SORTED - 1: the

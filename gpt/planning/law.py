@@ -3,10 +3,11 @@
     L = exp(c) b^p (f / b)^q v^w (e + A N'^(-h alpha) + B T'^(-h beta))
 
 in bits per byte, for a text with n-gram entropy b (f, if fewer bytes are
-counted: entropy.py) and v bytes per token. Texts of which counting more bytes
-tells more also give more to larger and longer runs: h = (f / b)^s. A text of U
-bytes supports blocks of about kappa U parameters, and reading it again teaches
-less each time, as if there were at most 1 + R passes:
+counted: entropy.py) and v bytes per token. The faster the entropy of a text
+falls with the bytes counted, the faster its loss falls with size and training:
+h = (f / b)^s. A text of U bytes supports blocks of about kappa U parameters,
+and reading it again teaches less each time, as if there were at most 1 + R
+passes:
 
     1 / N' = 1 / N + 1 / (kappa U)
     T' = U (x + R (1 - exp(-y / R))),  x = min(1, T / U),  y = max(0, T / U - 1)
@@ -31,6 +32,8 @@ from gpt.planning.entropy import Entropy
 
 # Units of N', U and T'.
 MILLION = 1e6
+# Of f / b: the texts of the fit have 1.01 to 1.14, repeated lines any number.
+LARGEST_FALL = 1.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +92,15 @@ def bits_per_byte(
     min(1.0, passes) + c.useful_passes * -math.expm1(-again / c.useful_passes)
   )
   useful = 1 / (MILLION / parameters + 1 / (c.parameters_per_byte * size))
+  fall = entropy.fewer / max(entropy.bits, 1e-9)
+  fall = min(max(fall, 1.0), LARGEST_FALL)
   level = (
     entropy.bits**c.entropy_power
-    * (entropy.fewer / entropy.bits) ** c.trend
+    * fall**c.trend
     * math.exp(c.level)
     * bytes_per_token**c.pieces
   )
-  more = (entropy.fewer / entropy.bits) ** c.yield_power
+  more = fall**c.yield_power
   return level * (
     c.floor
     + c.per_parameter * useful ** (-more * c.parameter_power)

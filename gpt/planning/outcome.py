@@ -26,8 +26,8 @@ def describe(workdir: str | os.PathLike) -> dict[str, Any] | None:
   if kept is None:
     return None
   where = os.path.join(workdir, record.FILE)
-  now = Fields(kept.plan.get('now', {}), f'{where}: plan: now')
-  halfway = Fields(kept.plan.get('halfway', {}), f'{where}: plan: halfway')
+  plan = Fields(kept.plan, f'{where}: plan')
+  now, halfway = plan.mapping('now', {}), plan.mapping('halfway', {})
   end = Fields(kept.end, f'{where}: end')
   reached = end.mapping('bits_per_byte', {})
   final = reached.number('final', 0, 1e6, None)

@@ -107,7 +107,7 @@ def make(
 def best(
   text: Text, machine: Machine, seconds: float, given: Mapping[str, Any]
 ) -> Outlook:
-  """The outlook with the lowest expected loss, if no smaller model is near it.
+  """The outlook with the lowest expected loss for its size; see WORTH_DOUBLING.
 
   Raises:
     UserError: no run fits the time or the memory.

@@ -62,7 +62,7 @@ def rows_of(
       f'{options["model.n_layer"]} x {options["model.n_embd"]}',
       why(
         'model.n_layer model.n_embd',
-        f'{count(now.parameters)} parameters: lowest expected loss',
+        f'{count(now.parameters)} parameters: the best for its size',
       ),
     ),
     (

@@ -207,7 +207,7 @@ def _documents(
 def _content(
   line: bytes, format: str, number: int, strict: bool
 ) -> tuple[bytes, int]:
-  """(what is said in a line, bytes of it that have a loss)."""
+  """(content of a line, number of its bytes that have a loss)."""
   text = line.decode('utf-8', 'replace').strip()
   if format != 'chat' or not text:
     return text.encode(), len(text.encode())

@@ -12,20 +12,16 @@ is already in --output is not repeated. The last line is a JSON object.
 """
 
 import json
-import os
 import pathlib
-import shlex
-import subprocess
 import sys
-import tempfile
-import time
 
 from absl import flags
 
 from gpt.errors import UserError
 from gpt.planning import budget, outcome
+from gpt.runs.metrics import number
 from launch import cli
-from launch.bench import machine
+from launch.bench import cold, machine
 from launch.bench.recipe_settings import settings
 
 TEXTS = flags.DEFINE_list('texts', [], 'Files, as data.path.')
@@ -41,13 +37,8 @@ def run(text: str, time_given: str, recipe: str) -> dict:
     filter(None, (pathlib.Path(text).stem, time_given, recipe, f'{SEED.value}'))
   )
   workdir = pathlib.Path(OUTPUT.value) / name
-  result = workdir / 'result.json'
-  if result.exists():
-    return json.loads(result.read_text())
-  if workdir.exists():  # Resuming it would give a wrong wall time.
-    raise UserError(
-      f'{workdir} holds a run that was cut short: remove it to start over'
-    )
+  if row := cold.finished(workdir):
+    return row
   args = [
     *(sys.executable, '-m', 'launch.train'),
     f'--config=configs/budget.py:{time_given}',
@@ -57,18 +48,8 @@ def run(text: str, time_given: str, recipe: str) -> dict:
   ]
   if recipe:
     args += [f'--config.{key}={x}' for key, x in settings(recipe, text).items()]
-  print(f'$ {shlex.join(args[1:])}', flush=True)
-  with tempfile.TemporaryDirectory() as cache:
-    began = time.perf_counter()
-    process = subprocess.run(
-      args,
-      capture_output=True,
-      text=True,
-      env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': cache},
-    )
-    wall = time.perf_counter() - began
-  if process.returncode:
-    raise UserError(f'the run failed:\n{process.stderr.strip()}')
+  made_from = machine.commit()
+  wall = cold.wall_seconds(args)
   facts = outcome.describe(workdir) or {}
   row = {
     'text': pathlib.Path(text).stem,
@@ -77,7 +58,7 @@ def run(text: str, time_given: str, recipe: str) -> dict:
     'seed': SEED.value,
     'wall_s': wall,
     'share': wall / budget.seconds_of(time_given),
-    'commit': machine.commit(),
+    'commit': made_from,
     **{
       key: facts.get(key)
       for key in (
@@ -90,19 +71,26 @@ def run(text: str, time_given: str, recipe: str) -> dict:
       )
     },
   }
-  result.write_text(json.dumps(row))
+  (workdir / cold.RESULT).write_text(json.dumps(row))
   return row
 
 
 def show(row: dict) -> None:
   """Prints a row of the table."""
   expected, reached = row['expected_bits_per_byte'], row['bits_per_byte']
-  off = expected / reached - 1 if expected and reached else float('nan')
+  off = expected / reached - 1 if expected and reached else None
+  losses = ''.join(
+    f'{number(row.get(key), ".4f"):>9s}'
+    for key in (
+      'expected_bits_per_byte',
+      'expected_for_steps',
+      'expected_halfway',
+      'bits_per_byte',
+    )
+  )
   print(
     f'{row["text"]:18s}{row["budget"]:>6s} {row["recipe"] or "plan":18s}'
-    f'{row["wall_s"]:8.1f}{row["share"]:8.1%}{expected or 0:9.4f}'
-    f'{row["expected_for_steps"] or 0:9.4f}'
-    f'{row.get("expected_halfway") or 0:9.4f}{reached or 0:9.4f}{off:+8.1%}'
+    f'{row["wall_s"]:8.1f}{row["share"]:8.1%}{losses}{number(off, "+.1%"):>8s}'
     f'{row["planned_steps"]:8d}{row["total_steps"]:8d}',
     flush=True,
   )

@@ -27,7 +27,8 @@ import sysconfig
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -217,26 +218,65 @@ def make(run: law_runs.Run, seconds: float) -> dict | None:
   data = np.memmap(source, np.uint8, 'r')
   n_train = int(len(data) * (1 - VAL_FRACTION))
   facts = entropy.measure(data[:n_train], data[n_train:])
+  return line(
+    run.name,
+    run.text,
+    len(data),
+    facts,
+    run.vocab,
+    n_train / text_tokens,
+    parameters,
+    text_tokens,
+    chosen,
+    chosen['total_steps'],
+    final_loss(workdir),
+  )
+
+
+def line(
+  run: str,
+  text: str,
+  text_bytes: int,
+  found: entropy.Entropy,
+  vocab: int,
+  bytes_per_token: float,
+  parameters: int,
+  text_tokens: int,
+  options: Mapping[str, Any],
+  steps: int,
+  loss: float,
+  share_trained: float = 1.0,
+  budget: str = '',
+) -> dict[str, Any]:
+  """A line of the table.
+
+  Args:
+    vocab: 0: characters.
+    options: flat keys of the config.
+    loss: bits per byte.
+  """
+  context = options['model.block_size']
   return {
-    'run': run.name,
-    'text': run.text,
-    'text_bytes': len(data),
-    'bits': round(facts.bits, 4),
-    'fewer': round(facts.fewer, 4),
-    'vocab': run.vocab,
-    'bytes_per_token': round(n_train / text_tokens, 4),
-    'width': run.width,
-    'depth': run.depth,
-    'context': run.context,
+    'run': run,
+    'text': text,
+    'text_bytes': text_bytes,
+    'bits': round(found.bits, 4),
+    'fewer': round(found.fewer, 4),
+    'vocab': vocab,
+    'bytes_per_token': round(bytes_per_token, 4),
+    'width': options['model.n_embd'],
+    'depth': options['model.n_layer'],
+    'context': context,
     'parameters': parameters,
     'text_tokens': text_tokens,
-    'tokens_seen': chosen['total_steps'] * chosen['batch_size'] * run.context,
-    'steps': chosen['total_steps'],
-    'dropout': chosen['model.dropout'],
-    'weight_decay': chosen['opt.weight_decay'],
-    'bits_per_byte': round(final_loss(workdir), 5),
-    'optimizer': chosen['opt.name'],
-    'share_trained': 1.0,
+    'tokens_seen': steps * options['batch_size'] * context,
+    'steps': steps,
+    'dropout': options['model.dropout'],
+    'weight_decay': options['opt.weight_decay'],
+    'bits_per_byte': round(loss, 5),
+    'optimizer': options['opt.name'],
+    'share_trained': round(share_trained, 4),
+    'budget': budget,
   }
 
 
@@ -303,30 +343,22 @@ def row_of_budget(workdir: pathlib.Path) -> dict:
   if kept is None or facts is None or not facts['bits_per_byte']:
     raise UserError(f'{workdir} holds no finished run with a budget')
   now, text = kept.plan['now'], kept.plan['text']
-  options, steps = now['options'], facts['total_steps']
-  pieces = options['data.tokenizer'] != 'char'
-  context = options['model.block_size']
-  return {
-    'run': workdir.name,
-    'text': pathlib.Path(options['data.path']).stem,
-    'text_bytes': text['bytes'],
-    'bits': round(text['entropy']['bits'], 4),
-    'fewer': round(text['entropy']['fewer'], 4),
-    'vocab': now['vocab'] if pieces else 0,
-    'bytes_per_token': round(now['bytes_per_token'], 4),
-    'width': options['model.n_embd'],
-    'depth': options['model.n_layer'],
-    'context': context,
-    'parameters': now['parameters'],
-    'text_tokens': round(now['tokens_seen'] / now['passes']),
-    'tokens_seen': steps * options['batch_size'] * context,
-    'steps': steps,
-    'dropout': options['model.dropout'],
-    'weight_decay': options['opt.weight_decay'],
-    'bits_per_byte': round(facts['bits_per_byte'], 5),
-    'optimizer': options['opt.name'],
-    'share_trained': round(text['share_trained'], 4),
-  }
+  options = now['options']
+  return line(
+    workdir.name,
+    pathlib.Path(options['data.path']).stem,
+    text['bytes'],
+    entropy.Entropy(**text['entropy']),
+    0 if options['data.tokenizer'] == 'char' else now['vocab'],
+    now['bytes_per_token'],
+    now['parameters'],
+    round(now['tokens_seen'] / now['passes']),
+    options,
+    facts['total_steps'],
+    facts['bits_per_byte'],
+    text['share_trained'],
+    kept.budget,
+  )
 
 
 def add_all() -> None:
@@ -350,10 +382,9 @@ def fit_and_draw() -> None:
 def main(_):
   if ADD.value:
     add_all()
-    return
-  if not FIT.value:
+  elif not FIT.value:
     make_all()
-  if FIT.value or math.isinf(SECONDS.value):
+  if FIT.value or not ADD.value and math.isinf(SECONDS.value):
     fit_and_draw()
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import re
 import statistics
 from collections.abc import Sequence
 
@@ -117,7 +116,7 @@ def _row(values: dict[str, str]) -> Row:
     bytes_per_token=float(values['bytes_per_token']),
     measured=float(values['bits_per_byte']),
     worse=WORSE[values['optimizer']],
-    weight=PLANNED if re.search(r'-\d+[smh]-', values['run']) else 1.0,
+    weight=PLANNED if values['budget'] else 1.0,
   )
 
 
@@ -126,7 +125,6 @@ def fit(rows: Sequence[Row]) -> Coefficients:
   from scipy import optimize
 
   start = _vector(PRIOR)
-
   names = [field.name for field in dataclasses.fields(Coefficients)]
   widths = np.array([WIDTH.get(name, 1.0) for name in names])
 

@@ -1,6 +1,6 @@
-"""What a recipe of configs brings to a run with a budget."""
+"""Overrides that give a run with a budget the settings of a recipe."""
 
-from configs import budget
+from configs import budget, default
 from gpt.data.sources import find_sources
 from gpt.planning.text import detect_format
 from gpt.runs.config_file import flatten
@@ -21,16 +21,18 @@ OF_THE_TEXT = (
 
 
 def settings(recipe: str, text: str) -> dict:
-  """The values of a recipe for all that a plan would choose.
+  """All of a recipe but what belongs to its text, its seed and its length.
 
-  Of conversations the context is not among them: it decides how much of each
-  is read, and evaluated.
+  The context of conversations is left out, too: it decides how much of each is
+  read, and evaluated.
   """
   values = flatten(config_flag.load_config(f'configs/{recipe}.py').to_dict())
-  keys = ' '.join(budget.CHOSEN.values()).split()
-  found = {key: values[key] for key in keys if key not in OF_THE_TEXT}
+  usual = flatten(default.get_config().to_dict())
+  chosen = {key for keys in budget.CHOSEN.values() for key in keys.split()}
+  changed = {key for key, x in values.items() if x != usual.get(key)}
+  dropped = {'seed', 'data.path', *OF_THE_TEXT}
   if detect_format(find_sources(text)) == 'chat':
-    del found['model.block_size']
-  if found['data.tokenizer'] == 'char':
-    del found['data.vocab_size']  # It would ask for pieces.
-  return found | {'model.mlp': values['model.mlp']}
+    dropped.add('model.block_size')
+  if values['data.tokenizer'] == 'char':
+    dropped.add('data.vocab_size')  # It would ask for pieces.
+  return {key: values[key] for key in sorted((chosen | changed) - dropped)}

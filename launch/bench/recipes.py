@@ -14,15 +14,10 @@ each recipe in --output, without ablations.
 """
 
 import json
-import os
 import pathlib
 import re
-import shlex
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 
 from absl import flags
@@ -31,7 +26,7 @@ from gpt.errors import UserError
 from gpt.runs import metrics
 from gpt.runs.config_file import differences, read_config
 from launch import cli, config_flag
-from launch.bench import machine
+from launch.bench import cold, machine
 
 RECIPE = flags.DEFINE_string('recipe', '', 'A file of configs, or nanogpt_cpu.')
 SEEDS = flags.DEFINE_list('seeds', ['1', '2', '3'], 'Seeds; one run each.')
@@ -121,30 +116,12 @@ def run(
   label = re.sub(r'[^\w.]+', '_', label)
   label = '-'.join(filter(None, (recipe, label, seed)))
   workdir = pathlib.Path(OUTPUT.value) / label
-  result = workdir / 'result.json'
-  if result.exists():
+  if row := cold.finished(workdir):
     if recipe != PEER:
       check_settings(recipe, workdir, changes)
-    return json.loads(result.read_text())
-  if workdir.exists():  # Resuming it would give a wrong wall time.
-    raise UserError(
-      f'{workdir} holds a run that was cut short: remove it to start over'
-    )
-  args = command(recipe, seed, workdir, changes)
-  print(f'$ {shlex.join(args[1:])}', flush=True)
+    return row
   made_from = machine.commit()
-  with tempfile.TemporaryDirectory() as cache:
-    began = time.perf_counter()
-    process = subprocess.run(
-      args,
-      stdout=subprocess.PIPE,
-      text=True,
-      env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': cache},
-    )
-    wall = time.perf_counter() - began
-  if process.returncode:
-    output = process.stdout.strip()
-    raise UserError('the run failed (see above)' + (output and f':\n{output}'))
+  wall = cold.wall_seconds(command(recipe, seed, workdir, changes))
   end = metrics.read_lines(workdir)[-1]
   numbers = {
     key.removeprefix('full_final_'): value
@@ -161,7 +138,7 @@ def run(
     'machine': machine.facts(),
     **numbers,
   }
-  result.write_text(json.dumps(row))
+  (workdir / cold.RESULT).write_text(json.dumps(row))
   return row
 
 
@@ -227,7 +204,7 @@ def draw(path: str) -> None:
   from gpt.reports import plots
 
   found = {}  # The first seed of each recipe and change.
-  for file in sorted(pathlib.Path(OUTPUT.value).glob('*/result.json')):
+  for file in sorted(pathlib.Path(OUTPUT.value).glob(f'*/{cold.RESULT}')):
     row = json.loads(file.read_text())
     key = row['recipe'], row['name']
     if row['name'] not in ABLATIONS and key not in found:

@@ -1,4 +1,4 @@
-"""launch.bench.budgets: what a recipe brings to a budget."""
+"""launch.bench.budgets, and the settings of a recipe in it."""
 
 import json
 
@@ -30,6 +30,8 @@ def test_a_recipe_brings_its_model_and_not_the_length_of_the_run(files):
   assert not given.keys() & {'total_steps', 'data.vocab_size', 'eval.every'}
   given = settings('shakespeare_bpe', book)
   assert given['data.vocab_size'] == 1000
+  given = settings('portable_small', book)
+  assert given['model.mlp'] == 'swiglu' and given['model.mlp_width']
 
 
 def test_all_read_conversations_to_the_same_length(files):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 
 import pytest
 
@@ -114,7 +115,6 @@ FACTS = {
   'now': {
     'tokens_seen': 2e6,
     'steps': 1000,
-    'parameters': 5e5,
     'passes': 2.0,
     'bytes_per_token': 1.0,
     'options': {'model.n_embd': 96, 'model.n_layer': 4},
@@ -140,13 +140,18 @@ def test_halfway_the_losses_of_a_run_correct_the_law(time, tmp_path):
   assert found['bits_per_byte'] == pytest.approx(lost * budget.expected(1000))
 
 
-def test_without_the_facts_of_a_plan_nothing_is_foreseen(time, tmp_path):
-  kept = planned(plan={'now': {}, 'text': 'edited'})
+@pytest.mark.parametrize(
+  'facts, bits', [({'now': {}, 'text': 'edited'}, 2.0), (FACTS, math.nan)]
+)
+def test_nothing_is_foreseen_without_a_plan_or_a_loss(
+  time, tmp_path, facts, bits
+):
+  kept = planned(plan=copy.deepcopy(facts))
   budget = BudgetClock(kept, tmp_path, time.now)
   budget.begin(0, 1000)
   budget.start(None)
   budget.pause(500)
-  budget.evaluated(0.5, 1000, 2.0)
+  budget.evaluated(0.5, 1000, bits)
   assert 'halfway' not in kept.plan
 
 

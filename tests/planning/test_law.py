@@ -40,6 +40,13 @@ def test_every_prediction_is_a_positive_number(size, tokens, text):
   assert 0 < loss(size, tokens, text) < math.inf
 
 
+@given(st.floats(0, 8), st.floats(0, 8), sizes, seen, texts)
+def test_every_text_has_a_prediction(bits, fewer, size, tokens, text):
+  """Also one of a single line, again and again, which has no bits at all."""
+  found = bits_per_byte(size, tokens, text, 1.0, Entropy(bits, fewer))
+  assert 0 <= found < math.inf
+
+
 def test_reading_a_text_again_helps_less_each_time():
   losses = [loss(1e6, passes * 1e6, 1e6) for passes in (1, 2, 4, 8, 16, 32)]
   gains = [a - b for a, b in zip(losses, losses[1:])]
