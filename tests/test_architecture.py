@@ -70,6 +70,7 @@ SERVING_MAY_IMPORT = {
 # Files that run in another program's process, with its packages.
 ELSEWHERE = ROOT / 'gpt' / 'formats' / 'hf_code'
 MOST_LINES = 420
+MOST_CPP_LINES = 700  # Of gpt/kernels, without comments and blank lines.
 
 # Overridden methods, which only a library calls.
 CALLED_BY_LIBRARIES = {
@@ -283,6 +284,13 @@ def test_no_file_is_long():
     if (lines := len(path.read_text().splitlines())) > MOST_LINES
   }
   assert not long
+
+
+def test_the_kernels_stay_a_small_cpp_source():
+  sources = ROOT.glob('gpt/kernels/*.[hc]*')
+  lines = [x.strip() for path in sources for x in path.read_text().splitlines()]
+  code = [x for x in lines if x and not x.startswith('//')]
+  assert 0 < len(code) <= MOST_CPP_LINES
 
 
 def names_in(source: str) -> collections.Counter:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import struct
 from jax import ffi
 
-from gpt.kernels.weights import PANEL, Packed, move_to_large_pages
+from gpt.kernels.weights import PANEL, VECTOR, Packed, move_to_large_pages
 from gpt.model.config import MLPS, GPTConfig
 
 MAX_STEPS = 64  # A block writes at most so many columns past the window.
@@ -23,7 +23,7 @@ class KernelState:
 
   Attributes:
     k: float32[B, N, G, S / 64, K, 64], or uint32[.., K / 2, 64] in pairs of
-      bfloat16.
+      bfloat16; K is padded to whole vectors.
     v: float32[B, N, G, S, K], or uint32[.., S / 2, K].
     tokens: int32[B, S], of the columns; where drafts come from.
     in_prompt, counts, bias: of DecodeState.
@@ -57,38 +57,49 @@ class Plan:
   cache_pairs: bool = False
   draft: int = 0
 
-  def attributes(self, head: bool = False) -> dict[str, np.ndarray]:
+  @property
+  def columns(self) -> int:
+    """Of a slot: S."""
+    return -(-(self.cfg.block_size + MAX_STEPS) // PANEL) * PANEL
+
+  @property
+  def head_dim(self) -> int:
+    """K, padded to whole vectors."""
+    return -(-self.cfg.head_dim // VECTOR) * VECTOR
+
+  def shape(self) -> np.ndarray:
+    """int32[n]: the numbers of Shape in network.h; the last ones are floats."""
     cfg = self.cfg
-    dims = [
+    numbers = [
       cfg.n_embd,
       cfg.n_head,
       cfg.kv_heads,
-      cfg.head_dim,
+      self.head_dim,
       cfg.mlp_width,
       cfg.vocab_size,
       cfg.n_layer,
       cfg.block_size,
+      self.columns,
+      cfg.head_dim,
       MLPS.index(cfg.mlp),
       cfg.pos == 'rope',
+      cfg.pos == 'learned',
       cfg.norm == 'layer',
       cfg.qk_norm,
       cfg.embed_norm,
       cfg.final_norm,
+      self.pairs,
       self.rounded,
+      self.cache_pairs,
       self.threads,
-      head,
     ]
-    return {
-      'dims': np.array(dims, np.int32),
-      'numbers': np.array([cfg.norm_eps, cfg.logit_softcap], np.float32),
-    }
+    floats = np.array([cfg.norm_eps, cfg.logit_softcap], np.float32)
+    return np.concatenate([np.array(numbers, np.int32), floats.view(np.int32)])
 
 
 def init_state(plan: Plan, slots: int) -> KernelState:
   """A state of empty slots."""
-  cfg = plan.cfg
-  S = -(-(cfg.block_size + MAX_STEPS) // PANEL) * PANEL
-  K, dtype = cfg.head_dim, jnp.float32
+  cfg, S, K, dtype = plan.cfg, plan.columns, plan.head_dim, jnp.float32
   keys, values = (S // PANEL, K, PANEL), (S, K)
   if plan.cache_pairs:
     keys, values, dtype = (S // PANEL, K // 2, PANEL), (S // 2, K), jnp.uint32
@@ -101,6 +112,26 @@ def init_state(plan: Plan, slots: int) -> KernelState:
     counts=jnp.zeros(vocab, jnp.int32),
     bias=jnp.zeros(vocab, jnp.float32),
   )
+
+
+def call(
+  plan: Plan,
+  target: str,
+  weights: Packed,
+  state: KernelState,
+  operands: tuple[Any, ...],
+  results: tuple[jax.ShapeDtypeStruct, ...],
+) -> tuple[KernelState, list[jax.Array]]:
+  """(the state, changed in place, results) of a target of kernels.cc."""
+  changed = state.tokens, state.counts, state.k, state.v
+  like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in changed]
+  tokens, counts, k, v, *found = ffi.ffi_call(
+    target,
+    (*like, *results),
+    input_output_aliases={i: i for i in range(len(changed))},
+  )(*changed, *weights, *operands, shape=plan.shape())
+  state = dataclasses.replace(state, tokens=tokens, counts=counts, k=k, v=v)
+  return state, found
 
 
 def fill(
@@ -123,26 +154,16 @@ def fill(
   Returns:
     (state, float32[L, D or V] of the tokens, or [0]).
   """
-  cfg = plan.cfg
-  width = {'': 0, 'hidden': cfg.n_embd, 'logits': cfg.vocab_size}[out]
-  shape = (tokens_L.shape[0], width) if out else (0,)
-  results = (
-    jax.ShapeDtypeStruct(shape, jnp.float32),
-    *map(like, (state.tokens, state.k, state.v)),
+  kinds = '', 'hidden', 'logits'
+  width = 0, plan.cfg.n_embd, plan.cfg.vocab_size
+  kind = kinds.index(out)
+  shape = (tokens_L.shape[0], width[kind]) if out else (0,)
+  control = jnp.stack([slot, first, count, jnp.int32(kind)]).astype(jnp.int32)
+  result = jax.ShapeDtypeStruct(shape, jnp.float32)
+  state, (found,) = call(
+    plan, 'rgpt_fill', weights, state, (control, tokens_L), (result,)
   )
-  at = 3 + len(weights)
-  found, tokens, k, v = ffi.ffi_call(
-    'rgpt_fill', results, input_output_aliases={2: 1, at: 2, at + 1: 3}
-  )(
-    jnp.stack([slot, first, count]).astype(jnp.int32),
-    tokens_L,
-    state.tokens,
-    *weights,
-    state.k,
-    state.v,
-    **plan.attributes(out == 'logits'),
-  )
-  return dataclasses.replace(state, tokens=tokens, k=k, v=v), found
+  return state, found
 
 
 def decode(
@@ -178,38 +199,21 @@ def decode(
     s.frequency,
     s.presence,
   ]
-  at, k = 11 + len(weights), LOGIT_STEPS if logits else MAX_STEPS
-  tokens, found, counts, columns, keys, v = ffi.ffi_call(
+  k = LOGIT_STEPS if logits else MAX_STEPS
+  control = jnp.stack([rows, steps, *map(jnp.int32, (plan.draft, logits, k))])
+  operands = control, slots_b, last_b, length_b, step_b, s.seed
+  state, (tokens, found) = call(
+    plan,
     'rgpt_decode',
+    weights,
+    state,
+    (*operands, jnp.stack(numbers, axis=1), state.in_prompt, state.bias),
     (
       jax.ShapeDtypeStruct((b, k), jnp.int32),
       jax.ShapeDtypeStruct((b, k, V) if logits else (0,), jnp.float32),
-      *map(like, (state.counts, state.tokens, state.k, state.v)),
     ),
-    input_output_aliases={8: 2, 10: 3, at: 4, at + 1: 5},
-  )(
-    jnp.stack([rows, steps, *map(jnp.int32, (plan.draft, logits))]),
-    slots_b,
-    last_b,
-    length_b,
-    step_b,
-    s.seed,
-    jnp.stack(numbers, axis=1),
-    state.in_prompt,
-    state.counts,
-    state.bias,
-    state.tokens,
-    *weights,
-    state.k,
-    state.v,
-    **plan.attributes(),
   )
-  state = dataclasses.replace(state, k=keys, v=v, tokens=columns, counts=counts)
   return state, tokens, found
-
-
-def like(x: jax.Array) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def seat(

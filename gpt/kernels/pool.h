@@ -5,22 +5,12 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 class Pool {
  public:
-  // The pool of this process; a forked child gets a new one, without threads.
-  static Pool& get() {
-    static std::once_flag once;
-    std::call_once(once, [] {
-      current() = new Pool;
-      pthread_atfork(nullptr, nullptr, [] { current() = new Pool; });
-    });
-    return *current();
-  }
-
   // f(i) for i in [0, n), on up to `threads` threads; the caller is one of
   // them. If another caller has the pool, this one works alone.
   template <class F>
@@ -29,19 +19,20 @@ class Pool {
       for (int i = 0; i < n; i++) f(i);
       return;
     }
-    while ((int)workers_.size() < threads - 1)
-      if (!start_worker()) break;
-    call_ = [](void* f, int i) { (*(std::remove_reference_t<F>*)f)(i); };
-    arg_ = (void*)&f;
-    pending_.store(n, std::memory_order_relaxed);
-    epoch_++;
-    range_.store(epoch_ << 40 | (uint64_t)n);
-    if (sleepers_.load()) {
+    try {
+      for (; workers_ < threads - 1; workers_++)
+        std::thread([this] { loop(); }).detach();
+    } catch (const std::system_error&) {  // No more threads: go on without.
+    }
+    call_ = [&f](int i) { f(i); };
+    pending_ = n;
+    range_ = ++epoch_ << 40 | (uint64_t)n;
+    if (sleepers_) {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
     }
     work(true);
-    for (int spins = 1; pending_.load(std::memory_order_acquire); spins++) {
+    for (int spins = 1; pending_; spins++) {
       pause();
       if (spins % 0x4000 == 0) std::this_thread::yield();
     }
@@ -51,11 +42,6 @@ class Pool {
  private:
   // About 0.1 ms: longer than the gap between two blocks of decode steps.
   static constexpr int SPINS = 4000;
-
-  static Pool*& current() {
-    static Pool* pool = nullptr;
-    return pool;
-  }
 
   static void pause() {
 #if defined(__x86_64__)
@@ -74,15 +60,13 @@ class Pool {
 
   bool work(bool front) {
     bool any = false;
-    uint64_t range = range_.load(std::memory_order_acquire);
-    while (first(range) < end(range)) {
+    for (uint64_t range = range_; first(range) < end(range); range = range_) {
       int i = front ? first(range) : end(range) - 1;
       uint64_t left = front ? range + (1ull << 20) : range - 1;
       if (!range_.compare_exchange_weak(range, left)) continue;
-      call_(arg_, i);
+      call_(i);
+      pending_--;
       any = true;
-      pending_.fetch_sub(1, std::memory_order_acq_rel);
-      range = range_.load(std::memory_order_acquire);
     }
     return any;
   }
@@ -95,31 +79,23 @@ class Pool {
       }
       std::unique_lock<std::mutex> lock(mutex_);
       sleepers_++;
-      wake_.wait(lock, [&] {
-        uint64_t range = range_.load();
-        return first(range) < end(range);
-      });
+      wake_.wait(lock, [&] { return first(range_) < end(range_); });
       sleepers_--;
     }
   }
 
-  bool start_worker() {
-    try {
-      workers_.emplace_back([this] { loop(); });
-      workers_.back().detach();
-    } catch (const std::system_error&) {
-      return false;  // No more threads: go on without.
-    }
-    return true;
-  }
-
   std::mutex owner_, mutex_;
   std::condition_variable wake_;
-  std::vector<std::thread> workers_;
+  int workers_ = 0;
   uint64_t epoch_ = 0;
-  void (*call_)(void*, int) = nullptr;
-  void* arg_ = nullptr;
+  std::function<void(int)> call_;
   alignas(64) std::atomic<uint64_t> range_{0};
   alignas(64) std::atomic<int> pending_{0};
   alignas(64) std::atomic<int> sleepers_{0};
 };
+
+// Of this process; a forked child gets a new one, without threads.
+static Pool* pool = [] {
+  pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+  return new Pool;
+}();

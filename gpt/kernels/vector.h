@@ -9,7 +9,8 @@
 #include <immintrin.h>
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINED __attribute__((always_inline))
+#define INLINE static inline INLINED
 
 // Floats in a vector, and vectors in a tile of a product: what the registers
 // of AVX-512, of AVX2, and of SSE or Neon hold. Wider vectors than the
@@ -22,52 +23,56 @@ constexpr int W = 8, TILE = 2;
 constexpr int W = 4, TILE = 4;
 #endif
 
-typedef float vec __attribute__((vector_size(4 * W), aligned(4), may_alias));
-typedef uint32_t uvec
-    __attribute__((vector_size(4 * W), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(4 * W), aligned(4), may_alias));
+#define VECTOR __attribute__((vector_size(4 * W), aligned(4), may_alias))
+typedef float vec VECTOR;
+typedef uint32_t uvec VECTOR;
+typedef int32_t ivec VECTOR;
 
-// Two neighbours along the axis that a product sums over, bfloat16 each: the
-// earlier one in the low half.
-struct Pair {
-  uint32_t bits;
-};
+constexpr int whole(int n) { return (n + W - 1) / W * W; }  // Vectors.
 
 INLINE vec load(const float* p) { return *(const vec*)p; }
+INLINE uvec load(const uint32_t* p) { return *(const uvec*)p; }
 INLINE void store(float* p, vec x) { *(vec*)p = x; }
 INLINE vec all(float x) { return vec{} + x; }
 
+INLINE float as_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
 INLINE uint32_t to_bf16(float x) {  // Round to nearest even.
   uint32_t u;
   memcpy(&u, &x, 4);
-  if ((u & 0x7FFFFFFF) > 0x7F800000) return (u >> 16) | 0x40;  // NaN
+  if (x != x) return (u >> 16) | 0x40;  // NaN
   return (u + 0x7FFF + ((u >> 16) & 1)) >> 16;
 }
-INLINE float from_bf16(uint32_t bits) {
-  uint32_t u = bits << 16;
-  float x;
-  memcpy(&x, &u, 4);
-  return x;
+INLINE uint32_t pair_of(float x, float y) {
+  return to_bf16(x) | to_bf16(y) << 16;
 }
+INLINE float from_bf16(uint16_t bits) { return as_float((uint32_t)bits << 16); }
 
 INLINE float sum(vec a) {
-  float t[W];
-  memcpy(t, &a, sizeof t);
   for (int half = W / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) t[i] += t[i + half];
-  return t[0];
+    for (int i = 0; i < half; i++) a[i] += a[i + half];
+  return a[0];
 }
-INLINE float largest(vec a) {
-  float best = a[0];
-  for (int i = 1; i < W; i++) best = a[i] > best ? a[i] : best;
-  return best;
+
+// The sum of f(x) over the vectors x of p[0, end). Two sums at a time, as an
+// addition takes longer than a load.
+template <class F>
+INLINE float total(const float* p, int end, F f) {
+  vec a{}, b{};
+  int i = 0;
+  for (; i + 2 * W <= end; i += 2 * W)
+    a += f(load(p + i)), b += f(load(p + i + W));
+  if (i < end) a += f(load(p + i));
+  return sum(a + b);
 }
 
 // e^x to 2 ulp (Cephes' expf); 0 below -87, and at most e^88.
 INLINE vec exp(vec x) {
   vec low = all(-87.0f), high = all(88.0f);
-  vec clamped = x < low ? low : x;
-  clamped = clamped > high ? high : clamped;
+  vec clamped = x < low ? low : x > high ? high : x;
   // Adding 1.5 * 2^23 rounds to an integer, in the low bits of the sum.
   vec magic = all(12582912.0f);
   vec shifted = clamped * 1.44269504088896341f + magic;
@@ -75,25 +80,37 @@ INLINE vec exp(vec x) {
   vec r = shifted - magic;
   vec y = clamped - r * 0.693359375f + r * 2.12194440e-4f;
   vec p = all(1.9875691500e-4f);
-  p = p * y + 1.3981999507e-3f;
-  p = p * y + 8.3334519073e-3f;
-  p = p * y + 4.1665795894e-2f;
-  p = p * y + 1.6666665459e-1f;
-  p = p * y + 5.0000001201e-1f;
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
+                  1.6666665459e-1f, 5.0000001201e-1f})
+    p = p * y + c;
   p = p * y * y + y + 1.0f;
   vec e = (vec)((ivec)p + (n << 23));
   return x < low ? vec{} : e;
 }
 
 INLINE vec silu(vec x) { return x / (1.0f + exp(-x)); }
-// The tanh form: 0.5 x (1 + tanh(u)) = x / (1 + exp(-2 u)).
+// The tanh form: 0.5 x (1 + tanh(u / 2)) = x / (1 + exp(-u)).
 INLINE vec gelu(vec x) {
-  vec u = 0.7978845608f * (x + 0.044715f * x * x * x);
-  return x / (1.0f + exp(-2.0f * u));
+  return x / (1.0f + exp(-1.5957691216f * (x + 0.044715f * x * x * x)));
 }
 INLINE vec soft_cap(vec x, float cap) {
-  vec e = exp(2.0f / cap * x);
-  return cap * (1.0f - 2.0f / (1.0f + e));
+  return cap * (1.0f - 2.0f / (1.0f + exp(2.0f / cap * x)));
+}
+
+// p = e^((p - max p) * scale), of whole vectors; returns the sum.
+static float softmax(float* p, int end, float scale) {
+  vec most = all(-INFINITY), sums{};
+  for (int i = 0; i < end; i += W) {
+    vec x = load(p + i);
+    most = x > most ? x : most;
+  }
+  float best = most[0];
+  for (int i = 1; i < W; i++) best = std::max(best, most[i]);
+  for (int i = 0; i < end; i += W) {
+    vec e = exp((load(p + i) - best) * scale);
+    store(p + i, e), sums += e;
+  }
+  return sum(sums);
 }
 
 template <int N>
@@ -107,4 +124,4 @@ INLINE void unroll(F&& f) {
     f(Int<N - 1>{});
   }
 }
-#define EACH(i) [&](auto i) __attribute__((always_inline))
+#define EACH(i) [&](auto i) INLINED

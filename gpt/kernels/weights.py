@@ -1,14 +1,16 @@
 """The weights of a model as the kernels read them: in panels of 64 columns.
 
-A panel is contiguous in memory, so a product streams through it. Layers are
-stacked: a program has 23 operands for the weights of any depth.
+A panel is contiguous in memory, so a product streams through it. Its last row
+is the bias, in float32. Layers are stacked: a program has 10 operands for the
+weights of any depth. Heads are padded with zeros to whole vectors.
 """
 
 import ctypes
+import functools
 import mmap
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +23,7 @@ from gpt.model.rope_frequencies import rope_frequencies
 from gpt.model.transformer import BIASES
 
 PANEL = 64
+VECTOR = 16  # Floats; processors with shorter vectors have several.
 LARGE_PAGE = 2 << 20
 MADV_COLLAPSE = 25  # of Linux
 NONE = np.zeros(0, np.float32)  # An operand that the model does without.
@@ -61,17 +64,13 @@ def pack(
       that share arrays (a base and its adapters) then share operands.
   """
   known = {} if known is None else known
-  first = params['block_0']
-
-  def of_layers(name: str) -> list[Any]:
-    return [params[f'block_{i}'][name] for i in range(cfg.n_layer)]
+  n, D = cfg.n_layer, cfg.n_embd
+  blocks = [params[f'block_{i}'] for i in range(n)]
 
   def operand(
     sources: list[Any], make: Callable[[list[np.ndarray]], np.ndarray]
   ) -> Any:
-    """make(sources) on the device; NONE if the model has no such weights."""
-    if not sources:
-      return NONE
+    """make(sources) on the device."""
     # The key holds the sources, so that no id is another array's later.
     key = (pairs, *map(id, sources))
     if key not in known:
@@ -79,73 +78,58 @@ def pack(
       known[key] = jax.device_put(made), sources  # The same memory.
     return known[key][0]
 
-  def single(name: str) -> Any:
-    return operand([params[name]] if name in params else [], _float32_of_one)
+  def matrix(
+    *names: str,
+    across: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    down: Callable[[np.ndarray], np.ndarray] = np.asarray,
+  ) -> Any:
+    """Matrices side by side; their columns and their rows may be padded."""
+    width = len(names)
 
-  def vector(name: str) -> Any:
-    return operand(of_layers(name) if name in first else [], _stacked)
-
-  def matrix(*names: str, apart: bool = False) -> list[Any]:
-    """Matrices side by side, and their biases; `apart`: each padded."""
-    n, width = cfg.n_layer, len(names)
-
-    def beside(sources: list[np.ndarray]) -> list[np.ndarray]:
-      sources = [padded(x) for x in sources] if apart else sources
-      return [
-        np.concatenate(sources[i * width : (i + 1) * width], axis=-1)
-        for i in range(n)
-      ]
-
-    def interleaved(names: Sequence[str]) -> list[Any]:
-      return [params[f'block_{i}'][x] for i in range(n) for x in names]
+    def make(sources: list[np.ndarray]) -> np.ndarray:
+      made = []
+      for at in range(0, n * width, width):
+        w = [across(down(x)) for x in sources[at : at + width]]
+        b = [across(x) for x in sources[at + n * width :][:width]]
+        w = np.concatenate(w, axis=-1)
+        b = np.concatenate(b) if b else np.zeros(w.shape[1])
+        made.append(panels(w, b, pairs))
+      return np.stack(made)
 
     biases = [BIASES[name] for name in names] if cfg.bias else []
-    return [
-      operand(
-        interleaved(names),
-        lambda ws: np.stack([panels(w, pairs) for w in beside(ws)]),
-      ),
-      operand(
-        interleaved(biases),
-        lambda bs: padded(np.stack(beside(bs)).astype(np.float32)),
-      ),
-    ]
+    sources = [block[x] for block in blocks for x in names]
+    return operand(sources + [b[x] for b in blocks for x in biases], make)
 
   def table(name: str) -> Any:
     return operand([params[name]], lambda x: embedding(x[0], pairs))
 
+  def norm(tree: Any, name: str, width: int = D) -> np.ndarray:
+    """float32[2, width]: gain and bias; ones and zeros without."""
+    gain = tree.get(name, np.ones(width))
+    bias = tree.get(f'{name}_bias', np.zeros(width))
+    return np.stack([jax.device_get(x) for x in (gain, bias)])
+
+  norms = [norm(params, 'embed_norm'), norm(params, 'final_norm')]
+  for block in blocks:
+    norms += norm(block, 'attn_norm'), norm(block, 'mlp_norm')
+  gains = 'q_gain', 'k_gain'
+  of_heads = [norm(b, x, cfg.head_dim) for b in blocks for x in gains]
   head = params['wte' if cfg.tied_embeddings else 'lm_head']
+  heads = functools.partial(padded_heads, cfg.head_dim)
   up = ('gate', 'fc1') if cfg.mlp == 'swiglu' else ('fc1',)
   return (
     table('wte'),
     table('wpe') if cfg.pos == 'learned' else NONE,
     jnp.asarray(turns(cfg)),
-    single('embed_norm'),
-    single('embed_norm_bias'),
-    vector('attn_norm'),
-    vector('attn_norm_bias'),
-    vector('mlp_norm'),
-    vector('mlp_norm_bias'),
-    single('final_norm'),
-    single('final_norm_bias'),
-    vector('q_gain'),
-    vector('k_gain'),
-    *matrix('wq', 'wk', 'wv'),
-    *matrix('wo'),
-    *matrix(*up, apart=True),
-    *matrix('fc2'),
+    jnp.asarray(np.stack(norms), jnp.float32),
+    jnp.asarray(np.stack(of_heads), jnp.float32),
+    matrix('wq', 'wk', 'wv', across=heads),
+    matrix('wo', down=lambda w: heads(w.T).T),
+    matrix(*up, across=padded),
+    matrix('fc2'),
     # Twice: the operand of `head` alone may be the table of embeddings.
-    operand([head, head], lambda x: panels(x[0].T, pairs)),
-    NONE,
+    operand([head, head], lambda x: panels(x[0].T, np.zeros(len(x[0])), pairs)),
   )
-
-
-def _float32_of_one(sources: list[np.ndarray]) -> np.ndarray:
-  return sources[0].astype(np.float32)
-
-
-def _stacked(sources: list[np.ndarray]) -> np.ndarray:
-  return np.stack(sources).astype(np.float32)
 
 
 def in_large_pages(x: np.ndarray) -> np.ndarray:
@@ -190,13 +174,28 @@ def padded(x: np.ndarray) -> np.ndarray:
   return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, room)])
 
 
-def panels(w: np.ndarray, pairs: bool) -> np.ndarray:
-  """float32[in, out] -> float32[out / 64, in, 64] or uint32[.., in / 2, 64]."""
+def padded_heads(K: int, x: np.ndarray) -> np.ndarray:
+  """x with zeros after each K of its last axis, to a multiple of VECTOR."""
+  if room := -K % VECTOR:
+    x = x.reshape(*x.shape[:-1], -1, K)
+    x = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, room)])
+    x = x.reshape(*x.shape[:-2], -1)
+  return x
+
+
+def panels(w: np.ndarray, bias: np.ndarray, pairs: bool) -> np.ndarray:
+  """Panels of float32[in, out] and its bias.
+
+  Returns:
+    float32[out / 64, in + 1, 64], or with pairs uint32[out / 64, in / 2 + 1,
+    64] that ends with the bits of the bias.
+  """
   w = padded(w.astype(np.float32, copy=False))
+  last = padded(bias.astype(np.float32)[None])
   if pairs:
-    w = np.pad(w, [(0, w.shape[0] % 2), (0, 0)])
     bits = w.astype(jnp.bfloat16).view(np.uint16).astype(np.uint32)
-    w = bits[::2] | bits[1::2] << 16
+    w, last = bits[::2] | bits[1::2] << 16, last.view(np.uint32)
+  w = np.concatenate([w, last])
   w = w.reshape(len(w), -1, PANEL)
   return np.ascontiguousarray(w.transpose(1, 0, 2))
 
