@@ -1,13 +1,16 @@
-"""How hard a text is to predict, found by counting in a second.
+"""How hard a text is to predict, found by counting in a second or two.
 
 The loss of a network depends on its text as much as on its size. A model of
-byte n-grams, counted on samples of the text and scored on its held-out part,
-tells the law (law.py) what to expect of a text it has never seen. It also looks
-for repeats a few lines back, as attention does: code is full of them.
+n-grams, counted on samples of the text and scored on its held-out part, tells
+the law (law.py) what to expect of a text it has never seen. How far each length
+of context is trusted is fitted to the text, as in compressors that mix
+contexts. It also looks for repeats a few lines back, as attention does: code is
+full of them.
 
 References:
   Ney, Essen & Kneser 1994, absolute discounting with interpolation
   (https://doi.org/10.1006/csla.1994.1001).
+  Jelinek & Mercer 1980: weights by how often a context was seen.
 """
 
 import dataclasses
@@ -19,10 +22,16 @@ import numpy as np
 from gpt.errors import UserError
 
 # What every count of an n-gram gives to shorter ones, by symbols of context.
-DISCOUNTS = (0.75, 0.75, 0.75, 1.5, 1.5, 1.5)
-# Bytes counted, first a quarter of them to see what more text gives; bytes
-# scored.
-LARGE, QUARTER, SCORED = 1 << 19, 1 << 17, 1 << 16
+DISCOUNTS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.9, 0.9, 0.9)
+# Bytes counted, and half and a quarter of them to see what more text gives;
+# bytes scored.
+LARGE, HALF, QUARTER, SCORED = 1 << 19, 1 << 18, 1 << 17, 1 << 16
+# Contexts that were seen so many times, in powers of two, are trusted alike.
+MOST_SEEN = 9
+# Groups of fewer symbols have no weight of their own; none trusts fully.
+FEWEST, LEAST = 8, 0.001
+# Other characters than ASCII's are one symbol each if a text has no more.
+ALPHABET = 125
 # Symbols from which on a line is no longer compared with the one before.
 SORTED = 8
 # Lengths of context that are looked for, and how many symbols back.
@@ -38,15 +47,16 @@ class Entropy:
 
   Attributes:
     bits: bits per held-out byte, having counted LARGE bytes, or all of them.
-    fewer: the same, having counted QUARTER bytes, or all of them.
+    half, quarter: the same, having counted HALF, QUARTER bytes.
   """
 
   bits: float
-  fewer: float
+  half: float
+  quarter: float
 
 
 def measure(train: np.ndarray, held_out: np.ndarray) -> Entropy:
-  """Counts n-grams of `train` and scores `held_out`: half a second.
+  """Counts n-grams of `train` and scores `held_out`: a second or two.
 
   Args:
     train: uint8[N], the bytes of the training split; may be a memory map, of
@@ -63,8 +73,10 @@ def measure(train: np.ndarray, held_out: np.ndarray) -> Entropy:
     )
   scored = sample(held_out, SCORED)
   return Entropy(
-    _bits_per_byte(sample(train, LARGE), scored),
-    _bits_per_byte(sample(train, QUARTER), scored),
+    *(
+      _bits_per_byte(sample(train, size), scored)
+      for size in (LARGE, HALF, QUARTER)
+    )
   )
 
 
@@ -79,14 +91,44 @@ def sample(data: np.ndarray, size: int) -> np.ndarray:
 
 def _bits_per_byte(train: np.ndarray, scored: np.ndarray) -> float:
   """Bits per byte of `scored`, by counts of `train` and by its own repeats."""
-  symbols = _joined(scored)
-  p = _by_counts(_joined(train), symbols)
-  for here, right in _lines(symbols):
-    p = _mixed(p, here, right)
+  counted, symbols = map(_joined, _characters(train, scored))
+  p = _by_counts(counted, symbols)
+  for here, above in _lines(symbols):
+    p = _mixed(p, here, symbols[here] == symbols[above])
+  grams = _in_lines(counted)[1]
+  p = _counted(p, *_in_lines(symbols), grams, DISCOUNTS[2])
   for length in REPEATS:
     before, right = _repeats(symbols, length)
     p = _mixed(p, before, right)
   return float(-np.log2(p).sum() / len(scored))
+
+
+def _characters(
+  train: np.ndarray, scored: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """uint8, uint8: a symbol below 0x80 per character where those are few.
+
+  A letter of Arabic or Greek is two bytes, of which the first tells nothing.
+  White space stays what it is; a text with too many characters, too.
+  """
+  if max(train.max(), scored.max()) < 0x80:
+    return train, scored
+  codes = [
+    np.frombuffer(
+      data.tobytes().decode('utf-8', 'replace').encode('utf-32-le'), np.uint32
+    )
+    for data in (train, scored)
+  ]
+  space = np.frombuffer(b'\t\n ', np.uint8)
+  used = np.setdiff1d(np.concatenate(codes), space)
+  if len(used) > ALPHABET:
+    return train, scored
+  free = np.setdiff1d(np.arange(0x80, dtype=np.uint8), space)
+  keys = np.concatenate([used, space])
+  order = np.argsort(keys)
+  symbols = np.concatenate([free[: len(used)], space])[order]
+  counted, wanted = (symbols[np.searchsorted(keys[order], x)] for x in codes)
+  return counted, wanted
 
 
 def _joined(data: np.ndarray) -> np.ndarray:
@@ -107,43 +149,104 @@ def _joined(data: np.ndarray) -> np.ndarray:
 def _by_counts(train: np.ndarray, scored: np.ndarray) -> np.ndarray:
   """float64[M]: the probability of each symbol of `scored`.
 
-    p_k(x | c) = (max(n(cx) - d_k, 0) + r(c) p_{k-1}(x | c')) / n(c)
+    q_k(x | c) = (max(n(cx) - d_k, 0) + d_k m(c) p_{k-1}(x | c')) / n(c)
+    p_k = w q_k + (1 - w) p_{k-1}
 
-  with r(c) what the symbols after context c gave away, the sum of their
-  min(n(cx), d_k), and c' without its first symbol.
+  with m(c) the number of different symbols after context c, c' that context
+  without its first symbol, and w the likeliest weight of contexts as frequent,
+  with one successor or several.
   """
   p = np.full(len(scored), 1 / 256)
+  grams, wanted = train.astype(np.uint64), scored.astype(np.uint64)
   for order, discount in enumerate(DISCOUNTS):
-    if min(len(train), len(scored)) <= order:
-      break
-    keys, counts = np.unique(_ngrams(train, order), return_counts=True)
-    contexts, starts = np.unique(keys >> np.uint64(8), return_index=True)
-    totals = np.add.reduceat(counts, starts)
-    given = np.add.reduceat(np.minimum(counts, discount), starts)
-    wanted = _ngrams(scored, order)
-    context = wanted >> np.uint64(8)
-    total = _look_up(contexts, totals, context)
-    kept = np.maximum(_look_up(keys, counts, wanted) - discount, 0)
-    mixed = kept + _look_up(contexts, given, context) * p[order:]
-    p[order:] = np.where(total > 0, mixed / np.maximum(total, 1), p[order:])
+    if order:
+      grams, wanted = _longer(grams, train), _longer(wanted, scored)
+    p = _counted(p, np.arange(order, len(p)), wanted, grams, discount)
   return p
 
 
+def _counted(
+  p: np.ndarray,
+  here: np.ndarray,
+  wanted: np.ndarray,
+  grams: np.ndarray,
+  discount: float,
+) -> np.ndarray:
+  """float64[M]: p_k from p_{k-1}, `p`.
+
+  Args:
+    here: int64[K], indices of `p`.
+    wanted: uint64[K], context and symbol there.
+    grams: uint64[N], contexts and symbols to count; the last 8 bits are the
+      symbol.
+  """
+  if not min(len(wanted), len(grams)):
+    return p
+  keys, counts = np.unique(grams, return_counts=True)
+  contexts, starts = np.unique(keys >> np.uint64(8), return_index=True)
+  totals = np.add.reduceat(counts, starts)
+  distinct = np.diff(np.append(starts, len(keys)))
+  total = _look_up(contexts, totals, wanted >> np.uint64(8))
+  known = np.flatnonzero(total)
+  here, wanted, total = here[known], wanted[known], total[known]
+  several = _look_up(contexts, distinct, wanted >> np.uint64(8))
+  kept = np.maximum(_look_up(keys, counts, wanted) - discount, 0)
+  new = (kept + discount * several * p[here]) / total
+  seen = np.minimum(np.log2(total).astype(int), MOST_SEEN)
+  p = p.copy()
+  p[here] = _trusted(p[here], new, 2 * seen + (several > 1))
+  return p
+
+
+def _trusted(
+  old: np.ndarray, new: np.ndarray, groups: np.ndarray
+) -> np.ndarray:
+  """w new + (1 - w) old, with the likeliest w of every group."""
+  p = old.copy()
+  for group in range(2 * MOST_SEEN + 2):
+    here = np.flatnonzero(groups == group)
+    weight = _weight(old[here], new[here]) if len(here) >= FEWEST else 0.5
+    p[here] = weight * new[here] + (1 - weight) * old[here]
+  return p
+
+
+def _weight(old: np.ndarray, new: np.ndarray) -> float:
+  """The likeliest weight of `new` beside `old`, by EM."""
+  weight = 0.5
+  for _ in range(20):
+    weight = np.mean(weight * new / (weight * new + (1 - weight) * old))
+  return float(min(max(weight, LEAST), 1 - LEAST))
+
+
 def _lines(symbols: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Guesses from the previous line where both begin alike, as in sorted lists.
+  """Where a line begins like the one before, as in sorted lists.
 
   Yields:
     For every number of symbols in which lines agree, from 0 to SORTED - 1: the
-    indices of the symbols that follow, int64[K], and whether those agree, too,
-    bool[K].
+    indices of the symbols that follow, int64[K], and of those above them.
   """
   begins = np.flatnonzero(symbols[:-1] == NEWLINE) + 1
-  here, before = begins[1:], begins[:-1]
+  here, above = begins[1:], begins[:-1]
   for _ in range(SORTED):
-    right = symbols[here] == symbols[before]
-    yield here, right
-    on = right & (symbols[here] != NEWLINE) & (here + 1 < len(symbols))
-    here, before = here[on] + 1, before[on] + 1
+    yield here, above
+    on = symbols[here] == symbols[above]
+    on &= (symbols[here] != NEWLINE) & (here + 1 < len(symbols))
+    here, above = here[on] + 1, above[on] + 1
+
+
+def _in_lines(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """What follows there, after the symbol above and the one to the left.
+
+  In a sorted list it is the symbol above, or a later one.
+
+  Returns:
+    Indices, int64[K]; context and symbol, uint64[K].
+  """
+  here, above = map(np.concatenate, zip(*_lines(symbols)))
+  parts = (symbols[i].astype(np.uint64) for i in (above, here - 1, here))
+  first, left, last = parts
+  keys = first << np.uint64(16) | left << np.uint64(8) | last
+  return here, keys
 
 
 def _repeats(symbols: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -176,11 +279,17 @@ def _mixed(p: np.ndarray, here: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _ngrams(data: np.ndarray, order: int) -> np.ndarray:
   """uint64[N - order]: each byte and the `order` bytes before it, packed."""
-  length = max(0, len(data) - order)
-  packed = np.zeros(length, np.uint64)
-  for i in range(order + 1):
-    packed = packed << np.uint64(8) | data[i : i + length].astype(np.uint64)
+  packed = data.astype(np.uint64)
+  for _ in range(order):
+    packed = _longer(packed, data)
   return packed
+
+
+def _longer(ngrams: np.ndarray, data: np.ndarray) -> np.ndarray:
+  """The n-grams of `data` that are longer by a byte: one fewer."""
+  length = max(0, len(ngrams) - 1)
+  ends = data[len(data) - length :].astype(np.uint64)
+  return ngrams[:length] << np.uint64(8) | ends
 
 
 def _look_up(

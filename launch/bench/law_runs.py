@@ -27,6 +27,16 @@ class Run:
 
 
 RUNS = (
+  # Short texts, read again and again.
+  Run('oasst1_400k', 0, 96, 4, 128, 3000),
+  Run('sotu_500k', 0, 96, 4, 128, 4000),
+  Run('stdlib_400k', 0, 64, 3, 128, 5000),
+  Run('chitchat_400k', 0, 64, 3, 128, 4000),
+  Run('kjv_400k', 0, 96, 4, 128, 3000),
+  Run('names', 0, 96, 4, 128, 2500),
+  Run('quran', 0, 64, 2, 128, 5000),
+  Run('oasst1_400k', 0, 64, 2, 128, 6000),
+  # Once, or hardly.
   Run('shakespeare', 0, 96, 4, 128, 600),
   Run('sotu', 0, 96, 4, 128, 600),
   Run('chitchat', 0, 96, 4, 128, 600),

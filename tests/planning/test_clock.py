@@ -119,6 +119,14 @@ FACTS = {
     'bytes_per_token': 1.0,
     'options': {'model.n_embd': 96, 'model.n_layer': 4},
   },
+  'text': {
+    'share_trained': 1.0,
+    'entropy': {'bits': 2.2, 'half': 2.35, 'quarter': 2.5},
+  },
+}
+# A plan made when other numbers described a text.
+OLDER = {
+  **FACTS,
   'text': {'share_trained': 1.0, 'entropy': {'bits': 2.5, 'fewer': 2.8}},
 }
 
@@ -141,7 +149,8 @@ def test_halfway_the_losses_of_a_run_correct_the_law(time, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'facts, bits', [({'now': {}, 'text': 'edited'}, 2.0), (FACTS, math.nan)]
+  'facts, bits',
+  [({'now': {}, 'text': 'edited'}, 2.0), (OLDER, 2.0), (FACTS, math.nan)],
 )
 def test_nothing_is_foreseen_without_a_plan_or_a_loss(
   time, tmp_path, facts, bits

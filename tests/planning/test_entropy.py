@@ -14,7 +14,7 @@ def test_random_bytes_cannot_be_predicted():
   data = np.random.default_rng(0).integers(0, 256, 200_000, dtype=np.uint8)
   found = measure(data[:150_000], data[150_000:])
   assert found.bits > 7.9
-  assert found.fewer == pytest.approx(found.bits, abs=0.1)
+  assert found.quarter == pytest.approx(found.bits, abs=0.1)
 
 
 def test_a_repeated_line_is_known_after_a_few_bytes():
@@ -26,7 +26,45 @@ def test_counting_more_bytes_saves_some_bits():
   data = np.frombuffer(sample_text().encode(), np.uint8)
   split = int(0.9 * len(data))
   found = measure(data[:split], data[split:])
-  assert 0.3 < found.bits < found.fewer < 4
+  assert 0.3 < found.bits < found.half < found.quarter < 4
+
+
+def test_the_same_text_has_the_same_measure():
+  data = np.frombuffer(sample_text().encode(), np.uint8)
+  assert measure(data[:90_000], data[90_000:]) == measure(
+    data[:90_000].copy(), data[90_000:].copy()
+  )
+
+
+def test_a_letter_of_two_bytes_is_one_letter():
+  """Another alphabet does not make a text harder."""
+  latin = sample_text()[:100_000].lower()
+  letters = {ord('a') + i: chr(0x430 + i) for i in range(26)}
+  bits = []
+  for text in (latin, latin.translate(letters)):
+    data = np.frombuffer(text.encode(), np.uint8)
+    split = int(0.9 * len(data))
+    found = measure(data[:split], data[split:])
+    bits.append(found.bits * len(data) / len(text))
+  assert bits[1] == pytest.approx(bits[0], rel=0.01)
+
+
+def test_long_contexts_that_say_nothing_cost_nothing():
+  """Letters by chance: all contexts are known, and none helps."""
+  rng = np.random.default_rng(0)
+  data = rng.choice([97, 98, 99, 100], 100_000).astype(np.uint8)
+  assert measure(data[:90_000], data[90_000:]).bits < 2.04
+
+
+def test_a_sorted_list_is_easier_than_its_words():
+  rng = np.random.default_rng(0)
+  words = [bytes(x) for x in rng.integers(97, 123, (10_000, 6), np.uint8)]
+  bits = []
+  for lines in (words, sorted(words)):
+    data = np.frombuffer(b'\n'.join(lines), np.uint8)
+    split = int(0.9 * len(data))
+    bits.append(measure(data[:split], data[split:]).bits)
+  assert bits[1] < 0.7 * bits[0]  # Two letters of six, and part of the third.
 
 
 def test_a_huge_text_is_only_sampled(tmp_path):

@@ -18,6 +18,8 @@ def test_the_table_has_the_runs_that_a_law_needs():
   assert min(row.text_tokens for row in ROWS) < 2e5
   assert max(row.text_tokens for row in ROWS) > 1e7
   assert max(row.tokens_seen / row.text_tokens for row in ROWS) > 20
+  often = {row.kind for row in ROWS if row.tokens_seen > 7 * row.text_tokens}
+  assert len(often) >= 5  # Or one text says what reading it again is worth.
   assert any(row.bytes_per_token > 2 for row in ROWS)
 
 
@@ -29,12 +31,13 @@ def test_the_fit_of_the_table_gives_the_constants():
 def test_the_law_predicts_its_runs():
   coefficients = Coefficients(**COEFFICIENTS)
   errors = [abs(row.residual(coefficients)) for row in ROWS]
-  assert statistics.median(errors) < 0.018
-  assert max(errors) < 0.14
+  assert statistics.median(errors) < 0.017
+  assert max(errors) < 0.145
 
 
 def test_the_law_predicts_texts_it_has_not_seen():
   residuals = law_fit.left_out(ROWS)
   errors = [abs(r) for rs in residuals.values() for r in rs]
-  assert statistics.median(errors) < 0.048
-  assert sum(e < 0.08 for e in errors) > 0.75 * len(errors)
+  assert statistics.median(errors) < 0.022
+  assert sum(e < 0.04 for e in errors) >= 0.8 * len(errors)
+  assert sum(e < 0.08 for e in errors) >= 0.95 * len(errors)
