@@ -1,15 +1,15 @@
 """Constants of law.py, fitted to 75 runs by launch.bench.law."""
 
 COEFFICIENTS = {
-  'floor': 0.38448,
-  'per_parameter': 0.11669,
-  'parameter_power': 0.061694,
-  'per_byte': 0.30644,
-  'byte_power': 0.089343,
-  'useful_passes': 4.1928,
-  'parameters_per_byte': 1.3551,
-  'entropy_power': 1.0478,
-  'yield_power': 12.401,
-  'level': 0.13588,
-  'pieces': -0.0061685,
+  'floor': 0.37399,
+  'per_parameter': 0.12104,
+  'parameter_power': 0.051481,
+  'per_byte': 0.3074,
+  'byte_power': 0.076543,
+  'useful_passes': 4.3249,
+  'parameters_per_byte': 1.8943,
+  'entropy_power': 1.0441,
+  'yield_power': 13.576,
+  'level': 0.14761,
+  'pieces': -0.007242,
 }

@@ -33,7 +33,7 @@ from gpt.planning.entropy import Entropy
 # Units of N', U and T'.
 MILLION = 1e6
 # Of f: the texts of the fit have 1.02 to 1.14, repeated lines any number.
-LARGEST_FALL = 1.2
+LARGEST_FALL = 1.15
 
 
 @dataclasses.dataclass(frozen=True)

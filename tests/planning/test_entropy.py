@@ -67,6 +67,12 @@ def test_a_sorted_list_is_easier_than_its_words():
   assert bits[1] < 0.7 * bits[0]  # Two letters of six, and part of the third.
 
 
+def test_more_of_a_short_text_would_save_bits_too():
+  data = np.frombuffer(sample_text()[:60_000].encode(), np.uint8)
+  found = measure(data[:50_000], data[50_000:])
+  assert found.bits == found.half < 0.97 * found.quarter
+
+
 def test_a_huge_text_is_only_sampled(tmp_path):
   path = tmp_path / 'huge.bin'
   with path.open('wb') as file:
