@@ -40,7 +40,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from gpt import devices  # noqa: E402
-from gpt.kernels import build, library  # noqa: E402
+from gpt.kernels import library  # noqa: E402
+from gpt.native import build, training  # noqa: E402
 
 # The same examples every time, without a deadline: the machine may be busy.
 hypothesis.settings.register_profile(
@@ -56,7 +57,9 @@ pytest.register_assert_rewrite(
 jax.config.update('jax_num_cpu_devices', 4)
 devices.enable_compilation_cache()  # Or off, where it is not safe.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-if library.load():  # Compiles now, so that no program under test says so,
+if (
+  library.load() or training.load()
+):  # Compiles now, so that no program under test says so,
   os.environ['RGPT_KERNELS'] = 'off'
 else:  # not even one with a HOME of its own.
   os.environ.setdefault('RGPT_KERNELS_DIR', str(build.cache_directory()))

@@ -2,29 +2,32 @@
 
     python -m gpt.kernels
 
-Prints one line and always succeeds: without kernels, decoding uses JAX. The
-container image is built with RGPT_KERNELS_MARCH=x86-64-v3, for one.
+Prints a line for each library and always succeeds: without kernels, decoding
+and training use JAX. The container image is built with
+RGPT_KERNELS_MARCH=x86-64-v3, for one.
 """
 
 import jaxlib.version
 from jax import ffi
 
-from gpt.kernels import build
+from gpt.native import build
 
 
 def main() -> None:
-  try:
-    _, seconds = build.compiled(
-      build.cache_directory(),
-      build.chosen_march(),
-      ffi.include_dir(),
-      jaxlib.version.__version__,
-    )
-  except build.NoKernels as e:
-    print(f'Decoding kernels: none, decoding uses JAX: {e}')
-    return
-  how = f'compiled in {seconds:.0f} s' if seconds else 'present'
-  print(f'Decoding kernels: {how}')
+  for source, purpose in build.PURPOSES.items():
+    try:
+      _, seconds = build.compiled(
+        build.cache_directory(),
+        build.chosen_march(),
+        ffi.include_dir(),
+        jaxlib.version.__version__,
+        source,
+      )
+    except build.NoKernels as e:
+      print(f'{purpose.capitalize()} kernels: none, {purpose} uses JAX: {e}')
+      continue
+    how = f'compiled in {seconds:.0f} s' if seconds else 'present'
+    print(f'{purpose.capitalize()} kernels: {how}')
 
 
 if __name__ == '__main__':

@@ -1,21 +1,15 @@
 """Loads the kernels and says for which models they can be used."""
 
-import ctypes
 import functools
-import logging
 import os
 
 import jax
-import jaxlib.version
-from jax import ffi
 
 from gpt.devices import num_cores
 from gpt.errors import UserError
-from gpt.kernels import build
 from gpt.kernels.calls import DRAFT, Plan
 from gpt.model.config import GPTConfig
-
-log = logging.getLogger(__name__)
+from gpt.native import build, targets
 
 TARGETS = ('rgpt_fill', 'rgpt_decode')
 WEIGHTS = ('float32', 'bfloat16')
@@ -84,13 +78,5 @@ def is_even(cfg: GPTConfig) -> bool:
 @functools.cache
 def load() -> str:
   """Registers the kernels with XLA; '' or why that is impossible."""
-  try:
-    path = build.library(ffi.include_dir(), jaxlib.version.__version__)
-    library = ctypes.CDLL(str(path))
-    for name in TARGETS:
-      handler = ffi.pycapsule(getattr(library, name))
-      ffi.register_ffi_target(name, handler, platform='cpu')
-  except (build.NoKernels, OSError, AttributeError, RuntimeError) as e:
-    log.info('decoding without compiled kernels: %s', e)
-    return str(e)
-  return ''
+  without = 'decoding without compiled kernels: %s'
+  return targets.register(build.DECODING, TARGETS, without)

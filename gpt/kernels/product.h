@@ -36,8 +36,8 @@ INLINE void add(vec& acc, const Pair* x, uvec w) {
 // put(r, c, sums) for each row r of x and W columns from c on of w, the sums
 // of `depth` rows of w, ldw apart; `columns` is a multiple of W. AHEAD: also
 // asks for what lies `ahead` elements of w further on. The processor itself
-// stops asking at the end of each 4 KB.
-template <bool AHEAD = false, class X, class E, class F>
+// stops asking at the end of each 4 KB. TALL: x has its rows as columns.
+template <bool AHEAD = false, bool TALL = false, class X, class E, class F>
 static void product(const X* x, int ldx, int rows, const E* w, int ldw,
                     int depth, int columns, const F& put, size_t ahead = 0) {
   constexpr int STEP = std::is_same_v<X, E> ? 1 : 2;
@@ -53,7 +53,8 @@ static void product(const X* x, int ldx, int rows, const E* w, int ldw,
         if constexpr (AHEAD) __builtin_prefetch(p + ahead, 0, 2);
       });
       unroll<R>(EACH(r) {
-        const X* p = x + (size_t)(row + r) * ldx + STEP * i;
+        const X* p = TALL ? x + (size_t)i * ldx + row + r
+                          : x + (size_t)(row + r) * ldx + STEP * i;
         unroll<C>(EACH(c) { add(acc[r][c], p, words[c]); });
       });
     }

@@ -43,7 +43,7 @@ INLINE float as_float(uint32_t bits) {
 INLINE uint32_t to_bf16(float x) {  // Round to nearest even.
   uint32_t u;
   memcpy(&u, &x, 4);
-  if (x != x) return (u >> 16) | 0x40;  // NaN
+  if ((u & 0x7FFFFFFF) > 0x7F800000) return (u >> 16) | 0x40;  // NaN
   return (u + 0x7FFF + ((u >> 16) & 1)) >> 16;
 }
 INLINE uint32_t pair_of(float x, float y) {

@@ -1,8 +1,9 @@
 """Attention: one function, several kernels, chosen once by `resolve_kernel`.
 
 `plain` is the formula. `blocked` and `cudnn` compute the same function faster;
-`blocked` is tested against `plain` in value and gradient. `attend_cached` is
-the attention of decoding.
+`blocked` is tested against `plain` in value and gradient. On a CPU it is a
+compiled kernel (gpt/native/training.py), or, without one, what is here.
+`attend_cached` is the attention of decoding.
 """
 
 import functools
@@ -12,9 +13,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from gpt.errors import UserError
 from gpt.model.mixed_precision import einsum_f32, row_major
+from gpt.native import training
 
 KERNELS = ('plain', 'blocked', 'cudnn')
 # Finite: a fully masked row gives numbers instead of NaN.
@@ -156,6 +159,7 @@ def causal_self_attention(
   segments_BL: jax.Array | None = None,
   *,
   kernel: str,
+  operands: DTypeLike | None = None,
 ) -> jax.Array:
   """Causal attention of whole sequences; see `attend` for the formula.
 
@@ -164,10 +168,30 @@ def causal_self_attention(
     k_BLGK, v_BLGK: float[B, L, G, K].
     segments_BL: int32[B, L]; attention stays within equal numbers.
     kernel: one of KERNELS, from `resolve_kernel`.
+    operands: what factors of products are rounded to; None: the dtype of q.
 
   Returns:
     float[B, L, H, K] in the dtype of q.
   """
+  dtype = q_BLHK.dtype
+  operands = jnp.dtype(operands or dtype)
+  if kernel == 'blocked' and dtype == jnp.float32 and training.usable():
+    half = operands == jnp.bfloat16
+    return training.attention(q_BLHK, k_BLGK, v_BLGK, segments_BL, half)
+  q_BLHK, k_BLGK, v_BLGK = (
+    x.astype(operands) for x in (q_BLHK, k_BLGK, v_BLGK)
+  )
+  attention = _in_jax(q_BLHK, k_BLGK, v_BLGK, segments_BL, kernel)
+  return attention.astype(dtype)
+
+
+def _in_jax(
+  q_BLHK: jax.Array,
+  k_BLGK: jax.Array,
+  v_BLGK: jax.Array,
+  segments_BL: jax.Array | None,
+  kernel: str,
+) -> jax.Array:
   # cuDNN takes a mask for even lengths only.
   if kernel == 'cudnn' and (segments_BL is None or q_BLHK.shape[1] % 2 == 0):
     return fused_attention(q_BLHK, k_BLGK, v_BLGK, segments_BL)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt import sharding
+from gpt.native import training
 
 
 def einsum_f32(terms: str, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -62,7 +63,8 @@ def product(
 def _forward(
   x: jax.Array, w: jax.Array, transposed: bool, dtype: str
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return product(x, w, transposed, dtype), (x.astype(dtype), w)
+  saved = x if training.usable() else x.astype(dtype)
+  return product(x, w, transposed, dtype), (saved, w)
 
 
 def _backward(
@@ -72,11 +74,16 @@ def _backward(
   dout: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   x, w = saved
+  dout_no = dout.reshape(-1, dout.shape[-1])
   dout = dout.astype(dtype)
   terms = '...o,oi->...i' if transposed else '...o,io->...i'
   dx = einsum_f32(terms, dout, w.astype(dtype))
   x_ni = x.reshape(-1, x.shape[-1])
-  dout_no = dout.reshape(-1, dout.shape[-1])
+  if training.usable():
+    pair = (dout_no, x_ni) if transposed else (x_ni, dout_no)
+    dw = training.matrix_gradient(*pair, half=dtype == 'bfloat16')
+    return dx, dw.astype(w.dtype)
+  dout_no = dout_no.astype(dtype)
   # Copy the smaller factor; the result may then be transposed.
   copied = x_ni.shape[1] <= dout_no.shape[1]
   if copied:

@@ -131,12 +131,14 @@ class Block(nn.Module):
     q_BLHK, k_BLHK, v_BLHK = self.qkv(x_BLD, positions_BL)
     written = None
     if layer_cache is None:
-      q_BLHK, k_BLHK, v_BLHK = (
-        x.astype(cfg.matmul_dtype) for x in (q_BLHK, k_BLHK, v_BLHK)
-      )
       out_BLHK = causal_self_attention(
-        q_BLHK, k_BLHK, v_BLHK, segments_BL, kernel=cfg.attention
-      ).astype(x_BLD.dtype)
+        q_BLHK,
+        k_BLHK,
+        v_BLHK,
+        segments_BL,
+        kernel=cfg.attention,
+        operands=cfg.matmul_dtype,
+      )
     else:
       filled, fresh = layer_cache
       mask_BLS, write_at = ctx

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from gpt import devices, sharding
 from gpt.errors import UserError
 from gpt.model import GPT, GPTConfig, abstract_params, num_params
+from gpt.native import training
 from gpt.planning import collectives
 from gpt.planning.kinds import Kind
 from gpt.training import optimizer, schedules
@@ -145,7 +146,8 @@ def make(config: Any, vocab_size: int, kind: Kind) -> Plan:
   B = devices.padded_batch_size(config.batch_size, mesh, micro)
   batch = _batch(B, cfg.block_size, config.data.packing)
   args = state, batch, jax.eval_shape(jax.random.key, 0), {}
-  traced = step.trace(*args)
+  with training.reference():
+    traced = step.trace(*args)
   compiled = traced.lower().compile(QUICK)
   memory = compiled.memory_analysis()
   own = functools.partial(_device_bytes, mesh)

@@ -18,8 +18,9 @@ import pytest
 
 from gpt import kernels
 from gpt.errors import UserError
-from gpt.kernels import __main__, build, library
+from gpt.kernels import __main__, library
 from gpt.model import GPTConfig
+from gpt.native import build
 from tests.kernels.test_kernels import SIZES, random_params, texts
 
 CC = shutil.which('cc') or shutil.which('c++')
@@ -85,7 +86,7 @@ def left_over(tmp_path) -> list[str]:
 def assert_falls_back(caplog, reason: str) -> None:
   """Decoding works, with one line in the log that gives the reason."""
   cfg = GPTConfig(**SIZES, n_embd=8, n_head=1)
-  with caplog.at_level(logging.INFO, 'gpt.kernels'):
+  with caplog.at_level(logging.INFO, 'gpt.native'):
     for _ in range(2):
       assert kernels.plan_for(cfg) is None
     (found,) = texts(cfg, random_params(cfg), [[1]], 4, seed=[0])
@@ -163,7 +164,7 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch, caplog, tmp_path):
 
 def test_kernels_that_are_switched_off_need_no_line(monkeypatch, caplog):
   monkeypatch.setenv('RGPT_KERNELS', 'off')
-  with caplog.at_level(logging.INFO, 'gpt.kernels'):
+  with caplog.at_level(logging.INFO, 'gpt.native'):
     assert kernels.plan_for(GPTConfig(8)) is None
   assert caplog.messages == []
 
@@ -171,7 +172,7 @@ def test_kernels_that_are_switched_off_need_no_line(monkeypatch, caplog):
 @needs_compiler
 def test_processes_that_start_together_compile_once(compiler, tmp_path):
   compiler('sleep 0.5; ' + made_of(tmp_path, 'void rgpt_probe() {}'))
-  program = 'from gpt.kernels import build; print(build.library("i", "1.0"))'
+  program = 'from gpt.native import build; print(build.library("i", "1.0"))'
 
   def one(_):
     done = subprocess.run(
@@ -245,7 +246,7 @@ def test_a_prebuilt_library_needs_no_compiler(compiler, monkeypatch, tmp_path):
 
 
 @needs_compiler
-def test_the_command_prints_one_line_and_never_fails(
+def test_the_command_prints_a_line_for_each_library_and_never_fails(
   compiler, capsys, monkeypatch, tmp_path
 ):
   compiler(made_of(tmp_path, 'void rgpt_probe() {}'))
@@ -255,7 +256,10 @@ def test_the_command_prints_one_line_and_never_fails(
   __main__.main()
   assert re.fullmatch(
     r'Decoding kernels: compiled in \d s\n'
+    r'Training kernels: compiled in \d s\n'
     r'Decoding kernels: present\n'
-    r"Decoding kernels: none, decoding uses JAX: CXX names 'no-such-.*\n",
+    r'Training kernels: present\n'
+    r"Decoding kernels: none, decoding uses JAX: CXX names 'no-such-.*\n"
+    r"Training kernels: none, training uses JAX: CXX names 'no-such-.*\n",
     capsys.readouterr().out,
   )

@@ -24,7 +24,11 @@ from gpt.errors import quoted
 
 log = logging.getLogger(__name__)
 
-SOURCES = pathlib.Path(__file__).parent
+SOURCES = pathlib.Path(__file__).parents[1] / 'kernels'
+DECODING = SOURCES / 'kernels.cc'
+TRAINING = SOURCES / 'training' / 'training.cc'
+# What each is called in messages and in names of files.
+PURPOSES = {DECODING: 'decoding', TRAINING: 'training'}
 COMPILERS = ('c++', 'g++', 'clang++')
 # Never -ffast-math: it would cancel the rounding of exp.
 FLAGS = (
@@ -49,12 +53,15 @@ class NoKernels(Exception):
   """Why there is no library; one line for the user."""
 
 
-def library(include: str, jaxlib: str) -> pathlib.Path:
+def library(
+  include: str, jaxlib: str, source: pathlib.Path = DECODING
+) -> pathlib.Path:
   """The library for this machine; compiled first if it is not there yet.
 
   Args:
     include: directory of XLA's headers.
     jaxlib: its version.
+    source: DECODING or TRAINING.
 
   Raises:
     NoKernels: there is none, and it cannot be compiled.
@@ -63,9 +70,9 @@ def library(include: str, jaxlib: str) -> pathlib.Path:
   try:
     if not LEVELS.get(march, set()) <= cpu_flags():
       raise NoKernels(f'this processor is below {march}, RGPT_KERNELS_MARCH')
-    return compiled(directory, march, include, jaxlib)[0]
+    return compiled(directory, march, include, jaxlib, source)[0]
   except NoKernels:
-    if found := prebuilt(directory, jaxlib):
+    if found := prebuilt(directory, jaxlib, source):
       return found
     raise
 
@@ -75,19 +82,26 @@ def chosen_march() -> str:
   return os.environ.get('RGPT_KERNELS_MARCH') or 'native'
 
 
-def prebuilt(directory: pathlib.Path, jaxlib: str) -> pathlib.Path | None:
+def prebuilt(
+  directory: pathlib.Path, jaxlib: str, source: pathlib.Path = DECODING
+) -> pathlib.Path | None:
   """A library for the highest level that this processor has, if any."""
   present = cpu_flags()
   for level, needed in LEVELS.items():
     if needed <= present:
-      for path in sorted(directory.glob(f'{prefix(jaxlib, level)}-*.so')):
+      name = prefix(jaxlib, level, source)
+      for path in sorted(directory.glob(f'{name}-*.so')):
         if is_whole(path):
           return path
   return None
 
 
 def compiled(
-  directory: pathlib.Path, march: str, include: str, jaxlib: str
+  directory: pathlib.Path,
+  march: str,
+  include: str,
+  jaxlib: str,
+  source: pathlib.Path = DECODING,
 ) -> tuple[pathlib.Path, float]:
   """(a library for `march`, the seconds of compiling it: 0 if it was there).
 
@@ -95,10 +109,10 @@ def compiled(
     NoKernels: see `library`.
   """
   compiler = find_compiler()
-  path = directory / name_of(jaxlib, march, compiler)
+  path = directory / name_of(jaxlib, march, compiler, source)
   seconds = 0.0
   if not is_whole(path):
-    seconds = compile_once(path, compiler, march, include)
+    seconds = compile_once(path, compiler, march, include, source)
   return path, seconds
 
 
@@ -135,22 +149,28 @@ def find_compiler() -> list[str]:
   )
 
 
-def prefix(jaxlib: str, march: str) -> str:
+def prefix(jaxlib: str, march: str, source: pathlib.Path = DECODING) -> str:
   """The part of a library's name that does not depend on a compiler."""
   h = hashlib.sha256(' '.join(FLAGS).encode())
-  for path in sorted(SOURCES.glob('*.h')) + sorted(SOURCES.glob('*.cc')):
+  headers = {*SOURCES.glob('*.h'), *source.parent.glob('*.h')}
+  for path in (source, *sorted(headers)):
     h.update(path.read_bytes())
-  return f'{march}-jaxlib{jaxlib}-{h.hexdigest()[:12]}'
+  return f'{PURPOSES[source]}-{march}-jaxlib{jaxlib}-{h.hexdigest()[:12]}'
 
 
-def name_of(jaxlib: str, march: str, compiler: list[str]) -> str:
+def name_of(
+  jaxlib: str,
+  march: str,
+  compiler: list[str],
+  source: pathlib.Path = DECODING,
+) -> str:
   """The file name of a library; -march=native depends on the processor."""
   done = run([*compiler, '--version'], 'cannot be run')
   key = [*compiler[1:], done]
   if march == 'native':
     key += [platform.machine(), platform.processor(), *sorted(cpu_flags())]
   h = hashlib.sha256('\n'.join(key).encode())
-  return f'{prefix(jaxlib, march)}-{h.hexdigest()[:12]}.so'
+  return f'{prefix(jaxlib, march, source)}-{h.hexdigest()[:12]}.so'
 
 
 def cpu_flags() -> set[str]:
@@ -176,7 +196,11 @@ def is_whole(path: pathlib.Path) -> bool:
 
 
 def compile_once(
-  path: pathlib.Path, compiler: list[str], march: str, include: str
+  path: pathlib.Path,
+  compiler: list[str],
+  march: str,
+  include: str,
+  source: pathlib.Path,
 ) -> float:
   """Compiles to `path`; of several processes one compiles, the others wait.
 
@@ -192,15 +216,16 @@ def compile_once(
     with open(path.with_suffix('.lock'), 'a') as lock, files.locked(lock):
       if is_whole(path):
         return 0.0
-      log.info('compiling the decoding kernels for this machine, once ...')
+      purpose = PURPOSES[source]
+      log.info('compiling the %s kernels for this machine, once ...', purpose)
       began = time.perf_counter()
       with tempfile.TemporaryDirectory(
         prefix='.kernels.tmp-', dir=path.parent
       ) as scratch:
         built = pathlib.Path(scratch) / 'kernels.so'
         command = [*compiler, *FLAGS, *march_flags(march)]
-        command += ['-isystem', include, str(SOURCES / 'kernels.cc')]
-        run([*command, '-o', str(built)], 'cannot compile kernels.cc')
+        command += ['-isystem', include, str(source)]
+        run([*command, '-o', str(built)], f'cannot compile {source.name}')
         if LEVELS.get(march, set()) <= cpu_flags():
           probe(built)
         binary = built.read_bytes()

@@ -1,0 +1,117 @@
+"""The compiled kernels of training against the same functions in JAX."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gpt import devices
+from gpt.model import attention
+from gpt.native import training
+
+pytestmark = pytest.mark.skipif(
+  not training.usable(), reason='no compiled kernels here'
+)
+# Relative: sums in another order, and two roundings of 2^-9.
+CLOSE = {False: 2e-5, True: 0.03}
+
+
+def normal(seed, *shape):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def attend(kernel, segments, half, q, k, v, dout):
+  """The output of a kernel, and its gradients."""
+  operands = jnp.bfloat16 if half and kernel == 'blocked' else jnp.float32
+  run = functools.partial(
+    attention.causal_self_attention,
+    segments_BL=segments,
+    kernel=kernel,
+    operands=operands,
+  )
+  out, pull = jax.vjp(run, q, k, v)
+  return (out, *pull(dout))
+
+
+@settings(max_examples=30)
+@given(
+  B=st.integers(1, 3),
+  L=st.integers(1, 140),
+  G=st.integers(1, 3),
+  M=st.integers(1, 3),
+  K=st.integers(1, 70),
+  segmented=st.booleans(),
+  half=st.booleans(),
+)
+@example(B=1, L=256, G=2, M=1, K=32, segmented=False, half=True)
+@example(B=2, L=25, G=1, M=2, K=33, segmented=True, half=True)
+def test_attention_agrees_with_the_formula(B, L, G, M, K, segmented, half):
+  H = G * M
+  q, dout = normal(0, B, L, H, K), normal(1, B, L, H, K)
+  k, v = normal(2, B, L, G, K), normal(3, B, L, G, K)
+  segments = None
+  if segmented:
+    steps = np.random.default_rng(4).random((B, L)) < 0.1
+    segments = np.cumsum(steps, axis=1, dtype=np.int32)
+  given = jax.jit(functools.partial(attend, 'blocked', segments, half))
+  wanted = jax.jit(functools.partial(attend, 'plain', segments, half))
+  for a, b in zip(given(q, k, v, dout), wanted(q, k, v, dout)):
+    close = CLOSE[half] * max(1.0, float(np.abs(b).max()))
+    np.testing.assert_allclose(a, b, rtol=0, atol=close)
+
+
+@settings(max_examples=30)
+@given(
+  n=st.integers(1, 300),
+  rows=st.integers(1, 200),
+  columns=st.integers(1, 200),
+  half=st.booleans(),
+)
+@example(n=512, rows=96, columns=384, half=True)
+@example(n=512, rows=384, columns=67, half=False)
+def test_the_gradient_of_a_matrix_is_the_product(n, rows, columns, half):
+  x, dy = normal(0, n, rows), normal(1, n, columns)
+  gradient = jax.jit(functools.partial(training.matrix_gradient, half=half))
+  if half:
+    x, dy = (a.astype(jnp.bfloat16).astype(np.float32) for a in (x, dy))
+  np.testing.assert_allclose(
+    gradient(x, dy), x.astype(np.float64).T @ dy, rtol=1e-4, atol=1e-3
+  )
+
+
+@pytest.mark.parametrize('half', [False, True])
+def test_threads_change_no_bit(half, monkeypatch):
+  q, dout = normal(0, 2, 70, 4, 16), normal(1, 2, 70, 4, 16)
+  k, v = normal(2, 2, 70, 2, 16), normal(3, 2, 70, 2, 16)
+
+  def everything():
+    run = functools.partial(attend, 'blocked', None, half)
+    dw = functools.partial(training.matrix_gradient, half=half)
+    flat = q.reshape(-1, 64), dout.reshape(-1, 64)
+    return *jax.jit(run)(q, k, v, dout), jax.jit(dw)(*flat)
+
+  alone = everything()
+  monkeypatch.setattr(
+    devices, 'num_cores', lambda: 3 * jax.local_device_count()
+  )
+  assert all(np.array_equal(a, b) for a, b in zip(alone, everything()))
+
+
+def test_what_lies_beyond_a_row_never_reaches_it():
+  """Memory that a larger call has left behind is not read as numbers."""
+  shape = 1, 90, 1, 40
+  bad = np.full(shape, np.nan, np.float32)
+  run = jax.jit(functools.partial(attend, 'blocked', None, True))
+  assert np.isnan(run(bad, bad, bad, bad)[0]).all()
+  small = [normal(i, 1, 33, 1, 17) for i in range(4)]
+  assert all(np.isfinite(x).all() for x in run(*small))
+
+
+def test_the_reference_can_be_asked_for():
+  with training.reference():
+    assert not training.usable()
+  assert training.usable()
