@@ -8,6 +8,7 @@ import ctypes
 import functools
 import logging
 import pathlib
+import platform
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ import subprocess
 import sys
 
 import pytest
+from jax import ffi
 
 from gpt import kernels
 from gpt.errors import UserError
@@ -263,3 +265,14 @@ def test_the_command_prints_a_line_for_each_library_and_never_fails(
     r"Training kernels: none, training uses JAX: CXX names 'no-such-.*\n",
     capsys.readouterr().out,
   )
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='flags of x86-64')
+@pytest.mark.parametrize('level', ['x86-64-v2', 'x86-64-v3', 'x86-64-v4'])
+@pytest.mark.parametrize('source', build.PURPOSES, ids=lambda x: x.stem)
+def test_every_level_has_all_functions(source, level):
+  command = [*build.find_compiler(), '-fsyntax-only', '-std=c++17', '-Wall']
+  command += [f'-march={level}', '-isystem', ffi.include_dir(), str(source)]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert 'error' not in done.stderr and not done.returncode, done.stderr[:2000]

@@ -29,26 +29,29 @@ INLINE void across(const float* x, const float*, int n, float* out) {
   along(x, n, out);
 }
 
-#if defined(__AVX512BF16__)
+// In pairs: whole vectors first, if the processor rounds them.
 INLINE void along(const float* x, int n, Pair* out) {
   int i = 0;
+#if defined(__AVX512BF16__)
   for (; i + 2 * W <= n; i += 2 * W)
     _mm512_storeu_si512(out + i / 2, (__m512i)_mm512_cvtne2ps_pbh(
                                          (__m512)load(x + i + W),
                                          (__m512)load(x + i)));
+#endif
   for (; i < n; i += 2) out[i / 2] = pair_of(x[i], i + 1 < n ? x[i + 1] : 0);
 }
 INLINE void across(const float* x, const float* y, int n, Pair* out) {
+  int i = 0;
+#if defined(__AVX512BF16__)
   auto half = [](const float* p) {
     return (uvec)_mm512_cvtepu16_epi32(
         (__m256i)_mm512_cvtneps_pbh((__m512)load(p)));
   };
-  int i = 0;
   for (; y && i + W <= n; i += W)
     *(uvec*)(out + i) = half(x + i) | half(y + i) << 16;
+#endif
   for (; i < n; i++) out[i] = pair_of(x[i], y ? y[i] : 0);
 }
-#endif
 
 // out[c][r] = x[r][c], in blocks that fit the L1 cache.
 template <class E>
