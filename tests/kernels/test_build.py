@@ -269,7 +269,14 @@ def test_the_command_prints_a_line_for_each_library_and_never_fails(
 
 @needs_compiler
 @pytest.mark.skipif(platform.machine() != 'x86_64', reason='flags of x86-64')
-@pytest.mark.parametrize('level', ['x86-64-v2', 'x86-64-v3', 'x86-64-v4'])
+@pytest.mark.parametrize(
+  'level',
+  [
+    pytest.param('x86-64-v2', marks=pytest.mark.slow),
+    'x86-64-v3',
+    pytest.param('x86-64-v4', marks=pytest.mark.slow),
+  ],
+)
 @pytest.mark.parametrize('source', build.PURPOSES, ids=lambda x: x.stem)
 def test_every_level_has_all_functions(source, level):
   command = [*build.find_compiler(), '-fsyntax-only', '-std=c++17', '-Wall']

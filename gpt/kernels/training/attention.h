@@ -77,6 +77,7 @@ struct Head {
   Room<E> words_room;
   float *p, *dp, *sums;
   std::vector<int> segments;
+  const ivec at = lanes();
 
   // Rows of scores are an odd number of cache lines apart, which else would
   // contend for the same places of the L1 cache.
@@ -94,7 +95,7 @@ struct Head {
 
   // -1 where query l sees column c + i, else 0.
   ivec seen(int l, int c) const {
-    ivec see = lanes() + c <= l;
+    ivec see = at + c <= l;
     if (segments.size()) see &= *(const ivec*)&segments[c] == segments[l];
     return see;
   }
@@ -138,9 +139,38 @@ struct Head {
                          });
   }
 
+  float dot(const float* x, const float* y) const {
+    vec sums{};
+    int i = 0;
+    for (; i + W <= K; i += W) sums += load(x + i) * load(y + i);
+    float rest = 0;
+    for (; i < K; i++) rest += x[i] * y[i];
+    return sum(sums) + rest;
+  }
+
   void scatter(const float* from, float* x, int stride) const {
     for (int l = 0; l < L; l++)
       memcpy(x + (size_t)l * stride, from + (size_t)l * ld, 4 * (size_t)K);
+  }
+
+  // p becomes the probabilities of row l + r times a number, of which
+  // `inverse` is the inverse. Returns the log-sum-exp of the scores.
+  float probabilities(int l, int r, int end, float scale, float& inverse) {
+    float* x = p + (size_t)r * lds;
+    vec most = all(-1e30f), sums{};
+    for (int c = 0; c < end; c += W) {
+      vec s = seen(l + r, c) ? load(x + c) : all(-1e30f);
+      store(x + c, s), most = s > most ? s : most;
+    }
+    float top = most[0];
+    for (int i = 1; i < W; i++) top = std::max(top, most[i]);
+    for (int c = 0; c < end; c += W) {
+      vec e = exp((load(x + c) - top) * scale);
+      store(x + c, e), sums += e;
+    }
+    float total = sum(sums);
+    inverse = 1 / total;
+    return top * scale + logf(total);
   }
 
   void forward(const Attention& a, int b, int g) {
@@ -154,13 +184,8 @@ struct Head {
         int count = std::min(QUERIES, L - l), end = l + count;
         against(q, l, count, k, end, p);
         for (int r = 0; r < count; r++) {
-          float* row = p + (size_t)r * lds;
-          for (int c = 0; c < end; c += W)
-            store(row + c, seen(l + r, c) ? load(row + c) : all(-1e30f));
-          float top = *std::max_element(row, row + l + r + 1);
-          float total = softmax(row, whole(end), scale);
-          inverse[r] = 1 / total;
-          a.lse[((size_t)b * a.H + h) * L + l + r] = top * scale + logf(total);
+          float lse = probabilities(l, r, end, scale, inverse[r]);
+          a.lse[((size_t)b * a.H + h) * L + l + r] = lse;
         }
         times(p, count, end, v, [&](int r, int c, vec sum) {
           store(sums + (size_t)(l + r) * ld + c, sum * inverse[r]);
@@ -202,11 +227,9 @@ struct Head {
         for (int r = 0; r < count; r++) {
           const float* out = a.out + at + (l + r) * stride;
           const float* d = a.dout + at + (l + r) * stride;
-          float delta = 0;
           for (int i = 0; i < K; i += 16)
             __builtin_prefetch(out + 12 * stride + i);
-          for (int i = 0; i < K; i++) delta += out[i] * d[i];
-          row_gradient(l, r, end, lse[l + r], delta, scale);
+          row_gradient(l, r, end, lse[l + r], dot(out, d), scale);
         }
         times(dp, count, end, k, [&](int r, int c, vec sum) {
           store(sums + (size_t)(l + r) * ld + c, sum);
