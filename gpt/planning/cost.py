@@ -41,7 +41,7 @@ class StepCost:
 
 
 # Fitted to steps in both precisions on two quiet cores of a Zen 4.
-ON_CPU = StepCost(0.9, 3900.0, 8.1, 145.0, 0.63, 1.4e-8, 5e-4)
+ON_CPU = StepCost(0.84, 3900.0, 5.0, 145.0, 0.65, 1.4e-8, 5e-4)
 # Estimates: no accelerator has been measured. They only place the first plan; a
 # run replaces them by its own times.
 ON_ACCELERATOR = StepCost(1.3, 4000.0, 2.0, 100.0, 1.5, 4e-11, 3e-3)
