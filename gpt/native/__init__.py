@@ -1,4 +1,5 @@
 """Compiled CPU kernels: building them, loading them, and those of training.
 
-The sources are C++ in gpt/kernels; the decoder's calls are there, too.
+The C++ of training is here; the decoder has a package of its own, gpt/kernels,
+whose vectors, products and threads both use.
 """

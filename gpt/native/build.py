@@ -24,9 +24,10 @@ from gpt.errors import quoted
 
 log = logging.getLogger(__name__)
 
-SOURCES = pathlib.Path(__file__).parents[1] / 'kernels'
-DECODING = SOURCES / 'kernels.cc'
-TRAINING = SOURCES / 'training' / 'training.cc'
+HERE = pathlib.Path(__file__).parent
+SHARED = HERE.parent / 'kernels'
+DECODING = SHARED / 'kernels.cc'
+TRAINING = HERE / 'training.cc'
 # What each is called in messages and in names of files.
 PURPOSES = {DECODING: 'decoding', TRAINING: 'training'}
 COMPILERS = ('c++', 'g++', 'clang++')
@@ -152,7 +153,7 @@ def find_compiler() -> list[str]:
 def prefix(jaxlib: str, march: str, source: pathlib.Path = DECODING) -> str:
   """The part of a library's name that does not depend on a compiler."""
   h = hashlib.sha256(' '.join(FLAGS).encode())
-  headers = {*SOURCES.glob('*.h'), *source.parent.glob('*.h')}
+  headers = {*SHARED.glob('*.h'), *source.parent.glob('*.h')}
   for path in (source, *sorted(headers)):
     h.update(path.read_bytes())
   return f'{PURPOSES[source]}-{march}-jaxlib{jaxlib}-{h.hexdigest()[:12]}'

@@ -1,7 +1,7 @@
 // Rows of floats as the words that product.h takes on both sides: floats, or
 // pairs of neighbours along the axis that is summed over, in bfloat16.
 #pragma once
-#include "../vector.h"
+#include "../kernels/vector.h"
 
 #if !defined(__AVX512BF16__)
 INLINE void add(vec& acc, const uint32_t* x, uvec w) {
@@ -9,7 +9,7 @@ INLINE void add(vec& acc, const uint32_t* x, uvec w) {
   acc += as_float(*x & 0xFFFF0000u) * (vec)(w & 0xFFFF0000u);
 }
 #endif
-#include "../product.h"
+#include "../kernels/product.h"
 
 template <class E>
 constexpr int NUMBERS = std::is_same_v<E, float> ? 1 : 2;  // In a word.
