@@ -15,7 +15,7 @@ WORKDIR ?= runs/quickstart
 # Optax or Orbax, one test file for each claim, and Python 3.11's syntax. Text
 # and tokens, the server's HTTP side and reports depend on none of these.
 # All tests: make test-metal METAL_TESTS=tests
-METAL_TESTS ?= $(addprefix tests/,model training decoding kernels runs \
+METAL_TESTS ?= $(addprefix tests/,model training decoding kernels native runs \
   formats/test_randygpt_run.py launch/test_generate_cli.py \
   planning/test_machine.py test_budget_runs.py \
   test_architecture.py test_devices.py test_metal.py test_old_workdirs.py \
