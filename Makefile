@@ -80,7 +80,7 @@ lint: $(LINT_STAMP)
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PYTHON) -m pyright \
 	  --pythonpath $(PYTHON)
 
-# Compiles the decoding kernels where there is a compiler; else it gives the
+# Compiles the kernels where there is a compiler; else it gives the
 # reason.
 KERNELS = $(PYTHON) -m gpt.kernels
 

@@ -80,10 +80,11 @@ def _backward(
   dx = einsum_f32(terms, dout, w.astype(dtype))
   x_ni = x.reshape(-1, x.shape[-1])
   if training.usable():
-    pair = (dout_no, x_ni) if transposed else (x_ni, dout_no)
+    pair = x_ni.astype(jnp.float32), dout_no.astype(jnp.float32)
+    pair = pair[::-1] if transposed else pair
     dw = training.matrix_gradient(*pair, half=dtype == 'bfloat16')
     return dx, dw.astype(w.dtype)
-  dout_no = dout_no.astype(dtype)
+  x_ni, dout_no = x_ni.astype(dtype), dout_no.astype(dtype)
   # Copy the smaller factor; the result may then be transposed.
   copied = x_ni.shape[1] <= dout_no.shape[1]
   if copied:

@@ -28,6 +28,7 @@ from gpt.model.kv_cache import KeysValues, KVCache
 from gpt.model.mixed_precision import product
 from gpt.model.norms import along_last, layer_norm, rms_norm
 from gpt.model.rope_frequencies import rope_frequencies
+from gpt.native import training
 
 # A block's matrices and the names of their biases.
 BIASES = {
@@ -348,7 +349,8 @@ def abstract_params(cfg: GPTConfig) -> dict[str, Any]:
   model = GPT(dataclasses.replace(cfg, n_layer=1))
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  tree = jax.eval_shape(model.init, key, tokens)['params']
+  with training.reference():
+    tree = jax.eval_shape(model.init, key, tokens)['params']
   block = tree.pop('block_0')
   tree |= {f'block_{i}': dict(block) for i in range(cfg.n_layer)}
   return dict(sorted(tree.items()))  # In JAX's order.

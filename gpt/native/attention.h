@@ -77,7 +77,7 @@ struct Head {
   Room<E> words_room;
   float *p, *dp, *sums;
   std::vector<int> segments;
-  const ivec at = lanes();
+  const ivec lane = lanes();
 
   // Rows of scores are an odd number of cache lines apart, which else would
   // contend for the same places of the L1 cache.
@@ -95,7 +95,7 @@ struct Head {
 
   // -1 where query l sees column c + i, else 0.
   ivec seen(int l, int c) const {
-    ivec see = at + c <= l;
+    ivec see = lane + c <= l;
     if (segments.size()) see &= *(const ivec*)&segments[c] == segments[l];
     return see;
   }

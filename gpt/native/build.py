@@ -1,6 +1,6 @@
 """Compiles the kernels for this machine, once, into the cache directory.
 
-The name of the library has a fingerprint of everything it depends on: sources,
+The name of the library has a fingerprint of what it depends on: sources,
 compiler, flags, jaxlib and processor. A library that was built for a level of
 the instruction set instead, e.g. x86-64-v3 in a container image, is used where
 there is no compiler and the processor has that level.

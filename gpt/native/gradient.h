@@ -38,7 +38,8 @@ static void gradient(const float* x, const float* y, int n, int rows,
   const E *left = across_rows(x, n, rows, x_room),
           *right = panels_across(y, n, columns, y_room);
   // A block of rows of x^T stays in the L2 cache.
-  int depth = words<E>(n), block = (1 << 18) / (4 * depth) / ROWS * ROWS;
+  int depth = words<E>(n);
+  int block = (1 << 16) / std::max(depth, 1) / ROWS * ROWS;
   block = std::min(block, ((rows - 1) / threads / ROWS + 1) * ROWS);
   block = std::max(block, ROWS);
   pool->run((rows + block - 1) / block, threads, [&](int i) {

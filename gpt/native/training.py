@@ -26,7 +26,10 @@ _reference = contextvars.ContextVar('reference', default=False)
 
 @contextlib.contextmanager
 def reference() -> Iterator[None]:
-  """What is traced inside does without kernels: XLA knows all of its costs."""
+  """Programs that are first traced inside use no kernels.
+
+  XLA then knows what all of it costs. What was traced before stays as it is.
+  """
   token = _reference.set(True)
   try:
     yield
@@ -99,6 +102,7 @@ def _attention(
   B, L, H, _ = q_BLHK.shape
   if segments_BL is None:
     segments_BL = jnp.zeros((0, 0), jnp.int32)
+  segments_BL = segments_BL.astype(jnp.int32)
   call = _call('rgpt_attention', q_BLHK.shape, (B, H, L))
   operands = q_BLHK, k_BLGK, v_BLGK, segments_BL
   out_BLHK, lse_BHL = call(*operands, **_options(half))

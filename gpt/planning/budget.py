@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from gpt import devices, logs
 from gpt.errors import UserError, quoted
 from gpt.kernels import library
+from gpt.native import training
 from gpt.planning import machine, plan, record, table, text
 from gpt.planning.clock import BudgetClock
 from gpt.planning.record import Record, Target
@@ -97,7 +98,9 @@ def _planned(
   with logs.shown_by_default():
     devices.setup_devices(config.parallel.num_cpu_devices)
     if jax.default_backend() == 'cpu':
-      library.load()  # Once compiled here, not when the time is nearly up.
+      # Once compiled here, not when the time is nearly up.
+      library.load()
+      training.load()
     facts, where, made = planned(seconds, given)
     logger.info(table.text_of(config.budget, facts, where, made, given))
   chosen = {

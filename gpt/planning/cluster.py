@@ -109,6 +109,7 @@ class Plan:
     return best, worst
 
 
+@training.reference()
 def make(config: Any, vocab_size: int, kind: Kind) -> Plan:
   """Compiles the step of a config for all of JAX's (fake) devices.
 
@@ -146,8 +147,7 @@ def make(config: Any, vocab_size: int, kind: Kind) -> Plan:
   B = devices.padded_batch_size(config.batch_size, mesh, micro)
   batch = _batch(B, cfg.block_size, config.data.packing)
   args = state, batch, jax.eval_shape(jax.random.key, 0), {}
-  with training.reference():
-    traced = step.trace(*args)
+  traced = step.trace(*args)
   compiled = traced.lower().compile(QUICK)
   memory = compiled.memory_analysis()
   own = functools.partial(_device_bytes, mesh)

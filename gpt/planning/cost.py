@@ -40,9 +40,10 @@ class StepCost:
   launch: float
 
 
-# Products of narrower matrices are slower than those that are measured.
+# On CPUs, products of narrower matrices are slower than those measured.
 NARROW = 96
-# Fitted to steps in both precisions on two quiet cores of a Zen 4.
+# Fitted to steps in both precisions on two cores of a Zen 4, with the compiled
+# kernels of training.
 ON_CPU = StepCost(0.84, 3500.0, 5.0, 145.0, 0.65, 1.4e-8, 5e-4)
 # Estimates: no accelerator has been measured. They only place the first plan; a
 # run replaces them by its own times.
@@ -81,8 +82,11 @@ def step_seconds(shape: Shape, machine: Machine) -> float:
   pass, and 6 N D T in causal attention. Muon's five iterations take 300 N D^3.
   """
   D, N, V, T = shape.width, shape.depth, shape.vocab, shape.context
-  cost = ON_CPU if machine.platform == 'cpu' else ON_ACCELERATOR
-  rate = machine.rate(shape.dtype, D) * min(1.0, D / NARROW)
+  on_cpu = machine.platform == 'cpu'
+  cost = ON_CPU if on_cpu else ON_ACCELERATOR
+  rate = machine.rate(shape.dtype, D)
+  if on_cpu:
+    rate *= min(1.0, D / NARROW)
   products = 6 * (12 * N * D * D + V * D) + 6 * N * D * T
   others = (cost.elementwise + cost.scores * T) * N * D + cost.pieces * V
   others /= machine.rate('float32', D)

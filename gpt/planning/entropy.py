@@ -15,7 +15,7 @@ References:
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -75,9 +75,9 @@ def measure(train: np.ndarray, held_out: np.ndarray) -> Entropy:
     )
   scored = sample(held_out, SCORED)
   sizes = LARGE, HALF, min(QUARTER, len(train) // 2)
-  return Entropy(
-    *(_bits_per_byte(sample(train, size), scored) for size in sizes)
-  )
+  samples = [sample(train, size) for size in sizes]
+  *counted, symbols = map(_joined, _characters(*samples, scored))
+  return Entropy(*(_bits(x, symbols) / len(scored) for x in counted))
 
 
 def sample(data: np.ndarray, size: int) -> np.ndarray:
@@ -89,9 +89,8 @@ def sample(data: np.ndarray, size: int) -> np.ndarray:
   return np.concatenate([data[start : start + piece] for start in starts])
 
 
-def _bits_per_byte(train: np.ndarray, scored: np.ndarray) -> float:
-  """Bits per byte of `scored`, by counts of `train` and by its own repeats."""
-  counted, symbols = map(_joined, _characters(train, scored))
+def _bits(counted: np.ndarray, symbols: np.ndarray) -> float:
+  """Bits of all `symbols`, by counts of others and by their own repeats."""
   p = _by_counts(counted, symbols)
   for here, above in _lines(symbols):
     p = _mixed(p, here, symbols[here] == symbols[above])
@@ -100,35 +99,32 @@ def _bits_per_byte(train: np.ndarray, scored: np.ndarray) -> float:
   for length in REPEATS:
     before, right = _repeats(symbols, length)
     p = _mixed(p, before, right)
-  return float(-np.log2(p).sum() / len(scored))
+  return float(-np.log2(p).sum())
 
 
-def _characters(
-  train: np.ndarray, scored: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """uint8, uint8: a symbol below 0x80 per character where those are few.
+def _characters(*texts: np.ndarray) -> Sequence[np.ndarray]:
+  """uint8 each: a symbol below 0x80 per character where those are few.
 
   A letter of Arabic or Greek is two bytes, of which the first tells nothing.
-  White space stays what it is; a text with too many characters, too.
+  White space stays what it is; texts with too many characters, too.
   """
-  if max(train.max(), scored.max()) < 0x80:
-    return train, scored
+  if max(data.max() for data in texts) < 0x80:
+    return texts
   codes = [
     np.frombuffer(
       data.tobytes().decode('utf-8', 'replace').encode('utf-32-le'), np.uint32
     )
-    for data in (train, scored)
+    for data in texts
   ]
   space = np.frombuffer(b'\t\n ', np.uint8)
   used = np.setdiff1d(np.concatenate(codes), space)
   if len(used) > ALPHABET:
-    return train, scored
+    return texts
   free = np.setdiff1d(np.arange(0x80, dtype=np.uint8), space)
   keys = np.concatenate([used, space])
   order = np.argsort(keys)
   symbols = np.concatenate([free[: len(used)], space])[order]
-  counted, wanted = (symbols[np.searchsorted(keys[order], x)] for x in codes)
-  return counted, wanted
+  return [symbols[np.searchsorted(keys[order], x)] for x in codes]
 
 
 def _joined(data: np.ndarray) -> np.ndarray:

@@ -5,9 +5,9 @@
 in bits per byte, for a text with n-gram entropy b (entropy.py, 256 KB counted)
 and v bytes per token. The faster the entropy of a text falls with the bytes
 counted, the faster its loss falls with size and training: h = f^s, with f the
-entropy by 128 KB relative to that by 512 KB. A text of U bytes supports blocks
-of about kappa U parameters, and reading it again teaches less each time, as if
-there were at most 1 + R passes:
+entropy by 128 KB, or half of a short text, relative to that by 512 KB. A text
+of U bytes supports blocks of about kappa U parameters, and reading it again
+teaches less each time, as if there were at most 1 + R passes:
 
     1 / N' = 1 / N + 1 / (kappa U)
     T' = U (x + R (1 - exp(-y / R))),  x = min(1, T / U),  y = max(0, T / U - 1)

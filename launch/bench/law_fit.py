@@ -36,7 +36,7 @@ SIGNED = ('yield_power', 'level', 'pieces')
 # Standard deviations: of a loss's logarithm, of constants around PRIOR.
 NOISE, WIDTH = 0.02, {'yield_power': 10.0, 'entropy_power': 0.5}
 # Residuals of more standard deviations count less than their square: a text
-# that is unlike the others shall not bend the law for them.
+# that is unlike the others must not bend the law for them.
 OUTLYING = 2.0
 # Weight of the residual of a run that was planned: others are to be.
 PLANNED = 2.0

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpt import devices
-from gpt.model import attention
+from gpt.model import GPTConfig, abstract_params, attention, num_params
 from gpt.native import training
 
 pytestmark = pytest.mark.skipif(
@@ -109,6 +109,39 @@ def test_what_lies_beyond_a_row_never_reaches_it():
   assert np.isnan(run(bad, bad, bad, bad)[0]).all()
   small = [normal(i, 1, 33, 1, 17) for i in range(4)]
   assert all(np.isfinite(x).all() for x in run(*small))
+
+
+def test_no_rows_have_a_gradient_of_zero():
+  x, dy = normal(0, 0, 20), normal(1, 0, 30)
+  dw = jax.jit(functools.partial(training.matrix_gradient, half=True))(x, dy)
+  assert dw.shape == (20, 30) and not dw.any()
+
+
+def test_segments_may_be_any_integers():
+  tensors = [normal(i, 1, 9, 2, 8) for i in range(4)]
+  segments = np.array([[0, 0, 0, 1, 1, 1, 2, 2, 2]])
+  one, other = (
+    jax.jit(functools.partial(attend, 'blocked', segments.astype(t), False))
+    for t in (np.uint8, np.int32)
+  )
+  for a, b in zip(one(*tensors), other(*tensors)):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_shapes_are_known_without_kernels(monkeypatch):
+  """Whoever counts parameters does not wait for a compiler."""
+  monkeypatch.setattr(training, 'load', lambda: pytest.fail('loads kernels'))
+  cfg = GPTConfig(
+    vocab_size=7,
+    n_embd=8,
+    n_head=2,
+    n_layer=2,
+    block_size=4,
+    attention='blocked',
+  )
+  assert num_params(cfg) == sum(
+    x.size for x in jax.tree.leaves(abstract_params(cfg))
+  )
 
 
 def test_the_reference_can_be_asked_for():

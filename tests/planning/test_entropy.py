@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from gpt.data.sample_text import sample_text
 from gpt.errors import UserError
+from gpt.planning import entropy
 from gpt.planning.entropy import LARGE, measure, sample
 
 
@@ -92,3 +93,26 @@ def test_a_text_of_a_few_bytes_is_refused():
   few = np.zeros(10, np.uint8)
   with pytest.raises(UserError, match='10 bytes to train on'):
     measure(few, few)
+
+
+def test_the_samples_of_a_text_have_one_alphabet(monkeypatch):
+  """Else a rare symbol in the largest would make them incomparable."""
+  symbols = ''.join(chr(0x2200 + i) for i in range(entropy.ALPHABET))
+  text = (
+    sample_text()
+    .lower()
+    .translate({ord('a') + i: chr(0x430 + i) for i in range(26)})
+  )
+  data = np.frombuffer(f'{text}{symbols}{text}'.encode(), np.uint8)
+  seen = []
+  whole = entropy._characters
+
+  def watched(*texts):
+    seen.append(whole(*texts))
+    return seen[-1]
+
+  monkeypatch.setattr(entropy, '_characters', watched)
+  measure(data[:-50_000], data[-50_000:])
+  (mapped,) = seen
+  assert len(mapped) == 4
+  assert all(x.max() >= 0xC0 for x in mapped)  # All in bytes of UTF-8.
