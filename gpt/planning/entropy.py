@@ -1,8 +1,8 @@
-"""How hard a text is to predict, found by counting in a second or two.
+"""How hard a text is to predict, measured by counting, in a second or two.
 
-The loss of a network depends on its text as much as on its size. A model of
-n-grams, counted on samples of the text and scored on its held-out part, tells
-the law (law.py) what to expect of a text it has never seen. How far each length
+The loss of a network depends on its text as much as on its size. An n-gram
+model, counted on samples of the text and scored on its held-out part, tells the
+law (law.py) what to expect of a text it has never seen. How far each length
 of context is trusted is fitted to the text, as in compressors that mix
 contexts. It also looks for repeats a few lines back, as attention does: code is
 full of them.
@@ -28,7 +28,7 @@ DISCOUNTS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.9, 0.9, 0.9)
 LARGE, HALF, QUARTER, SCORED = 1 << 19, 1 << 18, 1 << 17, 1 << 16
 # Contexts that were seen so many times, in powers of two, are trusted alike.
 MOST_SEEN = 9
-# Groups of fewer symbols have no weight of their own; none trusts fully.
+# Smaller groups of symbols have a weight of 1/2; no weight is 0 or 1.
 FEWEST, LEAST = 8, 0.001
 # Other characters than ASCII's are one symbol each if a text has no more.
 ALPHABET = 125
@@ -105,7 +105,7 @@ def _bits(counted: np.ndarray, symbols: np.ndarray) -> float:
 def _characters(*texts: np.ndarray) -> Sequence[np.ndarray]:
   """uint8 each: a symbol below 0x80 per character where those are few.
 
-  A letter of Arabic or Greek is two bytes, of which the first tells nothing.
+  An Arabic or Greek letter takes two bytes, and the first says almost nothing.
   White space stays what it is; texts with too many characters, too.
   """
   if max(data.max() for data in texts) < 0x80:
@@ -215,7 +215,7 @@ def _weight(old: np.ndarray, new: np.ndarray) -> float:
 
 
 def _lines(symbols: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Where a line begins like the one before, as in sorted lists.
+  """Places where a line starts like the line before, as in sorted lists.
 
   Yields:
     For every number of symbols in which lines agree, from 0 to SORTED - 1: the
@@ -231,7 +231,7 @@ def _lines(symbols: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _in_lines(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """What follows there, after the symbol above and the one to the left.
+  """Symbols there, in the context of the one above and the one to their left.
 
   In a sorted list it is the symbol above, or a later one.
 

@@ -134,7 +134,7 @@ def make(run: law_runs.Run, seconds: float) -> dict | None:
 
 
 def entropy_of(source: pathlib.Path) -> entropy.Entropy:
-  """What a plan would measure of a text."""
+  """The entropy that a plan would measure for a text."""
   given = {'data.path': str(source), 'data.tokenizer': CHARACTERS}
   return measure(given).entropy
 

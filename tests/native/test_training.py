@@ -98,6 +98,7 @@ def test_threads_change_no_bit(half, monkeypatch):
   monkeypatch.setattr(
     devices, 'num_cores', lambda: 3 * jax.local_device_count()
   )
+  assert training._options(half)['threads'] == 3
   assert all(np.array_equal(a, b) for a, b in zip(alone, everything()))
 
 
