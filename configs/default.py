@@ -72,6 +72,9 @@ def get_config() -> ConfigDict:
   model.qk_norm = False
   # Trained gains [K] on these, one for all query heads, one for all key heads.
   model.qk_gain = False
+  # Remove from the output of attention what lies along a position's own value
+  # (Zhai 2026): the residual stream has that already.
+  model.exclusive_attention = False
   # A norm before the LM head.
   model.final_norm = False
   # Cap c on the logits: c * tanh(logits / c). >= 0; 0: off.

@@ -163,6 +163,7 @@ VARIANTS = {
     'model.n_kv_head': 2,
     'model.embed_norm': True,
     'model.qk_norm': True,
+    'model.exclusive_attention': True,
     'model.final_norm': True,
     'model.logit_softcap': 15.0,
     'model.tied_embeddings': True,

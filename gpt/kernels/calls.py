@@ -86,6 +86,7 @@ class Plan:
       cfg.pos == 'learned',
       cfg.norm == 'layer',
       cfg.qk_norm,
+      cfg.exclusive_attention,
       cfg.embed_norm,
       cfg.final_norm,
       self.pairs,

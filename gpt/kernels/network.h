@@ -13,7 +13,7 @@ constexpr int CHUNK = 96;  // Rows at once; a long prompt takes several passes.
 // As calls.py gives it; T: positions, S: columns of a slot.
 struct Shape {
   int D, H, G, K, F, V, N, T, S, head_dim, mlp, rope, learned;
-  int layer_norm, qk_norm, embed_norm, final_norm;
+  int layer_norm, qk_norm, exclusive, embed_norm, final_norm;
   int pairs, rounded, cache_pairs, threads;
   float eps, soft_cap;
   int E() const { return (H + 2 * G) * K; }
@@ -50,6 +50,13 @@ INLINE void rotate(float* x, const float* turn, int K) {
     float a = x[i], b = x[i + half], c = turn[i], s = turn[i + half];
     x[i] = a * c - b * s, x[i + half] = b * c + a * s;
   }
+}
+
+// y without what lies along the position's own value v.
+static void exclude(float* y, const float* v, int K) {
+  float along = 0, square = 1e-6f;
+  for (int i = 0; i < K; i++) along += y[i] * v[i], square += v[i] * v[i];
+  for (int i = 0; i < K; i++) y[i] -= along / square * v[i];
 }
 
 // What one call needs beside its operands; it keeps its room between calls.
@@ -173,6 +180,8 @@ struct Network {
     };
     product<true>(scores, ld, queries, v, K, (most + PER - 1) / PER, K, put,
                   head_size());
+    for (int i = 0; m.exclusive && i < queries; i++)
+      exclude(out + i * K, qkv[first + i / M] + (m.H + m.G + g) * K, K);
     for (int r = 0; r < count; r++)
       std::copy_n(out + r * M * K, M * K, att[first + r] + g * M * K);
   }

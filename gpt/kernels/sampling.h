@@ -14,10 +14,8 @@ static void threefry(uint32_t key0, uint32_t key1, uint32_t& a, uint32_t& b) {
   uint32_t keys[3] = {key0, key1, key0 ^ key1 ^ 0x1BD11BDAu};
   a += keys[0], b += keys[1];
   for (int i = 0; i < 5; i++) {
-    for (int turn : turns[i % 2]) {
-      a += b;
-      b = (b << turn | b >> (32 - turn)) ^ a;
-    }
+    for (int turn : turns[i % 2])
+      a += b, b = (b << turn | b >> (32 - turn)) ^ a;
     a += keys[(i + 1) % 3], b += keys[(i + 2) % 3] + i + 1;
   }
 }

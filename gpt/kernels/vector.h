@@ -100,10 +100,8 @@ INLINE vec soft_cap(vec x, float cap) {
 // p = e^((p - max p) * scale), of whole vectors; returns the sum.
 static float softmax(float* p, int end, float scale) {
   vec most = all(-INFINITY), sums{};
-  for (int i = 0; i < end; i += W) {
-    vec x = load(p + i);
-    most = x > most ? x : most;
-  }
+  for (int i = 0; i < end; i += W)
+    most = load(p + i) > most ? load(p + i) : most;
   float best = most[0];
   for (int i = 1; i < W; i++) best = std::max(best, most[i]);
   for (int i = 0; i < end; i += W) {
@@ -119,9 +117,6 @@ using Int = std::integral_constant<int, N>;
 // f(0) ... f(N - 1) with constant indices: what they index stays in registers.
 template <int N, class F>
 INLINE void unroll(F&& f) {
-  if constexpr (N > 0) {
-    unroll<N - 1>(f);
-    f(Int<N - 1>{});
-  }
+  if constexpr (N > 0) unroll<N - 1>(f), f(Int<N - 1>{});
 }
 #define EACH(i) [&](auto i) INLINED

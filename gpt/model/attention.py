@@ -22,6 +22,8 @@ from gpt.native import training
 KERNELS = ('plain', 'blocked', 'cudnn')
 # Finite: a fully masked row gives numbers instead of NaN.
 MASKED = -1e9
+# Added to the square of a value in `exclusive`: one of zeros changes nothing.
+OWN_VALUE_EPS = 1e-6
 
 
 def resolve_kernel(
@@ -150,6 +152,29 @@ def repeat_kv(q_BLHK: jax.Array, kv_BSGK: jax.Array) -> jax.Array:
   """float[B, S, H, K]: each key/value head repeated for its query heads."""
   groups = q_BLHK.shape[2] // kv_BSGK.shape[2]
   return kv_BSGK if groups == 1 else jnp.repeat(kv_BSGK, groups, axis=2)
+
+
+def exclusive(out_BLHK: jax.Array, v_BLGK: jax.Array) -> jax.Array:
+  """Attention's output without what lies along the position's own value.
+
+    z = y - (y . v) v / (v . v)
+
+  Args:
+    out_BLHK: float[B, L, H, K], y.
+    v_BLGK: float[B, L, G, K], the values of the same positions.
+
+  Returns:
+    float[B, L, H, K] in the dtype of y; computed in float32.
+
+  References:
+    Zhai 2026, Exclusive Self Attention (https://arxiv.org/abs/2603.09078).
+  """
+  B, L, G, K = v_BLGK.shape
+  v = v_BLGK.astype(jnp.float32)[:, :, :, None]
+  y = out_BLHK.astype(jnp.float32).reshape(B, L, G, -1, K)
+  along = jnp.sum(y * v, -1, keepdims=True)
+  along /= jnp.sum(v * v, -1, keepdims=True) + OWN_VALUE_EPS
+  return (y - along * v).reshape(out_BLHK.shape).astype(out_BLHK.dtype)
 
 
 def causal_self_attention(

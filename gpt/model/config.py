@@ -146,6 +146,7 @@ class GPTConfig:
   )
   qk_norm: bool = option(FUNCTION, False, holds=HF_ONLY)
   qk_gain: bool = option(SHAPE, False, holds=HF_ONLY)
+  exclusive_attention: bool = option(FUNCTION, False, holds=HF_ONLY)
   final_norm: bool = option(FUNCTION, False, holds=HF_ONLY)
   logit_softcap: float = option(
     FUNCTION, 0.0, holds=HF_ONLY, phrase='logits capped at {logit_softcap:g}'

@@ -21,7 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt import sharding
-from gpt.model.attention import attend_cached, causal_self_attention
+from gpt.model.attention import (
+  attend_cached,
+  causal_self_attention,
+  exclusive,
+)
 from gpt.model.config import ARCHS, GPTConfig
 from gpt.model.dropout import dropout
 from gpt.model.kv_cache import KeysValues, KVCache
@@ -152,6 +156,8 @@ class Block(nn.Module):
       written = new_k, new_v
       pieces = [written] if filled is None else [filled, written]
       out_BLHK = attend_cached(q_BLHK, pieces, mask_BLS)
+    if cfg.exclusive_attention:
+      out_BLHK = exclusive(out_BLHK, v_BLHK)
     out_BLE = out_BLHK.reshape(*x_BLD.shape[:2], -1)
     return self.linear(out_BLE, 'wo', cfg.n_embd, out_init(cfg)), written
 

@@ -335,6 +335,7 @@ CONFIGS = st.fixed_dictionaries(
     'n_kv_head': st.sampled_from([0, 1, 2]),
     'embed_norm': st.booleans(),
     'qk_norm': st.booleans(),
+    'exclusive_attention': st.booleans(),
     'final_norm': st.booleans(),
     'tied_embeddings': st.booleans(),
     'logit_softcap': st.sampled_from([0.0, 5.0]),

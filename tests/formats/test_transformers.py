@@ -46,6 +46,7 @@ OPTIONS = {
   'pos': 'rope',
   'n_kv_head': 2,
   'qk_norm': True,
+  'exclusive_attention': True,
   'final_norm': True,
   'logit_softcap': 15.0,
   'tied_embeddings': True,

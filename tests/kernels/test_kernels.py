@@ -56,6 +56,7 @@ def configs(draw):
     bias=choose(False, True),
     embed_norm=choose(False, True),
     qk_norm=qk_norm,
+    exclusive_attention=choose(False, True),
     qk_gain=choose(False, True) if qk_norm else False,
     final_norm=choose(False, True),
     logit_softcap=choose(0.0, 5.0),

@@ -12,6 +12,7 @@ from gpt.model.attention import (
   KERNELS,
   attend,
   causal_self_attention,
+  exclusive,
   fused_attention,
   resolve_kernel,
 )
@@ -113,6 +114,24 @@ def test_plain_equals_the_formula():
     weights = np.exp(k[: t + 1] @ q[t] / np.sqrt(3))
     wanted = weights @ v[: t + 1] / weights.sum()
     np.testing.assert_allclose(out[0, t, 0], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_exclusive_attention_has_nothing_of_a_positions_own_value(shape):
+  B, L, H, G, K = shape
+  y, v, _ = random_qkv(shape)
+  own = np.repeat(np.asarray(v, np.float64), H // G, axis=2)
+  z = np.asarray(jax.jit(exclusive)(y, v), np.float64)
+  np.testing.assert_allclose((z * own).sum(-1), 0, atol=1e-5 * K)
+  # What is gone lies along the value.
+  gone = np.asarray(y, np.float64) - z
+  share = (gone * own).sum(-1) / (own * own).sum(-1)
+  np.testing.assert_allclose(gone, share[..., None] * own, atol=1e-5)
+
+
+def test_exclusive_attention_leaves_the_output_if_the_value_is_zero():
+  y, v, _ = random_qkv((2, 3, 4, 2, 8))
+  np.testing.assert_array_equal(exclusive(y, jnp.zeros_like(v)), y)
 
 
 def test_a_fully_masked_row_is_finite():

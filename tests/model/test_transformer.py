@@ -167,7 +167,8 @@ def test_future_positions_have_zero_gradient(arch, kernel, tokens_BL):
 
 
 def test_changed_future_token_changes_no_earlier_logit(tokens_BL):
-  for options in ({}, {'pos': 'rope', 'qk_norm': True, 'n_kv_head': 1}):
+  rope = {'pos': 'rope', 'qk_norm': True, 'n_kv_head': 1}
+  for options in ({}, rope, {'exclusive_attention': True}):
     cfg = GPTConfig(**TINY, init_std=0.5, **options)
     apply = jit_apply(cfg)
     variables = {'params': weights(cfg)}
@@ -295,6 +296,7 @@ def test_remat_changes_neither_value_nor_gradient(tokens_BL):
     ({'n_kv_head': 1}, -2 * 2 * 8 * 4),
     ({'tied_embeddings': True}, -11 * 8),
     ({'qk_norm': True, 'final_norm': True, 'embed_norm': True}, 0),
+    ({'exclusive_attention': True}, 0),
   ],
 )
 def test_option_changes_function_and_parameter_count(

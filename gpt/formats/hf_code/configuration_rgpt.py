@@ -23,6 +23,8 @@ class RgptConfig(PretrainedConfig):
     bias: a bias on every matrix of a layer.
     embed_norm, qk_norm, final_norm: a norm on the embedding, on queries and
       keys, before the head.
+    exclusive_attention: attention's output loses its part along the position's
+      own value.
     logit_softcap: c tanh(logits / c); 0: off.
     tied_embeddings: one matrix for embedding and head.
     dropout: after the attention projection and the MLP, in training.
@@ -60,6 +62,7 @@ class RgptConfig(PretrainedConfig):
     qk_gain=False,
     embed_norm=False,
     qk_norm=False,
+    exclusive_attention=False,
     final_norm=False,
     logit_softcap=0.0,
     tied_embeddings=False,
@@ -88,6 +91,7 @@ class RgptConfig(PretrainedConfig):
     self.qk_gain = qk_gain
     self.embed_norm = embed_norm
     self.qk_norm = qk_norm
+    self.exclusive_attention = exclusive_attention
     self.final_norm = final_norm
     self.logit_softcap = logit_softcap
     self.tied_embeddings = tied_embeddings

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration_rgpt import RgptConfig
 
 MASKED = -1e9  # Finite, so that rows of padding, which see nothing, are no NaN.
+OWN_VALUE_EPS = 1e-6
 
 
 class Norm(nn.Module):
@@ -81,6 +82,14 @@ def rope(x, positions, freqs):
   return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
+def exclusive(out, own):
+  """Attention's output without what lies along each position's own value."""
+  y, v = out.float(), own.float()
+  along = (y * v).sum(-1, keepdim=True)
+  along = along / ((v * v).sum(-1, keepdim=True) + OWN_VALUE_EPS)
+  return (y - along * v).to(out.dtype)
+
+
 class RgptBlock(nn.Module):
   def __init__(self, config, index):
     super().__init__()
@@ -125,16 +134,21 @@ class RgptBlock(nn.Module):
       freqs = rope_frequencies(self.config, x.device)
       q, k = rope(q, positions, freqs), rope(k, positions, freqs)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    own = self.for_queries(v)
     if cache is not None:
       k, v = cache.update(k, v, self.index)
-    queries_per_head = self.config.n_head // self.kv_heads
-    if queries_per_head > 1:
-      k = k.repeat_interleave(queries_per_head, dim=1)
-      v = v.repeat_interleave(queries_per_head, dim=1)
+    k, v = self.for_queries(k), self.for_queries(v)
     scores = (q @ k.transpose(2, 3)).float() * self.head_dim**-0.5
     scores = scores.masked_fill(~mask, MASKED)
     out = scores.softmax(-1).to(v.dtype) @ v
+    if self.config.exclusive_attention:
+      out = exclusive(out, own)
     return self.attn_wo(out.transpose(1, 2).reshape(B, L, -1))
+
+  def for_queries(self, kv):
+    """Each key/value head repeated for its query heads."""
+    repeats = self.config.n_head // self.kv_heads
+    return kv if repeats == 1 else kv.repeat_interleave(repeats, dim=1)
 
   def mlp(self, x):
     h = self.mlp_fc1(x)
