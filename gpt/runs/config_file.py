@@ -3,6 +3,7 @@
 Imports no JAX: launchers read it before they choose devices.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from gpt.errors import UserError
 from gpt.fields import Fields
 from gpt.files import read_json, write_atomic
 from gpt.model.config import GPTConfig, option_names
-from gpt.model.options import RUNTIME
+from gpt.model.options import FUNCTION, RUNTIME, SHAPE
 from gpt.runs.checkpoint_meta import (
   CONFIG,
   SEALED,
@@ -157,12 +158,26 @@ def read_configs(
   return config, cfg
 
 
+def with_later_options(saved: Mapping[str, Any]) -> dict[str, Any]:
+  """The flat keys of a run, with those of the model that it is too old for.
+
+  Such an option has its default there: what the model did before it came.
+  """
+  names = option_names(SHAPE, FUNCTION)
+  usual = {
+    f'model.{x.name}': x.default
+    for x in dataclasses.fields(GPTConfig)
+    if x.name in names and x.default is not dataclasses.MISSING
+  }
+  return usual | dict(saved)
+
+
 def differences(saved: dict, config: Any) -> dict:
   """{key: (saved, now)} of all keys that differ.
 
   A model.dtype of 'auto' is that of the run, whatever it is.
   """
-  old, new = flatten(saved), flatten(plain(config))
+  old, new = with_later_options(flatten(saved)), flatten(plain(config))
   if new.get('model.dtype') == 'auto':
     new['model.dtype'] = old.get('model.dtype')
   return {
