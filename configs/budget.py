@@ -18,14 +18,15 @@ from configs import default
 
 CHOSEN = {
   int: """batch_size total_steps model.n_embd model.n_head model.n_layer
-    model.block_size opt.warmup_steps opt.plateau_patience data.vocab_size
-    eval.every eval.windows checkpoint.every""",
+    model.block_size model.mlp_width opt.warmup_steps opt.plateau_patience
+    data.vocab_size eval.every eval.windows checkpoint.every""",
   float: """lr min_lr model.dropout model.logit_softcap opt.muon_lr
     opt.muon_momentum opt.decay_fraction opt.b2 opt.weight_decay
     data.val_fraction""",
-  str: """model.arch model.pos model.dtype opt.name opt.schedule data.format
-    data.tokenizer data.loss_on sample.prompt""",
-  bool: """model.qk_norm model.final_norm model.zero_init data.packing""",
+  str: """model.arch model.mlp model.pos model.dtype opt.name opt.schedule
+    data.format data.tokenizer data.loss_on sample.prompt""",
+  bool: """model.qk_norm model.exclusive_attention model.final_norm
+    model.zero_init data.packing""",
 }
 
 

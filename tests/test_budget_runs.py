@@ -172,6 +172,20 @@ def test_what_is_given_is_not_chosen(quick, tmp_path):
   assert not kept.chosen.keys() & {*given, *SMALL}
 
 
+def test_a_run_goes_on_without_an_option_that_is_newer_than_the_run(
+  quick, tmp_path
+):
+  run(tmp_path, {'total_steps': 4, 'model.exclusive_attention': False})
+  config = saved(tmp_path)
+  del config['model']['exclusive_attention']
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(UserError, match='exclusive_attention: False -> True'):
+    run(tmp_path, {'total_steps': 6, 'model.exclusive_attention': True})
+  run(tmp_path, {'total_steps': 6})
+  assert latest(tmp_path)[1]['step'] == 6
+  assert saved(tmp_path)['model']['exclusive_attention'] is False
+
+
 def test_another_budget_or_another_run_is_refused(quick, tmp_path):
   given = {'total_steps': 2}
   run(tmp_path / 'run', given)

@@ -20,7 +20,7 @@ from gpt.native import training
 from gpt.planning import machine, plan, record, table, text
 from gpt.planning.clock import BudgetClock
 from gpt.planning.record import Record, Target
-from gpt.runs.config_file import flatten, read_config
+from gpt.runs.config_file import flatten, read_config, with_later_options
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def _resumed(
       f'{workdir} holds a run with {has}: continue it with --workdir alone '
       '(and --additional_steps=N to train longer), or choose another --workdir'
     )
-  known = flatten(saved)
+  known = with_later_options(flatten(saved))
   open_keys = [k for k, x in flatten(config.to_dict()).items() if x is None]
   kept = record.read(workdir)
   filled = _filled(config, {k: known[k] for k in open_keys if k in known})

@@ -24,6 +24,7 @@ class StepCost:
       rate of such products alone.
     elementwise: products' worth of everything else, in FLOPs per token, layer
       and unit of width, at the rate of float32.
+    gates: the same, of an MLP that has them.
     scores: the same per column of the context as well: attention's softmax.
     pieces: the same per token and piece of the vocabulary: the last softmax.
     muon: time of the Newton-Schulz iterations, as `products`.
@@ -33,6 +34,7 @@ class StepCost:
 
   products: float
   elementwise: float
+  gates: float
   scores: float
   pieces: float
   muon: float
@@ -44,10 +46,10 @@ class StepCost:
 NARROW = 96
 # Fitted to steps in both precisions on two cores of a Zen 4, with the compiled
 # kernels of training.
-ON_CPU = StepCost(0.84, 3500.0, 5.0, 145.0, 0.65, 1.4e-8, 5e-4)
+ON_CPU = StepCost(0.84, 3700.0, 1000.0, 5.0, 145.0, 0.65, 1.4e-8, 5e-4)
 # Estimates: no accelerator has been measured. They only place the first plan; a
 # run replaces them by its own times.
-ON_ACCELERATOR = StepCost(1.3, 4000.0, 2.0, 100.0, 1.5, 4e-11, 3e-3)
+ON_ACCELERATOR = StepCost(1.3, 4000.0, 500.0, 2.0, 100.0, 1.5, 4e-11, 3e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Shape:
     batch: sequences per step.
     parameters: of the model.
     dtype: of products, as config.model.dtype.
+    gated: whether MLPs have gates.
   """
 
   width: int
@@ -68,6 +71,7 @@ class Shape:
   batch: int
   parameters: int
   dtype: str
+  gated: bool = False
 
   @property
   def tokens(self) -> int:
@@ -88,7 +92,8 @@ def step_seconds(shape: Shape, machine: Machine) -> float:
   if on_cpu:
     rate *= min(1.0, D / NARROW)
   products = 6 * (12 * N * D * D + V * D) + 6 * N * D * T
-  others = (cost.elementwise + cost.scores * T) * N * D + cost.pieces * V
+  elementwise = cost.elementwise + cost.gates * shape.gated
+  others = (elementwise + cost.scores * T) * N * D + cost.pieces * V
   others /= machine.rate('float32', D)
   muon = 300 * N * D**3
   return (

@@ -19,7 +19,7 @@ from gpt.planning.text import Text
 
 # (width, depth), smallest first.
 SHAPES = (
-  *((64, 2), (64, 3), (64, 4), (96, 4), (128, 4), (128, 6), (160, 5)),
+  *((64, 2), (64, 3), (64, 4), (96, 4), (128, 4), (128, 6)),
   *((192, 6), (256, 6), (256, 8), (320, 8), (384, 8), (512, 8), (512, 12)),
   *((640, 12), (768, 12), (1024, 16), (1280, 20), (1536, 24)),
 )
@@ -37,6 +37,8 @@ WORTH_DOUBLING = 0.002
 NARROW_LOSS, NARROW = 0.01, 96
 # Fewer steps teach nothing.
 FEWEST_STEPS = 20
+# What decides how long a step takes, and is not a shape.
+OF_A_STEP = ('batch_size', 'total_steps', 'model.mlp')
 # Validation splits, and the part of the time that a full pass may take.
 VAL_FRACTIONS = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 PASS_SHARE = 0.08
@@ -185,10 +187,12 @@ def look(
   for _ in range(8):  # The batch depends on the tokens seen, and they on it.
     options = recipe.options(
       width, depth, vocab, context, seen, train_tokens
-    ) | {k: x for k, x in given.items() if k in ('batch_size', 'total_steps')}
+    ) | {k: x for k, x in given.items() if k in OF_A_STEP}
     batch = options['batch_size']
     shape = Shape(
-      width, depth, vocab, context, batch, parameters, rated(dtype, machine)
+      *(width, depth, vocab, context, batch, parameters),
+      rated(dtype, machine),
+      gated=options['model.mlp'] == 'swiglu',
     )
     step_s = cost.step_seconds(shape, machine)
     token_s = cost.forward_seconds(shape, machine)

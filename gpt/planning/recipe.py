@@ -13,20 +13,34 @@ HEAD_DIM = 32
 # The smallest batch, in tokens: that of speedrun_1min, which 2.4M tokens train.
 BATCH_TOKENS = 2048
 MUON_LR, ADAMW_LR = 0.03, 5e-3
+# The pressure from which MLPs have gates, and dropout begins.
+GATED_FROM = 4.0
 
 
 def parameters(width: int, depth: int, vocab: int) -> int:
-  """Parameters of a model of the family: 12 N D^2 + 2 V D.
+  """Parameters of a model of the family, about: 12 N D^2 + 2 V D.
 
-  Its blocks have four matrices D x D and an MLP of width 4 D; embedding and
-  head are separate, and positions (RoPE) have no parameters.
+  Its blocks have four matrices D x D and an MLP of two matrices D x 4 D, or of
+  three D x F that are as large together (`mlp`); embedding and head are
+  separate, and positions (RoPE) have no parameters.
   """
   return block_parameters(width, depth) + 2 * vocab * width
 
 
 def block_parameters(width: int, depth: int) -> int:
-  """Parameters of the blocks: 12 N D^2."""
+  """Parameters of the blocks, but for the rounding of F: 12 N D^2."""
   return 12 * depth * width**2
+
+
+def mlp(width: int, heat: float) -> tuple[str, int]:
+  """(kind of the MLP, its width F) for a pressure.
+
+  A gate takes more time than it is worth in a short run, and pays where a text
+  is read often (docs/results.md). F is a multiple of 32, about 8/3 D.
+  """
+  if heat > GATED_FROM:
+    return 'swiglu', 32 * max(1, round(width / 12))
+  return 'relu2', 4 * width
 
 
 def batch_size(context: int, tokens_seen: float) -> int:
@@ -77,6 +91,7 @@ def options(
   heat = pressure(parameters(width, depth, vocab), tokens_seen, text_tokens)
   length = (max(steps, 200) / 1150) ** -0.2  # 1,150 steps: speedrun_1min.
   narrow = (96 / width) ** 0.5
+  kind, mlp_width = mlp(width, heat)
   return {
     'lr': round(ADAMW_LR * min(1.0, (128 / width) ** 0.5), 6),
     'min_lr': 0.0,
@@ -89,7 +104,10 @@ def options(
     'model.block_size': context,
     'model.dropout': dropout(heat),
     'model.pos': 'rope',
+    'model.mlp': kind,
+    'model.mlp_width': mlp_width,
     'model.qk_norm': True,
+    'model.exclusive_attention': True,
     'model.final_norm': True,
     'model.logit_softcap': 15.0,
     'model.zero_init': True,
@@ -107,7 +125,7 @@ def options(
 
 def dropout(heat: float) -> float:
   """Drop probability for a pressure: 0 up to 4, 0.1 at 16, at most 0.3."""
-  return round(min(0.3, 0.05 * math.log2(max(4.0, heat) / 4)), 3)
+  return round(min(0.3, 0.05 * math.log2(max(1.0, heat / GATED_FROM))), 3)
 
 
 def weight_decay(heat: float) -> float:

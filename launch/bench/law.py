@@ -201,10 +201,17 @@ def line(
     'dropout': options['model.dropout'],
     'weight_decay': options['opt.weight_decay'],
     'bits_per_byte': round(loss, 5),
-    'optimizer': options['opt.name'],
+    'recipe': recipe_of(options),
     'share_trained': round(share_trained, 4),
     'budget': budget,
   }
+
+
+def recipe_of(options: Mapping[str, Any]) -> str:
+  """A key of law_fit.WORSE."""
+  if options.get('model.exclusive_attention'):
+    return 'exclusive'
+  return options['opt.name']
 
 
 def keep_tokenizer(run: law_runs.Run, workdir: pathlib.Path) -> None:
