@@ -34,9 +34,11 @@ LATE, EARLY = 0.01, 0.03
 # the newest target is older than this part,
 PATIENCE = 0.03
 # and, to end later, if at least this part is left.
-WORTH_RAISING = 0.15
-# Part of the budget, and most seconds, whose steps predict those that follow.
-RECENT_SHARE, RECENT_S = 0.05, 10.0
+WORTH_RAISING = 0.05
+# The steps that predict those that follow: of so many seconds, of that part of
+# the budget and of what is left of it, whichever is least. A shared machine is
+# slow for some seconds at a time, and the longer the way, the less that says.
+RECENT_S, RECENT_SHARE, RECENT_OF_LEFT = 60.0, 0.05, 0.25
 # Of a forward pass, relative to a training step, until an eval was timed.
 FORWARD = 0.4
 # A step that takes that long, with so little of it computing, was stopped.
@@ -173,7 +175,9 @@ class BudgetClock:
     self._trained += seconds
     self._lap, self._cpu = now, cpu
     self._recent.append((self._trained, finished))
-    recent = min(RECENT_S, RECENT_SHARE * self.record.seconds)
+    budget = self.record.seconds
+    left = max(0.0, budget - self._clock.elapsed())
+    recent = min(RECENT_S, RECENT_SHARE * budget, RECENT_OF_LEFT * left)
     while len(self._recent) > 8 and (
       self._trained - self._recent[1][0] > recent
     ):

@@ -111,6 +111,19 @@ def test_a_machine_that_becomes_slower_and_slower_ends_in_time(time, tmp_path):
   assert 0.85 * BUDGET < used < 1.03 * BUDGET
 
 
+@pytest.mark.parametrize('at', [0.5, 0.7, 0.8, 0.85, 0.9])
+def test_some_slow_seconds_do_not_cost_the_rest_of_the_time(time, tmp_path, at):
+  """35 of 900 s at less than half the speed, as on a shared machine."""
+  kept = planned(steps=4500, seconds=900.0)
+  began = time.now
+
+  def speed(step):
+    return 0.42 if at * 900 < time.now - began < at * 900 + 35 else 0.2
+
+  _, used = train(kept, tmp_path, time, speed)
+  assert 0.95 * 900 < used < 1.0 * 900
+
+
 FACTS = {
   'now': {
     'tokens_seen': 2e6,
