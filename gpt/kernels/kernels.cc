@@ -95,7 +95,7 @@ struct Decode {
         int right = 0;
         for (i++; right < tried && token[0] == token[right + 1]; i++)
           token[0] = choose(net, 0, i, scores[++right]);
-        if (tried) net.note_drafts(right);
+        if (tried) net.right += 0.1f * (right - net.right);
       }
     }
   }

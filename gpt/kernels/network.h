@@ -71,7 +71,6 @@ struct Network {
 
   // Drafts cost a part of a pass. Where few are right, one in 32 is tried.
   bool drafts_pay() { return right > 0.6f || ++passes % 32 == 0; }
-  void note_drafts(int found) { right += 0.1f * (found - right); }
 
   // Row r of the next pass: token t at position p of slot s.
   void place(int r, int t, int s, int p) {

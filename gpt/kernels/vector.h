@@ -51,10 +51,12 @@ INLINE uint32_t pair_of(float x, float y) {
 }
 INLINE float from_bf16(uint16_t bits) { return as_float((uint32_t)bits << 16); }
 
+// Halves that the compiler knows: in a loop it would add up in memory.
+template <int HALF = W / 2>
 INLINE float sum(vec a) {
-  for (int half = W / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) a[i] += a[i + half];
-  return a[0];
+  for (int i = 0; i < HALF; i++) a[i] += a[i + HALF];
+  if constexpr (HALF > 1) return sum<HALF / 2>(a);
+  else return a[0];
 }
 
 // The sum of f(x) over the vectors x of p[0, end). Two sums at a time, as an
