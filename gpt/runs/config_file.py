@@ -177,7 +177,7 @@ def differences(saved: dict, config: Any) -> dict:
 
   A model.dtype of 'auto' is that of the run, whatever it is.
   """
-  old, new = with_later_options(flatten(saved)), flatten(plain(config))
+  old, new = (with_later_options(flatten(x)) for x in (saved, plain(config)))
   if new.get('model.dtype') == 'auto':
     new['model.dtype'] = old.get('model.dtype')
   return {
