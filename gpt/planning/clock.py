@@ -35,9 +35,9 @@ LATE, EARLY = 0.01, 0.03
 PATIENCE = 0.03
 # and, to end later, if at least this part is left.
 WORTH_RAISING = 0.05
-# The steps that predict those that follow: of so many seconds, of that part of
-# the budget and of what is left of it, whichever is least. A shared machine is
-# slow for some seconds at a time, and the longer the way, the less that says.
+# The window of recent steps that predicts the remaining ones: the shortest of a
+# number of seconds, a share of the budget, and a share of the time left. Shared
+# machines slow down for seconds at a time, which should not move a distant end.
 RECENT_S, RECENT_SHARE, RECENT_OF_LEFT = 60.0, 0.05, 0.25
 # Of a forward pass, relative to a training step, until an eval was timed.
 FORWARD = 0.4

@@ -45,7 +45,8 @@ class StepCost:
 # On CPUs, products of narrower matrices are slower than those measured.
 NARROW = 96
 # Fitted to steps in both precisions on two cores of a Zen 4, with the compiled
-# kernels of training.
+# kernels of training; but `gates`, and the 200 of `elementwise` that exclusive
+# attention takes, are from one comparison of 6 x 128.
 ON_CPU = StepCost(0.84, 3700.0, 1000.0, 5.0, 145.0, 0.65, 1.4e-8, 5e-4)
 # Estimates: no accelerator has been measured. They only place the first plan; a
 # run replaces them by its own times.

@@ -1,11 +1,11 @@
-"""How hard a text is to predict, measured by counting, in a second or two.
+"""Estimates how predictable a text is from n-gram counts, in a second or two.
 
-The loss of a network depends on its text as much as on its size. An n-gram
-model, counted on samples of the text and scored on its held-out part, tells the
-law (law.py) what to expect of a text it has never seen. How far each length
-of context is trusted is fitted to the text, as in compressors that mix
-contexts. It also looks for repeats a few lines back, as attention does: code is
-full of them.
+A network's loss depends on its text as much as on its size. The cross-entropy
+of an n-gram model, trained on samples of the text and scored on the held-out
+part, is the law's (law.py) only knowledge of a new text. Each context length
+gets a weight that is fitted to the text, as in context-mixing compressors. The
+model also copies from a few lines back, as attention can: code is full of
+repeats.
 
 References:
   Ney, Essen & Kneser 1994, absolute discounting with interpolation

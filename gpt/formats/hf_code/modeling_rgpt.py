@@ -134,7 +134,7 @@ class RgptBlock(nn.Module):
       freqs = rope_frequencies(self.config, x.device)
       q, k = rope(q, positions, freqs), rope(k, positions, freqs)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    own = self.for_queries(v)
+    own = v
     if cache is not None:
       k, v = cache.update(k, v, self.index)
     k, v = self.for_queries(k), self.for_queries(v)
@@ -142,7 +142,7 @@ class RgptBlock(nn.Module):
     scores = scores.masked_fill(~mask, MASKED)
     out = scores.softmax(-1).to(v.dtype) @ v
     if self.config.exclusive_attention:
-      out = exclusive(out, own)
+      out = exclusive(out, self.for_queries(own))
     return self.attn_wo(out.transpose(1, 2).reshape(B, L, -1))
 
   def for_queries(self, kv):
