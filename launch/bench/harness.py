@@ -81,7 +81,9 @@ def serve(
 
 
 class Worker:
-  """Parent side of one contestant."""
+  """Parent side of one contestant, which builds itself meanwhile."""
+
+  facts: dict
 
   def __init__(self, name: str, module: str, args: list[str]):
     self.name = name
@@ -92,11 +94,16 @@ class Worker:
       stdout=subprocess.PIPE,
       text=True,
     )
-    try:
-      self.facts = self._read()
-    except UserError:
-      self.close()
-      raise
+
+  def await_ready(self) -> bool:
+    """Waits until it is built; False, with a line, if it is not installed."""
+    self.facts = self._read()
+    if 'missing' in self.facts:
+      print(
+        f'{self.name}: skipped ({self.facts["missing"]}); '
+        'pip install "rgpt[bench]"'
+      )
+    return 'missing' not in self.facts
 
   def _read(self) -> dict:
     line = self._process.stdout.readline()
@@ -132,36 +139,36 @@ class Worker:
     }
 
 
-def compare(names: Sequence[str], module: str, rounds: int) -> list[dict]:
+def compare(
+  names: Sequence[str], module: str, rounds: int, together: bool = False
+) -> list[dict]:
   """Measures contestants in turns; skips those that are not installed.
 
   Args:
     names: contestants, in the order of their turns.
     module: the workers' module; they get the flags of this process.
     rounds: measurements of each contestant.
+    together: build all of them at once, where cores are idle meanwhile.
 
   Returns:
     Worker.summary of each contestant.
   """
-  args = sys.argv[1:]
-  workers = []
+  started: list[Worker] = []
+  workers: list[Worker] = []
   try:
     for name in names:
-      worker = Worker(name, module, args)
-      if 'missing' in worker.facts:
-        print(
-          f'{name}: skipped ({worker.facts["missing"]}); '
-          'pip install "rgpt[bench]"'
-        )
-        worker.close()
-      else:
+      worker = Worker(name, module, sys.argv[1:])
+      started.append(worker)
+      if not together and worker.await_ready():
         workers.append(worker)
+    if together:
+      workers = [worker for worker in started if worker.await_ready()]
     for _ in range(rounds):
       for worker in workers:
         worker.turn()
     return [worker.summary() for worker in workers]
   finally:
-    for worker in workers:
+    for worker in started:
       worker.close()
 
 

@@ -57,6 +57,9 @@ CONTESTANTS = flags.DEFINE_list(
 MICRO = flags.DEFINE_integer(
   'micro_batch_size', 0, 'parallel.micro_batch_size of rgpt.'
 )
+TOGETHER = flags.DEFINE_bool(
+  'together', False, 'Compile all contestants at once: for idle cores.'
+)
 REMAT = flags.DEFINE_bool('remat', False, 'model.remat of rgpt.')
 WORKER = harness.define_worker_flag()
 
@@ -133,7 +136,8 @@ def build_ours(config: ConfigDict, steps: int = 0) -> Contestant:
   from gpt.training.step import jit_train_step
 
   cfg = GPTConfig.from_config(config.model, VOCAB_SIZE.value)
-  model, tx = GPT(cfg), optimizer.create(config)
+  model = GPT(cfg)
+  tx = optimizer.create(config, mixed=cfg.matmul_dtype == 'bfloat16')
   mesh = devices.create_mesh(config.batch_size)
   micro = micro_batch_size(config, mesh)
   rows = devices.padded_batch_size(config.batch_size, mesh, micro)
@@ -246,7 +250,9 @@ def main(_):
   if CONTESTANTS.value:
     check_contestants(CONTESTANTS.value)
     names = CONTESTANTS.value
-  rows = harness.compare(names, 'launch.bench.train', ROUNDS.value)
+  rows = harness.compare(
+    names, 'launch.bench.train', ROUNDS.value, TOGETHER.value
+  )
   params = next(row['params'] for row in rows if 'params' in row)
   for row in rows:
     flops = flops_per_token(config, params) * row['tokens_per_s']

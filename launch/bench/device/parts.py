@@ -14,7 +14,6 @@ from typing import Any
 ERROR_CHARACTERS = 2000
 GRACE = 5.0  # Seconds that a part has to end after SIGTERM, and SIGKILL.
 LEAST = 1.0  # Seconds below which no part is started.
-SHARE = '0.28'  # Of the memory for a process of JAX: three are side by side.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +25,8 @@ class Part:
     module: below launch.bench.
     args: its flags; toy: those at toy size.
     seconds: its time limit; less where less is left of the time for all.
+    share: of the memory, for each process of JAX: some are side by side.
+    xla: flags of XLA.
   """
 
   name: str
@@ -33,14 +34,24 @@ class Part:
   args: str
   toy: str
   seconds: float
+  share: float = 0.28
+  xla: str = ''
 
 
-TRAIN = '--rounds=3 --dropout=0 --contestants=ours,'
+TRAIN = '--rounds=3 --dropout=0 --together --contestants=ours,'
 TOY_TRAIN = (
   '--preset=xs --batch_size=2 --rounds=1 --steps=2 --contestants=ours,'
 )
 PARTS = (
-  Part('checks', 'device.checks', '', '--small', 75),
+  # Trying out kernels would take most of the time, and decides nothing here.
+  Part(
+    'checks',
+    'device.checks',
+    '',
+    '--small',
+    75,
+    xla='--xla_gpu_autotune_level=0',
+  ),
   Part(
     'train_124m',
     'train',
@@ -60,16 +71,17 @@ PARTS = (
   Part(
     'train_l',
     'train',
-    '--preset=l --batch_size=256 ' + TRAIN + '"torch compile"',
+    '--preset=l --batch_size=64 ' + TRAIN + '"torch compile"',
     TOY_TRAIN + '"torch eager"',
     60,
   ),
   Part(
     'decode',
     'decode',
-    '--preset=l --batch=1,8,64,256 --peer=torch --rounds=2',
+    '--preset=l --batch=1,8,64,256 --peer=torch --rounds=2 --together',
     '--preset=xs --batch=1,2 --peer=torch --rounds=1 --tokens=16',
     60,
+    share=0.1,
   ),
   Part(
     'serve',
@@ -137,7 +149,9 @@ def measure(part: Part, toy: bool, seconds: float) -> dict[str, Any]:
   command = [sys.executable, '-m', f'launch.bench.{part.module}']
   command += _words(args)
   began = time.perf_counter()
-  env = {'XLA_PYTHON_CLIENT_MEM_FRACTION': SHARE, **os.environ}
+  env = {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{part.share}', **os.environ}
+  if part.xla and not toy:
+    env['XLA_FLAGS'] = f'{env.get("XLA_FLAGS", "")} {part.xla}'.strip()
   with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
     process = subprocess.Popen(
       command, stdout=out, stderr=err, env=env, start_new_session=True
