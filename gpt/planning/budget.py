@@ -17,7 +17,7 @@ from gpt import devices, logs
 from gpt.errors import UserError, quoted
 from gpt.kernels import library
 from gpt.native import training
-from gpt.planning import machine, plan, record, table, text
+from gpt.planning import cost, machine, plan, record, table, text
 from gpt.planning.clock import BudgetClock
 from gpt.planning.record import Record, Target
 from gpt.runs.config_file import flatten, read_config, with_later_options
@@ -118,7 +118,7 @@ def _planned(
     targets=[_first_target(chosen, given)],
     end={},
   )
-  return _filled(config, chosen), BudgetClock(kept, workdir, began)
+  return _filled(config, chosen), _clock(kept, workdir, began)
 
 
 def planned(
@@ -170,7 +170,15 @@ def _resumed(
   if filled.total_steps == saved['total_steps']:
     # A kill between the two files may have left the older target there.
     filled.total_steps = kept.last.total_steps
-  return filled, BudgetClock(kept, workdir, began)
+  return filled, _clock(kept, workdir, began)
+
+
+def _clock(
+  kept: Record, workdir: str | os.PathLike, began: float
+) -> BudgetClock:
+  # From the plan: JAX must not start yet.
+  platform = kept.plan.get('machine', {}).get('platform', 'cpu')
+  return BudgetClock(kept, workdir, began, cost.end_seconds(platform))
 
 
 def _filled(config: Any, values: dict[str, Any]) -> ConfigDict:

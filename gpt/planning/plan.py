@@ -202,10 +202,10 @@ def look(
     windows = given.get('eval.windows') or windows_of(context, token_s, seconds)
     eval_s = windows * context * token_s + SAVE_S
     fixed = (
-      cost.start_seconds(depth)
+      cost.start_seconds(depth, machine)
       + cost.text_seconds(text, pieces)
       + val * tokens * token_s
-      + cost.END_S
+      + cost.end_seconds(machine.platform)
     )
     left = AIM * seconds - fixed - evals_of(seconds) * eval_s
     steps = given.get('total_steps') or max(0, int(left / step_s))
