@@ -37,6 +37,8 @@ class DeviceRows:
     self._first, self._slots = members[0], len(members)
     self._bucket = bucket
     self._state = jax.device_put(init_state(model.cfg, len(members)), device)
+    # Of prompts of one token; made once: that takes longer than inserting it.
+    self._empty = jax.device_put(init_cache(model.cfg, 1, bucket), device)
     self.active = members
 
   def fill(
@@ -57,7 +59,7 @@ class DeviceRows:
         self._model, self._params, jax.device_put(padded, self._device)
       )
     else:
-      cache = jax.device_put(init_cache(cfg, 1, self._bucket), self._device)
+      cache = self._empty
     slot = np.int32(row - self._first)
     if fresh:
       in_prompt_V = np.zeros(cfg.vocab_size, bool)
