@@ -59,7 +59,7 @@ PARTS = (
     + TRAIN
     + '"ours muon","torch compile"',
     TOY_TRAIN + '"ours muon","torch eager"',
-    110,
+    130,
   ),
   Part(
     'shakespeare_gpu',
@@ -90,7 +90,7 @@ PARTS = (
     '--seconds=8 --shares=0.8',
     '--preset=xs --scenario=load --clients=2 --slots=2 --rounds=1 --seconds=1 '
     '--shares=0.8 --max_tokens=8',
-    70,
+    110,
   ),
   Part(
     'train_xl',
