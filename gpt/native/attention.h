@@ -49,13 +49,13 @@ struct Side {
     }
     return *this;
   }
-  // Those in panels of rows: [L / PANEL][words(K)][PANEL].
+  // Those in panels of rows: [L / STRIP][words(K)][STRIP].
   void in_panels() {
     int n = words<E>(K);
     panels = panels_room.get((size_t)padded(L) * n);
-    for (int l = 0; l < L; l += PANEL)
-      transpose(wide + (size_t)l * n, n, std::min(PANEL, L - l), n,
-                panels + (size_t)l * n, PANEL);
+    for (int l = 0; l < L; l += STRIP)
+      transpose(wide + (size_t)l * n, n, std::min(STRIP, L - l), n,
+                panels + (size_t)l * n, STRIP);
   }
   // Words across rows: [words(L)][whole(K)].
   void across_l() {
@@ -104,9 +104,9 @@ struct Head {
   void against(const Side<E>& x, int l, int count, const Side<E>& y, int end,
                float* to) {
     int n = words<E>(K);
-    for (int c0 = 0; c0 < end; c0 += PANEL)
+    for (int c0 = 0; c0 < end; c0 += STRIP)
       product(x.wide + (size_t)l * n, n, count, y.panels + (size_t)c0 * n,
-              PANEL, n, std::min(PANEL, whole(end - c0)),
+              STRIP, n, std::min(STRIP, whole(end - c0)),
               [&](int r, int c, vec sum) {
                 store(to + (size_t)r * lds + c0 + c, sum);
               });

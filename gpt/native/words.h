@@ -11,6 +11,10 @@ INLINE void add(vec& acc, const uint32_t* x, uvec w) {
 #endif
 #include "../kernels/product.h"
 
+// Columns of a tile of a product, which are stored by themselves: the rows of a
+// wider panel would contend for the same places of the L1 cache.
+constexpr int STRIP = W * TILE;
+
 template <class E>
 constexpr int NUMBERS = std::is_same_v<E, float> ? 1 : 2;  // In a word.
 template <class E>
