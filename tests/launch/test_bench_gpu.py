@@ -69,6 +69,21 @@ def test_a_part_without_a_result_is_no_success(script):
   assert result['error'] == 'it printed no JSON'
 
 
+@pytest.mark.parametrize('toy', [False, True])
+def test_a_part_gets_its_flags_of_xla_after_those_of_the_user(
+  script, monkeypatch, toy
+):
+  monkeypatch.setenv('XLA_FLAGS', '--mine')
+  part = dataclasses.replace(
+    script('import json, os; print(json.dumps(dict(os.environ)))'),
+    xla='--theirs',
+    share=0.1,
+  )
+  result = parts.measure(part, toy=toy, seconds=20)
+  assert result['XLA_FLAGS'] == ('--mine' if toy else '--mine --theirs')
+  assert result['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '0.1'
+
+
 def test_every_part_has_a_limit_and_a_program():
   assert all(part.seconds > 0 for part in parts.PARTS)
   for part in parts.PARTS:

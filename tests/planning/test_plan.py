@@ -230,3 +230,19 @@ def test_larger_models_and_batches_cost_more(
     large = dataclasses.replace(small, **change)
     assert step_seconds(large, machine()) > step_seconds(small, machine())
     assert memory_bytes(large, machine()) >= memory_bytes(small, machine())
+
+
+def test_an_accelerator_needs_time_to_compile():
+  """A CPU of the same speed begins to train earlier."""
+  cpu = machine()
+  rates = {**cpu.rates, 'bfloat16': cpu.rates['mixed']}
+  gpu = dataclasses.replace(cpu, platform='gpu', devices=1, rates=rates)
+  given = {
+    **usual(),
+    'model.n_embd': 96,
+    'model.n_layer': 4,
+    'data.tokenizer': 'char',
+  }
+  on_cpu = plan.best(text(1_000_000), cpu, 120, given)
+  on_gpu = plan.best(text(1_000_000), gpu, 120, given)
+  assert on_gpu.fixed_s - on_cpu.fixed_s > 20
