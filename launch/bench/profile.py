@@ -2,8 +2,8 @@
 
     python -m launch.bench.profile --preset=l --batch_size=16
 
-Traces a few steps with JAX's profiler and sums the operations of all devices:
-CPU milliseconds per step and the share of each kind.
+Traces a few steps with JAX's profiler and sums the operations of all devices,
+on a GPU its kernels: milliseconds per step and the share of each kind.
 """
 
 import collections
@@ -12,6 +12,7 @@ import gzip
 import json
 import re
 import tempfile
+from typing import Any
 
 import jax
 from absl import flags
@@ -21,11 +22,17 @@ from launch.bench import machine, train
 
 flags.adopt_module_key_flags(train)
 STEPS = 3
-# The first match wins. XLA:CPU names a fusion after its operations.
+# The first match wins. XLA names a fusion after its operations; a GPU's kernels
+# of products and attention have the names that cuBLAS and cuDNN gave them.
 KINDS = (
-  ('all-reduce of gradients', r'all-reduce|psum'),
-  ('matrix products', r'^dot|ynn|convolution|gemm|custom-call'),
-  ('layout copies', r'^(copy|transpose|wrapped_transpose|bitcast)'),
+  ('all-reduce of gradients', r'all-reduce|psum|nccl'),
+  ('attention (cuDNN)', r'sdpa|cudnn::'),
+  ('attention, gradients of matrices (ours)', r'^ffi_call'),
+  (
+    'matrix products',
+    r'^dot|ynn|convolution|gemm|custom-call|nvjet|cublas|cutlass',
+  ),
+  ('layout copies', r'^(copy|transpose|wrapped_transpose|bitcast|Mem)'),
   ('exp, softmax', r'exponential|logistic|log'),
   ('scatter, gather', r'scatter|gather|dynamic'),
   ('reductions', r'reduce'),
@@ -40,17 +47,33 @@ def operations(trace_dir: str) -> dict[str, tuple[float, int]]:
   (path,) = glob.glob(f'{trace_dir}/plugins/profile/*/*.trace.json.gz')
   with gzip.open(path) as file:
     events = json.load(file)['traceEvents']
+  gpus = {
+    event['pid']
+    for event in events
+    if event.get('name') == 'process_name' and 'GPU' in event['args']['name']
+  }
   total, count = collections.Counter(), collections.Counter()
   for event in events:
-    name = event.get('name', '')
-    if event.get('ph') != 'X' or NOT_OPERATIONS.search(name):
+    if event.get('ph') != 'X' or not _is_operation(event, gpus):
       continue
-    if 'hlo_op' not in event.get('args', {}):
-      continue
-    name = re.sub(r'[.\d]+$', '', name)
+    name = re.sub(r'[.\d]+$', '', event['name'])
     total[name] += event['dur'] / 1e3
     count[name] += 1
   return {name: (ms, count[name]) for name, ms in total.items()}
+
+
+def _is_operation(event: dict[str, Any], gpus: set[int]) -> bool:
+  """Whether an event is work of a device: of the GPUs, if there are some."""
+  if gpus:
+    return event['pid'] in gpus
+  if NOT_OPERATIONS.search(event.get('name', '')):
+    return False
+  return 'hlo_op' in event.get('args', {})
+
+
+def kind_of(name: str) -> str:
+  """The kind of an operation."""
+  return next(kind for kind, pattern in KINDS if re.search(pattern, name))
 
 
 def main(_):
@@ -63,8 +86,7 @@ def main(_):
     found = operations(trace_dir)
   kinds = collections.Counter()
   for name, (ms, _) in found.items():
-    kind = next(k for k, pattern in KINDS if re.search(pattern, name))
-    kinds[kind] += ms / STEPS
+    kinds[kind_of(name)] += ms / STEPS
   whole = sum(kinds.values())
   print(
     f'one step of {train.PRESET.value}, batch {config.batch_size}, on '
@@ -73,7 +95,7 @@ def main(_):
   )
   print(machine.line())
   for kind, ms in kinds.most_common():
-    print(f'{kind:26s}{ms:10.1f} ms{100 * ms / whole:8.1f} %')
+    print(f'{kind:42s}{ms:10.1f} ms{100 * ms / whole:8.1f} %')
   print('\nlongest operations')
   for name, (ms, n) in sorted(found.items(), key=lambda x: -x[1][0])[:12]:
     print(f'{name:40.40s}{ms / STEPS:10.1f} ms{n / STEPS:8.0f} x')

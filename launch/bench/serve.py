@@ -25,6 +25,7 @@ architecture of llama.cpp has get those of gguf_shape.OPTIONS for --peer.
 import asyncio
 import contextlib
 import json
+import os
 import pathlib
 import random
 import statistics
@@ -113,7 +114,14 @@ def make_workdir(root: pathlib.Path = servers.ROOT) -> pathlib.Path:
   if PEER.value == 'llama':
     options = gguf_shape.choose_options(PRESET.value, vocab_size=100)
     command += [f'--config.model.{k}={v}' for k, v in options.items()]
-  done = subprocess.run(command, stdout=subprocess.DEVNULL, cwd=root)
+  # A GPU's compiler need not try out kernels for one step.
+  xla = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_autotune_level=0'
+  done = subprocess.run(
+    command,
+    stdout=subprocess.DEVNULL,
+    cwd=root,
+    env={**os.environ, 'XLA_FLAGS': xla.strip()},
+  )
   if done.returncode:
     raise UserError(f'{workdir} could not be made (see above)')
   return workdir
