@@ -14,7 +14,7 @@ def test_the_recipe_has_the_shape_of_gpt2_and_modern_options():
   cfg = GPTConfig.from_config(config.model, config.data.vocab_size, 'cuda')
   assert (cfg.n_layer, cfg.n_head, cfg.n_embd) == (12, 12, 768)
   assert (cfg.pos, cfg.qk_norm, cfg.dtype) == ('rope', True, 'bfloat16')
-  assert (config.opt.name, config.data.packing) == ('muon', True)
+  assert (config.opt.name, config.data.packing) == ('normuon', True)
   cpu = GPTConfig.from_config(config.model, config.data.vocab_size, 'cpu')
   assert round(num_params(cpu) / 1e6) == 135
 

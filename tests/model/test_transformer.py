@@ -187,7 +187,9 @@ def test_segments_do_not_see_each_other(tokens_BL):
   whole = apply(variables, tokens_BL, segments_BL=segments)
   positions = np.array([[2, 3, 4]] * 3, np.int32)
   alone = apply(variables, tokens_BL[:, 2:5], positions_BL=positions)
-  np.testing.assert_allclose(whole[:, 2:5], alone, rtol=2e-6, atol=2e-6)
+  # XLA rounds products of 9 rows and of 18 differently on some processors.
+  atol = 2e-6 * np.max(np.abs(alone))
+  np.testing.assert_allclose(whole[:, 2:5], alone, rtol=2e-6, atol=atol)
 
 
 # --- the formula
