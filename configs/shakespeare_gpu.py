@@ -5,10 +5,9 @@
 6 layers x 384, 6 heads, context 256, 64 x 256 tokens a step, dropout 0.2, as in
 nanoGPT's recipe (1.4697 nats/char there). The options and learning rates are
 those of speedrun_10min, extrapolated. 41M tokens at 2.9M tokens/s: 37 s on an
-H200, most of it compilation. The best checkpoint has 1.4699; it is an early
-one, and the final one (1.92 in the full pass) has learned the text by heart.
-configs/budget.py plans a better run of the same time. A step is 36 times the
-work of a step of speedrun_10min (0.125 s on two CPU cores).
+H200, most of it compilation. The best checkpoint has 1.4699; the run overfits,
+and the final one has 1.92 in the full pass. A step is 36 times the work of a
+step of speedrun_10min (0.125 s on two CPU cores).
 """
 
 from configs import speedrun_10min

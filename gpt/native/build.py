@@ -41,9 +41,8 @@ FLAGS = (
   '-fno-math-errno',
   '-fno-trapping-math',
   '-ffp-contract=fast',
-  # GCC tuned for AMD's processors takes some sums apart into products and
-  # additions: slower for several sums at once, and rounded differently in tiles
-  # of other sizes. clang ignores it.
+  # GCC tuned for AMD's processors splits multiply-adds in some tiles only, and
+  # a row's result would depend on its tile. clang ignores the parameter.
   '--param=avoid-fma-max-bits=0',
 )
 COMPILE_SECONDS = 300
