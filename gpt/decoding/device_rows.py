@@ -1,5 +1,6 @@
 """Rows of `generate` on one device, decoded by gpt/decoding/blocks.py."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from gpt.decoding.blocks import (
 )
 from gpt.decoding.sampling import SamplingSettings
 from gpt.model import GPT
-from gpt.model.kv_cache import init_cache
+from gpt.model.kv_cache import KVCache, init_cache
 from gpt.model.params import Params
 
 
@@ -37,9 +38,14 @@ class DeviceRows:
     self._first, self._slots = members[0], len(members)
     self._bucket = bucket
     self._state = jax.device_put(init_state(model.cfg, len(members)), device)
-    # Of prompts of one token; made once: that takes longer than inserting it.
-    self._empty = jax.device_put(init_cache(model.cfg, 1, bucket), device)
     self.active = members
+
+  @functools.cached_property
+  def _empty(self) -> KVCache:
+    """Of prompts of one token. Making it takes longer than inserting it."""
+    return jax.device_put(
+      init_cache(self._model.cfg, 1, self._bucket), self._device
+    )
 
   def fill(
     self,
