@@ -40,24 +40,28 @@ BATCH, DOCUMENT = 64, 4000  # Documents of the peer: number, characters.
 def write_text(path: pathlib.Path, size: int) -> None:
   """Writes about `size` bytes of sentences."""
   rng = np.random.default_rng(0)
-  first, middle, last = list('bdfgklmnprstvwh'), list('aeiou'), list('nrslt')
-  last += [''] * 5
+  sounds = [list('bdfgklmnprstvwh'), list('aeiou'), list('nrslt') + [''] * 5]
   made: set[str] = set()
   while len(made) < WORDS:
     n = int(rng.integers(1, 5))
-    parts = [rng.choice(kind, n) for kind in (first, middle, last)]
-    made.add(''.join(''.join(syllable) for syllable in zip(*parts)))
-  words = np.array(sorted(made, key=lambda w: len(w) + 6 * rng.random()))
+    drawn = [rng.integers(len(kind), size=n) for kind in sounds]
+    syllables = zip(*drawn)
+    made.add(
+      ''.join(kind[i] for at in syllables for kind, i in zip(sounds, at))
+    )
+  ranked = sorted(sorted(made), key=lambda w: len(w) + 6 * rng.random())
+  words = np.array(ranked, object)
   weights = np.cumsum(1 / np.arange(1, WORDS + 1) ** EXPONENT)
-  ends = np.array([' ', ', ', '. ', '.\n', '.\n\n', ' 1984 '])
+  ends = np.array([' ', ', ', '. ', '.\n', '.\n\n', ' 1984 '], object)
   odds = np.cumsum([0.86, 0.05, 0.06, 0.015, 0.01])
   written = 0
   with open(path, 'w') as file:
     while written < size:
-      draws = rng.random(200_000) * weights[-1]
-      chosen = words[np.searchsorted(weights, draws)]
-      after = ends[np.searchsorted(odds, rng.random(len(chosen)))]
-      written += file.write(''.join(np.char.add(chosen, after)))
+      draws = np.empty((200_000, 2), object)
+      ranks = np.searchsorted(weights, rng.random(len(draws)) * weights[-1])
+      draws[:, 0] = words[ranks]
+      draws[:, 1] = ends[np.searchsorted(odds, rng.random(len(draws)))]
+      written += file.write(''.join(draws.ravel().tolist()))
 
 
 def cpu_seconds() -> float:
