@@ -13,6 +13,11 @@ SAMPLE_BYTES = 64 << 20
 MANY_FILES = 256
 
 
+def every(sources: Sources) -> int:
+  """Of how many blocks of a corpus one is in its sample."""
+  return max(1, sources.size // SAMPLE_BYTES)
+
+
 def sample(sources: Sources, whole_lines: bool) -> Sources:
   """Blocks in memory from all over a corpus.
 
@@ -24,15 +29,15 @@ def sample(sources: Sources, whole_lines: bool) -> Sources:
   Args:
     whole_lines: lines are documents.
   """
-  every = sources.size // SAMPLE_BYTES
-  if every < 2:
+  share = every(sources)
+  if share == 1:
     return sources
-  items = list(_blocks(sources, every, whole_lines))
+  items = list(_blocks(sources, share, whole_lines))
   return dataclasses.replace(sources, items=tuple(items)) if items else sources
 
 
 def _blocks(
-  sources: Sources, every: int, whole_lines: bool
+  sources: Sources, share: int, whole_lines: bool
 ) -> Iterator[Source]:
   position = -1  # In blocks of the corpus.
   packed = 0
@@ -40,18 +45,18 @@ def _blocks(
     if source.kind == file_kinds.PARQUET or is_packed(source):
       packed += 1
       few = len(sources.items) < MANY_FILES
-      if few or packed % every == 1:
+      if few or packed % share == 1:
         end = (index + 1, 0)
         blocks = iter_blocks(sources, Place(index), end, 'none', whole_lines)
         for number, block in enumerate(blocks):
-          if not few or number % every == 0:
+          if not few or number % share == 0:
             yield block.source
       continue
     n = -(-source.size // READ_BYTES)
     with source.open_raw() as file:
       for grid in range(n):
         position += 1
-        if position % every:
+        if position % share:
           continue
         file.seek(grid * READ_BYTES)
         data = file.read(READ_BYTES)

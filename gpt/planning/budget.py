@@ -21,6 +21,7 @@ from gpt.planning import cost, machine, plan, record, table, text
 from gpt.planning.clock import BudgetClock
 from gpt.planning.record import Record, Target
 from gpt.runs.config_file import flatten, read_config, with_later_options
+from gpt.runs.metrics import duration
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,11 @@ def _planned(
       training.load()
     facts, where, made = planned(seconds, given)
     logger.info(table.text_of(config.budget, facts, where, made, given))
+    if 'total_steps' in given:
+      logger.warning(
+        f'total_steps is given: the run takes about '
+        f'{duration(made.now.total_s)}, not {config.budget}'
+      )
   chosen = {
     key: made.now.options[key] for key, x in values.items() if x is None
   }

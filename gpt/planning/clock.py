@@ -62,7 +62,6 @@ class BudgetClock:
 
   Attributes:
     record: of the run; its targets grow.
-    spent_s: seconds of the budget that had passed when the run was planned.
   """
 
   def __init__(

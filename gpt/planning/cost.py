@@ -143,10 +143,11 @@ def end_seconds(platform: str) -> float:
 
 def text_seconds(text: Text, vocab: int) -> float:
   """To read the text and encode it; `vocab`: 0 for characters."""
-  size = text.bytes / text.share_read
+  stored = text.bytes / text.share_read
+  size = max(stored, text.bytes)  # A compressed file holds more than it is.
   if not vocab:
-    return size / HASH_RATE + size / CHARACTER_RATE
-  return size / HASH_RATE + TRAINING_S + size / PIECE_RATE
+    return stored / HASH_RATE + size / CHARACTER_RATE
+  return stored / HASH_RATE + TRAINING_S + size / PIECE_RATE
 
 
 # --- memory

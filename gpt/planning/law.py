@@ -32,6 +32,8 @@ from gpt.planning.entropy import Entropy
 
 # Units of N', U and T'.
 MILLION = 1e6
+# Bits per byte of a model that knows nothing.
+UNIFORM = 8.0
 # Of f: the texts of the fit have 1.02 to 1.14, repeated lines any number.
 LARGEST_FALL = 1.15
 
@@ -99,8 +101,9 @@ def bits_per_byte(
     * bytes_per_token**c.pieces
   )
   more = fall**c.yield_power
-  return level * (
+  bits = level * (
     c.floor
     + c.per_parameter * useful ** (-more * c.parameter_power)
     + c.per_byte * taught ** (-more * c.byte_power)
   )
+  return min(UNIFORM, bits)

@@ -40,6 +40,8 @@ NARROW_LOSS, NARROW = 0.02, 96
 FEWEST_STEPS = 20
 # What decides how long a step takes, and is not a shape.
 OF_A_STEP = ('batch_size', 'total_steps', 'model.mlp')
+# Schedules that begin at their peak.
+NO_WARMUP = {'randy': {'opt.warmup_steps': 0}}
 # Validation splits, and the part of the time that a full pass may take.
 VAL_FRACTIONS = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 PASS_SHARE = 0.08
@@ -63,7 +65,7 @@ class Outlook:
     tokens_seen, passes: trained on; how often that is the training split.
     bytes_per_token: of the text.
     bits_per_byte: expected validation loss.
-    fixed_s: seconds around the steps and evals.
+    fixed_s: seconds around the steps: start, evals, full pass and end.
     memory: bytes, about.
   """
 
@@ -79,6 +81,11 @@ class Outlook:
   bits_per_byte: float
   fixed_s: float
   memory: float
+
+  @property
+  def total_s(self) -> float:
+    """Seconds of the whole run."""
+    return self.fixed_s + self.steps * self.step_s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,28 +125,50 @@ def best(
   Raises:
     UserError: no run fits the time or the memory.
   """
-  found, too_large, shortest = None, 0, math.inf
-  for vocab, (width, depth) in candidates(text, given):
-    outlook = look(text, machine, seconds, given, vocab, width, depth)
-    if outlook.memory > MEMORY_SHARE * machine.memory:
-      too_large += 1
-    elif outlook.steps < FEWEST_STEPS and 'total_steps' not in given:
-      needed = outlook.fixed_s + FEWEST_STEPS * outlook.step_s
-      shortest = min(shortest, needed / AIM)
-    elif found is None or _handicapped(outlook) < _handicapped(found):
-      found = outlook
+  found, shortest = _search(text, machine, seconds, given)
   if found is not None:
     return found
   if math.isfinite(shortest):
+    least = seconds
+    while found is None:  # Evals take a part of a longer time.
+      least = max(math.floor(least) + 1, math.ceil(shortest))
+      found, shortest = _search(text, machine, least, given)
     raise UserError(
       f'{seconds:g} s are too short to read {text.bytes:,} bytes of text and '
-      f'to train on them here: give at least {math.ceil(shortest)}s'
+      f'to train on them here: give at least {least}s'
     )
   raise UserError(
-    f'no model fits in the memory, {machine.memory / 1e9:.2g} GB: '
-    f'{too_large} shapes need more than {MEMORY_SHARE:.0%} of it. Close other '
-    'programs, or give a smaller --config.model.n_embd'
+    f'no model fits in the memory, {machine.memory / 1e9:.2g} GB: every shape '
+    f'needs more than {MEMORY_SHARE:.0%} of it. Close other programs, or give '
+    'a smaller --config.model.n_embd'
   )
+
+
+def _search(
+  text: Text, machine: Machine, seconds: float, given: Mapping[str, Any]
+) -> tuple[Outlook | None, float]:
+  """(the best outlook, seconds that the fastest of the others needs).
+
+  A given number of steps may need more time than there is: then the best
+  outlook is the fastest.
+  """
+  found, late, shortest = None, None, math.inf
+  for vocab, (width, depth) in candidates(text, given):
+    outlook = look(text, machine, seconds, given, vocab, width, depth)
+    if outlook.memory > MEMORY_SHARE * machine.memory:
+      continue
+    if 'total_steps' in given:
+      if outlook.total_s > AIM * seconds:
+        if late is None or outlook.total_s < late.total_s:
+          late = outlook
+        continue
+    elif outlook.steps < FEWEST_STEPS:
+      needed = outlook.fixed_s + FEWEST_STEPS * outlook.step_s
+      shortest = min(shortest, needed / AIM)
+      continue
+    if found is None or _handicapped(outlook) < _handicapped(found):
+      found = outlook
+  return found or late, shortest
 
 
 def _handicapped(outlook: Outlook) -> float:
@@ -155,7 +184,9 @@ def candidates(
 ) -> Iterator[tuple[int, tuple[int, int]]]:
   """(vocabulary, (width, depth)) of every run to consider; 0: characters."""
   width, depth = given.get('model.n_embd'), given.get('model.n_layer')
-  shapes = dict.fromkeys((width or w, depth or d) for w, d in SHAPES)
+  shapes = list(dict.fromkeys((width or w, depth or d) for w, d in SHAPES))
+  if heads := given.get('model.n_head'):  # Each of an even width.
+    shapes = [s for s in shapes if s[0] % (2 * heads) == 0] or shapes
   vocabularies = sorted(text.bytes_per_token)
   for vocab in vocabularies:
     for shape in sorted(shapes, key=lambda s: s[0] ** 2 * s[1]):
@@ -187,7 +218,8 @@ def look(
   seen = 1e6
   for _ in range(8):  # The batch depends on the tokens seen, and they on it.
     options = recipe.options(
-      width, depth, vocab, context, seen, train_tokens
+      *(width, depth, vocab, context, seen, train_tokens),
+      given.get('model.mlp', ''),
     ) | {k: x for k, x in given.items() if k in OF_A_STEP}
     batch = options['batch_size']
     shape = Shape(
@@ -205,10 +237,11 @@ def look(
     fixed = (
       cost.start_seconds(depth, machine)
       + cost.text_seconds(text, pieces)
+      + evals_of(seconds) * eval_s
       + val * tokens * token_s
       + cost.end_seconds(machine.platform)
     )
-    left = AIM * seconds - fixed - evals_of(seconds) * eval_s
+    left = AIM * seconds - fixed
     steps = given.get('total_steps') or max(0, int(left / step_s))
     seen = max(1.0, steps * batch * context)
   passes = seen / train_tokens
@@ -225,6 +258,7 @@ def look(
     'checkpoint.every': max(1, math.ceil(steps / 2)),
     'sample.prompt': text.opening,
     **document_options(text),
+    **NO_WARMUP.get(given.get('opt.schedule', ''), {}),
     **given,
   }
   options['model.n_head'] = given.get('model.n_head') or heads_of(width)

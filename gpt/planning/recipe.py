@@ -32,15 +32,17 @@ def block_parameters(width: int, depth: int) -> int:
   return 12 * depth * width**2
 
 
-def mlp(width: int, heat: float) -> tuple[str, int]:
-  """(kind of the MLP, its width F) for a pressure.
+def mlp(width: int, heat: float, kind: str = '') -> tuple[str, int]:
+  """(kind of the MLP, its width F) for a pressure; `kind`: a given one.
 
   A gate takes more time than it is worth in a short run, and pays where a text
-  is read often (docs/results.md). F is a multiple of 32, about 8/3 D.
+  is read often (docs/results.md). F is 4 D; with a gate a multiple of 32, about
+  8/3 D, as its third matrix takes the rest.
   """
-  if heat > GATED_FROM:
-    return 'swiglu', 32 * max(1, round(width / 12))
-  return 'relu2', 4 * width
+  kind = kind or ('swiglu' if heat > GATED_FROM else 'relu2')
+  if kind == 'swiglu':
+    return kind, 32 * max(1, round(width / 12))
+  return kind, 4 * width
 
 
 def batch_size(context: int, tokens_seen: float) -> int:
@@ -72,6 +74,7 @@ def options(
   context: int,
   tokens_seen: float,
   text_tokens: float,
+  mlp_kind: str = '',
 ) -> dict[str, Any]:
   """Overrides of configs/default.py for a run of the family.
 
@@ -82,6 +85,7 @@ def options(
     context: tokens of a window.
     tokens_seen: tokens the run trains on, repeats included.
     text_tokens: tokens of the training split.
+    mlp_kind: model.mlp, if it was given.
 
   Returns:
     {'model.n_embd': 128, 'total_steps': 3800, ...}, flat keys.
@@ -91,7 +95,7 @@ def options(
   heat = pressure(parameters(width, depth, vocab), tokens_seen, text_tokens)
   length = (max(steps, 200) / 1150) ** -0.2  # 1,150 steps: speedrun_1min.
   narrow = (96 / width) ** 0.5
-  kind, mlp_width = mlp(width, heat)
+  kind, mlp_width = mlp(width, heat, mlp_kind)
   return {
     'lr': round(ADAMW_LR * min(1.0, (128 / width) ** 0.5), 6),
     'min_lr': 0.0,

@@ -9,6 +9,8 @@ from gpt.planning.text import Text
 from gpt.runs.metrics import count, duration
 
 GIVEN = 'given'
+# Twice the time for a loss that is lower by less than this part is too long.
+LEARNT = 1e-3
 
 
 def text_of(
@@ -170,5 +172,7 @@ def _others(plan: Plan) -> str:
   found = []
   if plan.half is not None:
     found.append(f'half the time {plan.half.bits_per_byte:.3f}')
+    if plan.half.bits_per_byte < plan.now.bits_per_byte * (1 + LEARNT):
+      found[-1] += ' (the text has no more to teach)'
   found.append(f'ten times {plan.tenfold.bits_per_byte:.3f}')
   return ', '.join(found)

@@ -5,15 +5,18 @@ files, and the rest is measured on pieces spread evenly over it.
 """
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpt import logs
-from gpt.data import conversations
-from gpt.data.sources import Sources, find_sources
-from gpt.data.text_reader import TextStats
+from gpt.data import conversations, records, text_sample
+from gpt.data.raw_blocks import is_packed
+from gpt.data.sources import Source, Sources, find_sources
+from gpt.data.text_reader import TextStats, iter_text
+from gpt.data.token_files import are_tokens
 from gpt.errors import UserError
 from gpt.planning import entropy
 from gpt.planning.entropy import Entropy
@@ -45,7 +48,8 @@ class Text:
     description: where it comes from, in words.
     format: 'text', 'lines' or 'chat', as data.format.
     bytes: of the whole text; of conversations, what is said in them.
-    share_read: the part of the files that is content: 1 but for JSON Lines.
+    share_read: the part of the files that is content: 1 for plain text, less
+      for JSON Lines, more for compressed files.
     share_trained: the part of the content that has a loss: what the assistant
       says, in conversations.
     distinct_bytes, distinct_characters: in the samples.
@@ -83,10 +87,14 @@ def measure(given: dict[str, Any]) -> Text:
   Raises:
     UserError: the text is not found, empty, unreadable or too short.
   """
-  sources = find_sources(given['data.path'])
-  if not sources.size:
-    raise UserError(f'the text is empty: {sources.description}')
-  format = given.get('data.format') or detect_format(sources)
+  path, field = given['data.path'], given.get('data.text_field', '')
+  format = given.get('data.format')
+  files = find_sources(path, '', format or 'text', field)
+  if not files.size:
+    raise UserError(f'the text is empty: {files.description}')
+  if not format and (format := detect_format(files)) != 'text':
+    files = find_sources(path, '', format, field)
+  sources, scale = plain(files, format)
   val_fraction = given.get('data.val_fraction') or 0.1
   if format == 'text':
     train, held_out = _split_bytes(sources, val_fraction)
@@ -98,7 +106,7 @@ def measure(given: dict[str, Any]) -> Text:
   found = entropy.measure(
     np.frombuffer(train, np.uint8), np.frombuffer(held_out, np.uint8)
   )
-  size = int(sources.size * share)
+  size = int(sources.size * share * scale)
   distinct = len(set(text))
   vocabularies, kind = _vocabularies(given, size, text, held_out, distinct)
   lengths = [len(x) for x in documents]
@@ -107,7 +115,7 @@ def measure(given: dict[str, Any]) -> Text:
     description=sources.description,
     format=format,
     bytes=size,
-    share_read=share,
+    share_read=size / files.size,
     share_trained=1.0 if given.get('data.loss_on') == 'all' else trained,
     distinct_bytes=int(np.unique(np.frombuffer(train, np.uint8)).size),
     distinct_characters=distinct,
@@ -119,6 +127,49 @@ def measure(given: dict[str, Any]) -> Text:
     long_document=int(np.quantile(lengths, LONG)) if lengths else 0,
     opening=_opening(format, documents, text),
   )
+
+
+def plain(sources: Sources, format: str) -> tuple[Sources, float]:
+  """The text of files as bytes that a sample can be taken of.
+
+  Args:
+    format: 'text', 'lines' or 'chat'; of the last two, each line is one.
+
+  Returns:
+    (the sources; how many times as much there is). Plain text stays in its
+    files. Records and compressed files are read, or blocks from all over them
+    (text_sample.py).
+
+  Raises:
+    UserError: a file is no text, or damaged.
+  """
+  if are_tokens(sources):
+    raise UserError(
+      f'{sources.description} holds token ids, and a budget plans for a text: '
+      'give the text, or --config.total_steps without a budget'
+    )
+  items = sources.items
+  if not any(item.are_records or is_packed(item) for item in items):
+    next(iter_text(items[0], TextStats()), None)  # Refuses what is no text.
+    return sources, 1.0
+  sampled = text_sample.sample(sources, whole_lines=format != 'text')
+  every = 1 if sampled is sources else text_sample.every(sources)
+  content = ''.join(_content_of(sampled, format)).encode('utf-8', 'replace')
+  whole = Source(items[0].name, data=content)
+  return dataclasses.replace(sources, items=(whole,)), every
+
+
+def _content_of(sources: Sources, format: str) -> Iterator[str]:
+  """The text; if lines are documents, with a line for each record."""
+  for item in sources.items:
+    if not item.are_records:
+      yield from iter_text(item, TextStats())
+    elif format == 'chat':
+      for _, value in records.iter_values(item, TextStats()):
+        yield f'{json.dumps(value, default=str)}\n'
+    else:
+      for text in records.iter_texts(item, TextStats()):
+        yield f'{text if format == "text" else " ".join(text.split())}\n'
 
 
 def detect_format(sources: Sources) -> str:
@@ -248,13 +299,21 @@ def _vocabularies(
     kind = given.get('data.tokenizer') or tokenizer.kind
     return {tokenizer.vocab_size: _density(tokenizer, scored)}, kind
   kind = given.get('data.tokenizer') or ''
+  chosen = given.get('data.vocab_size')
   wanted: list[int] = []
   if kind != CHARACTERS:
-    sizes = given.get('data.vocab_size')
-    wanted = [sizes] if sizes else list(_suitable(size, distinct))
+    wanted = [chosen] if chosen else list(_suitable(size, distinct))
+  if kind not in ('', CHARACTERS) and not wanted:
+    wanted = list(_suitable(max(VOCABULARIES.values()), distinct))[:1]
+    if not wanted:
+      raise UserError(
+        f'the text has {distinct:,} different characters, too many for the '
+        f'vocabularies that are planned for (up to {max(VOCABULARIES):,}): '
+        'give --config.data.vocab_size'
+      )
   found = {}
-  if kind in ('', CHARACTERS) and not given.get('data.vocab_size'):
-    found[0] = len(scored.encode()) / len(scored)
+  if kind == CHARACTERS or not (kind or chosen):
+    found[0] = len(scored.encode()) / max(1, len(scored))
   with logs.quiet():
     for vocab in wanted:
       texts = [text]

@@ -24,7 +24,14 @@ logger = logging.getLogger(__name__)
 
 LOCK = '.lock'
 # What a start writes before config.json.
-STARTED = ('base.json', 'cache', 'checkpoints', 'data.json', 'tokenizer')
+STARTED = (
+  'base.json',
+  'cache',
+  'checkpoints',
+  'data.json',
+  'plan.json',
+  'tokenizer',
+)
 # What a run writes after its config.json.
 OUTPUTS = (
   'checkpoint.bin',

@@ -1,6 +1,7 @@
 """The planner: pure, monotone in time, within the memory, sensible anywhere."""
 
 import dataclasses
+import re
 
 import pytest
 from hypothesis import assume, given, settings
@@ -154,12 +155,73 @@ def test_small_texts_get_small_vocabularies_and_stronger_regularisation():
   assert small.passes > 10 > 1 > large.passes
 
 
-def test_ten_seconds_and_eight_hours_are_sensible():
+def test_twenty_seconds_and_eight_hours_are_sensible():
   short = plan.best(text(10**6), machine(), 20, usual())
   long = plan.best(text(10**6), machine(), 8 * 3600, usual())
   assert short.parameters < 1e6 < 2e6 < long.parameters < 1e8
   assert short.steps < 2000 < long.steps
   assert 1 < long.bits_per_byte < short.bits_per_byte < 4
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts, machines, st.floats(5, 60))
+def test_a_refused_time_names_one_that_is_accepted(facts, where, seconds):
+  try:
+    plan.best(facts, where, seconds, usual())
+    assume(False)
+  except UserError as e:
+    advised = re.search(r'give at least (\d+)s$', str(e))
+    assume(advised)
+    assert advised is not None
+  least = int(advised[1])
+  assert least > seconds
+  assert plan.best(facts, where, least, usual()).steps >= plan.FEWEST_STEPS
+
+
+def test_ten_seconds_of_a_megabyte_are_refused_for_a_few_more():
+  with pytest.raises(UserError, match=r'give at least 1[2-9]s'):
+    plan.best(text(10**6), machine(), 10, usual())
+
+
+def test_a_given_number_of_steps_stays_within_the_time_if_a_model_can():
+  known = usual() | {'total_steps': 5000}
+  made = plan.best(text(10**6), machine(), 600, known)
+  assert made.steps == 5000 and 300 < made.total_s <= 600
+  short = plan.best(text(10**6), machine(), 60, known)
+  assert 60 < short.total_s < made.total_s
+
+
+def test_given_heads_choose_the_widths_that_they_divide():
+  made = plan.best(text(10**6), machine(), 600, usual() | {'model.n_head': 5})
+  assert made.options['model.n_embd'] % 10 == 0
+  both = {'model.n_head': 5, 'model.n_embd': 96}  # Refused when it starts.
+  made = plan.best(text(10**6), machine(), 600, usual() | both)
+  assert both.items() <= made.options.items()
+
+
+@pytest.mark.parametrize('seconds', [60, 7200])
+def test_a_given_mlp_has_its_usual_width(seconds):
+  for kind, width in {'swiglu': 256, 'relu2': 384}.items():
+    known = usual() | {'model.mlp': kind, 'model.n_embd': 96}
+    options = plan.best(text(10**6), machine(), seconds, known).options
+    assert options['model.mlp'] == kind
+    assert options['model.mlp_width'] == width
+
+
+def test_a_schedule_without_a_warmup_gets_none():
+  known = usual() | {'opt.schedule': 'randy'}
+  options = plan.best(text(10**6), machine(), 600, known).options
+  assert options['opt.warmup_steps'] == 0
+
+
+def test_a_time_that_is_too_long_for_the_text_is_said_to_be():
+  facts, where = text(20_000), machine()
+  made = plan.make(facts, where, 8 * 3600, usual())
+  told = table.text_of('8h', facts, where, made, usual())
+  assert 'the text has no more to teach' in told
+  made = plan.make(text(10**7), where, 600, usual())
+  told = table.text_of('10m', facts, where, made, usual())
+  assert 'no more to teach' not in told
 
 
 def test_a_large_text_holds_out_less_for_a_short_run():
