@@ -11,6 +11,9 @@ import reprlib
 from collections.abc import Iterator
 from typing import Any
 
+# Exit code of a process that has lost another one of its run, or has not found
+# it in time (EX_TEMPFAIL of sysexits.h): the same command goes on.
+LOST_PEER = 75
 MOST_QUOTED = 200  # Characters of a file that one message may quote.
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gpt import logs
-from gpt.errors import UserError
+from gpt.errors import LOST_PEER, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def _wait_for(connect: Callable[[], None], limit: int) -> None:
       f's. {HOW}; --config.parallel.join_s=N waits longer'
     )
     print(text, file=sys.stderr, flush=True)
-    os._exit(2)
+    os._exit(LOST_PEER)
   if error := results[0]:
     raise error
 

@@ -59,8 +59,13 @@ def command(words: list[str], processes: int) -> list[str]:
       f'{" ".join(first)} does not run in several processes; allowed: '
       f'launch.train, as in {example}'
     )
+  if f'{DISTRIBUTED}=false' in rest:
+    raise UserError(
+      f'{DISTRIBUTED}=false starts {processes} runs in one workdir: leave it '
+      'out, or start launch.train without launch.local'
+    )
   flags_given = {word.partition('=')[0] for word in rest}
-  if not flags_given & {DISTRIBUTED, f'{DISTRIBUTED}=true'}:
+  if DISTRIBUTED not in flags_given:
     rest = [*rest, DISTRIBUTED]
   if CPU_DEVICES not in flags_given:
     from gpt import devices  # JAX, after the flags are right.

@@ -84,6 +84,9 @@ def main(_: list[str]) -> None:
   if DEVICES.value:
     for_devices(config)
     return
+  for name in ('kind', 'vocab_size'):
+    if flags.FLAGS[name].present:
+      raise UserError(f'--{name} belongs to a plan for --devices=NUMBER')
   if not config.budget:
     raise UserError(
       '--budget=TIME is needed, such as --budget=10m, or --devices=NUMBER'

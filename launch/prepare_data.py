@@ -96,10 +96,15 @@ def main(_: list[str]) -> None:
 
 def encode_share(config: Any, begun: bool) -> None:
   """Encodes --share of the text into the workdir's cache."""
-  from gpt.data import prepare
+  from gpt.data import prepare, text_choice
   from gpt.runs.workdir import check_unused, make_workdir
 
   share, shares = share_of(SHARE.value)
+  if not text_choice.large(config.data):
+    raise UserError(
+      f'--share={SHARE.value}: the text is small, or token ids already, and '
+      'is not divided: leave out --share'
+    )
   workdir = WORKDIR.value
   if not workdir or REPORT.value:
     raise UserError('--share needs a --workdir, and prints no --report')

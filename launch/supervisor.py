@@ -20,14 +20,11 @@ import traceback
 import types
 from collections.abc import Iterator
 
-from gpt.errors import UserError
+from gpt.errors import LOST_PEER, UserError
 from gpt.runs.checkpoint_meta import list_steps
 from launch import program, signals
 
 CHILD = 'RGPT_SUPERVISED'
-# Exit code of a process whose run has lost another one (EX_TEMPFAIL of
-# sysexits.h): the same command goes on.
-LOST_PEER = 75
 PASSED_ON = ('SIGINT', 'SIGTERM', 'SIGHUP')
 # The first line of C++'s last words, which are held back until it has ended or
 # has gone on for so many seconds.

@@ -211,6 +211,12 @@ def test_mistakes_are_answered_in_a_line(tmp_path):
     'budget 0m is out of range': ['train', '--budget=0m', workdir],
     "budget '-5m' is not a time": ['plan', '--budget=-5m'],
     '--budget=TIME is needed': ['plan', '--data=sample'],
+    '--kind belongs to a plan for --devices': [
+      *('plan', '--budget=1m', '--data=sample', '--kind=h100')
+    ],
+    'the text is small, or token ids already': [
+      *('prepare_data', '--config=configs/smoke.py', '--share=1/2', workdir)
+    ],
     'the text nix.txt does not exist': [
       *('train', '--budget=1m', '--data=nix.txt', workdir)
     ],
@@ -228,6 +234,19 @@ def test_mistakes_are_answered_in_a_line(tmp_path):
   for one, message in zip(done, cases):
     assert_refused(one, message)
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_plan_is_printed_for_readers_and_as_json():
+  args = ['launch.plan', '--budget=2m', '--data=sample']
+  args.append('--config.total_steps=50')
+  table, whole = run_all([args, [*args, '--json']])
+  assert table.code == whole.code == 0, table.err + whole.err
+  assert table.out.startswith('plan for 2m:\n  text ')
+  found = json.loads(whole.out)
+  assert found.keys() == {'text', 'machine', 'plan'}
+  now = found['plan']['now']
+  assert now['steps'] == now['options']['total_steps'] == 50
+  assert 0 < now['bits_per_byte'] < 4
 
 
 @pytest.mark.slow

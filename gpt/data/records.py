@@ -3,10 +3,13 @@
 One record is one document. Errors name the file and the line or row.
 """
 
+import contextlib
 import importlib
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt.data.file_kinds import PARQUET
 from gpt.data.sources import Source
@@ -14,6 +17,7 @@ from gpt.data.text_reader import TextStats, iter_whole_lines
 from gpt.errors import MOST_QUOTED, UserError, quoted
 
 BATCH_ROWS = 256
+COPY_BYTES = 1 << 20
 TEXTS = ('string', 'large_string')  # Types of Parquet columns.
 
 
@@ -58,11 +62,15 @@ def iter_values(source: Source, stats: TextStats) -> Iterator[tuple[str, Any]]:
     try:
       record = json.loads(line)
     except (ValueError, RecursionError) as e:
-      raise UserError(f'{where} is not JSON: {e}') from e
+      raise UserError(
+        f'{where} is not JSON: {e}. Each line has to be an object of its own '
+        '(jq -c . FILE writes it so)'
+      ) from e
     if not isinstance(record, dict):
       raise UserError(
         f'{where} holds {quoted(record)}, not an object such as '
-        f'{{"{source.field}": "..."}}'
+        f'{{"{source.field}": "..."}}; of an array, each element has to be a '
+        "line (jq -c '.[]' FILE)"
       )
     if source.field not in record:
       raise UserError(
@@ -90,7 +98,7 @@ def iter_rows(source: Source, skip: int = 0) -> Iterator[tuple[int, list[Any]]]:
     ) from e
   library: Any = importlib.import_module('pyarrow')
   try:
-    with source.open() as opened:
+    with _seekable(source) as opened:
       schema = parquet.ParquetFile(opened).schema_arrow
       field = _column(schema.names, source)
       # A text that is repeated is read once.
@@ -117,6 +125,19 @@ def iter_rows(source: Source, skip: int = 0) -> Iterator[tuple[int, list[Any]]]:
     raise UserError(
       f'{source.name}: damaged Parquet data ({reason}): get the file again'
     ) from e
+
+
+@contextlib.contextmanager
+def _seekable(source: Source) -> Iterator[BinaryIO]:
+  """The bytes of a source; of a compressed file, a copy of them on the disk."""
+  with source.open() as opened:
+    if opened.seekable():
+      yield opened
+      return
+    with tempfile.TemporaryFile() as whole:
+      shutil.copyfileobj(opened, whole, COPY_BYTES)
+      whole.seek(0)
+      yield whole
 
 
 def _values(column: Any) -> list[Any]:

@@ -114,7 +114,8 @@ def make(config: Any, vocab_size: int, kind: Kind) -> Plan:
   """Compiles the step of a config for all of JAX's (fake) devices.
 
   Raises:
-    UserError: a mesh that does not fit the devices, the batch or the model.
+    UserError: a mesh that does not fit the devices, the batch or the model;
+      adapters.
   """
   config = config.copy_and_resolve_references().unlock()
   number = jax.device_count()
@@ -129,6 +130,11 @@ def make(config: Any, vocab_size: int, kind: Kind) -> Plan:
   # What it means on a GPU or TPU: all at once.
   config.parallel.micro_batch_size = config.parallel.micro_batch_size or rows
   cfg = GPTConfig.from_config(config.model, vocab_size, kind.backend)
+  if config.opt.lora_rank:
+    raise UserError(
+      f'opt.lora_rank {config.opt.lora_rank}: a step of adapters is not '
+      'planned: leave it out for one that trains all parameters'
+    )
   # The same function, and like cuDNN's kernel it keeps no [L, L] array.
   cfg = dataclasses.replace(cfg, attention='blocked')
   sharding.check_model(cfg, mesh)
@@ -176,10 +182,16 @@ def make(config: Any, vocab_size: int, kind: Kind) -> Plan:
     flops=flops,
     model_flops=tokens * flops_per_token(cfg, params),
     collectives=shown,
-    compute_s=flops / mesh.size / (PRODUCTS * kind.flops),
+    compute_s=flops / mesh.size / (PRODUCTS * _peak(kind, cfg)),
     update_s=UPDATE_BYTES * own(state.params) / 4 / kind.bandwidth,
     communication_s=seconds,
   )
+
+
+def _peak(kind: Kind, cfg: GPTConfig) -> float:
+  """FLOP/s of products: GPUs make those of float32 in TF32, at half the rate."""
+  tf32 = kind.backend == 'cuda' and cfg.matmul_dtype == 'float32'
+  return kind.flops / (2 if tf32 else 1)
 
 
 def flops_per_token(cfg: GPTConfig, params: int) -> float:

@@ -64,11 +64,16 @@ def test_a_record_is_a_document_in_every_kind_of_file(tmp_path):
     write(tmp_path / 'a.jsonl.zst', zstd(LINES.encode())),
     table(tmp_path / 'a.parquet', text=[r['text'] for r in RECORDS]),
   ]
+  rows = (tmp_path / 'a.parquet').read_bytes()
+  paths += [
+    write(tmp_path / 'b.parquet.gz', gzip.compress(rows)),
+    write(tmp_path / 'b.parquet.zst', zstd(rows)),
+  ]
   for path in paths:
     assert read(path) == expected, path
     lines = read(path, 'lines')
     assert lines == ['one\ntwo', 'three \u20ac']
-  assert read(paths) == expected * 4
+  assert read(paths) == expected * 6
 
 
 def test_text_before_and_after_records_is_a_document_of_its_own(tmp_path):

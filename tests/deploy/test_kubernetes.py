@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -50,6 +51,9 @@ def test_pods_find_each_other_and_their_volume(documents):
   assert {
     'claimName': documents['PersistentVolumeClaim']['metadata']['name']
   } in (claims)
+  image = (ROOT / 'deploy' / 'Containerfile').read_text()
+  (user,) = re.findall(r'useradd --uid (\d+)', image)
+  assert set(pod['securityContext'].values()) == {int(user)}
   codes = [
     rule['onExitCodes']['containerName']
     for rule in job['spec']['podFailurePolicy']['rules']

@@ -15,7 +15,7 @@ from tests.support.workdirs import ROOT
 
 SCRIPT = ROOT / 'deploy' / 'slurm.sbatch'
 # As Slurm's: the variables JAX reads, an exit code per step, all end when one
-# is killed, SIGTERM for all tasks.
+# fails, SIGTERM for all tasks.
 SRUN = """#!{python}
 import os, signal, subprocess, sys
 words = [w for w in sys.argv[1:]]
@@ -30,7 +30,7 @@ signal.signal(signal.SIGTERM, lambda *_: [t.terminate() for t in tasks])
 codes = []
 for task in tasks:
   codes.append(task.wait())
-  if codes[-1] < 0:
+  if codes[-1] != 0:
     [t.kill() for t in tasks]
 sys.exit(max(c if c >= 0 else 128 - c for c in codes))
 """

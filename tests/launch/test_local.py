@@ -156,7 +156,14 @@ def test_a_command_joins_and_shares_the_cores(words, monkeypatch):
 
 @pytest.mark.parametrize(
   'words, problem',
-  [([], 'what to start is missing'), (['launch.serve'], 'launch.serve does')],
+  [
+    ([], 'what to start is missing'),
+    (['launch.serve'], 'launch.serve does'),
+    (
+      ['launch.train', '--config.parallel.distributed=false'],
+      'starts 2 runs in one workdir',
+    ),
+  ],
 )
 def test_other_commands_are_refused(words, problem):
   with pytest.raises(UserError, match=problem):

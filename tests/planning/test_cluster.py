@@ -36,8 +36,9 @@ def test_sharding_divides_the_state_and_adds_communication():
 
 @pytest.mark.slow
 def test_a_plan_knows_the_work_and_the_memory_of_a_step():
-  one, micro, remat, muon = plans(
+  one, half, micro, remat, muon = plans(
     ['--devices=1'],
+    ['--devices=1', '--config.model.dtype=bfloat16'],
     ['--devices=1', '--config.parallel.micro_batch_size=2'],
     ['--devices=1', '--config.model.remat'],
     ['--devices=1', '--config.opt.name=muon'],
@@ -46,6 +47,8 @@ def test_a_plan_knows_the_work_and_the_memory_of_a_step():
   # Six operations per parameter and token; blocked attention computes more
   # than half of the square.
   assert 1.0 < one['flops'] / one['model_flops'] < 1.2
+  # Float32 products are made in TF32.
+  assert one['compute_s'] == pytest.approx(2 * half['compute_s'], rel=0.01)
   assert (one['micro'], micro['micro']) == (8, 2)
   assert micro['activation_bytes'] < one['activation_bytes'] / 2
   assert micro['flops'] == pytest.approx(one['flops'])
@@ -60,6 +63,10 @@ def test_impossible_plans_are_refused():
     'keeps 8 of 16 devices busy': ['--devices=16'],
     'multiply to 8': ['--devices=8', '--config.parallel.fsdp=3'],
     '--kind=h1000 is not known; allowed: a100': ['--devices=8', '--kind=h1000'],
+    'a step of adapters is not planned': [
+      '--devices=8',
+      '--config.opt.lora_rank=4',
+    ],
     'n_head': ['--devices=8', '--config.parallel.tensor=8'],
   }
   done = run_all([[*SMOKE, *args] for args in cases.values()])
