@@ -53,6 +53,11 @@ def check_messages(messages: Any, where: str) -> list[dict]:
       f'{where}: expected an array of messages, found '
       f'{type(messages).__name__}; example: [{{"role": "user", "content": '
       '"hello"}, {"role": "assistant", "content": "hi"}]'
+      + (
+        '. A field of an object: --config.data.text_field=NAME'
+        if isinstance(messages, dict)
+        else ''
+      )
     )
   for i, message in enumerate(messages):
     if not isinstance(message, dict) or not isinstance(

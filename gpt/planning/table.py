@@ -142,6 +142,8 @@ def _memory(machine: Machine) -> str:
 
 
 def _speed(machine: Machine, now: Outlook) -> str:
+  if machine.rates.keys() == {'float32'}:
+    return 'this processor has none of bfloat16'
   width = now.options['model.n_embd']
   dtype, plain = now.options['model.dtype'], machine.rate('float32', width)
   if dtype not in machine.rates or dtype == 'float32':
