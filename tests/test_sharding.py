@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import httpx
 import jax
 import numpy as np
 import pytest
@@ -139,7 +140,8 @@ def test_jax_before_06_refuses_sharded_params_by_name(monkeypatch):
 @needs_jax_06
 @pytest.mark.slow
 def test_a_sharded_run_resumes_elsewhere_and_is_used_like_any_other(tmp_path):
-  """2 x 2 x 2 devices, then one: evaluated, sampled, exported."""
+  """2 x 2 x 2 devices, then two: served, evaluated, sampled, exported."""
+  from tests.support.serving_tools import serving
   from tests.support.workdirs import launch
 
   args = ['--config.opt.name=muon', '--config.eval.full_at_end']
@@ -152,6 +154,10 @@ def test_a_sharded_run_resumes_elsewhere_and_is_used_like_any_other(tmp_path):
   ]
   train(whole, *args, '--config.parallel.num_cpu_devices=1')
   train(split, *args, *mesh, '--config.total_steps=10')
+  with serving(split) as server, httpx.Client(base_url=server.url) as client:
+    asked = {'prompt': 'a', 'max_tokens': 5}
+    reply = client.post('/v1/completions', json=asked, timeout=60)
+    assert reply.json()['usage']['completion_tokens'] == 5, reply.text
   train(split, *args, '--config.parallel.num_cpu_devices=2')
   ends = []
   for workdir in (whole, split):

@@ -55,7 +55,7 @@ def rows_of(
       'tokenizer',
       f'{kind}, {now.vocab:,}',
       why(
-        'data.tokenizer data.vocab_size',
+        'data.tokenizer' + (' data.vocab_size' if kind != 'char' else ''),
         f'{now.bytes_per_token:.2f} bytes a token',
       ),
     ),
@@ -70,7 +70,7 @@ def rows_of(
     (
       'context',
       f'{options["model.block_size"]}',
-      why('model.block_size', 'tokens'),
+      why('model.block_size', 'tokens; wider models get more'),
     ),
     (
       'products',
