@@ -189,7 +189,7 @@ def make(config: Any, vocab_size: int, kind: Kind) -> Plan:
 
 
 def _peak(kind: Kind, cfg: GPTConfig) -> float:
-  """FLOP/s of products: GPUs make those of float32 in TF32, at half the rate."""
+  """FLOP/s of products. GPUs make float32 ones in TF32, at half the rate."""
   tf32 = kind.backend == 'cuda' and cfg.matmul_dtype == 'float32'
   return kind.flops / (2 if tf32 else 1)
 
