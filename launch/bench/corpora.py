@@ -98,6 +98,11 @@ class PeakMemory:
       self.bytes = max(self.bytes, total)
 
 
+def stored_bytes(directory: pathlib.Path) -> int:
+  """Of the shards that are complete."""
+  return sum(x.stat().st_size for x in directory.glob('cache/*/*.bin'))
+
+
 def peer_rate(directory: str, text: str) -> float:
   """Tokens per second of processor time of the library on one thread."""
   import tokenizers
@@ -158,12 +163,14 @@ def main(_: list[str]) -> None:
   tokenizer.save(directory / 'tokenizer')
   size = encoder_pool.cores()
   peer = peer_rates(str(directory / 'tokenizer'), part, size)
+  kept = stored_bytes(directory)  # By a run that was stopped.
   began, used = time.monotonic(), cpu_seconds()
   with PeakMemory() as memory:
     tokens, _, info = corpus_tokens.load_or_encode(
       sources, tokenizer, 'none', directory / 'cache'
     )
   seconds, used = time.monotonic() - began, cpu_seconds() - used
+  encoded = len(tokens) * (1 - kept / stored_bytes(directory))
   began = time.monotonic()
   corpus_tokens.load_or_encode(sources, tokenizer, 'none', directory / 'cache')
   again = time.monotonic() - began
@@ -174,11 +181,12 @@ def main(_: list[str]) -> None:
     'machine': machine.facts(),
     'text_mb': info.stats.bytes / 1e6,
     'tokens': len(tokens),
+    'tokens_encoded_now': round(encoded),
     'seconds': seconds,
     'cpu_seconds': used,
-    'tokens_per_cpu_second': len(tokens) / used,
+    'tokens_per_cpu_second': encoded / used,
     'peer_tokens_per_cpu_second': peer,
-    'ratio': len(tokens) / used / statistics.mean(peer),
+    'ratio': encoded / used / statistics.mean(peer),
     'peak_memory_mb': memory.bytes / 1e6,
     'second_start_seconds': again,
   }
