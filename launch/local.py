@@ -59,7 +59,7 @@ def command(words: list[str], processes: int) -> list[str]:
       f'{" ".join(first)} does not run in several processes; allowed: '
       f'launch.train, as in {example}'
     )
-  if f'{DISTRIBUTED}=false' in rest:
+  if any(re.fullmatch(f'{DISTRIBUTED}=(false|f|0|no)', x, re.I) for x in rest):
     raise UserError(
       f'{DISTRIBUTED}=false starts {processes} runs in one workdir: leave it '
       'out, or start launch.train without launch.local'

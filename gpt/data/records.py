@@ -135,8 +135,14 @@ def _seekable(source: Source) -> Iterator[BinaryIO]:
       yield opened
       return
     with tempfile.TemporaryFile() as whole:
-      shutil.copyfileobj(opened, whole, COPY_BYTES)
-      whole.seek(0)
+      try:
+        shutil.copyfileobj(opened, whole, COPY_BYTES)
+        whole.seek(0)
+      except OSError as e:
+        raise UserError(
+          f'{source.name} cannot be unpacked into {tempfile.gettempdir()}: '
+          f'{e.strerror}; free some space, or set TMPDIR to another directory'
+        ) from e
       yield whole
 
 

@@ -128,11 +128,12 @@ def best(
   found, shortest = _search(text, machine, seconds, given)
   if found is not None:
     return found
-  if math.isfinite(shortest):
-    least = seconds
-    while found is None:  # Evals take a part of a longer time.
-      least = max(math.floor(least) + 1, math.ceil(shortest))
-      found, shortest = _search(text, machine, least, given)
+  least = seconds
+  while found is None and math.isfinite(shortest):
+    # Evals take a part of a longer time, so the first guess may be too short.
+    least = max(math.floor(least) + 1, math.ceil(shortest))
+    found, shortest = _search(text, machine, least, given)
+  if found is not None:
     raise UserError(
       f'{seconds:g} s are too short to read {text.bytes:,} bytes of text and '
       f'to train on them here: give at least {least}s'
