@@ -114,7 +114,8 @@ def test_all_parts_end_in_time_if_every_one_hangs(
   monkeypatch.setattr(parts, 'find_device', dict)
   monkeypatch.setattr(run.machine, 'facts', dict)
   monkeypatch.setattr(run.machine, 'commit', str)
-  path = tmp_path / 'gpu.json'
+  path, limit = tmp_path / 'gpu.json', parts.limit
+  monkeypatch.setattr(parts, 'limit', lambda p, left, _: limit(p, left, False))
   run.run_parts(11.0, path, [], toy=True)
   report = json.loads(path.read_text())
   assert report['seconds'] < 20  # Each would take 4: 36 together.
@@ -128,12 +129,24 @@ def test_all_parts_end_in_time_if_every_one_hangs(
 def test_results_are_written_as_they_come(tmp_path):
   path = tmp_path / 'gpu.json'
   args = ['--only=shakespeare_gpu', f'--output={path}', '--toy', '--seconds=90']
-  out, err = launch('bench.gpu', *args)
+  out, _ = launch('bench.gpu', *args)
   line = json.loads(out.splitlines()[-1])
   assert json.loads(path.read_text()) == line
   part = line['parts']['shakespeare_gpu']
   assert part.keys() >= {'step', 'loss', 'best_val_loss', 'wall_s'}, part
   assert part['step'] == 20 and line['toy']
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_all_parts_pass_on_a_cpu_at_toy_size(tmp_path):
+  path = tmp_path / 'gpu.json'
+  launch('bench.gpu', f'--output={path}', '--toy')
+  report = json.loads(path.read_text())
+  assert [*report['parts']] == [part.name for part in parts.PARTS]
+  for name, part in report['parts'].items():
+    assert not part.keys() & {'error', 'skipped'}, (name, part)
+  assert report['parts']['checks']['ok'], report['parts']['checks']
 
 
 # --- wheels

@@ -3,7 +3,7 @@
     python -m launch.bench.device.checks
 
 Prints a JSON object after every check, with those before it: what was found,
-what is allowed, whether it passed, or the error.
+what is allowed, whether it passed, or the error. `ok`: all have run and passed.
 """
 
 import json
@@ -198,7 +198,8 @@ def main(_: list[str]) -> None:
       result = {'ok': False, 'error': f'{type(e).__name__}: {e}'[:500]}
       traceback.print_exc()
     results[check.__name__] = result
-    passed = all(r['ok'] for r in results.values())
+    done = len(results) == len(CHECKS)
+    passed = done and all(r['ok'] for r in results.values())
     print(json.dumps({'checks': results, 'ok': passed}), flush=True)
 
 

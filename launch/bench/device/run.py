@@ -46,7 +46,7 @@ def run_parts(
     if only and part.name not in only:
       continue
     left = seconds - (time.perf_counter() - began)
-    limit = parts.limit(part, left)
+    limit = parts.limit(part, left, toy)
     print(f'{part.name} ...', file=sys.stderr, flush=True)
     result = {'skipped': f'{left:.0f} s were left of {seconds:.0f} s'}
     if limit:
