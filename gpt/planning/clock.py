@@ -260,6 +260,7 @@ class BudgetClock:
         share * seen,
         share * now['tokens_seen'] / now['passes'],
         now['bytes_per_token'],
+        now['vocab'],
         Entropy(**text['entropy']),
       )
     except (KeyError, TypeError, ValueError, ArithmeticError):

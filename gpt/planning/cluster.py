@@ -4,7 +4,7 @@ The real step is compiled for as many fake CPU devices. Its program has the
 shapes, the shardings and the communication of the real one; how XLA fuses and
 lays out memory differs between backends.
 
-Times are bounds from peak rates (kinds.py), not measurements.
+Times are estimates from peak rates (kinds.py) and one measured step.
 """
 
 import dataclasses
@@ -28,10 +28,14 @@ from gpt.training.rows import micro_batch_size
 from gpt.training.state import abstract_state
 from gpt.training.step import batch_nats, jit_train_step
 
-# Assumed share of the peak that matrix products of this size reach on their
-# own; large training runs report 40 to 60 % for the whole step (Chowdhery et
-# al. 2022, PaLM, table 3).
-PRODUCTS = 0.6
+# Two numbers of a step of 124M parameters on one H200 in bfloat16 (30.8 ms for
+# 16 sequences, docs/performance.md): the share of the peak that its products
+# reach, and how often every byte that the backward pass needs of the forward
+# pass crosses the memory in all that is no product. Large training runs report
+# 40 to 60 % of the peak for the whole step (Chowdhery et al. 2022, PaLM, table
+# 3).
+PRODUCTS = 0.7
+CROSSINGS = 3.4
 # Memory traffic of an update, bytes per parameter: AdamW reads gradient,
 # parameter and two moments, and writes the last three.
 UPDATE_BYTES = 28
@@ -59,7 +63,8 @@ class Plan:
     flops: of all matrix products of a step, on all devices together.
     model_flops: 6 N + 6 n_layer D T per token.
     collectives: {kind: (how many, bytes that a device sends)}.
-    compute_s, update_s, communication_s: bounds of their times.
+    compute_s, memory_s, update_s, communication_s: of the products, of all
+      that is bound by memory, of the update, and of the collectives.
   """
 
   kind: Kind
@@ -77,6 +82,7 @@ class Plan:
   model_flops: float
   collectives: dict[str, tuple[int, float]]
   compute_s: float
+  memory_s: float
   update_s: float
   communication_s: float
 
@@ -96,10 +102,15 @@ class Plan:
     return self.total_bytes <= 0.92 * self.kind.memory
 
   @property
+  def busy_s(self) -> float:
+    """Time of all but communication."""
+    return self.compute_s + self.memory_s + self.update_s
+
+  @property
   def step_s(self) -> tuple[float, float]:
     """(communication hidden behind computation, not at all)."""
-    busy = self.compute_s + self.update_s
-    return max(busy, self.communication_s), busy + self.communication_s
+    sent = self.communication_s
+    return max(self.busy_s, sent), self.busy_s + sent
 
   @property
   def mfu(self) -> tuple[float, float]:
@@ -167,6 +178,10 @@ def make(config: Any, vocab_size: int, kind: Kind) -> Plan:
     times, size = shown.get(c.kind, (0, 0.0))
     shown[c.kind] = times + c.times, size + c.sent
   gradients = own(state.params)
+  row_bytes = _row_bytes(model, config.data.packing)
+  # Recomputed or not, all activations cross the memory.
+  full = GPT(dataclasses.replace(cfg, remat=False))
+  crossing = CROSSINGS * rows * _row_bytes(full, config.data.packing)
   return Plan(
     kind=kind,
     mesh=dict(mesh.shape),
@@ -177,12 +192,13 @@ def make(config: Any, vocab_size: int, kind: Kind) -> Plan:
     params_bytes=own(state.params),
     optimizer_bytes=own(state) - own(state.params),
     gradient_bytes=gradients,
-    activation_bytes=micro * _row_bytes(model, config.data.packing),
+    activation_bytes=micro * row_bytes,
     cpu_bytes=memory.temp_size_in_bytes,
     flops=flops,
     model_flops=tokens * flops_per_token(cfg, params),
     collectives=shown,
     compute_s=flops / mesh.size / (PRODUCTS * _peak(kind, cfg)),
+    memory_s=crossing / kind.bandwidth,
     update_s=UPDATE_BYTES * own(state.params) / 4 / kind.bandwidth,
     communication_s=seconds,
   )

@@ -44,6 +44,7 @@ def lines(plan: Plan) -> list[str]:
     '',
     f'time of a step, ms, if products reach {PRODUCTS:.0%} of the peak',
     f'  products                          {1e3 * plan.compute_s:10.1f}',
+    f'  what memory limits                {1e3 * plan.memory_s:10.1f}',
     f'  update                            {1e3 * plan.update_s:10.1f}',
     f'  communication                     {1e3 * plan.communication_s:10.1f}',
     f'  step: {1e3 * low:.1f} to {1e3 * high:.1f} (communication hidden, or '
@@ -57,7 +58,7 @@ def lines(plan: Plan) -> list[str]:
 def advice(plan: Plan) -> list[str]:
   """What to change, if the step does not fit or mostly communicates."""
   if plan.fits:
-    if plan.communication_s > plan.compute_s + plan.update_s:
+    if plan.communication_s > plan.busy_s:
       return [
         '',
         'The links are the limit: more sequences a device, or fsdp and tensor '

@@ -1,15 +1,16 @@
-"""Constants of law.py, fitted to 82 runs by launch.bench.law."""
+"""Constants of law.py, fitted to 87 runs by launch.bench.law."""
 
 COEFFICIENTS = {
-  'floor': 0.37148,
-  'per_parameter': 0.12251,
-  'parameter_power': 0.049306,
-  'per_byte': 0.30523,
-  'byte_power': 0.072733,
-  'useful_passes': 4.252,
-  'parameters_per_byte': 2.0377,
-  'entropy_power': 1.046,
-  'yield_power': 13.886,
-  'level': 0.14568,
-  'pieces': -0.010816,
+  'floor': 0.36143,
+  'per_parameter': 0.17734,
+  'parameter_power': 0.038553,
+  'per_byte': 0.22338,
+  'byte_power': 0.083938,
+  'useful_passes': 4.9906,
+  'parameters_per_byte': 0.9938,
+  'entropy_power': 1.0627,
+  'yield_power': 14.704,
+  'level': 0.15823,
+  'pieces': -0.040199,
+  'per_entry': 19.358,
 }

@@ -278,6 +278,7 @@ def look(
       text.share_trained * seen,
       text.share_trained * train_tokens,
       density,
+      vocab,
       text.entropy,
     ),
     fixed_s=fixed,

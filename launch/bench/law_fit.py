@@ -30,6 +30,7 @@ PRIOR = Coefficients(
   yield_power=0.0,
   level=0.0,
   pieces=0.0,
+  per_entry=10.0,
 )
 # The others are fitted as logarithms.
 SIGNED = ('yield_power', 'level', 'pieces')
@@ -44,6 +45,8 @@ PLANNED = 2.0
 # Muon instead of NorMuon, by three seeds of speedrun_1min with either; and what
 # was before exclusive attention, and gates, by those and runs of 8 units.
 WORSE = {'exclusive': 0.0, 'normuon': 0.006, 'muon': 0.0172}
+# Of a vocabulary of characters, about; the table has 0 for all of them.
+CHARACTERS = 70
 # Texts of one kind: leaving one out leaves out the others too.
 KINDS = {
   'shakespeare_200k': 'shakespeare',
@@ -70,6 +73,7 @@ class Row:
   tokens_seen: float
   text_tokens: float
   bytes_per_token: float
+  vocab: float
   measured: float
   worse: float
   weight: float
@@ -85,6 +89,7 @@ class Row:
       self.tokens_seen,
       self.text_tokens,
       self.bytes_per_token,
+      self.vocab,
       self.entropy,
       coefficients,
     )
@@ -123,6 +128,7 @@ def _row(values: dict[str, str]) -> Row:
     tokens_seen=share * float(values['tokens_seen']),
     text_tokens=share * float(values['text_tokens']),
     bytes_per_token=float(values['bytes_per_token']),
+    vocab=int(values['vocab']) or CHARACTERS,
     measured=float(values['bits_per_byte']),
     worse=WORSE[values['recipe']],
     weight=PLANNED if values['budget'] else 1.0,

@@ -130,6 +130,7 @@ FACTS = {
     'steps': 1000,
     'passes': 2.0,
     'bytes_per_token': 1.0,
+    'vocab': 65,
     'options': {'model.n_embd': 96, 'model.n_layer': 4},
   },
   'text': {

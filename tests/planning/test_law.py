@@ -14,9 +14,9 @@ texts = st.floats(2e4, 1e9)
 seen = st.floats(1e4, 1e10)
 
 
-def loss(parameters, tokens_seen, text_tokens, bytes_per_token=1.0):
+def loss(parameters, tokens_seen, text_tokens, vocab=1000):
   return bits_per_byte(
-    parameters, tokens_seen, text_tokens, bytes_per_token, ENGLISH
+    parameters, tokens_seen, text_tokens, 1.0, vocab, ENGLISH
   )
 
 
@@ -36,6 +36,11 @@ def test_more_parameters_help_where_there_is_text_for_them(size, tokens):
 
 
 @given(sizes, seen, texts)
+def test_a_large_vocabulary_is_learned_later(size, tokens, text):
+  assert loss(size, tokens, text, vocab=4000) >= loss(size, tokens, text)
+
+
+@given(sizes, seen, texts)
 def test_every_prediction_is_a_positive_number(size, tokens, text):
   assert 0 < loss(size, tokens, text) < math.inf
 
@@ -47,7 +52,7 @@ bits = st.floats(0, 8)
 def test_every_text_has_a_prediction(whole, half, quarter, size, tokens, text):
   """Also one of a single line, again and again, which has no bits at all."""
   entropy = Entropy(whole, half, quarter)
-  found = bits_per_byte(size, tokens, text, 1.0, entropy)
+  found = bits_per_byte(size, tokens, text, 1.0, 1000, entropy)
   assert 0 <= found < math.inf
 
 

@@ -31,13 +31,13 @@ def test_the_fit_of_the_table_gives_the_constants():
 def test_the_law_predicts_its_runs():
   coefficients = Coefficients(**COEFFICIENTS)
   errors = [abs(row.residual(coefficients)) for row in ROWS]
-  assert statistics.median(errors) < 0.017
-  assert max(errors) < 0.15
+  assert statistics.median(errors) < 0.0135
+  assert max(errors) < 0.165
 
 
 def test_the_law_predicts_texts_it_has_not_seen():
   residuals = law_fit.left_out(ROWS)
   errors = [abs(r) for rs in residuals.values() for r in rs]
-  assert statistics.median(errors) < 0.0225
-  assert sum(e < 0.04 for e in errors) >= 0.8 * len(errors)
+  assert statistics.median(errors) < 0.019
+  assert sum(e < 0.04 for e in errors) >= 0.84 * len(errors)
   assert sum(e < 0.08 for e in errors) >= 0.95 * len(errors)
