@@ -134,12 +134,22 @@ class BudgetClock:
     """A quick eval took so long, the first of a process to compile.
 
     Args:
+      tokens: that have a loss.
       bits: per byte, as measured.
     """
     if self._compiled and (step_s := self.step_seconds()):
-      self._token_steps = seconds / max(tokens, 1) / step_s
+      read = tokens / self._share_trained()
+      self._token_steps = seconds / max(read, 1) / step_s
     self._compiled = True
     self._foresee(bits)
+
+  def _share_trained(self) -> float:
+    """Of the tokens of conversations, those with a loss; of text, all."""
+    try:
+      share = float(self.record.plan['text']['share_trained'])
+    except (KeyError, TypeError, ValueError):
+      return 1.0  # As in `expected`.
+    return share if 0 < share <= 1 else 1.0
 
   def _foresee(self, bits: float) -> None:
     """Records, halfway, what a run with this loss will reach."""

@@ -5,6 +5,7 @@ a fixed set of windows, or full passes over every target of a split.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,37 +49,50 @@ class Evaluator:
         every target of the split exactly once.
     """
     dataset = self._dataset
-    values = self._measure(dataset, params, split, windows)
     if windows is not None or len(dataset.losses) == 1:
-      return values
-    parts = {
-      name: values
-      if name == dataset.loss_on
-      else self._measure(dataset.with_loss(name), params, split, windows)
-      for name in dataset.losses
-    }
-    return values | {
+      # As many masks as in a full pass, so that both are one program.
+      views = [dataset] * len(dataset.losses)
+      return self._measure(views, params, split, windows)[0]
+    views = [dataset.with_loss(name) for name in dataset.losses]
+    parts = dict(
+      zip(dataset.losses, self._measure(views, params, split, windows))
+    )
+    return parts[dataset.loss_on] | {
       f'{name}_{key}': part[key] for name, part in parts.items() for key in part
     }
 
   def _measure(
-    self, dataset: Any, params: Params, split: str, windows: int | None
-  ) -> dict:
-    total, own = np.zeros(3), devices.process_rows(self._rows, self._mesh)
-    for batch in dataset.eval_batches(split, windows, self._rows):
+    self,
+    views: Sequence[Any],
+    params: Params,
+    split: str,
+    windows: int | None,
+  ) -> list[dict]:
+    """The values of datasets that differ in their weights, in one pass."""
+    totals = np.zeros((len(views), 3))
+    own = devices.process_rows(self._rows, self._mesh)
+    passes = [view.eval_batches(split, windows, self._rows) for view in views]
+    for batches in zip(*passes, strict=True):
+      batch = batches[0]
+      if len(views) > 1:
+        masks_BKT = np.stack([other['weights'] for other in batches], 1)
+        batch = batch | {'weights': masks_BKT}
       batch = devices.pad_rows(batch, self._rows)
       batch = {name: x[own] for name, x in batch.items()}
       batch = devices.put_batch(batch, self._mesh)
       sums = self._step(params, batch, self._bytes_V, self._frozen)
-      total += np.asarray(sums, np.float64)
-    nats, tokens, n_bytes = total
-    mean = nats / tokens if tokens else math.nan
-    return {
-      'nats_per_token': mean,
-      'ppl': losses.perplexity(mean),
-      'bits_per_byte': losses.bits_per_byte(nats, n_bytes),
-      'tokens': int(tokens),
-    }
+      totals += np.asarray(sums, np.float64)
+    return [_values(*total) for total in totals]
+
+
+def _values(nats: float, tokens: float, n_bytes: float) -> dict:
+  mean = nats / tokens if tokens else math.nan
+  return {
+    'nats_per_token': mean,
+    'ppl': losses.perplexity(mean),
+    'bits_per_byte': losses.bits_per_byte(nats, n_bytes),
+    'tokens': int(tokens),
+  }
 
 
 def describe_parts(values: dict) -> list[str]:

@@ -207,17 +207,25 @@ def eval_step(
   """Sums over a batch, without dropout.
 
   Args:
+    batch: its weights may also be float32[B, K, T], K masks of one batch.
     bytes_V: float32[V], UTF-8 bytes of each token.
     frozen: variables of the model besides its params.
 
   Returns:
     float32[3]: nats, number of targets, UTF-8 bytes of the targets; each
-    weighted by the loss mask.
+    weighted by the loss mask. float32[K, 3] for K masks.
   """
   nats_BT = batch_nats(model, params, batch, frozen=frozen)
-  nats, count = weighted_sum(nats_BT, batch['weights'])
   n_bytes_BT = bytes_V[batch['tokens'][:, 1:]]
-  return jnp.stack([nats, count, jnp.sum(n_bytes_BT * batch['weights'])])
+
+  def sums(weights_BT: jax.Array) -> jax.Array:
+    nats, count = weighted_sum(nats_BT, weights_BT)
+    return jnp.stack([nats, count, jnp.sum(n_bytes_BT * weights_BT)])
+
+  weights = batch['weights']
+  if weights.ndim == 2:
+    return sums(weights)
+  return jnp.stack([sums(weights[:, k]) for k in range(weights.shape[1])])
 
 
 def jit_train_step(

@@ -162,6 +162,27 @@ def test_halfway_the_losses_of_a_run_correct_the_law(time, tmp_path):
   assert found['bits_per_byte'] == pytest.approx(lost * budget.expected(1000))
 
 
+def test_a_full_pass_reads_more_than_what_has_a_loss(time, tmp_path):
+  ends = []
+  for share in (1.0, 0.5):
+    facts = copy.deepcopy(FACTS)
+    facts['text']['share_trained'] = share
+    kept = planned(plan=facts)
+    budget, config = BudgetClock(kept, tmp_path, time.now), default.get_config()
+    budget.begin(0, 1000)
+    budget.start(None)
+    budget.resume(evaluated=False)
+    for step in range(1, 5):
+      time.work(0.1)
+      budget.after(step, config, val_tokens=0)
+    for seconds in (9.0, 2.0):  # The first compiles.
+      budget.evaluated(seconds, tokens=100, bits=2.0)
+    step_s = budget.step_seconds()
+    ends.append(budget.end_seconds(config, step_s, val_tokens=1000))
+  # 100 tokens in 2 s; 100 that have a loss of 200.
+  assert ends == pytest.approx([1.0 + 20.0, 1.0 + 10.0])
+
+
 @pytest.mark.parametrize(
   'facts, bits',
   [({'now': {}, 'text': 'edited'}, 2.0), (OLDER, 2.0), (FACTS, math.nan)],

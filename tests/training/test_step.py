@@ -231,6 +231,22 @@ def test_eval_step_sums_nats_targets_and_bytes():
   )
 
 
+@pytest.mark.parametrize('n', [1, 4])
+def test_eval_step_takes_several_masks_of_a_batch(n):
+  model, bytes_V = GPT(CFG), np.arange(17, dtype=np.float32)
+  params, mesh = random_params(CFG), devices.create_mesh(8, jax.devices()[:n])
+  batch, other = random_batch(8, ragged=True), random_batch(8)
+  masks = [batch['weights'], other['weights']]
+
+  def sums(weights):
+    found = devices.put_batch(batch | {'weights': weights}, mesh)
+    return np.asarray(jit_eval_step(model, mesh)(params, found, bytes_V, {}))
+
+  np.testing.assert_allclose(
+    sums(np.stack(masks, 1)), [sums(mask) for mask in masks], rtol=1e-6
+  )
+
+
 def test_batch_without_any_target_changes_nothing_but_decay():
   batch = random_batch(2)
   batch['weights'][:] = 0
