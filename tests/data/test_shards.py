@@ -216,7 +216,7 @@ def test_slices_cross_shards(tiny, tmp_path):
     found, tokenizer, 'none', tmp_path / 'c'
   )
   whole = np.array(tokens)
-  assert len(tokens) == len(whole) == 1000
+  assert len(tokens) == len(whole) == 2000
   for start, stop in [(0, 1), (30, 170), (0, 2000), (1990, 2100), (7, 7)]:
     assert tokens[start:stop].tolist() == whole[start:stop].tolist()
   assert tokens[-1] == whole[-1]
