@@ -16,7 +16,7 @@ teaches less each time, as if there were at most 1 + R passes:
 fitted to; docs/results.md has the residuals.
 
 Each of the V entries of a vocabulary has to be met to be learned: in a run of T
-tokens that adds u V / T to the loss, 5 % for 2,000 pieces and 800,000 tokens.
+tokens that adds u V / T to the loss, 4.5 % for 2,000 pieces and 800,000 tokens.
 
 N counts the parameters of the blocks, without embeddings and head (Kaplan et
 al. 2020); U and T only what has a loss: of conversations, the answers.

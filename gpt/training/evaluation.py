@@ -4,8 +4,9 @@ Training, `launch.evaluate` and notebooks share one program: quick estimates on
 a fixed set of windows, or full passes over every target of a split.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,33 +49,29 @@ class Evaluator:
       windows: how many windows (or documents), the same ones every time; None:
         every target of the split exactly once.
     """
-    dataset = self._dataset
-    if windows is not None or len(dataset.losses) == 1:
+    dataset, rows, n = self._dataset, self._rows, len(self._dataset.losses)
+    if windows is not None or n == 1:
       # As many masks as in a full pass, so that both are one program.
-      views = [dataset] * len(dataset.losses)
-      return self._measure(views, params, split, windows)[0]
-    views = [dataset.with_loss(name) for name in dataset.losses]
-    parts = dict(
-      zip(dataset.losses, self._measure(views, params, split, windows))
-    )
+      same = itertools.tee(dataset.eval_batches(split, windows, rows), n)
+      return self._measure(same, params)[0]
+    passes = [
+      dataset.with_loss(name).eval_batches(split, None, rows)
+      for name in dataset.losses
+    ]
+    parts = dict(zip(dataset.losses, self._measure(passes, params)))
     return parts[dataset.loss_on] | {
       f'{name}_{key}': part[key] for name, part in parts.items() for key in part
     }
 
   def _measure(
-    self,
-    views: Sequence[Any],
-    params: Params,
-    split: str,
-    windows: int | None,
+    self, passes: Sequence[Iterator[Any]], params: Params
   ) -> list[dict]:
-    """The values of datasets that differ in their weights, in one pass."""
-    totals = np.zeros((len(views), 3))
+    """The values of passes over the same batches with different weights."""
+    totals = np.zeros((len(passes), 3))
     own = devices.process_rows(self._rows, self._mesh)
-    passes = [view.eval_batches(split, windows, self._rows) for view in views]
     for batches in zip(*passes, strict=True):
       batch = batches[0]
-      if len(views) > 1:
+      if len(batches) > 1:
         masks_BKT = np.stack([other['weights'] for other in batches], 1)
         batch = batch | {'weights': masks_BKT}
       batch = devices.pad_rows(batch, self._rows)

@@ -32,7 +32,7 @@ def test_the_law_predicts_its_runs():
   coefficients = Coefficients(**COEFFICIENTS)
   errors = [abs(row.residual(coefficients)) for row in ROWS]
   assert statistics.median(errors) < 0.0135
-  assert max(errors) < 0.17
+  assert max(errors) < 0.165
 
 
 def test_the_law_predicts_texts_it_has_not_seen():
