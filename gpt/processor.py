@@ -4,7 +4,9 @@ Imports no JAX.
 """
 
 import functools
+import pathlib
 import platform
+import re
 import subprocess
 import sys
 
@@ -19,6 +21,8 @@ SYSCTL = {
   'asimdhp': 'hw.optional.arm.FEAT_FP16',
   'sme': 'hw.optional.arm.FEAT_SME',
 }
+# What Linux says of the first core's L3 cache.
+L3 = pathlib.Path('/sys/devices/system/cpu/cpu0/cache/index3')
 
 
 @functools.cache
@@ -53,6 +57,24 @@ def parse(cpuinfo: str, name: str) -> tuple[str, frozenset[str]]:
 def multiplies_bfloat16() -> bool:
   """Whether it has instructions for products of bfloat16 numbers."""
   return not describe()[1].isdisjoint(BFLOAT16)
+
+
+def l3_bytes(sharers: int) -> int:
+  """Bytes of the L3 cache for each of some busy cores; 0 if unknown."""
+  try:
+    size = (L3 / 'size').read_text().strip()
+    cores = _count((L3 / 'shared_cpu_list').read_text())
+  except OSError:
+    return 0
+  if not re.fullmatch(r'\d+K', size):
+    return 0
+  return int(size[:-1]) * 1024 // max(1, min(cores, sharers))
+
+
+def _count(cpus: str) -> int:
+  """How many processors a list like 0-3,8 names."""
+  pairs = (part.split('-') for part in cpus.strip().split(',') if part)
+  return sum(int(pair[-1]) - int(pair[0]) + 1 for pair in pairs)
 
 
 def _sysctl(key: str) -> str:

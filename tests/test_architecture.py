@@ -38,7 +38,7 @@ MAY_IMPORT = {
   'kernels': BASE | {'model', 'native'},
   'tokenizers': BASE,
   'data': BASE | {'tokenizers'},
-  'training': BASE | {'model'},
+  'training': BASE | {'model', 'native'},
   'decoding': BASE | {'model', 'tokenizers', 'kernels'},
 }
 LEARNING = {*MAY_IMPORT}
@@ -72,7 +72,7 @@ SERVING_MAY_IMPORT = {
 ELSEWHERE = ROOT / 'gpt' / 'formats' / 'hf_code'
 MOST_LINES = 420
 # Without comments and blank lines.
-MOST_CPP_LINES = {'gpt/kernels': 700, 'gpt/native': 420}
+MOST_CPP_LINES = {'gpt/kernels': 700, 'gpt/native': 560}
 
 # Overridden methods, which only a library calls.
 CALLED_BY_LIBRARIES = {

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt import devices
+from gpt import devices, processor
 from gpt.errors import UserError
 from gpt.training.rows import local_rows, micro_batch_size
 from tests.support.group import Group
@@ -128,6 +128,30 @@ def test_micro_batch_divides_the_rows_where_that_costs_little(
   config.batch_size = rows
   config.parallel.micro_batch_size = wanted
   mesh = devices.create_mesh(rows, jax.devices()[:n_devices])
+  assert micro_batch_size(config, mesh) == micro
+
+
+@pytest.mark.parametrize(
+  'share, micro',
+  [
+    (0, 4),  # Unknown.
+    (64 << 20, 4),  # 512 tokens of 61 KB fit,
+    (20 << 20, 2),  # 256 do,
+    (4 << 20, 4),  # and neither: fewer at once would gain nothing.
+  ],
+)
+def test_half_the_rows_run_at_once_where_only_they_fit_the_cache(
+  share, micro, monkeypatch
+):
+  from configs import default
+
+  monkeypatch.setattr(processor, 'l3_bytes', lambda sharers: share)
+  config = default.get_config()
+  config.model.update(
+    n_layer=6, n_embd=128, block_size=128, mlp='swiglu', mlp_width=352
+  )
+  config.batch_size = 4
+  mesh = devices.create_mesh(4, jax.devices()[:1])
   assert micro_batch_size(config, mesh) == micro
 
 

@@ -57,3 +57,26 @@ def test_an_apple_processor_is_asked_through_sysctl(monkeypatch, value, able):
   monkeypatch.setattr(processor, '_sysctl', lambda key: known.get(key, ''))
   found = processor.describe.__wrapped__()
   assert found == ('Apple M2', {'bf16'} if able else set())
+
+
+@pytest.mark.parametrize(
+  'size, cpus, sharers, each',
+  [
+    ('32768K\n', '0-1\n', 2, 16 << 20),
+    ('32768K\n', '0-7,64-71\n', 4, 8 << 20),  # Threads that idle take none.
+    ('2048K\n', '0\n', 8, 2 << 20),
+    ('', '0-1\n', 2, 0),
+  ],
+)
+def test_the_share_of_a_core_in_the_l3_cache(
+  size, cpus, sharers, each, tmp_path, monkeypatch
+):
+  (tmp_path / 'size').write_text(size)
+  (tmp_path / 'shared_cpu_list').write_text(cpus)
+  monkeypatch.setattr(processor, 'L3', tmp_path)
+  assert processor.l3_bytes(sharers) == each
+
+
+def test_a_system_without_that_says_nothing(tmp_path, monkeypatch):
+  monkeypatch.setattr(processor, 'L3', tmp_path / 'absent')
+  assert processor.l3_bytes(2) == 0

@@ -36,10 +36,11 @@ INLINE void add(vec& acc, const Pair* x, uvec w) {
 // put(r, c, sums) for each row r of x and W columns from c on of w, the sums
 // of `depth` rows of w, ldw apart; `columns` is a multiple of W. AHEAD: also
 // asks for what lies `ahead` elements of w further on. The processor itself
-// stops asking at the end of each 4 KB. TALL: x has its rows as columns.
+// stops asking at the end of each 4 KB. TALL: x has its rows as columns. Not
+// inlined: in a larger function the compiler keeps sums in memory.
 template <bool AHEAD = false, bool TALL = false, class X, class E, class F>
-static void product(const X* x, int ldx, int rows, const E* w, int ldw,
-                    int depth, int columns, const F& put, size_t ahead = 0) {
+[[gnu::noinline]] static void product(const X* x, int ldx, int rows, const E* w,
+    int ldw, int depth, int columns, const F& put, size_t ahead = 0) {
   constexpr int STEP = std::is_same_v<X, E> ? 1 : 2;
   int row = 0;
   auto tile = [&](auto r_count, auto c_count, int column) INLINED {

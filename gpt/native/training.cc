@@ -2,6 +2,7 @@
 // gpt/native/training.py has the same operands in the same order.
 #include "attention.h"
 #include "gradient.h"
+#include "orthogonal.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -63,6 +64,19 @@ static ffi::Error matrix_gradient(Floats x, Floats y, Result out,
   return ffi::Error::Success();
 }
 
+static ffi::Error orthogonal(Floats x, Result out, int32_t threads,
+                             int32_t steps, float a, float b, float c) {
+  int rows = x.dimensions()[1], columns = x.dimensions()[2];
+  float abc[] = {a, b, c};
+  pool->run(x.dimensions()[0], threads, [&](int i) {
+    thread_local Orthogonal one;
+    size_t at = (size_t)i * rows * columns;
+    one.run(x.typed_data() + at, rows, columns, steps, abc,
+            out->typed_data() + at);
+  });
+  return ffi::Error::Success();
+}
+
 // Called in a process of its own after compiling: can this processor run it?
 extern "C" int rgpt_probe() {
   std::vector<float> x(64, 1), out(64 * 64);
@@ -96,3 +110,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(rgpt_attention_gradient, attention_gradient,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     rgpt_matrix_gradient, matrix_gradient,
     ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Ret<Floats>().OPTIONS);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rgpt_orthogonal, orthogonal,
+                              ffi::Ffi::Bind()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<int32_t>("threads")
+                                  .Attr<int32_t>("steps")
+                                  .Attr<float>("a")
+                                  .Attr<float>("b")
+                                  .Attr<float>("c"));

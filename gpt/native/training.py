@@ -19,7 +19,12 @@ from jax import ffi
 from gpt import devices, sharding
 from gpt.native import build, targets
 
-TARGETS = ('rgpt_attention', 'rgpt_attention_gradient', 'rgpt_matrix_gradient')
+TARGETS = (
+  'rgpt_attention',
+  'rgpt_attention_gradient',
+  'rgpt_matrix_gradient',
+  'rgpt_orthogonal',
+)
 
 _reference = contextvars.ContextVar('reference', default=False)
 
@@ -56,10 +61,13 @@ def load() -> str:
   return targets.register(build.TRAINING, TARGETS, without)
 
 
-def _options(half: bool) -> dict[str, np.generic]:
+def _threads() -> np.int32:
   # The devices of a process work side by side.
-  threads = max(1, devices.num_cores() // jax.local_device_count())
-  return {'threads': np.int32(threads), 'half': np.bool_(half)}
+  return np.int32(max(1, devices.num_cores() // jax.local_device_count()))
+
+
+def _options(half: bool) -> dict[str, np.generic]:
+  return {'threads': _threads(), 'half': np.bool_(half)}
 
 
 def _call(
@@ -133,3 +141,24 @@ def matrix_gradient(x_ni: jax.Array, dy_no: jax.Array, half: bool) -> jax.Array:
   call = _call('rgpt_matrix_gradient', (x_ni.shape[1], dy_no.shape[1]))
   (gradient,) = call(x_ni, dy_no, **_options(half))
   return gradient
+
+
+def orthogonalise(
+  x_NRC: jax.Array, steps: int, coefficients: tuple[float, float, float]
+) -> jax.Array:
+  """`muon.orthogonalise` with the coefficients A, B and C.
+
+  Args:
+    x_NRC: float32[N, R, C], R and C in any order of size.
+    steps: number of iterations, at least 1.
+
+  Returns:
+    float32[N, R, C].
+  """
+  (out_NRC,) = _call('rgpt_orthogonal', x_NRC.shape)(
+    x_NRC,
+    threads=_threads(),
+    steps=np.int32(steps),
+    **dict(zip('abc', map(np.float32, coefficients))),
+  )
+  return out_NRC

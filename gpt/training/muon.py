@@ -14,6 +14,7 @@ References:
   Li et al. 2025, NorMuon (https://arxiv.org/abs/2510.05491), algorithm 1.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -22,8 +23,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gpt import sharding
+from gpt import devices, sharding
 from gpt.model.mixed_precision import einsum_bf16, row_major
+from gpt.native import training
 
 # Coefficients of the quintic Newton-Schulz iteration (Jordan et al. 2024).
 A, B, C = 3.4445, -4.7750, 2.0315
@@ -79,6 +81,8 @@ def orthogonalise(
   Returns:
     float32[N, R, C].
   """
+  if training.usable():
+    return training.orthogonalise(x_NRC, steps, (A, B, C))
   einsum = einsum_bf16 if mixed else jnp.einsum
   norm_N11 = jnp.sqrt(jnp.sum(x_NRC * x_NRC, axis=(1, 2), keepdims=True))
   x_NRC = x_NRC / (norm_N11 + 1e-7)
@@ -130,7 +134,11 @@ def orthogonalise_tree(
         # Stacked where the matrices are: else XLA would send each by itself.
         ways = [PartitionSpec(None, *held), *_spread(mesh, *held)]
         stack_NRC = _resharded(stack_NRC, mesh, ways)
-      stack_NRC = orthogonalise(stack_NRC, steps, mixed)
+      run = functools.partial(orthogonalise, steps=steps, mixed=mixed)
+      if n_devices > 1 and training.usable():  # XLA cannot divide a call.
+        each = devices.SHARDED
+        run = devices.map_over_data(run, mesh, in_specs=each, out_specs=each)
+      stack_NRC = run(stack_NRC)
       if mesh is not None and n_devices > 1:
         stack_NRC = _resharded(stack_NRC, mesh, ways[-2::-1])
       for i, x in zip(group, stack_NRC):

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from gpt import devices
+from gpt import devices, processor
 
-# Tokens a CPU device processes at once: activations stay in its L2 cache.
+# Tokens a CPU device processes at once, or half of them if only their
+# activations fit its share of the L3 cache (docs/performance.md).
 CPU_MICRO_TOKENS = 512
 
 
@@ -18,10 +19,22 @@ def micro_batch_size(config: Any, mesh: Mesh) -> int:
   if not wanted:
     if jax.default_backend() != 'cpu':
       return rows
-    wanted = max(1, CPU_MICRO_TOKENS // config.model.block_size)
+    tokens = CPU_MICRO_TOKENS
+    share = processor.l3_bytes(jax.local_device_count())
+    kept = _activation_bytes(config.model)
+    if tokens // 2 * kept <= share < tokens * kept:
+      tokens //= 2
+    wanted = max(1, tokens // config.model.block_size)
   wanted = min(wanted, rows)
   divisor = max(m for m in range(1, wanted + 1) if rows % m == 0)
   return divisor if 2 * divisor > wanted else wanted
+
+
+def _activation_bytes(model: Any) -> int:
+  """Bytes per token that a backward pass reads again, about."""
+  F = model.mlp_width or 4 * model.n_embd
+  pieces = 9 * model.n_embd + (4 if model.mlp == 'swiglu' else 3) * F
+  return 4 * model.n_layer * pieces
 
 
 def local_rows(

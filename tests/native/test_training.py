@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gpt import devices
 from gpt.model import GPTConfig, abstract_params, attention, num_params
 from gpt.native import training
+from gpt.training import muon
 
 pytestmark = pytest.mark.skipif(
   not training.usable(), reason='no compiled kernels here'
@@ -127,6 +128,39 @@ def test_segments_may_be_any_integers():
   )
   for a, b in zip(one(*tensors), other(*tensors)):
     np.testing.assert_array_equal(a, b)
+
+
+@settings(max_examples=30)
+@given(N=st.integers(1, 3), R=st.integers(1, 70), C=st.integers(1, 140))
+@example(N=2, R=96, C=384)
+@example(N=2, R=352, C=128)
+def test_muons_iterations_agree_with_the_formula(N, R, C):
+  x_NRC = normal(0, N, R, C)
+  given = np.asarray(jax.jit(lambda x: muon.orthogonalise(x, 5))(x_NRC))
+  x = x_NRC.astype(np.float64)
+  x /= np.linalg.norm(x, axis=(1, 2), keepdims=True)
+  for _ in range(5):
+    gram = x @ x.swapaxes(1, 2)
+    x = muon.A * x + (muon.B * gram + muon.C * gram @ gram) @ x
+  np.testing.assert_allclose(given, x, atol=1e-3)
+
+
+@pytest.mark.parametrize('values', ['falling', 'few', 'none'])
+def test_muons_iterations_bear_singular_matrices(values):
+  """Squares of small singular values drown in the rounding of G."""
+  R, C = 64, 160
+  u, v = np.linalg.qr(normal(1, R, R))[0], np.linalg.qr(normal(2, C, R))[0]
+  of = {
+    'falling': np.exp(-np.linspace(0, 16, R)),
+    'few': np.r_[np.ones(3), np.zeros(R - 3)],
+    'none': np.zeros(R),
+  }[values].astype(np.float32)
+  x_NRC = ((u * of) @ v.T)[None]
+  given = np.asarray(muon.orthogonalise(jnp.asarray(x_NRC), 5))
+  with training.reference():
+    wanted = np.asarray(muon.orthogonalise(jnp.asarray(x_NRC), 5))
+  np.testing.assert_allclose(given, wanted, atol=2e-3)
+  assert np.linalg.norm(given[0], 2) < 1.3
 
 
 def test_shapes_are_known_without_kernels(monkeypatch):

@@ -95,7 +95,7 @@ def test_directions_equal_those_of_optax_without_momentum():
   given, _ = jax.jit(ours.update)(grads, ours.init(params), params)
   wanted, _ = jax.jit(theirs.update)(grads, theirs.init(params), params)
   for name, direction in given['block_0'].items():
-    np.testing.assert_allclose(direction, -wanted['block_0'][name], atol=2e-5)
+    np.testing.assert_allclose(direction, -wanted['block_0'][name], atol=5e-5)
 
 
 def reference_orthogonalise(x, steps):
