@@ -54,7 +54,10 @@ HALFWAY, EXCESS = 0.5, 0.04
 
 def evals_of(seconds: float) -> int:
   """How often a run of that many seconds is evaluated, about."""
-  return 5 if seconds < 30 else 10 if seconds < 1200 else 20
+  for most, evals in (30, 5), (300, 6), (1200, 10):
+    if seconds < most:
+      return evals
+  return 20
 
 
 class BudgetClock:

@@ -77,11 +77,12 @@ def orthogonalise(
     x_NRC: float32[N, R, C] with R <= C.
     steps: number of iterations.
     mixed: bfloat16 operands, float32 sums; precise enough for the iteration.
+      In float32, CPUs have a compiled kernel (gpt/native/orthogonal.h).
 
   Returns:
     float32[N, R, C].
   """
-  if training.usable():
+  if not mixed and training.usable():
     return training.orthogonalise(x_NRC, steps, (A, B, C))
   einsum = einsum_bf16 if mixed else jnp.einsum
   norm_N11 = jnp.sqrt(jnp.sum(x_NRC * x_NRC, axis=(1, 2), keepdims=True))
@@ -135,7 +136,8 @@ def orthogonalise_tree(
         ways = [PartitionSpec(None, *held), *_spread(mesh, *held)]
         stack_NRC = _resharded(stack_NRC, mesh, ways)
       run = functools.partial(orthogonalise, steps=steps, mixed=mixed)
-      if n_devices > 1 and training.usable():  # XLA cannot divide a call.
+      # XLA cannot divide a call.
+      if n_devices > 1 and not mixed and training.usable():
         each = devices.SHARDED
         run = devices.map_over_data(run, mesh, in_specs=each, out_specs=each)
       stack_NRC = run(stack_NRC)
