@@ -137,7 +137,7 @@ def orthogonalise_tree(
         stack_NRC = _resharded(stack_NRC, mesh, ways)
       run = functools.partial(orthogonalise, steps=steps, mixed=mixed)
       # XLA cannot divide a call.
-      if n_devices > 1 and not mixed and training.usable():
+      if mesh is not None and mesh.size > 1 and not mixed and training.usable():
         each = devices.SHARDED
         run = devices.map_over_data(run, mesh, in_specs=each, out_specs=each)
       stack_NRC = run(stack_NRC)
