@@ -23,7 +23,14 @@ OUTPUT = flags.DEFINE_string('output', 'runs/law', 'Directory of the runs.')
 
 
 def file_text(name: str) -> str:
-  return (pathlib.Path(DATA.value) / name).read_text(encoding='utf-8')
+  """A file of --data."""
+  path = pathlib.Path(DATA.value) / name
+  try:
+    return path.read_text(encoding='utf-8')
+  except OSError as e:
+    raise UserError(
+      f'cannot read {path} ({e.strerror}): give the folder of it as --data'
+    ) from e
 
 
 def given_file(stem: str) -> pathlib.Path:
