@@ -32,8 +32,9 @@ def micro_batch_size(config: Any, mesh: Mesh) -> int:
 
 def _activation_bytes(model: Any) -> int:
   """Bytes per token that a backward pass reads again, about."""
-  F = model.mlp_width or 4 * model.n_embd
-  pieces = 9 * model.n_embd + (4 if model.mlp == 'swiglu' else 3) * F
+  # Old configs have neither option.
+  F = model.get('mlp_width') or 4 * model.n_embd
+  pieces = 9 * model.n_embd + (4 if model.get('mlp') == 'swiglu' else 3) * F
   return 4 * model.n_layer * pieces
 
 

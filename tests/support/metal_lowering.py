@@ -11,6 +11,8 @@ import warnings
 
 import jax
 
+from gpt.native import training
+
 # Operations that the plugin converts, except rng_bit_generator, whose converter
 # rejects the ui32 that JAX requests (use threefry keys).
 TAKEN = frozenset(
@@ -47,7 +49,8 @@ def lower_for_metal(fn, *args, **jit_kwargs) -> str:
     fn = jax.jit(fn, **jit_kwargs)
   elif jit_kwargs:
     raise ValueError('the function is already jitted')
-  with warnings.catch_warnings():
+  # There the backend is no CPU, for which our kernels are.
+  with training.reference(), warnings.catch_warnings():
     # JAX warns that METAL ignores donation, which is harmless.
     warnings.filterwarnings('ignore', 'Some donated buffers were not usable')
     lowered = fn.trace(*args).lower(lowering_platforms=('METAL',))
