@@ -72,7 +72,7 @@ def l3_bytes(sharers: int) -> int:
 
 
 def _count(cpus: str) -> int:
-  """How many processors a list like 0-3,8 names."""
+  """The number of CPUs in a list such as 0-3,8."""
   pairs = (part.split('-') for part in cpus.strip().split(',') if part)
   return sum(int(pair[-1]) - int(pair[0]) + 1 for pair in pairs)
 

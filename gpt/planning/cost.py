@@ -11,6 +11,7 @@ import math
 
 from gpt.planning.machine import Machine
 from gpt.planning.text import Text
+from gpt.training.rows import CPU_MICRO_TOKENS
 
 # --- a step
 
@@ -160,8 +161,6 @@ COPIES = 6
 # float32 values kept per token, layer and unit of width; and per token and
 # piece of the vocabulary.
 ACTIVATIONS, LOGITS = 30, 5
-# Tokens a CPU device processes at once (gpt/training/rows.py).
-CPU_TOKENS = 512
 
 
 def memory_bytes(shape: Shape, machine: Machine) -> float:
@@ -170,7 +169,7 @@ def memory_bytes(shape: Shape, machine: Machine) -> float:
   rows = math.ceil(shape.batch / machine.devices)
   at_once = rows * shape.context
   if on_cpu:
-    at_once = min(at_once, max(CPU_TOKENS, shape.context))
+    at_once = min(at_once, max(CPU_MICRO_TOKENS, shape.context))
   per_token = ACTIVATIONS * shape.depth * shape.width + LOGITS * shape.vocab
   device = 4 * (COPIES * shape.parameters + at_once * per_token)
   return machine.devices * device + (BASE_BYTES if on_cpu else 0)

@@ -27,7 +27,7 @@ STEPS = 3
 KINDS = (
   ('all-reduce of gradients', r'all-reduce|psum|nccl'),
   ('attention (cuDNN)', r'sdpa|cudnn::'),
-  ('attention, gradients of matrices (ours)', r'^ffi_call'),
+  ('attention, gradients of matrices, Muon (ours)', r'^ffi_call'),
   (
     'matrix products',
     r'^dot|ynn|convolution|gemm|custom-call|nvjet|cublas|cutlass',

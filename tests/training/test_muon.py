@@ -9,6 +9,7 @@ import pytest
 
 from configs import default
 from gpt import devices
+from gpt.native import training
 from gpt.training import muon, optimizer
 
 
@@ -92,10 +93,12 @@ def test_directions_equal_those_of_optax_without_momentum():
   grads = {'block_0': matrices((16, 16), (8, 32), (32, 8), seed=1)}
   ours = muon.muon(optax.identity(), scale=1.0, momentum=0.0, weight_decay=0.1)
   theirs = optax.contrib.muon(1.0, beta=0.0, weight_decay=0.1)
-  given, _ = jax.jit(ours.update)(grads, ours.init(params), params)
+  # Of a nearly singular matrix our kernel is off by more (tests/native).
+  with training.reference():
+    given, _ = jax.jit(ours.update)(grads, ours.init(params), params)
   wanted, _ = jax.jit(theirs.update)(grads, theirs.init(params), params)
   for name, direction in given['block_0'].items():
-    np.testing.assert_allclose(direction, -wanted['block_0'][name], atol=5e-5)
+    np.testing.assert_allclose(direction, -wanted['block_0'][name], atol=2e-5)
 
 
 def reference_orthogonalise(x, steps):
