@@ -1,4 +1,4 @@
-"""The first run: about a minute on two CPU cores, to a readable sample.
+"""The first run: one or two minutes on two CPU cores, to a readable sample.
 
     rgpt train --config=quickstart --workdir=runs/quickstart    (or: make train)
 

@@ -72,7 +72,7 @@ SERVING_MAY_IMPORT = {
 ELSEWHERE = ROOT / 'gpt' / 'formats' / 'hf_code'
 MOST_LINES = 420
 # Without comments and blank lines.
-MOST_CPP_LINES = {'gpt/kernels': 700, 'gpt/native': 560}
+MOST_CPP_LINES = {'gpt/kernels': 700, 'gpt/native': 520}
 
 # Overridden methods, which only a library calls.
 CALLED_BY_LIBRARIES = {

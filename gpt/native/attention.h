@@ -139,15 +139,6 @@ struct Head {
                          });
   }
 
-  float dot(const float* x, const float* y) const {
-    vec sums{};
-    int i = 0;
-    for (; i + W <= K; i += W) sums += load(x + i) * load(y + i);
-    float rest = 0;
-    for (; i < K; i++) rest += x[i] * y[i];
-    return sum(sums) + rest;
-  }
-
   void scatter(const float* from, float* x, int stride) const {
     for (int l = 0; l < L; l++)
       memcpy(x + (size_t)l * stride, from + (size_t)l * ld, 4 * (size_t)K);
@@ -229,7 +220,7 @@ struct Head {
           const float* d = a.dout + at + (l + r) * stride;
           for (int i = 0; i < K; i += 16)
             __builtin_prefetch(out + 12 * stride + i);
-          row_gradient(l, r, end, lse[l + r], dot(out, d), scale);
+          row_gradient(l, r, end, lse[l + r], dot(out, d, K), scale);
         }
         times(dp, count, end, k, [&](int r, int c, vec sum) {
           store(sums + (size_t)(l + r) * ld + c, sum);

@@ -66,13 +66,12 @@ static ffi::Error matrix_gradient(Floats x, Floats y, Result out,
 
 static ffi::Error orthogonal(Floats x, Result out, int32_t threads,
                              int32_t steps, float a, float b, float c) {
-  int rows = x.dimensions()[1], columns = x.dimensions()[2];
+  int n = x.dimensions()[1], m = x.dimensions()[2];
   float abc[] = {a, b, c};
   pool->run(x.dimensions()[0], threads, [&](int i) {
     thread_local Orthogonal one;
-    size_t at = (size_t)i * rows * columns;
-    one.run(x.typed_data() + at, rows, columns, steps, abc,
-            out->typed_data() + at);
+    size_t at = (size_t)i * n * m;
+    one.run(x.typed_data() + at, n, m, steps, abc, out->typed_data() + at);
   });
   return ffi::Error::Success();
 }

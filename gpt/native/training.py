@@ -149,7 +149,7 @@ def orthogonalise(
   """`muon.orthogonalise` with the coefficients A, B and C.
 
   Args:
-    x_NRC: float32[N, R, C], R and C in any order of size.
+    x_NRC: float32[N, R, C] with R <= C.
     steps: number of iterations, at least 1.
 
   Returns:

@@ -22,6 +22,15 @@ constexpr int words(int n) {
   return (n + NUMBERS<E> - 1) / NUMBERS<E>;
 }
 
+INLINE float dot(const float* x, const float* y, int n) {
+  vec sums{};
+  int i = 0;
+  for (; i + W <= n; i += W) sums += load(x + i) * load(y + i);
+  float rest = 0;
+  for (; i < n; i++) rest += x[i] * y[i];
+  return sum(sums) + rest;
+}
+
 // The words along one row of n numbers.
 INLINE void along(const float* x, int n, float* out) {
   int i = 0;
