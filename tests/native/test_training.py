@@ -141,7 +141,7 @@ def test_muons_iterations_agree_with_the_formula(N, R, C):
   for _ in range(5):
     gram = x @ x.swapaxes(1, 2)
     x = muon.A * x + (muon.B * gram + muon.C * gram @ gram) @ x
-  np.testing.assert_allclose(given, x, atol=1e-3)
+  np.testing.assert_allclose(given, x, atol=3e-4)
 
 
 @pytest.mark.parametrize('values', ['falling', 'few', 'none'])
@@ -158,7 +158,7 @@ def test_muons_iterations_bear_singular_matrices(values):
   given = np.asarray(muon.orthogonalise(jnp.asarray(x_NRC), 5))
   with training.reference():
     wanted = np.asarray(muon.orthogonalise(jnp.asarray(x_NRC), 5))
-  np.testing.assert_allclose(given, wanted, atol=2e-3)
+  np.testing.assert_allclose(given, wanted, atol=3e-4)
   assert np.linalg.norm(given[0], 2) < 1.3
 
 
